@@ -1,0 +1,235 @@
+"""The user's options: one frozen record, validated when it is built."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import hashlib
+import os
+import re
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from fxoffload.errors import ConfigError
+
+IOEngineName = Literal["auto", "posix", "kvikio", "memory"]
+CompilerName = Literal["inductor", "eager"]
+DIRECTORY_VARIABLE = "FXOFFLOAD_DIR"
+
+_UNITS = {
+    "": 1,
+    "B": 1,
+    "KB": 10**3,
+    "MB": 10**6,
+    "GB": 10**9,
+    "TB": 10**12,
+    "KIB": 2**10,
+    "MIB": 2**20,
+    "GIB": 2**30,
+    "TIB": 2**40,
+}
+_MEMORY_FILESYSTEMS = frozenset({"tmpfs", "ramfs", "devtmpfs", "hugetlbfs"})
+
+
+@dataclass(frozen=True)
+class OffloadConfig:
+    """What a user may choose; every field is an option of `torch.compile(backend="fxoffload")`.
+
+    directory: one directory or several (striped) on real disks. Default: `$FXOFFLOAD_DIR`, else a
+        per-user directory on a disk. Not used with `ioengine="memory"`.
+    memory_budget: None moves what hides behind compute; bytes (int or "8GiB") is the activation
+        peak to fit; "min" moves everything that may be moved.
+    host_budget: bytes of host memory for the host tier (int or "4GiB"); None is no host tier.
+        With `ioengine="memory"` it caps the host memory that stands in for the disk.
+    min_bytes: smaller storages stay where they are.
+    max_inflight_bytes: cap on bytes being written; at the cap an offload waits.
+    ioengine: "auto" picks "posix" ("kvikio" is not in this version's engines).
+    compiler: "inductor", or "eager" to run the transformed graphs without Inductor.
+    enabled: False compiles the same saved values and moves nothing (the parity reference).
+
+    Raises ConfigError for values that cannot work, before anything is compiled.
+    """
+
+    directory: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | None = None
+    memory_budget: int | str | None = None
+    host_budget: int | str | None = None
+    min_bytes: int | str = 2**20
+    max_inflight_bytes: int | str = 2**30
+    ioengine: IOEngineName = "auto"
+    compiler: CompilerName = "inductor"
+    enabled: bool = True
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "directory", _normalise_directories(self.directory))
+        if self.memory_budget != "min":
+            self._set_bytes("memory_budget", optional=True, extra=', "min"')
+        self._set_bytes("host_budget", optional=True)
+        self._set_bytes("min_bytes")
+        self._set_bytes("max_inflight_bytes")
+        _check_choice("ioengine", self.ioengine, get_args(IOEngineName))
+        _check_choice("compiler", self.compiler, get_args(CompilerName))
+        if not isinstance(self.enabled, bool):
+            raise ConfigError(f"enabled={self.enabled!r} is not a bool; pass True or False")
+        if self.max_inflight_bytes == 0:
+            raise ConfigError("max_inflight_bytes=0 allows no transfer; pass at least 1")
+
+    def _set_bytes(self, field: str, *, optional: bool = False, extra: str = "") -> None:
+        value = getattr(self, field)
+        if value is None and optional:
+            return
+        object.__setattr__(self, field, parse_bytes(field, value, extra=extra))
+
+    @property
+    def directories(self) -> tuple[Path, ...]:
+        """The spill directories; chosen now when the user named none."""
+        if self.directory is None:
+            return (default_directory(),)
+        assert isinstance(self.directory, tuple)
+        return tuple(Path(path) for path in self.directory)
+
+    @property
+    def budget_bytes(self) -> int | None:
+        """The activation peak to fit in bytes; None when there is no budget or it is "min"."""
+        return self.memory_budget if isinstance(self.memory_budget, int) else None
+
+    @property
+    def host_bytes(self) -> int | None:
+        """`host_budget` in bytes, None when not given."""
+        return self.host_budget if isinstance(self.host_budget, int) else None
+
+    @property
+    def min_storage_bytes(self) -> int:
+        """`min_bytes` in bytes."""
+        assert isinstance(self.min_bytes, int)
+        return self.min_bytes
+
+    @property
+    def inflight_bytes(self) -> int:
+        """`max_inflight_bytes` in bytes."""
+        assert isinstance(self.max_inflight_bytes, int)
+        return self.max_inflight_bytes
+
+    @property
+    def key(self) -> str:
+        """A digest of all options: equal options share one store, in every process."""
+        text = repr(dataclasses.astuple(self)) + repr([str(path) for path in self.directories])
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    @classmethod
+    def from_options(cls, options: Mapping[str, Any] | None) -> OffloadConfig:
+        """Build from `torch.compile(options=...)`; raises ConfigError naming an unknown option."""
+        valid = [field.name for field in dataclasses.fields(cls)]
+        options = dict(options or {})
+        for name in options:
+            if name not in valid:
+                near = difflib.get_close_matches(name, valid, n=1, cutoff=0.4)
+                hint = f"did you mean {near[0]!r}? " if near else ""
+                raise ConfigError(f"unknown option {name!r}; {hint}valid options: {valid}")
+        return cls(**options)
+
+
+def parse_bytes(field: str, value: int | str | None, *, extra: str = "") -> int:
+    """Bytes of `value`: an int, or a number with a unit such as "512MiB" or "1.5 GB".
+
+    Raises ConfigError naming `field` and the accepted forms.
+    """
+    accepted = f'pass bytes as an int or a string such as "8GiB"{extra}'
+    if isinstance(value, bool) or not isinstance(value, int | str):
+        raise ConfigError(f"{field}={value!r} is not a size; {accepted}")
+    if isinstance(value, int):
+        if value < 0:
+            raise ConfigError(f"{field}={value} is negative; {accepted}")
+        return value
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", value)
+    if match is None or match[2].upper() not in _UNITS:
+        raise ConfigError(f"{field}={value!r} is not a size; {accepted}")
+    return int(float(match[1]) * _UNITS[match[2].upper()])
+
+
+def check_directory(path: Path) -> None:
+    """Raise ConfigError unless `path` is a writable directory on a file system that is a disk."""
+    if not path.exists():
+        raise ConfigError(f"directory={str(path)!r} does not exist; create it or name another")
+    if not path.is_dir():
+        raise ConfigError(f"directory={str(path)!r} is not a directory; name a directory")
+    filesystem = find_filesystem(path)
+    if filesystem in _MEMORY_FILESYSTEMS:
+        raise ConfigError(
+            f"directory={str(path)!r} is on {filesystem}, which is memory; name a directory on "
+            'a disk, or pass ioengine="memory" to keep the values in host memory on purpose'
+        )
+    try:
+        with tempfile.TemporaryFile(dir=path):
+            pass
+    except OSError as error:
+        raise ConfigError(
+            f"directory={str(path)!r} cannot be written ({error.strerror}); "
+            "change its permissions or name another"
+        ) from None
+
+
+def find_filesystem(path: Path) -> str:
+    """The type of the file system that holds `path` ("ext4", "tmpfs", ...), from mountinfo."""
+    target = path.resolve()
+    best, found = -1, "unknown"
+    for line in Path("/proc/self/mountinfo").read_text().splitlines():
+        fields, _, tail = line.partition(" - ")
+        # mountinfo writes space, tab, newline and backslash of a path in octal.
+        mount = Path(re.sub(r"\\([0-7]{3})", lambda m: chr(int(m[1], 8)), fields.split()[4]))
+        if target.is_relative_to(mount) and len(mount.parts) >= best:
+            best, found = len(mount.parts), tail.split()[0]
+    return found
+
+
+def default_directory() -> Path:
+    """`$FXOFFLOAD_DIR`, else the first per-user directory on a real disk (made when missing).
+
+    Raises ConfigError when there is none.
+    """
+    named = os.environ.get(DIRECTORY_VARIABLE)
+    if named:
+        return Path(named)
+    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    candidates = (Path(cache) / "fxoffload", Path("/var/tmp") / f"fxoffload-{os.getuid()}")
+    reasons: list[str] = []
+    for path in candidates:
+        try:
+            path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            check_directory(path)
+        except (ConfigError, OSError) as error:
+            reasons.append(str(error))
+            continue
+        if path.stat().st_uid == os.getuid():
+            return path
+        reasons.append(f"{path} belongs to another user")
+    raise ConfigError(
+        f"no directory for the spill file ({'; '.join(reasons)}); "
+        f"pass directory=... or set ${DIRECTORY_VARIABLE}"
+    )
+
+
+def _normalise_directories(value: Any) -> tuple[str, ...] | None:
+    if value is None:
+        return None
+    if isinstance(value, str | os.PathLike):
+        value = (value,)
+    if not isinstance(value, Sequence) or not all(
+        isinstance(path, str | os.PathLike) for path in value
+    ):
+        raise ConfigError(f"directory={value!r} is not a path or a list of paths")
+    paths = tuple(os.path.abspath(os.path.expanduser(os.fspath(path))) for path in value)
+    if not paths:
+        raise ConfigError("directory=[] names no directory; pass a path or leave it out")
+    if len(set(paths)) != len(paths):
+        raise ConfigError(f"directory={list(paths)} names a directory twice")
+    return paths
+
+
+def _check_choice(field: str, value: object, valid: tuple[str, ...]) -> None:
+    if value not in valid:
+        near = difflib.get_close_matches(str(value), valid, n=1, cutoff=0.4)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise ConfigError(f"{field}={value!r} is unknown; {hint}valid values: {list(valid)}")

@@ -1,0 +1,35 @@
+"""What fxoffload raises: every error names its subject, the fact and the remedy."""
+
+from __future__ import annotations
+
+
+class OffloadError(Exception):
+    """Base of all errors of this package."""
+
+
+class ConfigError(OffloadError, ValueError):
+    """An option is wrong; the message names it and the values that are valid."""
+
+
+class GraphError(OffloadError):
+    """A transformed graph breaks a rule of the graph language (raised by verification)."""
+
+
+class PlanError(OffloadError):
+    """A plan does not belong to the graph that it is applied to."""
+
+
+class StoreError(OffloadError):
+    """The store cannot do what a graph asked of it."""
+
+
+class StoreFull(StoreError):
+    """The spill directories have too little space; the message states both sizes."""
+
+
+class StoreClosed(StoreError):
+    """The store was closed while a graph still had values in it."""
+
+
+class TransferError(StoreError):
+    """A write or a read failed for good; the message names value, bytes, file and cause."""

@@ -1,0 +1,78 @@
+"""The graph language: the schemas and fake kernels of the four ops.
+
+    forward                                     backward
+    t = offload(x, store, name, tier, ...)      y = prefetch(t, size, stride, dtype, device)
+    ... last readers of x ...                   ... compute that hides the read ...
+    release(t, x, block)                        wait(y, t)
+    return (..., t)                             ... first reader of y ...
+
+The ticket `t` is a one-element int64 CPU tensor. `release` and `wait` declare a mutation so that
+no compiler drops them or moves them across the readers of what they name. The real kernels are in
+`fxoffload.runtime.kernels`; this module only says what the ops mean.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+NAMESPACE = "fxoffload"
+
+# needs_exact_strides: the bytes that leave are laid out as the graph says, so that views can be
+# replayed on them. cudagraph_unsafe: a recorded graph must not replay a transfer to an old address.
+_TAGS = (torch.Tag.needs_exact_strides, torch.Tag.cudagraph_unsafe)
+_SCHEMAS = (
+    # Starts to copy the storage of x out; returns the ticket. `store` is the key of the store,
+    # `name` the saved value in messages, `tier` "nvme" or "host". `owned` is False when x belongs
+    # to the caller, so that it may never be handed to the backward as scratch memory.
+    # `duplicate_bytes`: bytes of other saved views that this one transfer stands for.
+    "offload(Tensor x, str store, str name, str tier, bool owned, SymInt duplicate_bytes)"
+    " -> Tensor",
+    # No forward node after this one reads x. With block=True the call returns only when the
+    # memory of x may be overwritten; block=False (nothing follows) leaves x to the store.
+    "release(Tensor(a!) ticket, Tensor x, bool block) -> ()",
+    # Allocates y and starts to read into it; y is not valid before wait.
+    "prefetch(Tensor ticket, SymInt[] size, SymInt[] stride, ScalarType dtype, Device device)"
+    " -> Tensor",
+    # Returns when y is valid; raises TransferError when the bytes cannot be had.
+    "wait(Tensor(a!) y, Tensor ticket) -> ()",
+)
+
+LIBRARY = torch.library.Library(NAMESPACE, "DEF")
+for _schema in _SCHEMAS:
+    LIBRARY.define(_schema, tags=_TAGS)
+
+OFFLOAD = torch.ops.fxoffload.offload.default
+RELEASE = torch.ops.fxoffload.release.default
+PREFETCH = torch.ops.fxoffload.prefetch.default
+WAIT = torch.ops.fxoffload.wait.default
+OPS = (OFFLOAD, RELEASE, PREFETCH, WAIT)
+
+
+@torch.library.register_fake("fxoffload::offload", lib=LIBRARY)
+def _fake_offload(
+    x: torch.Tensor, store: str, name: str, tier: str, owned: bool, duplicate_bytes: int
+) -> torch.Tensor:
+    return torch.empty(1, dtype=torch.int64, device="cpu")
+
+
+@torch.library.register_fake("fxoffload::release", lib=LIBRARY)
+def _fake_release(ticket: torch.Tensor, x: torch.Tensor, block: bool) -> None:
+    return None
+
+
+@torch.library.register_fake("fxoffload::prefetch", lib=LIBRARY)
+def _fake_prefetch(
+    ticket: torch.Tensor,
+    size: Sequence[int],
+    stride: Sequence[int],
+    dtype: torch.dtype,
+    device: torch.device,
+) -> torch.Tensor:
+    return torch.empty_strided(size, stride, dtype=dtype, device=device)
+
+
+@torch.library.register_fake("fxoffload::wait", lib=LIBRARY)
+def _fake_wait(y: torch.Tensor, ticket: torch.Tensor) -> None:
+    return None
