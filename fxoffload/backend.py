@@ -1,0 +1,170 @@
+"""The backend: joins options, passes, store and compiler. The one module that sees all of them."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Callable, Sequence
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import fx
+
+from fxoffload import passes, runtime, torch_internals
+from fxoffload.config import OffloadConfig
+from fxoffload.cost import CPU_SPEED, CUDA_SPEED, CostModel, Link
+from fxoffload.errors import OffloadError
+from fxoffload.graph import TrainingGraph, get_tensor
+from fxoffload.passes import PassOptions
+from fxoffload.plan import Plan
+from fxoffload.torch_internals import OffloadPartitioner
+
+log = logging.getLogger(__name__)
+
+# Memory copies of the host tier; and the delay of one transfer, which is that of a worker thread
+# that waits for the interpreter lock while a compiled kernel runs.
+HOST_LINK = Link(4e9, 4e9, latency_seconds=0.02)
+TRANSFER_LATENCY_SECONDS = 0.02
+
+TransformCallback = Callable[[TrainingGraph, Plan], None]
+
+
+def backend(
+    gm: fx.GraphModule,
+    example_inputs: Sequence[Any],
+    *,
+    options: dict[str, Any] | None = None,
+    mode: str | None = None,
+) -> Callable[..., Any]:
+    """Compile one Dynamo graph: `torch.compile(model, backend="fxoffload", options={...})`.
+
+    options: fields of OffloadConfig. mode: as in torch.compile, for Inductor.
+    Raises ConfigError for an option that cannot work, StoreFull for a disk that is too small.
+    """
+    try:
+        return compile_graph(gm, example_inputs, OffloadConfig.from_options(options), mode=mode)
+    except OffloadError as error:
+        raise torch_internals.as_user_error(error) from None
+
+
+def compile(
+    model: Callable[..., Any],
+    *,
+    mode: str | None = None,
+    dynamic: bool | None = None,
+    fullgraph: bool = False,
+    **options: Any,
+) -> Any:
+    """`torch.compile(model, backend="fxoffload")` with `options` checked at once.
+
+    mode, dynamic, fullgraph: as in torch.compile. options: fields of OffloadConfig.
+    Raises ConfigError for an option or a directory that cannot work.
+    """
+    open_store(OffloadConfig.from_options(options))
+    # torch.compile takes mode or options, not both, unless the backend already carries them.
+    bound = partial(backend, options=options, mode=mode)
+    return torch.compile(model, backend=bound, dynamic=dynamic, fullgraph=fullgraph)
+
+
+def compile_graph(
+    gm: fx.GraphModule,
+    example_inputs: Sequence[Any],
+    config: OffloadConfig,
+    *,
+    mode: str | None = None,
+) -> Callable[..., Any]:
+    """Compile `gm` with the compiler that `config` names, its saved values moved by plan."""
+    store = open_store(config)
+    partitioner = build_partitioner(config, store)
+    if config.compiler == "eager":
+        return torch_internals.compile_with_aot(gm, example_inputs, partitioner)
+    return torch_internals.compile_with_inductor(gm, example_inputs, partitioner, mode=mode)
+
+
+def open_store(config: OffloadConfig) -> str:
+    """Open the store of `config`, or find it open already; returns its key."""
+    if not config.enabled:
+        return ""
+    return runtime.register_store(config, keeps_graph=torch_internals.keeps_graph)
+
+
+def build_partitioner(
+    config: OffloadConfig,
+    store: str,
+    *,
+    on_transformed: TransformCallback | None = None,
+    on_partitioned: Callable[[TrainingGraph], None] | None = None,
+) -> OffloadPartitioner:
+    """A partitioner that plans and rewrites; the callbacks see the graph before and after."""
+    links = measure_links(config, store) if config.enabled else {}
+
+    def transform(
+        forward: fx.GraphModule,
+        backward: fx.GraphModule,
+        num_outputs: int,
+        static_inputs: tuple[int, ...],
+    ) -> None:
+        inputs = forward.graph.find_nodes(op="placeholder")
+        names = frozenset(inputs[index].name for index in static_inputs if index < len(inputs))
+        graph = TrainingGraph(forward, backward, num_outputs, names)
+        if on_partitioned is not None:
+            on_partitioned(graph)
+        if not config.enabled:
+            return
+        options = PassOptions(
+            cost=CostModel(links=links, speed=CUDA_SPEED if _computes_on_cuda(graph) else CPU_SPEED),
+            store=store,
+            budget_bytes="min" if config.memory_budget == "min" else config.budget_bytes,
+            host_bytes=config.host_bytes or 0,
+            min_bytes=config.min_storage_bytes,
+            max_inflight_bytes=config.inflight_bytes,
+        )
+        plan = passes.transform_graph(graph, options)
+        _report(plan)
+        if plan.offloads:
+            _reserve(store, plan)
+        if on_transformed is not None:
+            on_transformed(graph, plan)
+
+    identity = f"fxoffload {hash_sources()} {config.key} {sorted(links.items())}"
+    return OffloadPartitioner(transform, identity)
+
+
+def measure_links(config: OffloadConfig, store: str) -> dict[str, Link]:
+    """Bandwidth and latency to each tier of the store, measured once for each store."""
+    write, read = runtime.measure_store(store)
+    links = {"nvme": Link(write, read, TRANSFER_LATENCY_SECONDS)}
+    if config.host_bytes and config.ioengine != "memory":
+        links["host"] = HOST_LINK
+    return links
+
+
+@cache
+def hash_sources() -> str:
+    """A digest of this package's sources: a changed pass must not meet a cached graph."""
+    digest = hashlib.sha256()
+    for folder in (Path(__file__).parent, Path(passes.__file__).parent):
+        for path in sorted(folder.glob("*.py")):
+            digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def _computes_on_cuda(graph: TrainingGraph) -> bool:
+    tensors = (get_tensor(node) for node in graph.forward.graph.nodes)
+    return any(tensor is not None and tensor.device.type == "cuda" for tensor in tensors)
+
+
+def _reserve(store: str, plan: Plan) -> None:
+    needed: dict[str, int] = {}
+    for value, decision in plan.offloads:
+        needed[decision.tier] = needed.get(decision.tier, 0) + value.nbytes
+    for tier, nbytes in needed.items():
+        runtime.find_store(store).reserve(nbytes, tier)
+
+
+def _report(plan: Plan) -> None:
+    log.info("%s", plan)
+    if not plan.fits:
+        log.warning("%s", str(plan).splitlines()[1])

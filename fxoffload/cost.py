@@ -1,0 +1,116 @@
+"""Seconds of a node and seconds of a transfer: a roofline with constants of the device.
+
+The constants are deliberately coarse: they decide what hides and how early a transfer starts, and
+a factor of two in either direction is covered by the margin that scheduling adds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx
+from torch.utils._pytree import tree_map
+from torch.utils.flop_counter import flop_registry
+
+from fxoffload.graph import count_bytes, has_hints, hint_int, is_view
+from fxoffload.ops import OPS
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """A path to a tier: sustained bytes per second each way, and the latency of one transfer."""
+
+    write_bytes_per_second: float
+    read_bytes_per_second: float
+    latency_seconds: float
+
+    def write_seconds(self, nbytes: int) -> float:
+        """Seconds to write `nbytes` when nothing else uses the link."""
+        return self.latency_seconds + nbytes / self.write_bytes_per_second
+
+    def read_seconds(self, nbytes: int) -> float:
+        """Seconds to read `nbytes` when nothing else uses the link."""
+        return self.latency_seconds + nbytes / self.read_bytes_per_second
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceSpeed:
+    """What one device sustains: multiply-adds counted as two operations, and memory traffic."""
+
+    flops_per_second: float
+    memory_bytes_per_second: float
+
+
+# Rounded down from two cores of a server CPU, and from an A100 in bfloat16.
+CPU_SPEED = DeviceSpeed(flops_per_second=1e11, memory_bytes_per_second=1e10)
+CUDA_SPEED = DeviceSpeed(flops_per_second=1.5e14, memory_bytes_per_second=1.2e12)
+
+
+@dataclass(frozen=True, slots=True)
+class CostModel:
+    """Links by tier and the speed of the device that computes."""
+
+    links: Mapping[str, Link]
+    speed: DeviceSpeed
+
+    def node_seconds(self, node: fx.Node) -> float:
+        """Roofline estimate of one node: the larger of arithmetic and memory time.
+
+        Views, placeholders and the ops of this package cost nothing. Sizes known only at run time
+        count as nothing, so an estimate can only be too low, and transfers start earlier for it.
+        """
+        if node.op != "call_function" or node.target in OPS or is_view(node):
+            return 0.0
+        result = node.meta.get("val")
+        outputs = [t for t in _flatten(result) if isinstance(t, torch.Tensor) and has_hints(t)]
+        traffic_bytes = 2 * sum(count_bytes(tensor) for tensor in outputs)
+        return max(
+            _count_flops(node) / self.speed.flops_per_second,
+            traffic_bytes / self.speed.memory_bytes_per_second,
+        )
+
+
+def _count_flops(node: fx.Node) -> float:
+    packet = getattr(node.target, "overloadpacket", None)
+    if packet is torch.ops.aten._scaled_dot_product_flash_attention_for_cpu:
+        return _attention_flops(node, products=2)
+    if packet is torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward:
+        return _attention_flops(node, products=5)
+    if packet not in flop_registry:
+        return 0.0
+    args = tree_map(_concretise, node.args)
+    kwargs = tree_map(_concretise, node.kwargs)
+    out = tree_map(_concretise, node.meta.get("val"))
+    return float(flop_registry[packet](*args, **kwargs, out_val=out))
+
+
+def _attention_flops(node: fx.Node, *, products: int) -> float:
+    """FLOPs of `products` matrix products of attention; torch's registry lacks the CPU kernels.
+
+    The arguments end in query, key, value (batch, heads, length, dim) in the forward, and have
+    the output's gradient before them in the backward.
+    """
+    tensors = [arg.meta["val"] for arg in node.args[:4] if isinstance(arg, fx.Node)]
+    first = tensors[0]
+    batch, heads, query_length, dim = (hint_int(size) for size in first.size())
+    key_length = hint_int(tensors[-1].size(2))
+    return 2.0 * products * batch * heads * query_length * key_length * dim
+
+
+def _concretise(value: Any) -> Any:
+    """What a flop formula needs of an argument: a tensor by its hinted shape, ints as ints."""
+    if isinstance(value, fx.Node):
+        return tree_map(_concretise, value.meta.get("val"))
+    if isinstance(value, torch.Tensor):
+        size = [hint_int(size) for size in value.size()] if has_hints(value) else [0]
+        return torch.empty(size, dtype=value.dtype, device="meta")
+    if isinstance(value, torch.SymInt):
+        return hint_int(value)
+    return value
+
+
+def _flatten(value: Any) -> list[Any]:
+    return list(value) if isinstance(value, list | tuple) else [value]

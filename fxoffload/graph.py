@@ -1,0 +1,183 @@
+"""A forward and a backward graph, and read-only facts about their nodes.
+
+Facts come from `node.meta["val"]`, the fake tensor (or symbolic int) that AOTAutograd leaves on
+every node. Byte counts of symbolic sizes are those of the traced example (the hint).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from operator import getitem
+
+import torch
+from torch import fx
+
+
+@dataclass(slots=True)
+class TrainingGraph:
+    """The two graphs that every pass edits in place.
+
+    forward: returns `num_outputs` values of the user's program, then the saved values.
+    backward: its placeholders begin with the saved values, under the names they have in forward.
+    static_inputs: names of forward placeholders that live through the step (parameters, buffers).
+    """
+
+    forward: fx.GraphModule
+    backward: fx.GraphModule
+    num_outputs: int
+    static_inputs: frozenset[str] = frozenset()
+
+
+def get_tensor(node: fx.Node) -> torch.Tensor | None:
+    """The fake tensor that `node` produces; None for tuples, symbolic ints and None."""
+    value = node.meta.get("val")
+    return value if isinstance(value, torch.Tensor) else None
+
+
+def get_output(graph: fx.Graph) -> fx.Node:
+    """The output node of `graph`."""
+    return next(iter(graph.find_nodes(op="output")))
+
+
+def get_results(graph: fx.Graph) -> list[fx.Node | None]:
+    """What the output node of `graph` returns, in order; constants appear as None."""
+    (results,) = get_output(graph).args
+    assert isinstance(results, list | tuple)
+    return [value if isinstance(value, fx.Node) else None for value in results]
+
+
+def get_saved(graph: TrainingGraph) -> list[fx.Node]:
+    """Forward nodes whose values are saved for the backward, in output order."""
+    saved = get_results(graph.forward.graph)[graph.num_outputs :]
+    return [node for node in saved if node is not None]
+
+
+def get_placeholder(graph: fx.Graph, name: str) -> fx.Node | None:
+    """The placeholder called `name`, if `graph` has one."""
+    return next((n for n in graph.find_nodes(op="placeholder") if n.name == name), None)
+
+
+def hint_int(value: int | torch.SymInt) -> int:
+    """`value` as an int: a symbolic one by its hint. Raises ValueError when it has none."""
+    if isinstance(value, int):
+        return value
+    hint = value.node.hint
+    if hint is None:
+        raise ValueError(f"{value} has no hint")
+    return int(hint)
+
+
+def has_hints(tensor: torch.Tensor) -> bool:
+    """Whether all sizes and strides are known, at least for the traced example."""
+    return all(
+        isinstance(value, int) or value.node.hint is not None
+        for value in (*tensor.size(), *tensor.stride(), tensor.storage_offset())
+    )
+
+
+def count_bytes(tensor: torch.Tensor) -> int:
+    """Bytes of the elements of `tensor`, each counted once per logical position."""
+    count = tensor.dtype.itemsize
+    for size in tensor.size():
+        count *= hint_int(size)
+    return count
+
+
+def is_dense(tensor: torch.Tensor) -> bool:
+    """Whether the elements fill one range of memory without gap or overlap, in any order."""
+    expected = 1
+    dims = sorted(
+        (hint_int(stride), hint_int(size))
+        for size, stride in zip(tensor.size(), tensor.stride(), strict=True)
+        if hint_int(size) != 1
+    )
+    if any(size == 0 for _, size in dims):
+        return True
+    for stride, size in dims:
+        if stride != expected:
+            return False
+        expected *= size
+    return True
+
+
+def find_alias_sources(node: fx.Node) -> list[fx.Node]:
+    """The arguments of `node` whose storage its result shares.
+
+    An op tells by the alias annotations of its schema; where a schema is silent although the op
+    returns a view (`aten._unsafe_view`), the fake tensors of argument and result share a storage.
+    Only the node's own arguments count, so that equal metadata elsewhere cannot alias two values.
+    """
+    if node.op != "call_function":
+        return []
+    if node.target is not getitem and isinstance(node.meta.get("val"), list | tuple):
+        # A tuple is no storage; its items are looked at one by one, below.
+        return []
+    operands: list[tuple[fx.Node, bool]]
+    if node.target is getitem:
+        source = node.args[0]
+        assert isinstance(source, fx.Node)
+        operands = list(_schema_operands(source))
+    else:
+        operands = list(_schema_operands(node))
+    storage = _storage_id(node)
+    return [
+        operand
+        for operand, declared in operands
+        if get_tensor(operand) is not None
+        and (declared or (storage is not None and _storage_id(operand) == storage))
+    ]
+
+
+def is_view(node: fx.Node) -> bool:
+    """Whether `node` reads no data: its result is another look at an argument's storage."""
+    if node.op != "call_function":
+        return False
+    if node.target is getitem:
+        return True
+    items = node.meta.get("val")
+    if isinstance(items, list | tuple):
+        users = [user for user in node.users if user.target is getitem]
+        return bool(users) and all(find_alias_sources(user) for user in users)
+    return bool(find_alias_sources(node)) and not find_mutated(node)
+
+
+def find_mutated(node: fx.Node) -> list[fx.Node]:
+    """The arguments of `node` that its schema says it writes to."""
+    if node.op != "call_function" or not isinstance(node.target, torch._ops.OpOverload):
+        return []
+    return [
+        value
+        for argument, value in _bind(node)
+        if argument.alias_info is not None and argument.alias_info.is_write
+    ]
+
+
+def _schema_operands(node: fx.Node) -> Iterator[tuple[fx.Node, bool]]:
+    """Every tensor argument of `node`, and whether the schema says a result aliases it."""
+    if not isinstance(node.target, torch._ops.OpOverload):
+        return
+    returned: set[str] = set()
+    for result in node.target._schema.returns:
+        if result.alias_info is not None:
+            returned |= set(result.alias_info.before_set)
+    for argument, value in _bind(node):
+        info = argument.alias_info
+        yield value, info is not None and bool(returned & set(info.before_set))
+
+
+def _bind(node: fx.Node) -> Iterator[tuple[torch.Argument, fx.Node]]:
+    """Pairs of schema argument and node passed for it; a list argument gives several pairs."""
+    assert isinstance(node.target, torch._ops.OpOverload)
+    for index, argument in enumerate(node.target._schema.arguments):
+        value = node.args[index] if index < len(node.args) else node.kwargs.get(argument.name)
+        for item in value if isinstance(value, list | tuple) else (value,):
+            if isinstance(item, fx.Node):
+                yield argument, item
+
+
+def _storage_id(node: fx.Node) -> int | None:
+    tensor = get_tensor(node)
+    if tensor is None or tensor.layout != torch.strided:
+        return None
+    return tensor.untyped_storage()._cdata

@@ -1,0 +1,147 @@
+"""Explain: what the backend would do with a model, graph by graph, without a training step."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx
+
+from fxoffload import backend as offload_backend
+from fxoffload import torch_internals
+from fxoffload.config import OffloadConfig
+from fxoffload.graph import TrainingGraph
+from fxoffload.ops import OPS, PREFETCH, RELEASE
+from fxoffload.plan import Offload, Plan
+
+MIB = 2**20
+
+
+@dataclass(frozen=True, slots=True)
+class GraphExplanation:
+    """One compiled graph: its two halves before and after the passes, and the plan."""
+
+    forward_before: fx.GraphModule
+    backward_before: fx.GraphModule
+    forward_after: fx.GraphModule
+    backward_after: fx.GraphModule
+    plan: Plan
+
+    def __str__(self) -> str:
+        rows = [("value", "MiB", "decision", "released after", "prefetched before")]
+        for value, decision in zip(self.plan.values, self.plan.decisions, strict=True):
+            size = f"{value.nbytes / MIB:.2f}"
+            if isinstance(decision, Offload):
+                ticket = f"offload_{value.name}"
+                released = find_released_after(self.forward_after.graph, ticket)
+                prefetched = find_prefetched_before(self.backward_after.graph, ticket)
+                rows.append((value.name, size, f"move to {decision.tier}", released, prefetched))
+            else:
+                rows.append((value.name, size, f"keep: {decision.reason}", "", ""))
+        return f"{format_table(rows)}\n{self.plan}"
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """All graphs that one call of a model compiles to; `print` it for the tables and totals."""
+
+    graphs: tuple[GraphExplanation, ...]
+
+    @property
+    def saved_bytes(self) -> int:
+        """Bytes that all graphs save for their backwards."""
+        return sum(graph.plan.saved_bytes for graph in self.graphs)
+
+    @property
+    def offloaded_bytes(self) -> int:
+        """Bytes that all graphs move in one step."""
+        return sum(graph.plan.offloaded_bytes for graph in self.graphs)
+
+    def __str__(self) -> str:
+        if not self.graphs:
+            return "no graph saves anything for a backward: nothing to move"
+        tables = [f"graph {index}\n{graph}" for index, graph in enumerate(self.graphs)]
+        total = (
+            f"total of {len(self.graphs)} graph(s): {self.offloaded_bytes / MIB:.1f} of "
+            f"{self.saved_bytes / MIB:.1f} MiB saved are moved"
+        )
+        return "\n\n".join([*tables, total])
+
+
+def explain(
+    model: Callable[..., Any],
+    *args: Any,
+    options: dict[str, Any] | None = None,
+    **kwargs: Any,
+) -> Explanation:
+    """What `backend="fxoffload"` with `options` does to `model(*args, **kwargs)`.
+
+    Traces and plans as compilation does, and generates no code. The model runs forward once, in
+    eager mode, so that all graphs behind a graph break are seen; no backward runs.
+    Raises ConfigError for an option that cannot work.
+    """
+    config = OffloadConfig.from_options(options)
+    store = offload_backend.open_store(config)
+    found: list[GraphExplanation] = []
+
+    def trace(gm: fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
+        before: list[TrainingGraph] = []
+
+        def keep_copy(graph: TrainingGraph) -> None:
+            before.append(copy.deepcopy(graph))
+
+        def record(graph: TrainingGraph, plan: Plan) -> None:
+            (original,) = before
+            found.append(
+                GraphExplanation(
+                    original.forward, original.backward, graph.forward, graph.backward, plan
+                )
+            )
+
+        partitioner = offload_backend.build_partitioner(
+            config, store, on_partitioned=keep_copy, on_transformed=record
+        )
+        # The compiler may change what it is given; a copy would lose which inputs are static.
+        original = copy.deepcopy(gm)
+        torch_internals.trace_with_inductor(gm, inputs, partitioner)
+        return original.forward
+
+    torch.compile(model, backend=trace)(*args, **kwargs)
+    return Explanation(tuple(found))
+
+
+def find_released_after(graph: fx.Graph, ticket: str) -> str:
+    """The last computing node before the release of `ticket`; "end" when it does not block."""
+    for node in graph.find_nodes(op="call_function", target=RELEASE):
+        name, block = node.args[0], node.args[2]
+        if str(name) == ticket:
+            return _find_neighbour(node, step="prev") if block else "end (does not block)"
+    raise KeyError(ticket)
+
+
+def find_prefetched_before(graph: fx.Graph, ticket: str) -> str:
+    """The first computing node after the prefetch of `ticket`."""
+    for node in graph.find_nodes(op="call_function", target=PREFETCH):
+        if str(node.args[0]) == ticket:
+            return _find_neighbour(node, step="next")
+    raise KeyError(ticket)
+
+
+def format_table(rows: Sequence[tuple[str, ...]]) -> str:
+    """Columns of text, the first row as the heading."""
+    widths = [max(len(row[index]) for row in rows) for index in range(len(rows[0]))]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+             for row in rows]
+    return "\n".join([lines[0], "  ".join("-" * width for width in widths), *lines[1:]])
+
+
+def _find_neighbour(node: fx.Node, *, step: str) -> str:
+    while True:
+        node = getattr(node, step)
+        if node.op in ("root", "output", "placeholder"):
+            return "start" if step == "prev" else "end"
+        if node.target not in OPS:
+            return node.name

@@ -1,0 +1,204 @@
+"""Every private torch API that this package touches, and nothing else.
+
+Checked on torch 2.13.0; `tests/test_torch_internals.py` has a contract test for each function, so
+that a torch release breaks this file alone and a test says where.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import sympy
+import torch
+from functorch.compile import aot_module_simplified, make_boxed_func
+from functorch.compile import min_cut_rematerialization_partition as min_cut_partition
+from torch import fx
+from torch._dynamo.exc import ShortenTraceback
+from torch._inductor.compile_fx import compile_fx
+from torch._inductor.custom_graph_pass import CustomPartitionerFn
+from torch._prims.rng_prims import run_and_save_rng_state
+from torch.utils._sympy.interp import sympy_interp
+from torch.utils._sympy.reference import PythonReferenceAnalysis
+
+from fxoffload.errors import OffloadError
+
+Graphs = tuple[fx.GraphModule, fx.GraphModule]
+TransformFunction = Callable[[fx.GraphModule, fx.GraphModule, int, tuple[int, ...]], None]
+
+
+class OffloadPartitioner(CustomPartitionerFn):
+    """torch's min-cut partition of the joint graph, then `transform` on the two graphs in place.
+
+    transform(forward, backward, num_outputs, static_input_indices). `identity` names everything
+    that the result depends on beside the graph: it is this partitioner's part of the keys of
+    Inductor's and AOTAutograd's caches.
+    Source: torch._inductor.config.custom_partitioner_fn.
+    """
+
+    def __init__(self, transform: TransformFunction, identity: str) -> None:
+        self.transform = transform
+        self.identity = identity
+
+    def __call__(self, gm: fx.GraphModule, joint_inputs: Sequence[object], **kwargs: Any) -> Graphs:
+        """Partition `gm` (see functorch.compile.min_cut_rematerialization_partition)."""
+        forward, backward = min_cut_partition(gm, joint_inputs, **kwargs)
+        static = tuple(kwargs.get("static_lifetime_input_indices") or ())
+        self.transform(forward, backward, kwargs["num_fwd_outputs"], static)
+        return forward, backward
+
+    def uuid(self) -> str:
+        """The identity; Inductor hashes it into its cache keys."""
+        return self.identity
+
+    def __reduce__(self) -> tuple[type[str], tuple[str]]:
+        """AOTAutograd pickles its whole configuration for its cache key: pickle as identity."""
+        return str, (self.identity,)
+
+
+def compile_with_inductor(
+    gm: fx.GraphModule,
+    inputs: Sequence[Any],
+    partitioner: OffloadPartitioner,
+    *,
+    mode: str | None,
+    inner_compile: Callable[..., Any] | None = None,
+) -> Callable[..., Any]:
+    """Compile a Dynamo graph with Inductor, its partitioner replaced by ours.
+
+    reorder_for_peak_memory is off: it knows nothing of transfers, and would delay every prefetch
+    to its wait. Source: torch._inductor.compile_fx.compile_fx.
+    """
+    patches: dict[str, Any] = dict(torch._inductor.list_mode_options(mode)) if mode else {}
+    patches |= {"custom_partitioner_fn": partitioner, "reorder_for_peak_memory": False}
+    if inner_compile is None:
+        return compile_fx(gm, inputs, config_patches=patches)
+    return compile_fx(gm, inputs, inner_compile=inner_compile, config_patches=patches)
+
+
+def compile_with_aot(
+    gm: fx.GraphModule, inputs: Sequence[Any], partitioner: OffloadPartitioner
+) -> Callable[..., Any]:
+    """Run the transformed graphs as they are, without Inductor (functorch.compile)."""
+
+    def run(graph: fx.GraphModule, _: Sequence[Any]) -> Callable[..., Any]:
+        return make_boxed_func(graph.forward)
+
+    return aot_module_simplified(
+        gm, inputs, fw_compiler=run, bw_compiler=run, partition_fn=partitioner
+    )
+
+
+def trace_with_inductor(
+    gm: fx.GraphModule, inputs: Sequence[Any], partitioner: OffloadPartitioner
+) -> None:
+    """Do what compile_with_inductor does up to the partitioned graphs, and generate no code."""
+
+    def skip(graph: fx.GraphModule, *_: Any, **__: Any) -> Callable[..., Any]:
+        return make_boxed_func(graph.forward)
+
+    # A cached graph would come back without a call of the partitioner.
+    with torch._functorch.config.patch(enable_autograd_cache=False):
+        compile_with_inductor(gm, inputs, partitioner, mode=None, inner_compile=skip)
+
+
+def as_user_error(error: OffloadError) -> Exception:
+    """`error` in a form that torch.compile hands to the user as it is.
+
+    Dynamo wraps what a backend raises, and prints its own inside, unless it is a ShortenTraceback.
+    The result is an instance of both. Source: torch._dynamo.output_graph.call_user_compiler.
+    """
+    kind = type(error)
+    frame = inspect.currentframe()
+    caller = frame.f_back if frame is not None else None
+
+    def initialise(self: Any, *args: Any) -> None:
+        ShortenTraceback.__init__(self, *args, first_useful_frame=caller)
+
+    shown = type(kind.__name__, (ShortenTraceback, kind), {"__init__": initialise})
+    shown.__module__ = kind.__module__
+    return shown(*error.args)
+
+
+def keeps_graph() -> bool:
+    """Whether the backward that runs now was called with retain_graph or create_graph.
+
+    Source: torch._C._autograd._get_current_graph_task_keep_graph (outside a backward: True).
+    """
+    return bool(torch._C._autograd._get_current_graph_task_keep_graph())
+
+
+def is_rng_state(node: fx.Node) -> bool:
+    """Whether `node` holds the state of a random number generator (torch._prims.rng_prims)."""
+    source = node.args[0] if node.op == "call_function" and node.args else node
+    if isinstance(source, fx.Node) and source.target is run_and_save_rng_state:
+        return True
+    return node.op == "placeholder" and "rng_state" in node.name
+
+
+def find_backward_placeholder(placeholders: Mapping[str, fx.Node], saved: fx.Node) -> fx.Node:
+    """The backward placeholder of a saved forward node.
+
+    torch's partitioners give both the same name. Source: torch._functorch.partitioners.
+    """
+    return placeholders[saved.name]
+
+
+def copy_saved_meta(source: fx.Node, target: fx.Node) -> None:
+    """Let `target` take the place of the saved node `source` among the forward's results.
+
+    AOTAutograd counts the saved values that are kept without a version check by this mark, and
+    expects them last. Source: torch._functorch.partitioners._extract_fwd_bwd_modules.
+    """
+    if source.meta.get("saved_tensor_with_no_vc_check", False):
+        target.meta["saved_tensor_with_no_vc_check"] = True
+
+
+def set_results(graph: fx.Graph, results: Sequence[Any], kept: Sequence[int]) -> None:
+    """Make `graph` return `results`, the entries of the old result list at positions `kept`.
+
+    The output node carries one descriptor for each result. Source: torch._functorch.partitioners.
+    """
+    output = next(iter(graph.find_nodes(op="output")))
+    output.args = (tuple(results),)
+    descriptors = output.meta.get("desc")
+    if descriptors is not None:
+        output.meta["desc"] = [descriptors[index] for index in kept]
+
+
+class SymbolicInts:
+    """Turns symbolic sizes into nodes of one graph, from the placeholders that bind symbols.
+
+    Source: torch.utils._sympy.interp, as in torch.fx.passes.runtime_assert.
+    """
+
+    def __init__(self, graph: fx.Graph) -> None:
+        self._graph = graph
+        self._bound: dict[sympy.Symbol, fx.Proxy] = {}
+        self._values: dict[sympy.Expr, int | fx.Node] = {}
+        for node in graph.find_nodes(op="placeholder"):
+            value = node.meta.get("val")
+            if isinstance(value, torch.SymInt) and isinstance(value.node.expr, sympy.Symbol):
+                self._bound.setdefault(value.node.expr, fx.Proxy(node))
+
+    def emit(self, value: int | torch.SymInt) -> int | fx.Node:
+        """`value` as an int or a node; nodes are made right behind the placeholders, once."""
+        if isinstance(value, int):
+            return value
+        expression = value.node.expr
+        if expression not in self._values:
+            top = next(node for node in self._graph.nodes if node.op != "placeholder")
+            before = set(self._graph.nodes)
+            with self._graph.inserting_before(top):
+                result = sympy_interp(PythonReferenceAnalysis, self._bound, expression)
+            for node in self._graph.nodes:
+                if node not in before:
+                    assert callable(node.target)
+                    node.meta["val"] = node.target(*fx.map_arg(node.args, _get_value))
+            self._values[expression] = result.node if isinstance(result, fx.Proxy) else int(result)
+        return self._values[expression]
+
+
+def _get_value(node: fx.Node) -> Any:
+    return node.meta["val"]

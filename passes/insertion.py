@@ -1,0 +1,251 @@
+"""Insertion: write a plan into the two graphs, each node in a trivially right place.
+
+    forward, relu saved                       after insert_transfers
+    relu = aten.relu(mm)                      relu = aten.relu(mm)
+    sum  = aten.sum(relu)                     offload_relu = fxoffload.offload(relu, ...)
+    return (sum, relu)                        sum  = aten.sum(relu)
+                                              release = fxoffload.release(offload_relu, relu, True)
+                                              return (sum, offload_relu)
+
+    backward                                  after insert_transfers
+    (relu, tangents_1)                        (offload_relu, tangents_1)
+    ge  = aten.ge(relu, 0)                    prefetch_relu = fxoffload.prefetch(offload_relu, ...)
+    mul = aten.mul(ge, tangents_1)            wait = fxoffload.wait(prefetch_relu, offload_relu)
+                                              ge  = aten.ge(prefetch_relu, 0)
+                                              mul = aten.mul(ge, tangents_1)
+
+One transfer for each storage: when several saved values look at it, one ticket replaces them all,
+and each is replayed on the prefetched base as `as_strided`. The offload stands after the birth of
+the storage, the release after its last reader, prefetch and wait before the first reader.
+Relies on `meta["val"]` of forward nodes; copies it to every node that it makes.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import fx
+
+from fxoffload.errors import PlanError
+from fxoffload.graph import TrainingGraph, get_output, get_results, get_tensor, is_view
+from fxoffload.ops import OFFLOAD, PREFETCH, RELEASE, WAIT
+from fxoffload.plan import Offload, Plan, SavedValue
+from fxoffload.torch_internals import SymbolicInts, copy_saved_meta, set_results
+
+
+def insert_transfers(graph: TrainingGraph, plan: Plan, *, store: str) -> None:
+    """Add offload, release, prefetch and wait for each value that `plan` moves to `store`.
+
+    Raises PlanError when the plan names a value that the graph does not save.
+    """
+    if not plan.offloads:
+        return
+    nodes = {node.name: node for node in graph.forward.graph.nodes}
+    placeholders = {n.name: n for n in graph.backward.graph.find_nodes(op="placeholder")}
+    symbols = SymbolicInts(graph.backward.graph)
+    for value, decision in plan.offloads:
+        missing = [
+            name
+            for name in (value.name, *value.members)
+            if name not in nodes or (name in value.members and name not in placeholders)
+        ]
+        if missing:
+            raise PlanError(f"plan moves {value.name!r}, but the graph saves no {missing}")
+        root = nodes[value.name]
+        members = [nodes[name] for name in value.members]
+        base = _gather(graph.forward.graph, root) if value.gathered else root
+        ticket = _insert_offload(graph.forward.graph, base, root, value, decision, store)
+        _insert_release(graph.forward.graph, ticket, base)
+        _replace_results(graph, members, ticket)
+        _insert_prefetch(graph, base, root, ticket, members, placeholders, symbols)
+    _erase_dead_views(graph.forward.graph)
+
+
+def _gather(graph: fx.Graph, window: fx.Node) -> fx.Node:
+    """Copy a small window out of its storage, so that the storage may die in the forward."""
+    with graph.inserting_after(window):
+        copy = graph.call_function(
+            torch.ops.aten.clone.default,
+            (window,),
+            {"memory_format": torch.contiguous_format},
+        )
+    copy.meta = {"val": torch.empty_like(_tensor(window), memory_format=torch.contiguous_format)}
+    return copy
+
+
+def _insert_offload(
+    graph: fx.Graph, base: fx.Node, root: fx.Node, value: SavedValue, decision: Offload, store: str
+) -> fx.Node:
+    duplicate_bytes = max(0, value.member_bytes - value.nbytes)
+    with graph.inserting_after(_last_sibling(base)):
+        ticket = graph.create_node(
+            "call_function",
+            OFFLOAD,
+            (base, store, value.name, decision.tier, value.owned, duplicate_bytes),
+            name=f"offload_{root.name}",
+        )
+    ticket.meta = {"val": _make_fake_ticket(base)}
+    return ticket
+
+
+def _last_sibling(node: fx.Node) -> fx.Node:
+    """The last of the placeholders when `node` is one: they must stay at the top together."""
+    while node.op == "placeholder" and node.next.op == "placeholder":
+        node = node.next
+    return node
+
+
+def _insert_release(graph: fx.Graph, ticket: fx.Node, base: fx.Node) -> None:
+    last = max([ticket, *_find_readers(base)])
+    with graph.inserting_after(last):
+        release = graph.call_function(RELEASE, (ticket, base, True))
+    release.meta = {"val": None}
+
+
+def _replace_results(graph: TrainingGraph, members: list[fx.Node], ticket: fx.Node) -> None:
+    """The ticket takes the place of the first member among the results; the others go."""
+    forward = graph.forward.graph
+    results = get_results(forward)
+    old = get_output(forward).args[0]
+    assert isinstance(old, list | tuple)
+    kept: list[int] = []
+    values: list[object] = []
+    placed = False
+    for index, (node, constant) in enumerate(zip(results, old, strict=True)):
+        if index >= graph.num_outputs and node in members:
+            if placed:
+                continue
+            copy_saved_meta(members[0], ticket)
+            node, placed = ticket, True
+        kept.append(index)
+        values.append(constant if node is None else node)
+    set_results(forward, values, kept)
+
+
+def _insert_prefetch(
+    graph: TrainingGraph,
+    base: fx.Node,
+    root: fx.Node,
+    ticket: fx.Node,
+    members: list[fx.Node],
+    placeholders: dict[str, fx.Node],
+    symbols: SymbolicInts,
+) -> None:
+    backward = graph.backward.graph
+    olds = [placeholders[member.name] for member in members]
+    with backward.inserting_before(olds[0]):
+        new = backward.create_node("placeholder", ticket.name, name=ticket.name)
+    new.meta = dict(ticket.meta)
+
+    first = min(_sink_views(backward, olds))
+    tensor = _tensor(base)
+    with backward.inserting_before(first):
+        size = [symbols.emit(item) for item in tensor.size()]
+        stride = [symbols.emit(item) for item in tensor.stride()]
+        y = backward.create_node(
+            "call_function",
+            PREFETCH,
+            (new, size, stride, tensor.dtype, tensor.device),
+            name=f"prefetch_{root.name}",
+        )
+        y.meta = {"val": _make_fake_copy(tensor)}
+        wait = backward.call_function(WAIT, (y, new))
+        wait.meta = {"val": None}
+        for member, old in zip(members, olds, strict=True):
+            view = y if member is root else _replay_view(backward, y, base, member, symbols)
+            old.replace_all_uses_with(view)
+            backward.erase_node(old)
+
+
+def _replay_view(
+    graph: fx.Graph, y: fx.Node, base: fx.Node, member: fx.Node, symbols: SymbolicInts
+) -> fx.Node:
+    """The look of `member` at its storage, taken of `y` instead of `base`."""
+    source, target = _tensor(base), _tensor(member)
+    if target.dtype != source.dtype:
+        # Bytes of another dtype: flatten first, so that the last stride is 1 and sizes divide.
+        flat_size = [symbols.emit(source.numel())]
+        y = _call(graph, torch.ops.aten.as_strided.default, (y, flat_size, [1], 0), y)
+        y = _call(graph, torch.ops.aten.view.dtype, (y, target.dtype), y)
+        offset = target.storage_offset()
+    else:
+        offset = target.storage_offset() - source.storage_offset()
+    arguments = (
+        y,
+        [symbols.emit(item) for item in target.size()],
+        [symbols.emit(item) for item in target.stride()],
+        symbols.emit(offset),
+    )
+    return _call(graph, torch.ops.aten.as_strided.default, arguments, y)
+
+
+def _call(
+    graph: fx.Graph, target: torch._ops.OpOverload, args: tuple[object, ...], y: fx.Node
+) -> fx.Node:
+    node = graph.call_function(target, args)  # pyright: ignore[reportArgumentType]
+    with _tensor(y).fake_mode:  # pyright: ignore[reportAttributeAccessIssue]
+        node.meta = {"val": target(*fx.map_arg(args, lambda n: n.meta["val"]))}
+    return node
+
+
+def _sink_views(graph: fx.Graph, placeholders: list[fx.Node]) -> list[fx.Node]:
+    """Move views of the placeholders down to their readers; return the readers and the views.
+
+    A view costs nothing and needs no data, but it stands where autograd put it, often long before
+    the first node that reads through it; the wait must not be pulled up to there.
+    """
+    views = _find_views(placeholders)
+    readers = [
+        user for node in (*placeholders, *views) for user in node.users if user not in views
+    ]
+    first = min(readers)
+    for view in sorted(views):
+        if view < first:
+            first.prepend(view)
+    return [*readers, *views]
+
+
+def _find_views(roots: list[fx.Node]) -> set[fx.Node]:
+    views: set[fx.Node] = set()
+    pending = list(roots)
+    while pending:
+        for user in pending.pop().users:
+            if user not in views and is_view(user):
+                views.add(user)
+                pending.append(user)
+    return views
+
+
+def _find_readers(base: fx.Node) -> list[fx.Node]:
+    """Nodes other than views and the output that read the storage of `base`."""
+    views = _find_views([base])
+    return [
+        user
+        for node in (base, *views)
+        for user in node.users
+        if user not in views and user.op != "output"
+    ]
+
+
+def _erase_dead_views(graph: fx.Graph) -> None:
+    """Saved views that a ticket replaced have no reader left."""
+    for node in reversed(graph.nodes):
+        if not node.users and is_view(node):
+            graph.erase_node(node)
+
+
+def _tensor(node: fx.Node) -> torch.Tensor:
+    tensor = get_tensor(node)
+    assert tensor is not None
+    return tensor
+
+
+def _make_fake_ticket(node: fx.Node) -> torch.Tensor:
+    with _tensor(node).fake_mode:  # pyright: ignore[reportAttributeAccessIssue]
+        return torch.empty(1, dtype=torch.int64, device="cpu")
+
+
+def _make_fake_copy(tensor: torch.Tensor) -> torch.Tensor:
+    with tensor.fake_mode:  # pyright: ignore[reportAttributeAccessIssue]
+        return torch.empty_strided(
+            tensor.size(), tensor.stride(), dtype=tensor.dtype, device=tensor.device
+        )

@@ -1,0 +1,224 @@
+"""Lifetimes: every storage that the forward saves, from birth to its last backward reader.
+
+    forward                                   find_saved_values ->
+    mm    = aten.mm(x, w)                     SavedValue(name="mm", members=("relu", "t"), ...)
+    relu  = aten.relu(mm)                         - one value for each *storage*,
+    t     = aten.t(relu)                          - last_use looks through views,
+    return (out, relu, t)                         - or `refusal` says why it may not be moved.
+
+Works on storages: nodes are tensors, edges join a view with what it looks at (networkx), and each
+connected component is one storage. Reads `meta["val"]`; changes nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+
+import networkx as nx
+import torch
+from torch import fx
+
+from fxoffload.graph import (
+    TrainingGraph,
+    count_bytes,
+    find_alias_sources,
+    find_mutated,
+    get_output,
+    get_results,
+    get_saved,
+    get_tensor,
+    has_hints,
+    hint_int,
+    is_dense,
+    is_view,
+)
+from fxoffload.plan import SavedValue
+from fxoffload.torch_internals import find_backward_placeholder, is_rng_state
+
+GATHER_FRACTION = 0.5
+
+
+def find_saved_values(graph: TrainingGraph, *, min_bytes: int = 1) -> tuple[SavedValue, ...]:
+    """One record for each storage saved for the backward, in order of birth.
+
+    Storages below `min_bytes` are refused. Positions are indices of nodes in each graph.
+    """
+    forward = graph.forward.graph
+    aliases = build_alias_graph(forward)
+    positions = {node: index for index, node in enumerate(forward.nodes)}
+    saved = [node for node in dict.fromkeys(get_saved(graph)) if get_tensor(node) is not None]
+    groups: dict[fx.Node, list[fx.Node]] = {}
+    for node in saved:
+        root = min(nx.node_connected_component(aliases, node), key=positions.__getitem__)
+        groups.setdefault(root, []).append(node)
+
+    backward_uses = find_backward_uses(graph, saved)
+    values: list[SavedValue] = []
+    for root, members in groups.items():
+        component = nx.node_connected_component(aliases, root)
+        readers = find_readers(component)
+        refusal = find_refusal(graph, root, members, component)
+        uses = [use for member in members for use in backward_uses[member]]
+        value = SavedValue(
+            name=root.name,
+            members=tuple(member.name for member in members),
+            nbytes=_tensor_bytes(root),
+            member_bytes=sum(_distinct_bytes(member) for member in members),
+            born=positions[root],
+            last_use=max((positions[reader] for reader in readers), default=positions[root]),
+            first_use=min(uses, default=0),
+            freed=max(uses, default=0),
+            owned=root.op != "placeholder",
+            refusal=refusal,
+        )
+        gathers = _gather(value, root, members, backward_uses, positions)
+        for candidate in gathers or (value,):
+            small = candidate.refusal is None and candidate.nbytes < max(min_bytes, 1)
+            values.append(replace(candidate, refusal="smaller than min_bytes") if small else candidate)
+    return tuple(sorted(values, key=lambda value: (value.born, value.name)))
+
+
+def build_alias_graph(graph: fx.Graph) -> nx.Graph:
+    """Tensors and views as nodes, "is a view of" as edges; a component is one storage."""
+    aliases = nx.Graph()
+    for node in graph.nodes:
+        if get_tensor(node) is None:
+            continue
+        aliases.add_node(node)
+        aliases.add_edges_from((node, source) for source in find_alias_sources(node))
+    return aliases
+
+
+def find_readers(component: Iterable[fx.Node]) -> set[fx.Node]:
+    """Nodes that read the data of a storage: users of its members that are not views."""
+    return {
+        user
+        for node in component
+        for user in node.users
+        if user.op == "call_function" and not is_view(user)
+    }
+
+
+def find_backward_uses(
+    graph: TrainingGraph, saved: Iterable[fx.Node]
+) -> Mapping[fx.Node, list[int]]:
+    """Positions in the backward of the nodes that read each saved node, through views.
+
+    A saved value that the backward returns is read by the output node.
+    """
+    backward = graph.backward.graph
+    aliases = build_alias_graph(backward)
+    positions = {node: index for index, node in enumerate(backward.nodes)}
+    placeholders = {node.name: node for node in backward.find_nodes(op="placeholder")}
+    output = get_output(backward)
+    uses: dict[fx.Node, list[int]] = {}
+    for node in saved:
+        placeholder = find_backward_placeholder(placeholders, node)
+        component = nx.node_connected_component(aliases, placeholder)
+        readers = find_readers(component)
+        if any(output in member.users for member in component):
+            readers.add(output)
+        uses[node] = [positions[reader] for reader in readers]
+    return uses
+
+
+def find_refusal(
+    graph: TrainingGraph, root: fx.Node, members: list[fx.Node], component: set[fx.Node]
+) -> str | None:
+    """Why the storage of `root` may not be moved; None when it may."""
+    tensor = get_tensor(root)
+    assert tensor is not None
+    if root.name in graph.static_inputs:
+        return "parameter, buffer or other static input"
+    returned = {n for n in get_results(graph.forward.graph)[: graph.num_outputs] if n is not None}
+    if returned & component:
+        return "aliased by an output of the forward"
+    if root.op == "placeholder" and not _receives_gradient(graph, root):
+        return "input that belongs to the caller"
+    if root.op == "get_attr":
+        return "constant of the graph"
+    if is_rng_state(root):
+        return "state of a random number generator"
+    if any(component & set(find_mutated(node)) for node in graph.forward.graph.nodes):
+        return "mutated in the forward"
+    for node in (root, *members):
+        reason = _find_tensor_refusal(node)
+        if reason is not None:
+            return reason
+    if not is_dense(tensor):
+        return "storage with gaps or overlaps"
+    return None
+
+
+def _find_tensor_refusal(node: fx.Node) -> str | None:
+    tensor = get_tensor(node)
+    assert tensor is not None
+    if tensor.layout != torch.strided or torch.utils._python_dispatch.is_traceable_wrapper_subclass(
+        tensor
+    ):
+        return "tensor subclass or layout that is not understood"
+    if tensor.device.type not in ("cpu", "cuda"):
+        return f"device {tensor.device.type} is not supported"
+    if tensor.is_conj() or tensor.is_neg():
+        return "lazily conjugated or negated view"
+    if not has_hints(tensor):
+        return "size that depends on data"
+    return None
+
+
+def _receives_gradient(graph: TrainingGraph, placeholder: fx.Node) -> bool:
+    """Whether the backward returns a gradient for this input: then it is an activation."""
+    inputs = graph.forward.graph.find_nodes(op="placeholder")
+    gradients = get_results(graph.backward.graph)
+    return dict(zip(inputs, gradients, strict=False)).get(placeholder) is not None
+
+
+def _gather(
+    value: SavedValue,
+    root: fx.Node,
+    members: list[fx.Node],
+    uses: Mapping[fx.Node, list[int]],
+    positions: Mapping[fx.Node, int],
+) -> tuple[SavedValue, ...]:
+    """Values that copy small windows out of a large storage; empty when the storage moves whole."""
+    if value.refusal is not None:
+        return ()
+    nbytes = {member: _tensor_bytes(member) for member in members}
+    if sum(nbytes.values()) > GATHER_FRACTION * value.nbytes:
+        return ()
+    return tuple(
+        replace(
+            value,
+            name=member.name,
+            members=(member.name,),
+            nbytes=nbytes[member],
+            member_bytes=nbytes[member],
+            born=positions[member],
+            last_use=positions[member],
+            first_use=min(uses[member], default=0),
+            freed=max(uses[member], default=0),
+            gathered=True,
+            owned=True,
+        )
+        for member in members
+    )
+
+
+def _tensor_bytes(node: fx.Node) -> int:
+    tensor = get_tensor(node)
+    assert tensor is not None
+    return count_bytes(tensor) if has_hints(tensor) else 0
+
+
+def _distinct_bytes(member: fx.Node) -> int:
+    """Bytes that `member` looks at: dimensions of stride 0 repeat data and do not count."""
+    tensor = get_tensor(member)
+    assert tensor is not None
+    nbytes = _tensor_bytes(member)
+    if nbytes == 0:
+        return 0
+    for size, stride in zip(tensor.size(), tensor.stride(), strict=True):
+        if stride == 0 and size != 0:
+            nbytes //= hint_int(size)
+    return nbytes

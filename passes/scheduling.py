@@ -1,0 +1,144 @@
+"""Scheduling: move releases and prefetches to where the link needs them. Moves nodes only.
+
+    forward                                   after sink_releases
+    t = offload(x, ...)                       t = offload(x, ...)
+    b = op1(x)                                b = op1(x)
+    release(t, x, True)                       c = op2(b)     # hides the write
+    c = op2(b)                                release(t, x, True)
+    d = op3(c)                                d = op3(c)
+
+    backward                                  after advance_prefetches
+    e = op4(tangents)                         y = prefetch(t, ...)
+    y = prefetch(t, ...)                      e = op4(tangents)   # hides the read
+    wait(y, t)                                wait(y, t)
+    f = op5(y, e)                             f = op5(y, e)
+
+Both walk the graph with a clock (seconds of each node from the cost model) and one queue for the
+link: transfers are carried out one after the other. Seconds are estimates, so each transfer is
+given MARGIN times its own. When they are too low, the store waits: later, never wrong.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import fx
+
+from fxoffload.cost import CostModel
+from fxoffload.graph import TrainingGraph, count_bytes, get_output, get_tensor
+from fxoffload.ops import OFFLOAD, PREFETCH, RELEASE, WAIT
+
+MARGIN = 2.0
+
+
+def sink_releases(graph: TrainingGraph, *, cost: CostModel) -> None:
+    """Move each release down to where its write should be done.
+
+    A release for which the forward is too short goes to the end and does not block: no later
+    node can overwrite the value, so the store lets go of it when the write is done.
+    """
+    forward = graph.forward.graph
+    clock = queue_free = 0.0
+    due: dict[fx.Node, float] = {}
+    pending: list[fx.Node] = []
+    for node in list(forward.nodes):
+        if node.op == "output":
+            break
+        for release in [item for item in pending if due[_ticket(item)] <= clock]:
+            pending.remove(release)
+            node.prepend(release)
+        if node.target is OFFLOAD:
+            base, tier = node.args[0], node.args[3]
+            assert isinstance(base, fx.Node) and isinstance(tier, str)
+            seconds = MARGIN * cost.links[tier].write_seconds(_bytes(base))
+            due[node] = queue_free = max(clock, queue_free) + seconds
+        elif node.target is RELEASE:
+            pending.append(node)
+        clock += cost.node_seconds(node)
+    output = get_output(forward)
+    for release in pending:
+        output.prepend(release)
+        release.update_arg(2, False)
+
+
+def advance_prefetches(
+    graph: TrainingGraph, *, cost: CostModel, max_inflight_bytes: int
+) -> None:
+    """Move each prefetch up to the latest place from which its read is still done in time.
+
+    Reads are queued in the order of their waits, so a late one pushes the earlier ones up.
+    Never more than `max_inflight_bytes` are between their prefetch and their wait.
+    """
+    backward = graph.backward.graph
+    nodes = [
+        node
+        for node in backward.nodes
+        if node.op == "call_function" and node.target is not PREFETCH
+    ]
+    starts = _start_seconds(nodes, cost.node_seconds)
+    waits = [node for node in nodes if node.target is WAIT]
+    tiers = _tiers(graph.forward.graph)
+    places: list[tuple[fx.Node, fx.Node]] = []
+    queue_free = float("inf")
+    for wait in reversed(waits):
+        y, ticket = wait.args
+        assert isinstance(y, fx.Node) and isinstance(ticket, fx.Node)
+        seconds = MARGIN * cost.links[tiers[ticket.name]].read_seconds(_bytes(y))
+        queue_free = min(starts[wait], queue_free) - seconds
+        place = next((n for n in reversed(nodes) if starts[n] <= queue_free and n < wait), nodes[0])
+        places.append((y, place))
+    places.reverse()
+    _limit_inflight(places, waits, nodes, max_inflight_bytes)
+    for y, place in places:
+        place.prepend(y)
+
+
+def _limit_inflight(
+    places: list[tuple[fx.Node, fx.Node]],
+    waits: list[fx.Node],
+    nodes: list[fx.Node],
+    max_inflight_bytes: int,
+) -> None:
+    """Postpone prefetches, in the order of their waits, until the bytes in flight are in bounds."""
+    position = {node: index for index, node in enumerate(nodes)}
+    for index, (y, place) in enumerate(places):
+        inflight = _bytes(y)
+        earliest = position[place]
+        # Earlier waits, latest first: those that end after `place` overlap this read.
+        for other in range(index - 1, -1, -1):
+            end = position[waits[other]]
+            if end < earliest:
+                break
+            inflight += _bytes(places[other][0])
+            if inflight > max_inflight_bytes:
+                earliest = end + 1
+                break
+        places[index] = (y, nodes[min(earliest, position[waits[index]])])
+
+
+def _start_seconds(
+    nodes: list[fx.Node], node_seconds: Callable[[fx.Node], float]
+) -> dict[fx.Node, float]:
+    clock = 0.0
+    starts: dict[fx.Node, float] = {}
+    for node in nodes:
+        starts[node] = clock
+        clock += node_seconds(node)
+    return starts
+
+
+def _tiers(forward: fx.Graph) -> dict[str, str]:
+    return {node.name: str(node.args[3]) for node in forward.nodes if node.target is OFFLOAD}
+
+
+def _ticket(release: fx.Node) -> fx.Node:
+    ticket = release.args[0]
+    assert isinstance(ticket, fx.Node)
+    return ticket
+
+
+def _bytes(node: fx.Node) -> int:
+    tensor = get_tensor(node)
+    assert isinstance(tensor, torch.Tensor)
+    return count_bytes(tensor)
