@@ -21,19 +21,27 @@ from fxoffload.ops import OPS
 
 @dataclass(frozen=True, slots=True)
 class Link:
-    """A path to a tier: sustained bytes per second each way, and the latency of one transfer."""
+    """A path to a tier: sustained bytes per second each way, and the latency of one transfer.
+
+    Transfers overlap their latencies and queue for the bandwidth.
+    """
 
     write_bytes_per_second: float
     read_bytes_per_second: float
     latency_seconds: float
 
     def write_seconds(self, nbytes: int) -> float:
-        """Seconds to write `nbytes` when nothing else uses the link."""
-        return self.latency_seconds + nbytes / self.write_bytes_per_second
+        """Seconds for which writing `nbytes` occupies the link."""
+        return nbytes / self.write_bytes_per_second
 
     def read_seconds(self, nbytes: int) -> float:
-        """Seconds to read `nbytes` when nothing else uses the link."""
-        return self.latency_seconds + nbytes / self.read_bytes_per_second
+        """Seconds for which reading `nbytes` occupies the link."""
+        return nbytes / self.read_bytes_per_second
+
+
+    def round_trip_seconds(self, nbytes: int) -> float:
+        """Seconds to write `nbytes` and read them back when nothing else uses the link."""
+        return 2 * self.latency_seconds + self.write_seconds(nbytes) + self.read_seconds(nbytes)
 
 
 @dataclass(frozen=True, slots=True)

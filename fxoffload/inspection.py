@@ -106,7 +106,10 @@ def explain(
         )
         # The compiler may change what it is given; a copy would lose which inputs are static.
         original = copy.deepcopy(gm)
-        torch_internals.trace_with_inductor(gm, inputs, partitioner)
+        if config.compiler == "eager":
+            torch_internals.compile_with_aot(gm, inputs, partitioner)
+        else:
+            torch_internals.trace_with_inductor(gm, inputs, partitioner)
         return original.forward
 
     torch.compile(model, backend=trace)(*args, **kwargs)

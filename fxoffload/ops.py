@@ -1,13 +1,16 @@
 """The graph language: the schemas and fake kernels of the four ops.
 
     forward                                     backward
-    t = offload(x, store, name, tier, ...)      y = prefetch(t, size, stride, dtype, device)
+    t = offload(x, store, name, tier, ...)      prefetch(t)
     ... last readers of x ...                   ... compute that hides the read ...
-    release(t, x, block)                        wait(y, t)
+    release(t, x, block)                        y = wait(t, size, stride, dtype, device)
     return (..., t)                             ... first reader of y ...
 
-The ticket `t` is a one-element int64 CPU tensor. `release` and `wait` declare a mutation so that
-no compiler drops them or moves them across the readers of what they name. The real kernels are in
+The ticket `t` is a one-element int64 CPU tensor. `release` and `prefetch` declare that they change
+it, so that no compiler drops them or swaps them with `wait`. The value comes out of `wait` alone,
+as data: a reader in front of it cannot be written down, and no pass of a compiler can make one.
+(With a `wait` that mutates the prefetched tensor, Inductor's CPU loop fusion moved readers across
+it: SchedulerNode.recompute_size_and_body forgets mutations, torch 2.13.) The real kernels are in
 `fxoffload.runtime.kernels`; this module only says what the ops mean.
 """
 
@@ -32,11 +35,11 @@ _SCHEMAS = (
     # No forward node after this one reads x. With block=True the call returns only when the
     # memory of x may be overwritten; block=False (nothing follows) leaves x to the store.
     "release(Tensor(a!) ticket, Tensor x, bool block) -> ()",
-    # Allocates y and starts to read into it; y is not valid before wait.
-    "prefetch(Tensor ticket, SymInt[] size, SymInt[] stride, ScalarType dtype, Device device)"
+    # Allocates memory for the value and starts to read into it.
+    "prefetch(Tensor(a!) ticket) -> ()",
+    # Returns the value once it is there; raises TransferError when the bytes cannot be had.
+    "wait(Tensor ticket, SymInt[] size, SymInt[] stride, ScalarType dtype, Device device)"
     " -> Tensor",
-    # Returns when y is valid; raises TransferError when the bytes cannot be had.
-    "wait(Tensor(a!) y, Tensor ticket) -> ()",
 )
 
 LIBRARY = torch.library.Library(NAMESPACE, "DEF")
@@ -63,7 +66,12 @@ def _fake_release(ticket: torch.Tensor, x: torch.Tensor, block: bool) -> None:
 
 
 @torch.library.register_fake("fxoffload::prefetch", lib=LIBRARY)
-def _fake_prefetch(
+def _fake_prefetch(ticket: torch.Tensor) -> None:
+    return None
+
+
+@torch.library.register_fake("fxoffload::wait", lib=LIBRARY)
+def _fake_wait(
     ticket: torch.Tensor,
     size: Sequence[int],
     stride: Sequence[int],
@@ -71,8 +79,3 @@ def _fake_prefetch(
     device: torch.device,
 ) -> torch.Tensor:
     return torch.empty_strided(size, stride, dtype=dtype, device=device)
-
-
-@torch.library.register_fake("fxoffload::wait", lib=LIBRARY)
-def _fake_wait(y: torch.Tensor, ticket: torch.Tensor) -> None:
-    return None

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
+from operator import getitem
 from typing import Any
 
 import sympy
@@ -16,6 +17,7 @@ from functorch.compile import aot_module_simplified, make_boxed_func
 from functorch.compile import min_cut_rematerialization_partition as min_cut_partition
 from torch import fx
 from torch._dynamo.exc import ShortenTraceback
+from torch._inductor import inductor_prims
 from torch._inductor.compile_fx import compile_fx
 from torch._inductor.custom_graph_pass import CustomPartitionerFn
 from torch._prims.rng_prims import run_and_save_rng_state
@@ -67,11 +69,17 @@ def compile_with_inductor(
 ) -> Callable[..., Any]:
     """Compile a Dynamo graph with Inductor, its partitioner replaced by ours.
 
-    reorder_for_peak_memory is off: it knows nothing of transfers, and would delay every prefetch
-    to its wait. Source: torch._inductor.compile_fx.compile_fx.
+    Two of Inductor's options are off. reorder_for_peak_memory knows nothing of transfers, and
+    would delay every prefetch to its wait. layout_optimization gives the inputs of convolutions
+    other strides than the graph says; an offload would force them back by a copy, and parity
+    with the unmoved graphs would be lost. Source: torch._inductor.compile_fx.compile_fx.
     """
     patches: dict[str, Any] = dict(torch._inductor.list_mode_options(mode)) if mode else {}
-    patches |= {"custom_partitioner_fn": partitioner, "reorder_for_peak_memory": False}
+    patches |= {
+        "custom_partitioner_fn": partitioner,
+        "reorder_for_peak_memory": False,
+        "layout_optimization": False,
+    }
     if inner_compile is None:
         return compile_fx(gm, inputs, config_patches=patches)
     return compile_fx(gm, inputs, inner_compile=inner_compile, config_patches=patches)
@@ -130,10 +138,18 @@ def keeps_graph() -> bool:
 
 
 def is_rng_state(node: fx.Node) -> bool:
-    """Whether `node` holds the state of a random number generator (torch._prims.rng_prims)."""
-    source = node.args[0] if node.op == "call_function" and node.args else node
-    if isinstance(source, fx.Node) and source.target is run_and_save_rng_state:
+    """Whether `node` holds the state or the seeds of a random number generator.
+
+    Inductor reads seeds by the name of their buffer and not through its dependencies, so that a
+    read could pass the wait. Source: torch._prims.rng_prims, torch._inductor.inductor_prims.
+    """
+    if node.target in (inductor_prims.seed, inductor_prims.seeds):
         return True
+    if node.target is getitem:
+        source, index = node.args
+        assert isinstance(source, fx.Node)
+        # The state, then what the random op returned.
+        return source.target is run_and_save_rng_state and index == 0
     return node.op == "placeholder" and "rng_state" in node.name
 
 

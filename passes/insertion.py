@@ -9,13 +9,13 @@
 
     backward                                  after insert_transfers
     (relu, tangents_1)                        (offload_relu, tangents_1)
-    ge  = aten.ge(relu, 0)                    prefetch_relu = fxoffload.prefetch(offload_relu, ...)
-    mul = aten.mul(ge, tangents_1)            wait = fxoffload.wait(prefetch_relu, offload_relu)
-                                              ge  = aten.ge(prefetch_relu, 0)
+    ge  = aten.ge(relu, 0)                    prefetch = fxoffload.prefetch(offload_relu)
+    mul = aten.mul(ge, tangents_1)            wait_relu = fxoffload.wait(offload_relu, ...)
+                                              ge  = aten.ge(wait_relu, 0)
                                               mul = aten.mul(ge, tangents_1)
 
 One transfer for each storage: when several saved values look at it, one ticket replaces them all,
-and each is replayed on the prefetched base as `as_strided`. The offload stands after the birth of
+and each is replayed on the restored base as `as_strided`. The offload stands after the birth of
 the storage, the release after its last reader, prefetch and wait before the first reader.
 Relies on `meta["val"]` of forward nodes; copies it to every node that it makes.
 """
@@ -63,12 +63,10 @@ def insert_transfers(graph: TrainingGraph, plan: Plan, *, store: str) -> None:
 def _gather(graph: fx.Graph, window: fx.Node) -> fx.Node:
     """Copy a small window out of its storage, so that the storage may die in the forward."""
     with graph.inserting_after(window):
-        copy = graph.call_function(
-            torch.ops.aten.clone.default,
-            (window,),
-            {"memory_format": torch.contiguous_format},
-        )
-    copy.meta = {"val": torch.empty_like(_tensor(window), memory_format=torch.contiguous_format)}
+        # Dense, but in the order of the window's strides: kernels choose their path by layout, and
+        # another path may differ in the last bits.
+        copy = graph.call_function(torch.ops.aten.clone.default, (window,))
+    copy.meta = {"val": _tensor(window).clone()}
     return copy
 
 
@@ -141,15 +139,15 @@ def _insert_prefetch(
     with backward.inserting_before(first):
         size = [symbols.emit(item) for item in tensor.size()]
         stride = [symbols.emit(item) for item in tensor.stride()]
+        prefetch = backward.call_function(PREFETCH, (new,))
+        prefetch.meta = {"val": None}
         y = backward.create_node(
             "call_function",
-            PREFETCH,
+            WAIT,
             (new, size, stride, tensor.dtype, tensor.device),
-            name=f"prefetch_{root.name}",
+            name=f"wait_{root.name}",
         )
         y.meta = {"val": _make_fake_copy(tensor)}
-        wait = backward.call_function(WAIT, (y, new))
-        wait.meta = {"val": None}
         for member, old in zip(members, olds, strict=True):
             view = y if member is root else _replay_view(backward, y, base, member, symbols)
             old.replace_all_uses_with(view)
@@ -166,14 +164,14 @@ def _replay_view(
         flat_size = [symbols.emit(source.numel())]
         y = _call(graph, torch.ops.aten.as_strided.default, (y, flat_size, [1], 0), y)
         y = _call(graph, torch.ops.aten.view.dtype, (y, target.dtype), y)
-        offset = target.storage_offset()
+        start = source.storage_offset() * source.itemsize // target.itemsize
     else:
-        offset = target.storage_offset() - source.storage_offset()
+        start = source.storage_offset()
     arguments = (
         y,
         [symbols.emit(item) for item in target.size()],
         [symbols.emit(item) for item in target.stride()],
-        symbols.emit(offset),
+        symbols.emit(target.storage_offset() - start),
     )
     return _call(graph, torch.ops.aten.as_strided.default, arguments, y)
 
@@ -227,9 +225,10 @@ def _find_readers(base: fx.Node) -> list[fx.Node]:
 
 
 def _erase_dead_views(graph: fx.Graph) -> None:
-    """Saved views that a ticket replaced have no reader left."""
+    """Saved views that a ticket replaced have no reader left, nor has a split of such views."""
     for node in reversed(graph.nodes):
-        if not node.users and is_view(node):
+        is_tuple = isinstance(node.meta.get("val"), list | tuple) and not node.is_impure()
+        if not node.users and (is_view(node) or (node.op == "call_function" and is_tuple)):
             graph.erase_node(node)
 
 

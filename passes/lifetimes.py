@@ -37,6 +37,7 @@ from fxoffload.plan import SavedValue
 from fxoffload.torch_internals import find_backward_placeholder, is_rng_state
 
 GATHER_FRACTION = 0.5
+UNREAD = "not read by the backward"
 
 
 def find_saved_values(graph: TrainingGraph, *, min_bytes: int = 1) -> tuple[SavedValue, ...]:
@@ -54,12 +55,16 @@ def find_saved_values(graph: TrainingGraph, *, min_bytes: int = 1) -> tuple[Save
         groups.setdefault(root, []).append(node)
 
     backward_uses = find_backward_uses(graph, saved)
+    mutated = {target for node in forward.nodes for target in find_mutated(node)}
+    addressed = find_addressed(graph.backward.graph)
     values: list[SavedValue] = []
     for root, members in groups.items():
         component = nx.node_connected_component(aliases, root)
         readers = find_readers(component)
-        refusal = find_refusal(graph, root, members, component)
+        refusal = find_refusal(graph, root, members, component, mutated)
         uses = [use for member in members for use in backward_uses[member]]
+        if not uses:
+            refusal = refusal or UNREAD
         value = SavedValue(
             name=root.name,
             members=tuple(member.name for member in members),
@@ -72,7 +77,7 @@ def find_saved_values(graph: TrainingGraph, *, min_bytes: int = 1) -> tuple[Save
             owned=root.op != "placeholder",
             refusal=refusal,
         )
-        gathers = _gather(value, root, members, backward_uses, positions)
+        gathers = _gather(value, members, backward_uses, positions, addressed)
         for candidate in gathers or (value,):
             small = candidate.refusal is None and candidate.nbytes < max(min_bytes, 1)
             values.append(replace(candidate, refusal="smaller than min_bytes") if small else candidate)
@@ -123,10 +128,28 @@ def find_backward_uses(
     return uses
 
 
+def find_addressed(backward: fx.Graph) -> set[str]:
+    """Names of placeholders whose storage is read at absolute offsets, beyond what they look at."""
+    aliases = build_alias_graph(backward)
+    return {
+        node.name
+        for target in backward.find_nodes(op="call_function", target=torch.ops.aten.as_strided.default)
+        for node in nx.node_connected_component(aliases, target)
+        if node.op == "placeholder"
+    }
+
+
 def find_refusal(
-    graph: TrainingGraph, root: fx.Node, members: list[fx.Node], component: set[fx.Node]
+    graph: TrainingGraph,
+    root: fx.Node,
+    members: list[fx.Node],
+    component: set[fx.Node],
+    mutated: set[fx.Node],
 ) -> str | None:
-    """Why the storage of `root` may not be moved; None when it may."""
+    """Why the storage of `root` may not be moved; None when it may.
+
+    component: `root` and its views; mutated: all nodes that the forward writes to.
+    """
     tensor = get_tensor(root)
     assert tensor is not None
     if root.name in graph.static_inputs:
@@ -140,7 +163,7 @@ def find_refusal(
         return "constant of the graph"
     if is_rng_state(root):
         return "state of a random number generator"
-    if any(component & set(find_mutated(node)) for node in graph.forward.graph.nodes):
+    if mutated & component:
         return "mutated in the forward"
     for node in (root, *members):
         reason = _find_tensor_refusal(node)
@@ -176,13 +199,13 @@ def _receives_gradient(graph: TrainingGraph, placeholder: fx.Node) -> bool:
 
 def _gather(
     value: SavedValue,
-    root: fx.Node,
     members: list[fx.Node],
     uses: Mapping[fx.Node, list[int]],
     positions: Mapping[fx.Node, int],
+    addressed: set[str],
 ) -> tuple[SavedValue, ...]:
     """Values that copy small windows out of a large storage; empty when the storage moves whole."""
-    if value.refusal is not None:
+    if value.refusal is not None or addressed & set(value.members):
         return ()
     nbytes = {member: _tensor_bytes(member) for member in members}
     if sum(nbytes.values()) > GATHER_FRACTION * value.nbytes:
@@ -200,6 +223,7 @@ def _gather(
             freed=max(uses[member], default=0),
             gathered=True,
             owned=True,
+            refusal=None if uses[member] else UNREAD,
         )
         for member in members
     )

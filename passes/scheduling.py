@@ -8,14 +8,14 @@
     d = op3(c)                                d = op3(c)
 
     backward                                  after advance_prefetches
-    e = op4(tangents)                         y = prefetch(t, ...)
-    y = prefetch(t, ...)                      e = op4(tangents)   # hides the read
-    wait(y, t)                                wait(y, t)
+    e = op4(tangents)                         prefetch(t)
+    prefetch(t)                               e = op4(tangents)   # hides the read
+    y = wait(t, ...)                          y = wait(t, ...)
     f = op5(y, e)                             f = op5(y, e)
 
 Both walk the graph with a clock (seconds of each node from the cost model) and one queue for the
-link: transfers are carried out one after the other. Seconds are estimates, so each transfer is
-given MARGIN times its own. When they are too low, the store waits: later, never wrong.
+link: transfers occupy it one after the other. Seconds are estimates, so each transfer is given
+MARGIN times its own. When they are too low, the store waits: later, never wrong.
 """
 
 from __future__ import annotations
@@ -51,8 +51,9 @@ def sink_releases(graph: TrainingGraph, *, cost: CostModel) -> None:
         if node.target is OFFLOAD:
             base, tier = node.args[0], node.args[3]
             assert isinstance(base, fx.Node) and isinstance(tier, str)
-            seconds = MARGIN * cost.links[tier].write_seconds(_bytes(base))
-            due[node] = queue_free = max(clock, queue_free) + seconds
+            link = cost.links[tier]
+            queue_free = max(clock, queue_free) + MARGIN * link.write_seconds(_bytes(base))
+            due[node] = queue_free + MARGIN * link.latency_seconds
         elif node.target is RELEASE:
             pending.append(node)
         clock += cost.node_seconds(node)
@@ -79,42 +80,41 @@ def advance_prefetches(
     starts = _start_seconds(nodes, cost.node_seconds)
     waits = [node for node in nodes if node.target is WAIT]
     tiers = _tiers(graph.forward.graph)
-    places: list[tuple[fx.Node, fx.Node]] = []
+    prefetches = {
+        node.args[0]: node for node in backward.find_nodes(op="call_function", target=PREFETCH)
+    }
+    places: list[fx.Node] = []
     queue_free = float("inf")
     for wait in reversed(waits):
-        y, ticket = wait.args
-        assert isinstance(y, fx.Node) and isinstance(ticket, fx.Node)
-        seconds = MARGIN * cost.links[tiers[ticket.name]].read_seconds(_bytes(y))
-        queue_free = min(starts[wait], queue_free) - seconds
-        place = next((n for n in reversed(nodes) if starts[n] <= queue_free and n < wait), nodes[0])
-        places.append((y, place))
+        link = cost.links[tiers[_ticket(wait).name]]
+        needed = starts[wait] - MARGIN * link.latency_seconds
+        queue_free = min(needed, queue_free) - MARGIN * link.read_seconds(_bytes(wait))
+        early = (node for node in reversed(nodes) if starts[node] <= queue_free and node < wait)
+        places.append(next(early, nodes[0]))
     places.reverse()
-    _limit_inflight(places, waits, nodes, max_inflight_bytes)
-    for y, place in places:
-        place.prepend(y)
+    for wait, place in zip(waits, limit_inflight(places, waits, nodes, max_inflight_bytes), strict=True):
+        place.prepend(prefetches[_ticket(wait)])
 
 
-def _limit_inflight(
-    places: list[tuple[fx.Node, fx.Node]],
-    waits: list[fx.Node],
-    nodes: list[fx.Node],
-    max_inflight_bytes: int,
-) -> None:
-    """Postpone prefetches, in the order of their waits, until the bytes in flight are in bounds."""
+def limit_inflight(
+    places: list[fx.Node], waits: list[fx.Node], nodes: list[fx.Node], max_inflight_bytes: int
+) -> list[fx.Node]:
+    """Places postponed, in the order of their waits, until the bytes in flight are in bounds."""
     position = {node: index for index, node in enumerate(nodes)}
-    for index, (y, place) in enumerate(places):
-        inflight = _bytes(y)
+    limited: list[fx.Node] = []
+    for index, (wait, place) in enumerate(zip(waits, places, strict=True)):
+        inflight = _bytes(wait)
         earliest = position[place]
         # Earlier waits, latest first: those that end after `place` overlap this read.
-        for other in range(index - 1, -1, -1):
-            end = position[waits[other]]
-            if end < earliest:
+        for other in reversed(waits[:index]):
+            if position[other] < earliest:
                 break
-            inflight += _bytes(places[other][0])
+            inflight += _bytes(other)
             if inflight > max_inflight_bytes:
-                earliest = end + 1
+                earliest = position[other] + 1
                 break
-        places[index] = (y, nodes[min(earliest, position[waits[index]])])
+        limited.append(nodes[min(earliest, position[wait])])
+    return limited
 
 
 def _start_seconds(
@@ -132,8 +132,9 @@ def _tiers(forward: fx.Graph) -> dict[str, str]:
     return {node.name: str(node.args[3]) for node in forward.nodes if node.target is OFFLOAD}
 
 
-def _ticket(release: fx.Node) -> fx.Node:
-    ticket = release.args[0]
+def _ticket(node: fx.Node) -> fx.Node:
+    """The ticket that a release, a prefetch or a wait is about."""
+    ticket = node.args[0]
     assert isinstance(ticket, fx.Node)
     return ticket
 

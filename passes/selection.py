@@ -126,11 +126,10 @@ def _choose_hidden(
     chosen: list[SavedValue] = []
     reasons: dict[str, str] = {}
     for value in _by_benefit(candidates, timeline):
-        write, read = link.write_seconds(value.nbytes), link.read_seconds(value.nbytes)
-        if timeline.idle_seconds(value) < write + read:
+        if timeline.idle_seconds(value) < link.round_trip_seconds(value.nbytes):
             reasons[value.name] = "reused too soon to travel both ways"
             continue
-        write, read = write - link.latency_seconds, read - link.latency_seconds
+        write, read = link.write_seconds(value.nbytes), link.read_seconds(value.nbytes)
         if write > write_seconds or read > read_seconds:
             reasons[value.name] = "the link is full: moving it would not hide"
             continue

@@ -4,10 +4,10 @@
               2  no reader of a released value after its release (views do not read)
               3  a release that does not block has no computing node after it
               4  nothing writes to a value between its offload and its release
-    backward  5  every ticket comes in as a placeholder of the same name, is prefetched once and
-                 waited for once, after its prefetch
-              6  no reader of a prefetched value, and no use of its ticket, outside that order
-              7  size, stride, dtype and device of the prefetch are those of the offloaded value
+    backward  5  every ticket comes in as a placeholder of the same name, and has one prefetch and
+                 one wait as its only users
+              6  the prefetch stands before the wait
+              7  size, stride, dtype and device of the wait are those of the offloaded value
     both      8  fx's own lint: every argument stands before its user
 """
 
@@ -96,40 +96,29 @@ def _verify_backward(graph: TrainingGraph, tickets: dict[str, fx.Node]) -> None:
             )
         base = ticket.args[0]
         assert isinstance(base, fx.Node)
-        _verify_restored(base, prefetches[0])
-        _verify_wait(prefetches[0], waits[0])
-    orphans = [
-        node
-        for node in backward.find_nodes(op="call_function", target=PREFETCH)
-        if node.args[0] not in {placeholders[name] for name in tickets}
-    ]
-    if orphans:
-        raise GraphError(f"backward: {orphans[0].name} prefetches a value that was not offloaded")
+        if waits[0] < prefetches[0]:
+            raise GraphError(f"backward: {waits[0].name} stands before {prefetches[0].name}")
+        _verify_restored(base, waits[0])
+    known = {placeholders[name] for name in tickets}
+    for target in (PREFETCH, WAIT):
+        for node in backward.find_nodes(op="call_function", target=target):
+            if node.args[0] not in known:
+                raise GraphError(f"backward: {node.name} names a value that was not offloaded")
 
 
-def _verify_wait(prefetch: fx.Node, wait: fx.Node) -> None:
-    if wait.args[0] is not prefetch:
-        raise GraphError(f"backward: {wait.name} waits for {wait.args[0]}, not {prefetch.name}")
-    if wait < prefetch:
-        raise GraphError(f"backward: {wait.name} stands before {prefetch.name}")
-    for reader in _find_users(_find_members(prefetch)):
-        if reader is not wait and reader < wait:
-            raise GraphError(f"backward: {reader.name} reads {prefetch.name} before {wait.name}")
-
-
-def _verify_restored(base: fx.Node, prefetch: fx.Node) -> None:
-    source, target = get_tensor(base), get_tensor(prefetch)
+def _verify_restored(base: fx.Node, wait: fx.Node) -> None:
+    source, target = get_tensor(base), get_tensor(wait)
     assert source is not None and target is not None
     facts = (_describe(source), _describe(target))
     if facts[0] != facts[1]:
         raise GraphError(
-            f"backward: {prefetch.name} restores {facts[1]}, but {base.name} is {facts[0]}"
+            f"backward: {wait.name} restores {facts[1]}, but {base.name} is {facts[0]}"
         )
-    size, stride = prefetch.args[1], prefetch.args[2]
+    size, stride = wait.args[1], wait.args[2]
     assert isinstance(size, list | tuple) and isinstance(stride, list | tuple)
     asked = ([_value(item) for item in size], [_value(item) for item in stride])
-    if asked != (facts[0][0], facts[0][1]) or prefetch.args[3:] != (source.dtype, source.device):
-        raise GraphError(f"backward: {prefetch.name} asks for {asked}, but {base.name} is {facts[0]}")
+    if asked != (facts[0][0], facts[0][1]) or wait.args[3:] != (source.dtype, source.device):
+        raise GraphError(f"backward: {wait.name} asks for {asked}, but {base.name} is {facts[0]}")
 
 
 def _describe(tensor: torch.Tensor) -> tuple[list[int], list[int], torch.dtype, torch.device]:

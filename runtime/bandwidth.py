@@ -1,0 +1,91 @@
+"""How fast an engine moves bytes, from one short probe."""
+
+from __future__ import annotations
+
+import math
+import mmap
+import os
+import time
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from fxoffload.errors import StoreFull
+from fxoffload.runtime.ioengine import IOEngine, IOFuture
+
+PROBE_BYTES = 8 * 2**20
+PROBE_COUNT = 4
+_LEAST_BYTES = 4096
+
+
+class ProbeSlots(NamedTuple):
+    """Slots of `nbytes` each."""
+
+    offsets: tuple[int, ...]
+    nbytes: int
+
+
+def measure_bandwidth(engine: IOEngine) -> tuple[float, float]:
+    """Bytes per second of writes and of reads, rounded down to one significant digit.
+
+    Rounded, so that plans and compile caches stay the same from run to run. The engine must not
+    belong to a store yet; for one that does, ask `OffloadStore.measure_bandwidth`.
+    """
+    slots = take_slots(engine)
+    try:
+        return time_transfers(engine, slots)
+    finally:
+        for offset in slots.offsets:
+            engine.free(offset)
+
+
+def take_slots(engine: IOEngine) -> ProbeSlots:
+    """Slots for a probe, smaller ones where the engine has little room; StoreFull without any."""
+    nbytes = PROBE_BYTES
+    while True:
+        offsets: list[int] = []
+        try:
+            for _ in range(PROBE_COUNT):
+                offsets.append(engine.allocate(nbytes))  # noqa: PERF401 - freed on failure
+        except StoreFull:
+            for offset in offsets:
+                engine.free(offset)
+            if nbytes <= _LEAST_BYTES:
+                raise
+            nbytes //= 2
+        else:
+            return ProbeSlots(tuple(offsets), nbytes)
+
+
+def time_transfers(engine: IOEngine, slots: ProbeSlots) -> tuple[float, float]:
+    """As measure_bandwidth, with slots that the caller took and will free."""
+    memory = memoryview(mmap.mmap(-1, slots.nbytes * len(slots.offsets)))
+    # Random bytes: disks that compress would make a constant block look too fast.
+    block = os.urandom(slots.nbytes)
+    views: list[memoryview] = []
+    for index in range(len(slots.offsets)):
+        view = memory[index * slots.nbytes : (index + 1) * slots.nbytes]
+        view[:] = block
+        views.append(view)
+    # The first write of new space is slow, and training writes every slot again and again.
+    _time_all(engine.write, views, slots.offsets)
+    write = _time_all(engine.write, views, slots.offsets)
+    read = _time_all(engine.read, views, slots.offsets)
+    return round_down(len(memory) / write), round_down(len(memory) / read)
+
+
+def round_down(value: float) -> float:
+    """`value` > 0 with one significant digit, never more than `value`."""
+    power = 10.0 ** math.floor(math.log10(value))
+    return math.floor(value / power) * power
+
+
+def _time_all(
+    start: Callable[[memoryview, int], IOFuture],
+    views: Sequence[memoryview],
+    offsets: Sequence[int],
+) -> float:
+    begin = time.perf_counter()
+    futures = [start(view, offset) for view, offset in zip(views, offsets, strict=True)]
+    for future in futures:
+        future.result()
+    return time.perf_counter() - begin

@@ -1,0 +1,36 @@
+"""The devices that a store can offload from, made when the first tensor of each comes."""
+
+from __future__ import annotations
+
+import torch
+
+from fxoffload.errors import StoreError
+from fxoffload.runtime.cuda import CudaDevice, CudaStreams
+from fxoffload.runtime.host import HostDevice
+from fxoffload.runtime.transfer import Device
+
+
+class Devices:
+    """Finds the Device that moves the tensors of a torch device."""
+
+    def __init__(self) -> None:
+        self._found: dict[torch.device, Device] = {torch.device("cpu"): HostDevice()}
+
+    def find(self, device: torch.device) -> Device:
+        """The Device of `device`; StoreError for a kind that the store cannot move."""
+        found = self._found.get(device)
+        if found is not None:
+            return found
+        if device.type != "cuda":
+            raise StoreError(
+                f"tensors on {device} cannot be offloaded; only those of cpu and cuda can"
+            )
+        if device == torch.device("cuda"):
+            return self.find(torch.device("cuda", torch.cuda.current_device()))
+        # setdefault: of two threads that come first, both use the one that is kept.
+        return self._found.setdefault(device, CudaDevice(CudaStreams(device)))
+
+    def close(self) -> None:
+        """Wait for the copies in flight and give the buffers back."""
+        for device in self._found.values():
+            device.close()

@@ -1,0 +1,185 @@
+"""Host tensors: large ones are written from and read into their own memory.
+
+The interior that is aligned for direct I/O goes to the engine; the few bytes before and behind it
+stay with the ticket. The reloaded tensor gets an address with the same remainder, so that its
+interior is read in place too. Small tensors go through a staging buffer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from fxoffload.runtime.buffers import (
+    StagingBuffer,
+    StagingPool,
+    byte_view,
+    compact,
+    copy_values,
+    empty_at,
+    same_layout,
+    span_tensor,
+)
+from fxoffload.runtime.ioengine import IOEngine, IOFuture
+from fxoffload.runtime.transfer import (
+    Incoming,
+    Layout,
+    Outgoing,
+    copy_span,
+    find_layout,
+    restore_tensor,
+)
+
+# Below this a copy costs less than waiting for the tensor's own memory to be written.
+DIRECT_BYTES = 64 * 2**10
+
+
+class HostOutgoing:
+    """A host tensor's bytes: its own memory, a private copy of it, or a staging buffer."""
+
+    def __init__(self, x: torch.Tensor, pool: StagingPool, alignment: int) -> None:
+        # Lazy conjugation and negation are not in the bytes.
+        tensor = compact(x.resolve_conj().resolve_neg())
+        self._pool = pool
+        self._buffer: StagingBuffer | None = None
+        self._tensor: torch.Tensor | None = None
+        self.layout = find_layout(tensor)
+        span = self.layout.span
+        self.slot_bytes = -(-span // alignment) * alignment
+        if span < DIRECT_BYTES:
+            self.shares_memory = False
+            self.write_bytes = self.slot_bytes
+            self._buffer = pool.take(self.slot_bytes)
+            self._buffer.tensor[:span].copy_(span_tensor(tensor))
+            self._view = self._buffer.view[: self.slot_bytes]
+            return
+        self.shares_memory = tensor.data_ptr() == x.data_ptr()
+        self._tensor = tensor
+        view = byte_view(tensor)
+        phase = tensor.data_ptr() % alignment
+        start, end = _find_interior(phase, span, alignment)
+        self._view = view[start:end]
+        self.write_bytes = end - start
+        head, tail = bytes(view[:start]), bytes(view[end:])
+        self.layout = self.layout._replace(staged=False, phase=phase, head=head, tail=tail)
+
+    def write(self, engine: IOEngine, offset: int) -> IOFuture:
+        """Start to write to the slot at `offset`."""
+        return engine.write(self._view, offset)
+
+    def release(self) -> None:
+        """Nothing to order: the store waits where the memory is shared."""
+
+    def keep_copy(self) -> None:
+        """Replace the tensor by a copy of its span."""
+        if self._tensor is not None and self.shares_memory:
+            self._tensor = restore_tensor(self.layout, span_tensor(self._tensor).clone())
+            self._view = memoryview(b"")
+            self.shares_memory = False
+
+    def lend(self, size: Sequence[int], stride: Sequence[int]) -> torch.Tensor | None:
+        """The tensor itself, where its storage starts with it and the shape is the same."""
+        tensor = self._tensor
+        if tensor is None or tensor.storage_offset() != 0:
+            return None
+        if not same_layout(size, stride, self.layout.size, self.layout.stride):
+            return None
+        return tensor.as_strided(size, stride)
+
+    def forward(self, y: torch.Tensor) -> None:
+        """Copy the value to `y`."""
+        if self._tensor is not None:
+            source = span_tensor(self._tensor)
+        else:
+            assert self._buffer is not None
+            source = self._buffer.tensor[: self.layout.span]
+        copy_span(y, source, self.layout)
+
+    def close(self) -> None:
+        """Give the memory back; the write has ended."""
+        self._tensor = None
+        self._view = memoryview(b"")
+        if self._buffer is not None:
+            self._pool.give(self._buffer)
+            self._buffer = None
+
+
+class HostIncoming:
+    """A host tensor that is read in place, or through a staging buffer."""
+
+    def __init__(
+        self,
+        layout: Layout,
+        size: Sequence[int],
+        stride: Sequence[int],
+        pool: StagingPool,
+        alignment: int,
+    ) -> None:
+        self._layout = layout
+        self._pool = pool
+        self._buffer: StagingBuffer | None = None
+        self._memory: memoryview | None = None
+        self._other: torch.Tensor | None = None
+        if layout.staged:
+            self.y = torch.empty_strided(size, stride, dtype=layout.dtype)
+            self._buffer = pool.take(layout.span)
+            self.view = self._buffer.view[: -(-layout.span // alignment) * alignment]
+            return
+        if same_layout(size, stride, layout.size, layout.stride):
+            target = self.y = empty_at(size, stride, layout.dtype, layout.phase, alignment)
+        else:
+            self.y = torch.empty_strided(size, stride, dtype=layout.dtype)
+            target = self._other = empty_at(
+                layout.size, layout.stride, layout.dtype, layout.phase, alignment
+            )
+        self._memory = byte_view(target)
+        start, end = _find_interior(layout.phase, layout.span, alignment)
+        self.view = self._memory[start:end]
+
+    def finish(self) -> None:
+        """Put the first and last bytes in place and change the strides where asked."""
+        layout = self._layout
+        if self._buffer is not None:
+            copy_span(self.y, self._buffer.tensor[: layout.span], layout)
+        else:
+            assert self._memory is not None
+            self._memory[: len(layout.head)] = layout.head
+            self._memory[layout.span - len(layout.tail) :] = layout.tail
+            if self._other is not None:
+                copy_values(self.y, self._other)
+        self.close()
+
+    def close(self) -> None:
+        """Give the memory back; `y` keeps its own."""
+        self.view = memoryview(b"")
+        self._memory = self._other = None
+        if self._buffer is not None:
+            self._pool.give(self._buffer)
+            self._buffer = None
+
+
+class HostDevice:
+    """Tensors in host memory."""
+
+    def __init__(self) -> None:
+        self._pool = StagingPool()
+
+    def send(self, x: torch.Tensor, alignment: int) -> Outgoing:
+        """Make the bytes of `x` ready to be written."""
+        return HostOutgoing(x, self._pool, alignment)
+
+    def receive(
+        self, layout: Layout, size: Sequence[int], stride: Sequence[int], alignment: int
+    ) -> Incoming:
+        """Allocate a tensor of this shape that the slot of `layout` can be read into."""
+        return HostIncoming(layout, size, stride, self._pool, alignment)
+
+    def close(self) -> None:
+        """Nothing to give back: the pool's memory goes with the pool."""
+
+
+def _find_interior(phase: int, span: int, alignment: int) -> tuple[int, int]:
+    """Where the aligned part of `span` bytes begins and ends."""
+    start = -phase % alignment
+    return start, start + (span - start) // alignment * alignment

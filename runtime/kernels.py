@@ -1,0 +1,176 @@
+"""The real kernels of the four ops, and the process's stores (the only module-level state).
+
+A ticket tensor holds an id that is never used twice. Its memory is a numpy array with a finalizer,
+so the ticket is freed exactly when the tensor's storage dies: after the backward, after the last
+backward under retain_graph, or when a forward is abandoned. A clone of the tensor has the id but
+does not keep the ticket alive.
+"""
+
+from __future__ import annotations
+
+import atexit
+import itertools
+import os
+import threading
+import weakref
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+
+from fxoffload.config import OffloadConfig
+from fxoffload.errors import StoreError
+from fxoffload.ops import LIBRARY
+from fxoffload.runtime.counters import StoreStatistics, add_statistics
+from fxoffload.runtime.ioengine import IOEngine, open_engine
+from fxoffload.runtime.memory import MemoryEngine
+from fxoffload.runtime.store import OffloadStore
+from fxoffload.runtime.ticket import Ticket
+
+_lock = threading.Lock()  # Guards changes of _stores; nothing else is called under it.
+_stores: dict[str, OffloadStore] = {}
+_tickets: dict[int, tuple[OffloadStore, Ticket]] = {}
+_ids = itertools.count(1)
+
+
+def register_store(config: OffloadConfig, *, keeps_graph: Callable[[], bool] = lambda: True) -> str:
+    """Open the store of `config`, or find the open one; returns the key that the ops carry."""
+    key = config.key
+    store = _stores.get(key)
+    if store is not None and not store.closed:
+        return key
+    opened = _open_store(config, keeps_graph)
+    with _lock:
+        store = _stores.get(key)
+        used = store is None or store.closed
+        if used:
+            _stores[key] = opened
+    if not used:  # Another thread was first.
+        opened.close()
+    return key
+
+
+def find_store(key: str) -> OffloadStore:
+    """The store that register_store opened under `key`."""
+    store = _stores.get(key)
+    if store is None:
+        raise StoreError(
+            f"store {key!r} is not open in this process; compile the model here, or call "
+            "register_store with the same options"
+        )
+    return store
+
+
+def measure_store(key: str) -> tuple[float, float]:
+    """Bytes per second written to and read from the nvme tier of a store; measured once."""
+    return find_store(key).measure_bandwidth("nvme")
+
+
+def statistics() -> StoreStatistics:
+    """The counters of all stores of this process, added up."""
+    return add_statistics([store.statistics() for store in list(_stores.values())])
+
+
+def reset_statistics() -> None:
+    """Set the sums of all stores to zero."""
+    for store in list(_stores.values()):
+        store.reset_statistics()
+
+
+def close_stores() -> None:
+    """Close every store; registering the same options again opens a new one."""
+    for store in list(_stores.values()):
+        store.close()
+
+
+def _open_store(config: OffloadConfig, keeps_graph: Callable[[], bool]) -> OffloadStore:
+    engines: dict[str, IOEngine] = {"nvme": open_engine(config)}
+    if config.host_bytes is not None and config.ioengine != "memory":
+        engines["host"] = MemoryEngine(config.host_bytes)
+    return OffloadStore(engines, max_inflight_bytes=config.inflight_bytes, keeps_graph=keeps_graph)
+
+
+def _offload(
+    x: torch.Tensor, store: str, name: str, tier: str, owned: bool, duplicate_bytes: int
+) -> torch.Tensor:
+    owner = find_store(store)
+    ticket = owner.offload(x, name, tier, owned, duplicate_bytes)
+    number = next(_ids)
+    array = np.array([number], np.int64)
+    _tickets[number] = owner, ticket
+    weakref.finalize(array, _forget, number).atexit = False
+    return torch.from_numpy(array)
+
+
+def _release(ticket: torch.Tensor, x: torch.Tensor, block: bool) -> None:
+    store, found = _find_ticket(ticket)
+    store.release(found, block)
+
+
+def _prefetch(ticket: torch.Tensor) -> None:
+    store, found = _find_ticket(ticket)
+    found.prefetched.append(_start(store, found))
+
+
+def _wait(
+    ticket: torch.Tensor,
+    size: Sequence[int],
+    stride: Sequence[int],
+    dtype: torch.dtype,
+    device: torch.device,
+) -> torch.Tensor:
+    store, found = _find_ticket(ticket)
+    # A compiler may drop nothing and swap nothing here; a graph written by hand may.
+    y = found.prefetched.pop() if found.prefetched else _start(store, found)
+    store.wait(found, y)
+    if (tuple(y.shape), y.dtype, y.device.type) != (tuple(size), dtype, device.type):
+        raise StoreError(
+            f"{found.name}: {y.dtype}{list(y.shape)} on {y.device} was offloaded and "
+            f"{dtype}{list(size)} on {device} is asked for; the forward and the backward graph "
+            "do not belong together"
+        )
+    if y.stride() == tuple(stride):
+        return y
+    return torch.empty_strided(size, stride, dtype=dtype, device=device).copy_(y)
+
+
+def _start(store: OffloadStore, ticket: Ticket) -> torch.Tensor:
+    layout = ticket.layout
+    return store.prefetch(ticket, ticket.size, layout.stride, layout.dtype, layout.device)
+
+
+def _find_ticket(tensor: torch.Tensor) -> tuple[OffloadStore, Ticket]:
+    number = int(tensor.item())
+    found = _tickets.get(number)
+    if found is None:
+        raise StoreError(
+            f"ticket {number} was freed: the tensor that offload returned has died, for example "
+            "because a saved-tensor hook copied it (let such hooks return one-element int64 "
+            "tensors as they are), or because the process was forked"
+        )
+    return found
+
+
+def _forget(number: int) -> None:
+    found = _tickets.pop(number, None)
+    if found is not None:
+        store, ticket = found
+        store.free(ticket)
+
+
+def _forget_all() -> None:
+    # A forked child has the stores without their threads: a transfer would never end.
+    _stores.clear()
+    _tickets.clear()
+
+
+for _name, _kernel in (
+    ("offload", _offload),
+    ("release", _release),
+    ("prefetch", _prefetch),
+    ("wait", _wait),
+):
+    LIBRARY.impl(_name, _kernel, "CompositeExplicitAutograd")
+
+atexit.register(close_stores)
+os.register_at_fork(after_in_child=_forget_all)

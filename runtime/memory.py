@@ -1,0 +1,103 @@
+"""The engine without a disk: host memory that stands for one, and that is the host tier."""
+
+from __future__ import annotations
+
+import mmap
+import os
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import numpy as np
+
+from fxoffload.errors import StoreFull
+from fxoffload.runtime.counters import format_bytes
+from fxoffload.runtime.posix import submit_transfer
+from fxoffload.runtime.slots import SlotAllocator
+
+_SLOT_ALIGNMENT = 64
+# Named in mmap only from Python 3.13 on; the value is Linux's, on all its architectures but three.
+_MAP_NORESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000)
+
+
+class MemoryEngine:
+    """Slots in one private anonymous map, filled and read by a worker thread each.
+
+    The map reserves nothing: a page costs memory from the first write to it on, and slots are
+    reused, so the memory used is the most that was ever stored at once.
+    """
+
+    name = "memory"
+    alignment = 1
+
+    def __init__(self, capacity_bytes: int | None = None) -> None:
+        if capacity_bytes is None:
+            capacity_bytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        self._capacity_bytes = capacity_bytes
+        flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE
+        self._map = mmap.mmap(-1, max(capacity_bytes, 1), flags=flags)
+        self._memory = np.frombuffer(self._map, np.uint8)
+        self._slots = SlotAllocator(_SLOT_ALIGNMENT)
+        self._writers = ThreadPoolExecutor(1, "fxoffload-memory-write")
+        self._readers = ThreadPoolExecutor(1, "fxoffload-memory-read")
+
+    @property
+    def end_bytes(self) -> int:
+        """The bytes up to the last slot."""
+        return self._slots.end_bytes
+
+    def allocate(self, nbytes: int) -> int:
+        """The offset of a slot of `nbytes`; StoreFull beyond the capacity."""
+        offset = self._slots.allocate(nbytes)
+        end = self._slots.end_bytes
+        if end > self._capacity_bytes:
+            self._slots.free(offset)
+            raise self._full(end)
+        return offset
+
+    def free(self, offset: int) -> None:
+        """Take back the slot at `offset`."""
+        self._slots.free(offset)
+
+    def reserve(self, nbytes: int) -> None:
+        """StoreFull unless the capacity is at least `nbytes`."""
+        if nbytes > self._capacity_bytes:
+            raise self._full(nbytes)
+
+    def describe(self, offset: int) -> str:
+        """Where `offset` lies, for messages."""
+        return f"host memory at {offset} (ioengine memory)"
+
+    def write(self, view: memoryview, offset: int) -> Future[int]:
+        """Start to copy `view` to `offset`."""
+        return submit_transfer(
+            self._writers, lambda source: _copy(self._slice(offset, source), source), view
+        )
+
+    def read(self, view: memoryview, offset: int) -> Future[int]:
+        """Start to fill `view` from `offset`."""
+        return submit_transfer(
+            self._readers, lambda target: _copy(target, self._slice(offset, target)), view
+        )
+
+    def close(self) -> None:
+        """Finish what was started, then give the memory back. A second call does nothing."""
+        self._writers.shutdown()
+        self._readers.shutdown()
+        # A map can be closed only when no array points into it.
+        self._memory = np.empty(0, np.uint8)
+        self._map.close()
+
+    def _slice(self, offset: int, view: memoryview) -> np.ndarray:
+        return self._memory[offset : offset + len(view)]
+
+    def _full(self, nbytes: int) -> StoreFull:
+        return StoreFull(
+            f"host memory: the values need {format_bytes(nbytes)}, the limit is "
+            f"{format_bytes(self._capacity_bytes)}; raise host_budget or memory_budget"
+        )
+
+
+def _copy(target: memoryview | np.ndarray, source: memoryview | np.ndarray) -> int:
+    # numpy copies without the GIL; assigning one memoryview to another would keep it.
+    array = np.frombuffer(target, np.uint8)
+    np.copyto(array, np.frombuffer(source, np.uint8))
+    return array.size

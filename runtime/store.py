@@ -1,0 +1,226 @@
+"""The asynchronous store: values go out, come back, and are forwarded while still in memory.
+
+    offload    RESIDENT -> WRITING -> STORED     (a failed or cancelled write: back to RESIDENT)
+    release    the memory of x is the program's again
+    prefetch   RESIDENT, WRITING: forwarded from memory;  STORED -> READING
+    wait       READING -> LOADED
+    free       -> FREED, when no transfer uses the slot any more
+
+`fxoffload.runtime.ledger` has the rules of locking.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+
+import torch
+
+from fxoffload.errors import StoreError, StoreFull
+from fxoffload.runtime.bandwidth import take_slots, time_transfers
+from fxoffload.runtime.buffers import find_span
+from fxoffload.runtime.counters import StoreStatistics
+from fxoffload.runtime.devices import Devices
+from fxoffload.runtime.ioengine import IOEngine
+from fxoffload.runtime.ledger import Ledger
+from fxoffload.runtime.loading import finish_read, forward_value, start_read
+from fxoffload.runtime.ticket import Ticket, TicketState
+from fxoffload.runtime.transfer import Outgoing
+
+
+class OffloadStore:
+    """Moves values to engines and back; every method may be called by any thread.
+
+    `engines` maps each tier to its engine, which the store owns. `max_inflight_bytes` caps the
+    bytes being written: at the cap an offload waits, and one value larger than the cap goes
+    alone. `keeps_graph` tells inside a backward whether a second one may follow; only when it
+    says no is the offloaded tensor itself handed back instead of a copy.
+    """
+
+    def __init__(
+        self,
+        engines: Mapping[str, IOEngine],
+        *,
+        max_inflight_bytes: int,
+        keeps_graph: Callable[[], bool] = lambda: True,
+    ) -> None:
+        self.engines = dict(engines)
+        self._keeps_graph = keeps_graph
+        self._ledger = Ledger(max_inflight_bytes)
+        self._devices = Devices()
+        self._bandwidths: dict[str, tuple[float, float]] = {}
+
+    @property
+    def closed(self) -> bool:
+        """Whether close was called."""
+        return self._ledger.closed
+
+    def offload(
+        self, x: torch.Tensor, name: str, tier: str, owned: bool, duplicate_bytes: int = 0
+    ) -> Ticket:
+        """Start to copy `x` out; `x` must not change before `release`.
+
+        `owned` is False when `x` belongs to the caller and may never be handed back itself.
+        """
+        ledger = self._ledger
+        ledger.catch_up()
+        engine = self._find_engine(tier, name)
+        device = self._devices.find(x.device)
+        x = x.detach()
+        nbytes = min(find_span(x), x.nbytes)
+        ledger.enter_flight(name, nbytes)
+        try:
+            outgoing = device.send(x, engine.alignment)
+            layout = outgoing.layout
+            ticket = Ticket(name, tuple(x.shape), nbytes, engine, layout, owned, outgoing)
+            with ledger.lock:
+                write_started = self._start_write(ticket, outgoing, duplicate_bytes)
+                if not write_started:
+                    ledger.leave_flight(nbytes)
+        except BaseException:
+            with ledger.lock:
+                ledger.leave_flight(nbytes)
+            raise
+        if ticket.write is not None:
+            ticket.write.add_done_callback(partial(ledger.finish_write, ticket))
+        return ticket
+
+    def release(self, ticket: Ticket, block: bool) -> None:
+        """The program no longer reads x; with `block` its memory may be overwritten on return.
+
+        Without `block` the store lets go of x when it has been written. A value that could not
+        be written stays in memory: as a copy with `block`, else as x itself.
+        """
+        ledger = self._ledger
+        ledger.catch_up()
+        with ledger.lock:
+            ledger.check_open(ticket.name)
+            ticket.released = True
+            ledger.tidy(ticket)
+            outgoing, write = ticket.outgoing, ticket.write
+        if outgoing is None:
+            return
+        outgoing.release()
+        if block and outgoing.shares_memory:
+            if write is not None:
+                ledger.wait_exposed(write)
+                ledger.finish_write(ticket, write)
+            with ledger.lock:
+                if ticket.outgoing is not None:
+                    ticket.outgoing.keep_copy()
+            ledger.catch_up()
+
+    def prefetch(
+        self,
+        ticket: Ticket,
+        size: Sequence[int],
+        stride: Sequence[int],
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> torch.Tensor:
+        """A tensor that holds the value once `wait` has returned for it."""
+        self._ledger.catch_up()
+        layout = ticket.layout
+        if ticket.size != tuple(size) or (layout.dtype, layout.device.type) != (dtype, device.type):
+            raise StoreError(
+                f"{ticket.name}: {layout.dtype}{list(ticket.size)} on {layout.device} was "
+                f"offloaded and {dtype}{list(size)} on {device} is asked for; "
+                "the forward and the backward graph do not belong together"
+            )
+        y = forward_value(self._ledger, ticket, size, stride, last=not self._keeps_graph())
+        if y is None:
+            y = start_read(self._ledger, self._devices.find(device), ticket, size, stride)
+        return y
+
+    def wait(self, ticket: Ticket, y: torch.Tensor) -> None:
+        """Return when `y`, which `prefetch` returned, is valid.
+
+        A read that fails is tried once more; then TransferError is raised.
+        """
+        self._ledger.catch_up()
+        finish_read(self._ledger, ticket, y)
+
+    def free(self, ticket: Ticket) -> None:
+        """Nobody will ask for `ticket` again; safe in a finalizer, in any thread, at any time."""
+        self._ledger.bury(ticket)
+
+    def reserve(self, nbytes: int, tier: str) -> None:
+        """Make sure that `tier` can hold `nbytes` in all; StoreFull otherwise."""
+        engine = self._find_engine(tier, "reserve")
+        with self._ledger.lock:
+            self._ledger.check_open("reserve")
+            engine.reserve(nbytes)
+
+    def measure_bandwidth(self, tier: str) -> tuple[float, float]:
+        """Bytes per second written to and read from `tier`; measured once."""
+        engine = self._find_engine(tier, "measure_bandwidth")
+        if tier in self._bandwidths:
+            return self._bandwidths[tier]
+        lock = self._ledger.lock
+        with lock:
+            self._ledger.check_open("measure_bandwidth")
+            slots = take_slots(engine)
+        try:
+            # Not under the lock: the ends of other transfers need it in the engine's threads.
+            self._bandwidths[tier] = time_transfers(engine, slots)
+        finally:
+            with lock:
+                for offset in slots.offsets:
+                    engine.free(offset)
+        return self._bandwidths[tier]
+
+    def statistics(self) -> StoreStatistics:
+        """The counters now, after everything that is dead has been freed."""
+        self._ledger.catch_up()
+        names = dict.fromkeys(engine.name for engine in self.engines.values())
+        with self._ledger.lock:
+            return self._ledger.counters.snapshot(", ".join(names))
+
+    def reset_statistics(self) -> None:
+        """Set the sums to zero; bytes in flight and in slots stay."""
+        self._ledger.catch_up()
+        with self._ledger.lock:
+            self._ledger.counters.reset()
+
+    def close(self) -> None:
+        """Finish what is in flight and close the engines; later calls raise StoreClosed."""
+        with self._ledger.lock:
+            if self._ledger.closed:
+                return
+            self._ledger.closed = True
+        self._devices.close()
+        for engine in self.engines.values():
+            engine.close()
+        self._ledger.catch_up()
+
+    def _find_engine(self, tier: str, subject: str) -> IOEngine:
+        engine = self.engines.get(tier)
+        if engine is None:
+            raise StoreError(
+                f"{subject}: the store has no tier {tier!r}, only {sorted(self.engines)}; "
+                "give host_budget to have a host tier"
+            )
+        return engine
+
+    def _start_write(self, ticket: Ticket, outgoing: Outgoing, duplicate_bytes: int) -> bool:
+        """Take a slot and start to write; False when there is nothing to write or no room."""
+        ledger = self._ledger
+        ledger.check_open(ticket.name)
+        if ticket.nbytes > 0:
+            try:
+                ticket.slot = ticket.engine.allocate(outgoing.slot_bytes)
+            except StoreFull as error:
+                ledger.note_failure(ticket, str(error))
+            else:
+                ticket.write_bytes = outgoing.write_bytes
+                ledger.counters.live_bytes += ticket.nbytes
+                try:
+                    ticket.write = outgoing.write(ticket.engine, ticket.slot)
+                except BaseException:
+                    ledger.tidy(ticket)
+                    raise
+                ticket.state = TicketState.WRITING
+        ledger.counters.offloads += 1
+        ledger.counters.offloaded_bytes += ticket.nbytes
+        ledger.counters.deduplicated_bytes += duplicate_bytes
+        return ticket.write is not None

@@ -1,0 +1,60 @@
+"""Fixtures and order of the tests: fast ones first, so that a failure shows early."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from functools import cache
+from pathlib import Path
+
+import pytest
+import torch
+import toys
+
+from fxoffload.config import find_filesystem
+from fxoffload.graph import TrainingGraph
+
+BUILD = Path(__file__).parent.parent / "build"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Fast tests before slow ones, each in the order of their files."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is not None)
+
+
+@pytest.fixture
+def spill_directory(tmp_path: Path) -> Iterator[Path]:
+    """An empty directory on a real disk: under the repository where tmp_path is in memory."""
+    if find_filesystem(tmp_path) != "tmpfs":
+        yield tmp_path
+        return
+    BUILD.mkdir(exist_ok=True)
+    path = Path(tempfile.mkdtemp(prefix="spill-", dir=BUILD))
+    yield path
+    shutil.rmtree(path)
+
+
+@pytest.fixture
+def fresh_dynamo() -> Iterator[None]:
+    """For tests that compile: nothing is left of the graphs of other tests."""
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+@pytest.fixture
+def trace(fresh_dynamo: None) -> Callable[..., TrainingGraph]:
+    """`trace(function, *inputs)` is the TrainingGraph of one call (see toys.trace)."""
+    return toys.trace
+
+
+@cache
+def trace_zoo(name: str) -> TrainingGraph:
+    return toys.trace(toys.GRAPHS[name], toys.make_input())
+
+
+@pytest.fixture(params=toys.GRAPHS)
+def zoo_graph(request: pytest.FixtureRequest) -> TrainingGraph:
+    """Every graph of the small zoo in turn: a copy, each traced once in a run."""
+    return toys.copy_graph(trace_zoo(request.param))

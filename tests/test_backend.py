@@ -1,0 +1,288 @@
+"""The backend in a user's hands: options, order of calls, errors, and graphs that need nothing."""
+
+from __future__ import annotations
+
+import gc
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import fxoffload
+
+WIDTH = 32
+
+
+def make_model(seed: int = 0) -> nn.Module:
+    torch.manual_seed(seed)
+    return nn.Sequential(
+        nn.Linear(WIDTH, WIDTH), nn.Tanh(), nn.Linear(WIDTH, WIDTH), nn.Sigmoid(), nn.Linear(WIDTH, 1)
+    )
+
+
+def compile_eager(model: nn.Module, directory: Path, **options: Any) -> Any:
+    options = {"compiler": "eager", "min_bytes": 1, "memory_budget": "min", **options}
+    torch._dynamo.reset()
+    return fxoffload.compile(model, directory=directory, **options)
+
+
+def wait_for_writes() -> None:
+    deadline = time.monotonic() + 30
+    while fxoffload.statistics().inflight_bytes:
+        assert time.monotonic() < deadline, "writes do not finish"
+        time.sleep(0.001)
+
+
+def reference_gradients(model: nn.Module, x: Tensor) -> list[Tensor]:
+    """Gradients of the uncompiled model, added to nothing."""
+    return list(torch.autograd.grad(model(x).sum(), list(model.parameters())))
+
+
+def assert_gradients(model: nn.Module, expected: list[Tensor]) -> None:
+    for parameter, gradient in zip(model.parameters(), expected, strict=True):
+        assert parameter.grad is not None
+        torch.testing.assert_close(parameter.grad, gradient)
+
+
+def assert_empty() -> None:
+    gc.collect()
+    statistics = fxoffload.statistics()
+    assert statistics.offloaded_bytes > 0
+    assert (statistics.live_bytes, statistics.inflight_bytes) == (0, 0)
+
+
+@pytest.mark.parametrize("drain", [True, False])
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_two_forwards_before_two_backwards(
+    spill_directory: Path, order: tuple[int, int], drain: bool
+) -> None:
+    model = make_model()
+    compiled = compile_eager(model, spill_directory)
+    inputs = [torch.randn(16, WIDTH), torch.randn(16, WIDTH)]
+    compiled(inputs[0]).sum().backward()
+    model.zero_grad()
+    fxoffload.reset_statistics()
+    losses = [compiled(x).sum() for x in inputs]
+    if drain:
+        wait_for_writes()
+    assert fxoffload.statistics().live_bytes == fxoffload.statistics().offloaded_bytes
+    for index in order:
+        losses[index].backward()
+    first, second = (reference_gradients(model, x) for x in inputs)
+    assert_gradients(model, [a + b for a, b in zip(first, second, strict=True)])
+    if drain:
+        assert fxoffload.statistics().read_bytes == fxoffload.statistics().offloaded_bytes
+    assert_empty()
+
+
+@pytest.mark.parametrize("drain", [True, False])
+def test_retain_graph(spill_directory: Path, drain: bool) -> None:
+    model = make_model()
+    compiled = compile_eager(model, spill_directory)
+    x = torch.randn(16, WIDTH)
+    fxoffload.reset_statistics()
+    loss = compiled(x).sum()
+    if drain:
+        wait_for_writes()
+    for _ in range(3):
+        loss.backward(retain_graph=True)
+    assert_gradients(model, [3 * gradient for gradient in reference_gradients(model, x)])
+    assert fxoffload.statistics().live_bytes > 0
+    del loss
+    assert_empty()
+
+
+def test_forward_without_backward_frees_its_values(spill_directory: Path) -> None:
+    model = make_model()
+    compiled = compile_eager(model, spill_directory)
+    fxoffload.reset_statistics()
+    loss = compiled(torch.randn(16, WIDTH)).sum()
+    assert fxoffload.statistics().live_bytes > 0
+    del loss
+    wait_for_writes()
+    assert_empty()
+    assert fxoffload.statistics().read_bytes == 0
+
+
+def test_exception_between_forward_and_backward(spill_directory: Path) -> None:
+    model = make_model()
+    compiled = compile_eager(model, spill_directory)
+    x = torch.randn(16, WIDTH)
+    fxoffload.reset_statistics()
+
+    def fail() -> None:
+        loss = compiled(x).sum()
+        assert loss.requires_grad
+        raise RuntimeError("out of luck")
+
+    with pytest.raises(RuntimeError, match="out of luck"):
+        fail()
+    wait_for_writes()
+    assert_empty()
+    compiled(x).sum().backward()
+    assert_gradients(model, reference_gradients(model, x))
+    assert_empty()
+
+
+def test_no_grad_forward_between_steps_moves_nothing(spill_directory: Path) -> None:
+    model = make_model()
+    compiled = compile_eager(model, spill_directory)
+    x = torch.randn(16, WIDTH)
+    loss = compiled(x).sum()
+    before = fxoffload.statistics().offloaded_bytes
+    with torch.no_grad():
+        expected = model(x)
+        assert torch.equal(compiled(x), expected)
+    assert fxoffload.statistics().offloaded_bytes == before
+    loss.backward()
+    assert_gradients(model, reference_gradients(model, x))
+    assert_empty()
+
+
+def test_threads(spill_directory: Path) -> None:
+    """Steps of one compiled model in several threads at once keep apart."""
+    model = make_model()
+    compiled = compile_eager(model, spill_directory)
+    inputs = [torch.randn(16, WIDTH) for _ in range(4)]
+    expected = [reference_gradients(model, x) for x in inputs]
+    compiled(inputs[0]).sum().backward()
+    failures: list[BaseException] = []
+
+    def run(x: Tensor, gradients: list[Tensor]) -> None:
+        try:
+            for _ in range(10):
+                loss = compiled(x).sum()
+                actual = torch.autograd.grad(loss, list(model.parameters()))
+                torch.testing.assert_close(list(actual), gradients)
+        except BaseException as error:
+            failures.append(error)
+
+    threads = [
+        threading.Thread(target=run, args=pair) for pair in zip(inputs, expected, strict=True)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failures == []
+    assert_empty()
+
+
+def test_string_backend_needs_no_import_of_ours(spill_directory: Path) -> None:
+    model = make_model()
+    options = {"directory": spill_directory, "compiler": "eager", "min_bytes": 1}
+    options["memory_budget"] = "min"
+    torch._dynamo.reset()
+    fxoffload.reset_statistics()
+    compiled = torch.compile(model, backend="fxoffload", options=options)
+    x = torch.randn(16, WIDTH)
+    loss = compiled(x).sum()
+    wait_for_writes()
+    loss.backward()
+    assert_gradients(model, reference_gradients(model, x))
+    assert fxoffload.statistics().read_bytes == fxoffload.statistics().offloaded_bytes
+    assert_empty()
+
+
+def test_nothing_is_left_in_the_directory(spill_directory: Path) -> None:
+    compiled = compile_eager(make_model(), spill_directory)
+    loss = compiled(torch.randn(16, WIDTH)).sum()
+    assert list(spill_directory.iterdir()) == []
+    loss.backward()
+
+
+def test_budget_that_fits_moves_nothing(spill_directory: Path) -> None:
+    model = make_model()
+    compiled = compile_eager(model, spill_directory, memory_budget="1GiB")
+    fxoffload.reset_statistics()
+    compiled(torch.randn(16, WIDTH)).sum().backward()
+    assert fxoffload.statistics().offloaded_bytes == 0
+
+
+def test_budget_that_cannot_be_met_is_said(
+    spill_directory: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    compiled = compile_eager(make_model(), spill_directory, memory_budget=1)
+    fxoffload.reset_statistics()
+    compiled(torch.randn(16, WIDTH)).sum().backward()
+    assert fxoffload.statistics().offloaded_bytes > 0
+    assert "memory_budget of 0.0 MiB is missed" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"memory_buget": 1}, ["memory_buget", "memory_budget", "min_bytes"]),
+        ({"memory_budget": "lots"}, ["memory_budget", "lots", "8GiB"]),
+        ({"ioengine": "posics"}, ["ioengine", "posics", "posix", "memory"]),
+        ({"directory": "/nonexistent/place"}, ["/nonexistent/place", "does not exist"]),
+        ({"compiler": "gcc"}, ["compiler", "gcc", "inductor"]),
+    ],
+)
+@pytest.mark.parametrize("way", ["string", "typed"])
+def test_bad_options_are_one_clear_error(
+    options: dict[str, Any], words: list[str], way: str
+) -> None:
+    """The same class by both ways, with no frame of torch's compiler in the message."""
+    torch._dynamo.reset()
+    model = make_model()
+    with pytest.raises(fxoffload.ConfigError) as caught:
+        if way == "typed":
+            fxoffload.compile(model, **options)
+        else:
+            torch.compile(model, backend="fxoffload", options=options)(torch.randn(4, WIDTH))
+    message = str(caught.value)
+    assert all(word in message for word in words)
+    assert "BackendCompilerFailed" not in message
+    assert "Traceback" not in message
+
+
+def test_too_small_disk_is_said_before_the_first_step(
+    spill_directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import errno
+    import os
+
+    def refuse(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    compiled = compile_eager(make_model(), spill_directory, max_inflight_bytes=12345)
+    fxoffload.reset_statistics()
+    monkeypatch.setattr(os, "posix_fallocate", refuse)
+    with pytest.raises(fxoffload.StoreFull, match=str(spill_directory)):
+        compiled(torch.randn(16, WIDTH))
+    assert fxoffload.statistics().offloaded_bytes == 0
+
+
+@pytest.mark.slow
+def test_inference_graph_has_no_ops(spill_directory: Path) -> None:
+    """An inference graph is plain Inductor's, to the letter."""
+    from torch._inductor.utils import run_and_get_code
+
+    model = make_model().eval()
+    x = torch.randn(16, WIDTH)
+    codes: list[str] = []
+    for options in ({"backend": "inductor"}, {"backend": "fxoffload"}):
+        torch._dynamo.reset()
+        if options["backend"] == "fxoffload":
+            options["options"] = {"directory": spill_directory, "min_bytes": 1}
+        with torch.no_grad():
+            _, (code,) = run_and_get_code(torch.compile(model, **options), x)
+        codes.append(code)
+    assert "fxoffload" not in codes[1]
+    assert codes[0] == codes[1]
+
+
+@pytest.mark.slow
+def test_graph_with_nothing_to_move_has_no_ops(spill_directory: Path) -> None:
+    from torch._inductor.utils import run_fw_bw_and_get_code
+
+    torch._dynamo.reset()
+    compiled = fxoffload.compile(make_model(), directory=spill_directory, min_bytes="1GiB")
+    _, codes = run_fw_bw_and_get_code(lambda: compiled(torch.randn(16, WIDTH)).sum())
+    assert len(codes) == 2
+    assert all("fxoffload" not in code for code in codes)

@@ -1,0 +1,120 @@
+"""Bytes of tensors of every layout, memory at a wanted address, staging buffers."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from fxoffload.runtime.buffers import (
+    STAGING_ALIGNMENT,
+    StagingPool,
+    byte_view,
+    compact,
+    copy_values,
+    empty_at,
+    find_span,
+    is_dense,
+    same_layout,
+    span_tensor,
+)
+
+DTYPES = [torch.bfloat16, torch.bool, torch.int64, torch.complex64, torch.float8_e5m2]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_byte_view_is_the_memory_itself(dtype: torch.dtype) -> None:
+    x = torch.zeros(7, dtype=dtype)[2:6]
+    view = byte_view(x)
+    assert len(view) == 4 * x.element_size()
+    view[:] = bytes([1] * len(view))
+    assert span_tensor(x).tolist() == [1] * len(view)
+    assert view[0] == x.untyped_storage()[2 * x.element_size()]
+
+
+def test_byte_view_keeps_the_memory() -> None:
+    view = byte_view(torch.full((1000,), 7, dtype=torch.uint8))
+    assert bytes(view) == b"\x07" * 1000
+
+
+@pytest.mark.parametrize(
+    ("x", "dense", "span"),
+    [
+        (torch.zeros(3, 4), True, 48),
+        (torch.zeros(3, 4).t(), True, 48),
+        (torch.zeros(2, 3, 4).permute(2, 0, 1), True, 96),
+        (torch.zeros(3, 1, 4).as_strided((3, 1, 4), (4, 99, 1)), True, 48),
+        (torch.zeros(3, 4)[:, :2], False, 40),
+        (torch.zeros(8)[::2], False, 28),
+        (torch.zeros(4).expand(3, 4), False, 16),
+        (torch.zeros(5).as_strided((3, 3), (1, 1)), False, 20),
+        (torch.zeros(0, 4), True, 0),
+        (torch.zeros(()), True, 4),
+    ],
+)
+def test_dense_and_span(x: torch.Tensor, dense: bool, span: int) -> None:
+    assert is_dense(x) is dense
+    assert find_span(x) == span
+
+
+@pytest.mark.parametrize(
+    ("x", "same"),
+    [
+        (torch.arange(12.0).view(3, 4).t(), True),
+        (torch.arange(12.0).view(3, 4)[:, ::2], False),
+        (torch.arange(4.0).expand(3, 4), True),
+        (torch.arange(8.0)[::2].expand(5, 4), True),
+        (torch.arange(80.0)[::20].expand(5, 4), False),
+        (torch.arange(10.0).as_strided((2, 3), (3, 3)), True),
+        (torch.arange(2000.0).as_strided((3, 2), (500, 500)), True),
+    ],
+)
+def test_compact_keeps_the_values(x: torch.Tensor, same: bool) -> None:
+    out = compact(x)
+    assert (out is x) is same
+    assert torch.equal(out.expand(x.shape), x)
+    assert same or find_span(out) == out.numel() * 4
+
+
+def test_copy_values_to_an_expanded_tensor() -> None:
+    y = torch.empty_strided((3, 4), (0, 1))
+    copy_values(y, torch.arange(4.0).expand(3, 4))
+    assert y.tolist() == [[0, 1, 2, 3]] * 3
+
+
+def test_same_layout_ignores_strides_of_length_one() -> None:
+    assert same_layout([3, 1, 4], [4, 4, 1], [3, 1, 4], [4, 77, 1])
+    assert not same_layout([3, 2], [2, 1], [3, 2], [1, 3])
+    assert not same_layout([3, 2], [2, 1], [2, 3], [2, 1])
+    assert not same_layout([3], [1], [3, 1], [1, 1])
+
+
+@pytest.mark.parametrize("alignment", [1, 512, 4096])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_empty_at_has_the_address_and_starts_its_storage(
+    alignment: int, dtype: torch.dtype
+) -> None:
+    for phase in {0, 64 % alignment, (alignment - 64) % alignment}:
+        y = empty_at((5, 7), (1, 5), dtype, phase, alignment)
+        assert y.data_ptr() % alignment == phase
+        assert (y.shape, y.stride(), y.dtype) == ((5, 7), (1, 5), dtype)
+        assert y.storage_offset() == 0
+        assert y.untyped_storage().nbytes() >= find_span(y)
+        y.fill_(1)
+        assert torch.equal(y.as_strided((35,), (1,), 0), torch.ones(35, dtype=dtype))
+
+
+def test_staging_buffers_are_aligned_and_reused() -> None:
+    pool = StagingPool(max_free_bytes=3 * STAGING_ALIGNMENT)
+    buffer = pool.take(1)
+    assert buffer.tensor.data_ptr() % STAGING_ALIGNMENT == 0
+    assert len(buffer.view) == buffer.tensor.numel() == STAGING_ALIGNMENT
+    buffer.view[5] = 9
+    assert buffer.tensor[5] == 9
+    pool.give(buffer)
+    assert pool.free_bytes == STAGING_ALIGNMENT
+    assert pool.take(STAGING_ALIGNMENT) is buffer
+    larger = pool.take(STAGING_ALIGNMENT + 1)
+    assert larger.tensor.numel() == 2 * STAGING_ALIGNMENT
+    for returned in (larger, buffer, pool.take(1)):
+        pool.give(returned)
+    assert pool.free_bytes == 3 * STAGING_ALIGNMENT

@@ -1,0 +1,389 @@
+"""OffloadConfig: what is accepted, and one clear error for what is not."""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fxoffload import config as config_module
+from fxoffload.config import (
+    DIRECTORY_VARIABLE,
+    OffloadConfig,
+    check_directory,
+    default_directory,
+    find_filesystem,
+    parse_bytes,
+)
+from fxoffload.errors import ConfigError
+
+SHARED_MEMORY = Path("/dev/shm")
+
+
+# --- fields -------------------------------------------------------------------------------------
+
+
+def test_defaults() -> None:
+    config = OffloadConfig()
+    assert config.memory_budget is None
+    assert config.budget_bytes is None
+    assert config.host_bytes is None
+    assert config.min_storage_bytes == 2**20
+    assert config.inflight_bytes == 2**30
+    assert (config.ioengine, config.compiler, config.enabled) == ("auto", "inductor", True)
+
+
+def test_sizes_become_bytes() -> None:
+    config = OffloadConfig(
+        memory_budget="8GiB", host_budget="1 GB", min_bytes="64KiB", max_inflight_bytes="0.5MiB"
+    )
+    assert config.budget_bytes == config.memory_budget == 8 * 2**30
+    assert config.host_bytes == 10**9
+    assert config.min_storage_bytes == 2**16
+    assert config.inflight_bytes == 2**19
+
+
+def test_min_is_no_number_of_bytes() -> None:
+    config = OffloadConfig(memory_budget="min")
+    assert config.memory_budget == "min"
+    assert config.budget_bytes is None
+
+
+def test_frozen() -> None:
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        OffloadConfig().enabled = False  # pyright: ignore[reportAttributeAccessIssue]
+
+
+@pytest.mark.parametrize(
+    ("text", "nbytes"),
+    [
+        ("0", 0), ("17", 17), ("17B", 17), ("2kb", 2000), ("2KB", 2000), ("2 MB", 2 * 10**6),
+        ("3GB", 3 * 10**9), ("1TB", 10**12), ("2KiB", 2048), ("2mib", 2 * 2**20),
+        ("1.5 GiB", 3 * 2**29), (" 20GiB ", 20 * 2**30), ("1TiB", 2**40), (5, 5), (0, 0),
+    ],
+)  # fmt: skip
+def test_parse_bytes(text: int | str, nbytes: int) -> None:
+    assert parse_bytes("memory_budget", text) == nbytes
+
+
+@pytest.mark.parametrize(
+    "value", ["lots", "", "GiB", "-1", "1e9", "8 GiB x", "8Gi", "1.GiB", 1.5, True, [], -1]
+)
+@pytest.mark.parametrize(
+    "field", ["memory_budget", "host_budget", "min_bytes", "max_inflight_bytes"]
+)
+def test_bad_sizes(field: str, value: Any) -> None:
+    with pytest.raises(ConfigError) as caught:
+        OffloadConfig(**{field: value})
+    message = str(caught.value)
+    assert message.startswith(f"{field}={value!r} is ")
+    assert '"8GiB"' in message
+    assert ('"min"' in message) is (field == "memory_budget")
+
+
+@pytest.mark.parametrize("field", ["min_bytes", "max_inflight_bytes"])
+def test_sizes_that_cannot_be_left_out(field: str) -> None:
+    with pytest.raises(ConfigError, match=f"{field}=None is not a size"):
+        OffloadConfig(**{field: None})  # pyright: ignore[reportArgumentType]
+
+
+def test_nothing_in_flight_is_refused() -> None:
+    with pytest.raises(ConfigError, match="max_inflight_bytes=0 allows no transfer"):
+        OffloadConfig(max_inflight_bytes="0MiB")
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "near"),
+    [
+        ("ioengine", "posics", "posix"),
+        ("ioengine", "cufile", None),
+        ("ioengine", "Memory", "memory"),
+        ("compiler", "induktor", "inductor"),
+        ("compiler", None, None),
+    ],
+)
+def test_bad_choices(field: str, value: Any, near: str | None) -> None:
+    with pytest.raises(ConfigError, match=f"{field}={value!r} is unknown") as caught:
+        OffloadConfig(**{field: value})
+    assert "valid values: [" in str(caught.value)
+    if near is not None:
+        assert f"did you mean {near!r}?" in str(caught.value)
+
+
+@pytest.mark.parametrize("value", [1, 0, "yes", None])
+def test_enabled_is_a_bool(value: Any) -> None:
+    with pytest.raises(ConfigError, match=r"enabled=.* is not a bool; pass True or False"):
+        OffloadConfig(enabled=value)
+
+
+@given(st.integers(0, 2**60))
+def test_ints_stay(nbytes: int) -> None:
+    assert OffloadConfig(memory_budget=nbytes).budget_bytes == nbytes
+    assert parse_bytes("memory_budget", str(nbytes % 2**50)) == nbytes % 2**50
+
+
+# --- options ------------------------------------------------------------------------------------
+
+
+def test_options_are_fields() -> None:
+    options = {"directory": "/data", "memory_budget": "min", "enabled": False}
+    assert OffloadConfig.from_options(options) == OffloadConfig(**options)
+    assert OffloadConfig.from_options(None) == OffloadConfig()
+
+
+@pytest.mark.parametrize(
+    ("name", "near"), [("memory_buget", "memory_budget"), ("dir", "directory"), ("xyz", None)]
+)
+def test_unknown_option(name: str, near: str | None) -> None:
+    with pytest.raises(ConfigError) as caught:
+        OffloadConfig.from_options({name: 1})
+    message = str(caught.value)
+    assert message.startswith(f"unknown option {name!r}; ")
+    assert (f"did you mean {near!r}?" in message) is (near is not None)
+    for field in dataclasses.fields(OffloadConfig):
+        assert repr(field.name) in message
+
+
+# --- directories --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("make", [str, Path])
+def test_one_directory(make: type) -> None:
+    assert OffloadConfig(directory=make("/data/spill")).directories == (Path("/data/spill"),)
+
+
+def test_several_directories() -> None:
+    config = OffloadConfig(directory=["/a", Path("/b")])
+    assert config.directories == (Path("/a"), Path("/b"))
+
+
+def test_relative_directories_are_resolved_now(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir("/usr")
+    monkeypatch.setenv("HOME", "/home/someone")
+    config = OffloadConfig(directory=["spill", "~/spill"])
+    monkeypatch.chdir("/")
+    assert config.directories == (Path("/usr/spill"), Path("/home/someone/spill"))
+
+
+@pytest.mark.parametrize(
+    ("directory", "words"),
+    [
+        ([], "names no directory"),
+        (["/a", "/b", "/a"], "names a directory twice"),
+        (["/a", "/b/../a"], "names a directory twice"),
+        (3, "is not a path or a list of paths"),
+        (["/a", 3], "is not a path or a list of paths"),
+        ({"/a": "/b"}, "is not a path or a list of paths"),
+        (b"/a", "is not a path or a list of paths"),
+    ],
+)
+def test_bad_directories(directory: Any, words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        OffloadConfig(directory=directory)
+
+
+def test_good_directory(spill_directory: Path) -> None:
+    check_directory(spill_directory)
+    assert list(spill_directory.iterdir()) == []
+
+
+def test_missing_directory(spill_directory: Path) -> None:
+    path = spill_directory / "missing"
+    with pytest.raises(ConfigError, match=f"directory='{path}' does not exist; create it"):
+        check_directory(path)
+
+
+def test_file_as_directory(spill_directory: Path) -> None:
+    path = spill_directory / "file"
+    path.touch()
+    with pytest.raises(ConfigError, match=f"directory='{path}' is not a directory"):
+        check_directory(path)
+
+
+def test_tmpfs_is_refused() -> None:
+    if find_filesystem(SHARED_MEMORY) != "tmpfs":
+        pytest.skip("/dev/shm is no tmpfs on this machine")
+    with pytest.raises(ConfigError, match=r"'/dev/shm' is on tmpfs, which is memory") as caught:
+        check_directory(SHARED_MEMORY)
+    assert 'ioengine="memory"' in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [(errno.EACCES, "Permission denied"), (errno.EROFS, "Read-only file system")],
+)
+def test_unwritable_directory(
+    spill_directory: Path, monkeypatch: pytest.MonkeyPatch, code: int, words: str
+) -> None:
+    def refuse(**_: Any) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", refuse)
+    with pytest.raises(ConfigError, match=rf"cannot be written \({words}\); change its perm"):
+        check_directory(spill_directory)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_directory_without_permission(spill_directory: Path) -> None:
+    spill_directory.chmod(0o500)
+    with pytest.raises(ConfigError, match="cannot be written"):
+        check_directory(spill_directory)
+    spill_directory.chmod(0o700)
+
+
+def test_read_only_pseudo_filesystem() -> None:
+    """A directory that not even root can write to."""
+    with pytest.raises(ConfigError, match="directory='/proc' cannot be written"):
+        check_directory(Path("/proc"))
+
+
+def test_filesystem_of_a_mount_with_a_space(monkeypatch: pytest.MonkeyPatch) -> None:
+    """mountinfo escapes; the longest mount that holds the path counts, the last of equals."""
+    text = (
+        "1 0 8:1 / / rw - ext4 /dev/sda rw\n"
+        "2 1 8:2 / /fast\\040disk rw shared:1 - xfs /dev/sdb rw\n"
+        "3 2 8:3 / /fast\\040disk/memory rw - tmpfs none rw\n"
+        "4 1 8:4 / /twice rw - ext4 /dev/sdc rw\n"
+        "5 1 8:5 / /twice rw - btrfs /dev/sdd rw\n"
+    )
+    monkeypatch.setattr(Path, "read_text", lambda self: text)
+    assert find_filesystem(Path("/somewhere")) == "ext4"
+    assert find_filesystem(Path("/fast disk/x")) == "xfs"
+    assert find_filesystem(Path("/fast disk/memory/x")) == "tmpfs"
+    assert find_filesystem(Path("/fast disks")) == "ext4"
+    assert find_filesystem(Path("/twice/x")) == "btrfs"
+
+
+# --- the default directory ----------------------------------------------------------------------
+
+
+def test_variable_names_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(DIRECTORY_VARIABLE, "/data/named")
+    assert default_directory() == Path("/data/named")
+    assert OffloadConfig().directories == (Path("/data/named"),)
+    assert OffloadConfig(directory="/other").directories == (Path("/other"),)
+
+
+@pytest.fixture
+def no_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(DIRECTORY_VARIABLE, raising=False)
+
+
+def test_cache_of_the_user(
+    no_variable: None, spill_directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(spill_directory / "cache"))
+    path = default_directory()
+    assert path == spill_directory / "cache" / "fxoffload"
+    assert path.stat().st_mode & 0o777 == 0o700
+    assert default_directory() == path
+
+
+def test_home_without_a_cache_variable(
+    no_variable: None, spill_directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setenv("HOME", str(spill_directory))
+    assert default_directory() == spill_directory / ".cache" / "fxoffload"
+
+
+def test_unusable_cache_falls_to_the_next(
+    no_variable: None, spill_directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file where the cache should be; then a per-user directory in /var/tmp."""
+    (spill_directory / "cache").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(spill_directory / "cache"))
+    fallback = Path(f"/var/tmp/fxoffload-{os.getuid()}")
+    made: list[Path] = []
+    mkdir, stat = Path.mkdir, Path.stat
+
+    def record(self: Path, *args: Any, **kwargs: Any) -> None:
+        made.append(self)
+        if self != fallback:
+            mkdir(self, *args, **kwargs)
+
+    def find_owner(self: Path, **options: Any) -> os.stat_result:
+        return stat(spill_directory if self == fallback else self, **options)
+
+    monkeypatch.setattr(config_module, "check_directory", lambda _: None)
+    monkeypatch.setattr(Path, "mkdir", record)
+    monkeypatch.setattr(Path, "stat", find_owner)
+    assert default_directory() == fallback
+    assert made == [spill_directory / "cache" / "fxoffload", fallback]
+
+
+def make_recorder(mkdir: Any, inside: Path) -> Any:
+    """Path.mkdir that makes nothing outside of `inside`."""
+
+    def make(self: Path, *args: Any, **kwargs: Any) -> None:
+        if self.is_relative_to(inside):
+            mkdir(self, *args, **kwargs)
+
+    return make
+
+
+def test_no_directory_at_all(no_variable: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: Path) -> None:
+        raise ConfigError(f"{path} is no good")
+
+    monkeypatch.setattr(Path, "mkdir", lambda *_, **__: None)
+    monkeypatch.setattr(config_module, "check_directory", refuse)
+    with pytest.raises(ConfigError, match="no directory for the spill file") as caught:
+        default_directory()
+    message = str(caught.value)
+    assert message.count("is no good") == 2
+    assert f"set ${DIRECTORY_VARIABLE}" in message
+
+
+def test_directory_of_another_user_is_not_taken(
+    no_variable: None, spill_directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(spill_directory))
+    monkeypatch.setattr(Path, "mkdir", make_recorder(Path.mkdir, spill_directory))
+    monkeypatch.setattr(config_module, "check_directory", lambda _: None)
+    monkeypatch.setattr(Path, "stat", lambda self, **_: os.stat(spill_directory))
+    monkeypatch.setattr(os, "getuid", lambda: os.stat(spill_directory).st_uid + 1)
+    with pytest.raises(ConfigError, match="belongs to another user"):
+        default_directory()
+
+
+# --- keys ---------------------------------------------------------------------------------------
+
+CHANGES: dict[str, Any] = {
+    "directory": "/b",
+    "memory_budget": "8GiB",
+    "host_budget": "1GiB",
+    "min_bytes": 1,
+    "max_inflight_bytes": 1,
+    "ioengine": "posix",
+    "compiler": "eager",
+    "enabled": False,
+}
+
+
+def test_equal_options_have_one_key() -> None:
+    left = OffloadConfig(directory="/a", memory_budget="1MiB")
+    right = OffloadConfig(directory=[Path("/a")], memory_budget=2**20)
+    assert left == right
+    assert hash(left) == hash(right)
+    assert left.key == right.key
+
+
+@pytest.mark.parametrize("field", [field.name for field in dataclasses.fields(OffloadConfig)])
+def test_every_field_is_in_the_key(field: str) -> None:
+    config = OffloadConfig(directory="/a")
+    assert dataclasses.replace(config, **{field: CHANGES[field]}).key != config.key
+
+
+def test_default_directory_is_in_the_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(DIRECTORY_VARIABLE, "/data/one")
+    one = OffloadConfig().key
+    monkeypatch.setenv(DIRECTORY_VARIABLE, "/data/two")
+    assert OffloadConfig().key != one

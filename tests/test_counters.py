@@ -1,0 +1,47 @@
+"""Counters, their snapshots and sums."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+
+import pytest
+
+from fxoffload.runtime.counters import (
+    Counters,
+    StoreStatistics,
+    add_statistics,
+    format_bytes,
+)
+
+
+def test_reset_keeps_what_is_true_now() -> None:
+    counters = Counters(*range(1, 14))
+    counters.inflight_bytes, counters.live_bytes = 5, 7
+    counters.reset()
+    record = counters.snapshot("memory")
+    assert record == StoreStatistics(
+        inflight_bytes=5, peak_inflight_bytes=5, live_bytes=7, ioengine="memory"
+    )
+    assert isinstance(record.exposed_seconds, float)
+
+
+def test_every_counter_is_in_the_record() -> None:
+    counted = {field.name for field in fields(Counters)}
+    assert {field.name for field in fields(StoreStatistics)} == counted | {"ioengine"}
+
+
+def test_sum_of_records() -> None:
+    one = StoreStatistics(offloads=1, exposed_seconds=0.5, ioengine="posix direct, memory")
+    two = StoreStatistics(offloads=2, exposed_seconds=0.25, live_bytes=3, ioengine="memory")
+    assert add_statistics([one, two]) == StoreStatistics(
+        offloads=3, exposed_seconds=0.75, live_bytes=3, ioengine="posix direct, memory"
+    )
+    assert add_statistics([]) == StoreStatistics()
+
+
+@pytest.mark.parametrize(
+    ("nbytes", "text"),
+    [(0, "0 B"), (1023, "1023 B"), (1024, "1.0 KiB"), (3 * 2**30, "3.0 GiB"), (2**41, "2.0 TiB")],
+)
+def test_format_bytes(nbytes: int, text: str) -> None:
+    assert format_bytes(nbytes) == text

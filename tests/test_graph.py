@@ -1,0 +1,161 @@
+"""Facts about nodes: aliases, views, mutation, sizes."""
+
+from __future__ import annotations
+
+import operator
+from typing import Any
+
+import pytest
+import torch
+import toys
+from torch import Tensor
+from toys import Half, Sketch, aten
+
+from fxoffload.graph import (
+    TrainingGraph,
+    count_bytes,
+    find_alias_sources,
+    find_mutated,
+    get_output,
+    get_placeholder,
+    get_results,
+    get_saved,
+    get_tensor,
+    has_hints,
+    hint_int,
+    is_dense,
+    is_view,
+)
+
+
+@pytest.fixture
+def half() -> Half:
+    return Sketch().forward
+
+
+@pytest.mark.parametrize(
+    ("target", "args", "view"),
+    [
+        (aten.t.default, (), True),
+        (aten.view.default, ([16],), True),
+        (aten.expand.default, ([3, 4, 4],), True),
+        (aten.as_strided.default, ([2], [1]), True),
+        (aten.view.dtype, (torch.int32,), True),
+        (aten.detach.default, (), True),
+        # The schema of these is silent; the storage tells.
+        (aten._unsafe_view.default, ([16],), True),
+        (aten.alias.default, (), True),
+        (aten.sin.default, (), False),
+        (aten.clone.default, (), False),
+        (aten.add_.Scalar, (1,), False),
+    ],
+)
+def test_is_view(half: Half, target: Any, args: tuple[Any, ...], view: bool) -> None:
+    x = half.input("x", torch.empty(4, 4))
+    node = half.call(target, x, *args)
+    assert is_view(node) is view
+    aliases = view or bool(find_mutated(node))
+    assert find_alias_sources(node) == ([x] if aliases else [])
+
+
+def test_inputs_are_no_views(half: Half) -> None:
+    x = half.input("x", torch.empty(4, 4))
+    assert not is_view(x)
+    assert find_alias_sources(x) == []
+
+
+def test_items_of_a_split_look_at_its_argument(half: Half) -> None:
+    x = half.input("x", torch.empty(4, 4))
+    split = half.call(aten.split.Tensor, x, 2)
+    item = half.call(operator.getitem, split, 1)
+    assert find_alias_sources(item) == [x]
+    assert is_view(item)
+    # The split reads no data either, now that an item of it is known.
+    assert is_view(split)
+    assert find_alias_sources(split) == []
+
+
+def test_items_of_a_sort_are_new(half: Half) -> None:
+    x = half.input("x", torch.empty(4, 4))
+    sort = half.call(aten.sort.default, x)
+    item = half.call(operator.getitem, sort, 1)
+    assert find_alias_sources(item) == []
+    assert is_view(item)
+    assert not is_view(sort)
+
+
+def test_list_arguments_are_looked_at(half: Half) -> None:
+    x, y = half.input("x", torch.empty(4, 4)), half.input("y", torch.empty(4, 4))
+    assert not is_view(half.call(aten.cat.default, [x, y]))
+
+
+def test_mutated(half: Half) -> None:
+    x, y = half.input("x", torch.empty(4)), half.input("y", torch.empty(4))
+    assert find_mutated(half.call(aten.copy_.default, x, y)) == [x]
+    assert find_mutated(half.call(aten.add.Tensor, x, y)) == []
+    assert find_mutated(x) == []
+
+
+@pytest.mark.parametrize(
+    ("tensor", "dense"),
+    [
+        (torch.empty(4, 6), True),
+        (torch.empty(4, 6).t(), True),
+        (torch.empty(2, 3, 4).permute(1, 2, 0), True),
+        (torch.empty(4, 1, 6)[:, :, :], True),
+        (torch.empty(()), True),
+        (torch.empty(0, 4), True),
+        (torch.empty(4, 6)[:, :3], False),
+        (torch.empty(4, 6)[:, ::2], False),
+        (torch.empty(1, 6).expand(4, 6), False),
+        (torch.empty(16).as_strided((4, 4), (2, 1)), False),
+    ],
+)
+def test_is_dense(tensor: Tensor, dense: bool) -> None:
+    assert is_dense(tensor) is dense
+
+
+def test_count_bytes() -> None:
+    assert count_bytes(torch.empty(3, 5, dtype=torch.bfloat16)) == 30
+    assert count_bytes(torch.empty(1, 5, dtype=torch.bool).expand(4, 5)) == 20
+    assert count_bytes(torch.empty(0, 5)) == 0
+
+
+def trace_dynamic() -> TrainingGraph:
+    x = toys.make_input(8)
+    torch._dynamo.mark_dynamic(x, 0)
+    return toys.trace(toys.deep, x)
+
+
+def test_symbolic_sizes_count_by_their_hint() -> None:
+    graph = trace_dynamic()
+    tensors = [get_tensor(node) for node in get_saved(graph)]
+    (symbolic, *_) = (t for t in tensors if t is not None and isinstance(t.size(0), torch.SymInt))
+    assert has_hints(symbolic)
+    assert hint_int(symbolic.size(0)) == 8
+    assert count_bytes(symbolic) == 8 * 16 * 4
+
+
+def test_results_and_saved() -> None:
+    graph = toys.make_chain(2)
+    assert [node and node.name for node in get_results(graph.forward.graph)] == [
+        "out",
+        "layer0",
+        "layer1",
+    ]
+    assert [node.name for node in get_saved(graph)] == ["layer0", "layer1"]
+    assert get_output(graph.forward.graph).op == "output"
+
+
+def test_constant_results_appear_as_none() -> None:
+    sketch = Sketch()
+    x = sketch.forward.input("x", torch.empty(4))
+    assert get_results(sketch.forward.finish([None, x, 3]).graph) == [None, x, None]
+
+
+def test_get_placeholder() -> None:
+    graph = toys.make_chain(2)
+    found = get_placeholder(graph.backward.graph, "layer1")
+    assert found is not None
+    assert found.op == "placeholder"
+    assert get_placeholder(graph.backward.graph, "grad1") is None

@@ -1,0 +1,277 @@
+"""The ops on plain tensors, the life of tickets, and the stores of the process."""
+
+from __future__ import annotations
+
+import gc
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from fxoffload.config import OffloadConfig
+from fxoffload.errors import StoreClosed, StoreError
+from fxoffload.runtime import (
+    close_stores,
+    find_store,
+    kernels,
+    measure_store,
+    register_store,
+    reset_statistics,
+    statistics,
+)
+
+OPS = torch.ops.fxoffload
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(params=["posix", "memory"])
+def config(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[OffloadConfig]:
+    known = set(kernels._stores)
+    yield OffloadConfig(directory=tmp_path, ioengine=request.param, host_budget="64MiB")
+    for key in set(kernels._stores) - known:
+        kernels._stores.pop(key).close()
+
+
+@pytest.fixture
+def key(config: OffloadConfig) -> str:
+    return register_store(config)
+
+
+def offload(key: str, x: torch.Tensor, tier: str = "nvme") -> torch.Tensor:
+    return OPS.offload(x, key, "value", tier, True, 0)
+
+
+def fetch(ticket: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    y = OPS.prefetch(ticket, like.shape, like.stride(), like.dtype, like.device)
+    OPS.wait(y, ticket)
+    return y
+
+
+def live_bytes(key: str) -> int:
+    return find_store(key).statistics().live_bytes
+
+
+@pytest.mark.parametrize("nbytes", [1000, 1_000_000])
+def test_a_value_goes_and_comes_back(key: str, nbytes: int) -> None:
+    x = torch.randint(0, 256, (nbytes,), dtype=torch.uint8)
+    expected = x.clone()
+    ticket = offload(key, x)
+    assert (ticket.shape, ticket.dtype, ticket.device) == ((1,), torch.int64, CPU)
+    OPS.release(ticket, x, True)
+    x.zero_()
+    assert torch.equal(fetch(ticket, expected), expected)
+
+
+def test_the_host_tier(config: OffloadConfig) -> None:
+    key = register_store(config)
+    x = torch.randn(100_000)
+    if config.ioengine == "memory":
+        with pytest.raises(StoreError, match="no tier 'host'"):
+            offload(key, x, "host")
+        return
+    ticket = offload(key, x, "host")
+    OPS.release(ticket, x, True)
+    assert torch.equal(fetch(ticket, x), x)
+    assert find_store(key).statistics().ioengine.endswith(", memory")
+
+
+def test_the_slot_lives_as_long_as_the_storage_of_the_ticket(key: str) -> None:
+    x = torch.zeros(100_000)
+    ticket = offload(key, x)
+    OPS.release(ticket, x, True)
+    view = ticket.view(1, 1)
+    alias = ticket.detach()
+    del ticket
+    assert live_bytes(key) == 400_000
+    del view
+    assert torch.equal(fetch(alias, x), x)
+    del alias
+    assert live_bytes(key) == 0
+
+
+def test_numbers_are_never_used_again(key: str) -> None:
+    x = torch.zeros(10)
+    numbers = [int(offload(key, x)) for _ in range(3)]
+    assert numbers == sorted(set(numbers))
+
+
+def test_a_ticket_in_a_cycle_is_freed_by_the_collector(key: str) -> None:
+    x = torch.zeros(100_000)
+    ticket = offload(key, x)
+    OPS.release(ticket, x, True)
+    cycle: list[object] = [ticket]
+    cycle.append(cycle)
+    del ticket, cycle
+    assert live_bytes(key) == 400_000
+    gc.collect()
+    assert live_bytes(key) == 0
+
+
+def test_the_collector_may_run_anywhere(key: str) -> None:
+    """Tickets die in cycles while the store works, at allocations the collector chooses."""
+    threshold = gc.get_threshold()
+    gc.set_threshold(1)
+    try:
+        for size in (1000, 50_000):
+            for _ in range(60):
+                x = torch.full((size,), 3.0)
+                ticket = offload(key, x)
+                OPS.release(ticket, x, True)
+                assert torch.equal(fetch(ticket, x), x)
+                cycle: list[object] = [ticket]
+                cycle.append(cycle)
+                del ticket, cycle
+    finally:
+        gc.set_threshold(*threshold)
+    gc.collect()
+    find_store(key).close()
+    assert live_bytes(key) == 0
+
+
+def test_a_ticket_may_die_in_another_thread(key: str) -> None:
+    x = torch.zeros(100_000)
+    held = [offload(key, x)]
+    OPS.release(held[0], x, True)
+    thread = threading.Thread(target=held.clear)
+    thread.start()
+    thread.join(30)
+    assert live_bytes(key) == 0
+
+
+def test_a_copied_ticket_is_told_from_a_live_one(key: str) -> None:
+    x = torch.zeros(100_000)
+    ticket = offload(key, x)
+    OPS.release(ticket, x, True)
+    copied, number = ticket.clone(), int(ticket)
+    del ticket
+    for call in (
+        lambda: OPS.prefetch(copied, x.shape, x.stride(), x.dtype, CPU),
+        lambda: OPS.wait(x, copied),
+        lambda: OPS.release(copied, x, True),
+    ):
+        with pytest.raises(StoreError, match=f"ticket {number} was freed.*saved-tensor hook"):
+            call()
+
+
+def test_autograd_decides_how_long_a_ticket_lives(key: str) -> None:
+    class Double(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: torch.autograd.function.FunctionCtx, x: torch.Tensor) -> torch.Tensor:
+            factor = torch.full_like(x, 2.0)
+            ticket = offload(key, factor)
+            OPS.release(ticket, factor, True)
+            ctx.save_for_backward(ticket)
+            return x * factor
+
+        @staticmethod
+        def backward(ctx: torch.autograd.function.FunctionCtx, grad: torch.Tensor) -> torch.Tensor:
+            (ticket,) = ctx.saved_tensors
+            return grad * fetch(ticket, grad)
+
+    x = torch.randn(100_000, requires_grad=True)
+    out = Double.apply(x).sum()
+    assert live_bytes(key) == 400_000
+    out.backward(retain_graph=True)
+    assert live_bytes(key) == 400_000
+    out.backward()
+    assert live_bytes(key) == 0
+    assert x.grad is not None
+    assert torch.equal(x.grad, torch.full_like(x, 4.0))
+    abandoned = Double.apply(x)
+    assert live_bytes(key) == 400_000
+    del abandoned
+    assert live_bytes(key) == 0
+
+
+def test_equal_options_share_a_store(config: OffloadConfig) -> None:
+    key = register_store(config)
+    store = find_store(key)
+    assert register_store(config) == key
+    assert find_store(key) is store
+    store.close()
+    assert register_store(config) == key
+    assert find_store(key) is not store
+    assert not find_store(key).closed
+
+
+def test_an_unknown_store_is_named() -> None:
+    with pytest.raises(StoreError, match="store 'nowhere' is not open in this process"):
+        offload("nowhere", torch.zeros(1))
+
+
+def test_statistics_of_the_process(key: str) -> None:
+    reset_statistics()
+    x = torch.zeros(100_000)
+    ticket = OPS.offload(x, key, "value", "nvme", True, 7)
+    OPS.release(ticket, x, True)
+    record = statistics()
+    assert (record.offloads, record.offloaded_bytes, record.deduplicated_bytes) == (1, 400_000, 7)
+    reset_statistics()
+    assert statistics().offloads == 0
+    assert statistics().live_bytes >= 400_000
+
+
+def test_bandwidth(key: str) -> None:
+    assert min(measure_store(key)) > 0
+    assert measure_store(key) is measure_store(key)
+    assert live_bytes(key) == 0
+
+
+def test_nothing_is_visible_in_the_directory(key: str, tmp_path: Path) -> None:
+    x = torch.zeros(100_000)
+    ticket = offload(key, x)
+    OPS.release(ticket, x, True)
+    assert list(tmp_path.iterdir()) == []
+    del ticket
+
+
+def test_close_stores(config: OffloadConfig) -> None:
+    before = set(os.listdir("/proc/self/fd"))
+    key = register_store(config)
+    x = torch.zeros(100_000)
+    ticket = offload(key, x)
+    OPS.release(ticket, x, True)
+    close_stores()
+    assert set(os.listdir("/proc/self/fd")) <= before
+    with pytest.raises(StoreClosed, match="value: the store is closed"):
+        fetch(ticket, x)
+    del ticket
+    assert live_bytes(key) == 0
+
+
+SCRIPT = """
+import os, sys, torch
+from fxoffload.config import OffloadConfig
+from fxoffload.runtime import register_store
+key = register_store(OffloadConfig(directory=sys.argv[1]))
+x = torch.zeros(1_000_000)
+ticket = torch.ops.fxoffload.offload(x, key, "value", "nvme", True, 0)
+if sys.argv[2] == "fork":
+    child = os.fork()
+    if child == 0:
+        try:
+            torch.ops.fxoffload.offload(x, key, "value", "nvme", True, 0)
+        except Exception as error:
+            print(type(error).__name__, error)
+        sys.exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+"""
+
+
+@pytest.mark.parametrize("mode", ["plain", "fork"])
+def test_the_process_ends_with_values_in_flight(tmp_path: Path, mode: str) -> None:
+    run = subprocess.run(
+        [sys.executable, "-c", SCRIPT, str(tmp_path), mode],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert (run.returncode, run.stderr) == (0, "")
+    assert ("is not open in this process" in run.stdout) is (mode == "fork")
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,421 @@
+"""find_saved_values: one record for each storage, its lifetime, and why it may not move."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+import toys
+from torch import Tensor, fx
+from toys import WEIGHT, Sketch, aten, make_input, names_of
+
+from fxoffload.graph import TrainingGraph
+from fxoffload.passes.lifetimes import build_alias_graph, find_saved_values
+from fxoffload.plan import SavedValue
+
+Tracer = Callable[..., TrainingGraph]
+
+
+def find_movable(graph: TrainingGraph) -> list[SavedValue]:
+    return [value for value in find_saved_values(graph) if value.refusal is None and value.owned]
+
+
+def find_by_name(graph: TrainingGraph, name: str, **options: int) -> SavedValue:
+    (value,) = (v for v in find_saved_values(graph, **options) if v.name == name)
+    return value
+
+
+def make_viewed(*views: Callable[[Sketch, fx.Node], fx.Node]) -> TrainingGraph:
+    """One 8 x 16 activation `a`, saved only through `views`, each read once by the backward."""
+    sketch = Sketch()
+    a = sketch.forward.call(aten.sin.default, sketch.forward.input("x", torch.empty(8, 16)))
+    b = sketch.forward.call(aten.cos.default, a)
+    placeholders = sketch.save(*[view(sketch, a) for view in views])
+    tangent = sketch.backward.input("tangents_1", torch.empty(8, 16))
+    gradients = [sketch.backward.call(aten.exp.default, p) for p in placeholders]
+    return sketch.finish([b], [tangent, *gradients])
+
+
+def take(start: int, end: int, dim: int = 1, step: int = 1) -> Callable[..., fx.Node]:
+    return lambda sketch, a: sketch.forward.call(aten.slice.Tensor, a, dim, start, end, step)
+
+
+def transpose(sketch: Sketch, a: fx.Node) -> fx.Node:
+    return sketch.forward.call(aten.t.default, a)
+
+
+def itself(sketch: Sketch, a: fx.Node) -> fx.Node:
+    return a
+
+
+# --- one value for each storage -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("views", "member_bytes"),
+    [
+        ((itself, transpose), 1024),
+        ((take(0, 10), take(6, 16)), 640),
+        ((take(0, 16, step=2), take(1, 16, step=2), transpose), 1024),
+        ((take(0, 5), take(5, 10), take(10, 16)), 512),
+    ],
+    ids=["transpose", "overlapping", "strided", "chunks"],
+)
+def test_views_of_one_storage_are_one_value(
+    views: tuple[Callable[..., fx.Node], ...], member_bytes: int
+) -> None:
+    graph = make_viewed(*views)
+    (value,) = find_saved_values(graph)
+    assert value.name == "sin_default"
+    assert len(value.members) == len(views)
+    assert (value.nbytes, value.member_bytes) == (512, member_bytes)
+    assert value.refusal is None
+    assert not value.gathered
+
+
+def test_zoo_saves_each_storage_once(zoo_graph: TrainingGraph) -> None:
+    """No two values share a node of the alias graph, whatever views were saved."""
+    aliases = build_alias_graph(zoo_graph.forward.graph)
+    nodes = {node.name: node for node in zoo_graph.forward.graph.nodes}
+    storages: list[int] = []
+    for value in find_saved_values(zoo_graph):
+        if value.gathered:
+            continue
+        tensor = nodes[value.name].meta["val"]
+        storages.append(tensor.untyped_storage()._cdata)
+        assert all(member in aliases for member in (nodes[name] for name in value.members))
+    assert len(set(storages)) == len(storages)
+
+
+def test_chunks_of_one_product(trace: Tracer) -> None:
+    (value,) = find_movable(trace(toys.qkv, make_input()))
+    assert (value.name, value.nbytes) == ("mm", 16 * 48 * 4)
+
+
+def test_square_transpose_is_its_source(trace: Tracer) -> None:
+    """A transposed view has the shape of its base: storages tell them apart, not shapes."""
+
+    def function(x: Tensor) -> Tensor:
+        h = (x @ WEIGHT).tanh()
+        return (h @ h.t() @ WEIGHT).sum()
+
+    values = find_movable(trace(function, make_input()))
+    assert [value.name for value in values if value.nbytes == 1024] == ["tanh", "mm_1"]
+
+
+def test_attention_outputs(trace: Tracer) -> None:
+    """Items of a multi-output op are storages of their own."""
+    graph = trace(toys.sdpa, make_input())
+    names = [value.name for value in find_movable(graph)]
+    items = [node for node in names if node.startswith("getitem")]
+    assert len(items) == 2
+
+
+@pytest.mark.parametrize(
+    ("function", "dtype"),
+    [
+        (toys.bool_mask, torch.bool),
+        (toys.int_indices, torch.int64),
+        (toys.half, torch.bfloat16),
+    ],
+)
+def test_dtypes(trace: Tracer, function: Callable[[Tensor], Tensor], dtype: torch.dtype) -> None:
+    graph = trace(function, make_input())
+    nodes = {node.name: node for node in graph.forward.graph.nodes}
+    sizes = [v.nbytes for v in find_movable(graph) if nodes[v.name].meta["val"].dtype == dtype]
+    assert sizes == [256 * dtype.itemsize]
+
+
+def test_expanded_member_counts_its_row() -> None:
+    def expand(sketch: Sketch, a: fx.Node) -> fx.Node:
+        row = sketch.forward.call(aten.slice.Tensor, a, 0, 0, 1)
+        return sketch.forward.call(aten.expand.default, row, [64, 16])
+
+    (value,) = find_saved_values(make_viewed(itself, expand))
+    assert value.member_bytes == 512 + 64
+
+
+# --- lifetimes ----------------------------------------------------------------------------------
+
+
+def test_positions() -> None:
+    graph = toys.make_chain(3)
+    values = {value.name: value for value in find_saved_values(graph)}
+    forward = [node.name for node in graph.forward.graph.nodes]
+    backward = [node.name for node in graph.backward.graph.nodes]
+    for index, value in enumerate(values.values()):
+        assert forward[value.born] == f"layer{index}"
+        assert forward[value.last_use] == (f"layer{index + 1}" if index < 2 else "out")
+        assert backward[value.first_use] == backward[value.freed] == f"grad{index}"
+
+
+def test_last_use_looks_through_views() -> None:
+    sketch = Sketch()
+    a = sketch.forward.call(aten.sin.default, sketch.forward.input("x", torch.empty(4, 4)))
+    view = sketch.forward.call(aten.t.default, sketch.forward.call(aten.t.default, a))
+    early = sketch.forward.call(aten.cos.default, a)
+    late = sketch.forward.call(aten.exp.default, view, name="late")
+    (saved,) = sketch.save(a)
+    graph = sketch.finish([early, late], [sketch.backward.call(aten.exp.default, saved)])
+    (value,) = find_saved_values(graph)
+    assert value.last_use == toys.position(graph.forward.graph, "late")
+
+
+def test_a_view_is_no_reader() -> None:
+    """A saved view at the end of the forward does not make its base a late value."""
+    graph = make_viewed(transpose)
+    (value,) = find_saved_values(graph)
+    assert value.last_use == toys.position(graph.forward.graph, "cos_default")
+    assert names_of(graph.forward.graph)[-1] == "t_default"
+
+
+def test_backward_uses_look_through_views() -> None:
+    sketch = Sketch()
+    a = sketch.forward.call(aten.sin.default, sketch.forward.input("x", torch.empty(4, 4)))
+    (saved,) = sketch.save(a)
+    tangent = sketch.backward.input("tangents_1", torch.empty(4, 4))
+    view = sketch.backward.call(aten.t.default, saved)
+    other = sketch.backward.call(aten.exp.default, tangent)
+    first = sketch.backward.call(aten.mul.Tensor, other, view, name="first")
+    last = sketch.backward.call(aten.mul.Tensor, first, view, name="last")
+    graph = sketch.finish([a], [last])
+    (value,) = find_saved_values(graph)
+    assert value.first_use == toys.position(graph.backward.graph, "first")
+    assert value.freed == toys.position(graph.backward.graph, "last")
+
+
+def test_value_that_the_backward_returns_is_read_by_its_end() -> None:
+    sketch = Sketch()
+    a = sketch.forward.call(aten.sin.default, sketch.forward.input("x", torch.empty(4, 4)))
+    b = sketch.forward.call(aten.cos.default, a)
+    (saved,) = sketch.save(a)
+    graph = sketch.finish([b], [sketch.backward.call(aten.t.default, saved)])
+    (value,) = find_saved_values(graph)
+    assert value.first_use == value.freed == len(graph.backward.graph.nodes) - 1
+
+
+def test_order_is_of_birth(zoo_graph: TrainingGraph) -> None:
+    born = [value.born for value in find_saved_values(zoo_graph)]
+    assert born == sorted(born)
+
+
+# --- small windows ------------------------------------------------------------------------------
+
+
+def test_small_window_is_gathered() -> None:
+    graph = make_viewed(take(0, 2), take(8, 10))
+    values = find_saved_values(graph)
+    assert [value.gathered for value in values] == [True, True]
+    assert [value.nbytes for value in values] == [64, 64]
+    assert [value.members for value in values] == [("slice_tensor",), ("slice_tensor_1",)]
+    assert [value.last_use for value in values] == [value.born for value in values]
+    assert [value.first_use for value in values] == [3, 4]
+
+
+def test_covering_views_move_the_whole_storage() -> None:
+    """Just above half of the storage: one transfer of all of it."""
+    (value,) = find_saved_values(make_viewed(take(0, 5), take(8, 12)))
+    assert not value.gathered
+    assert value.nbytes == 512
+
+
+def test_window_that_is_read_by_absolute_offsets_is_not_gathered() -> None:
+    """as_strided looks at the storage: a dense copy of the window has another one."""
+    sketch = Sketch()
+    a = sketch.forward.call(aten.sin.default, sketch.forward.input("x", torch.empty(8, 16)))
+    window = sketch.forward.call(aten.slice.Tensor, a, 0, 2, 4)
+    b = sketch.forward.call(aten.cos.default, a)
+    (saved,) = sketch.save(window)
+    again = sketch.backward.call(aten.as_strided.default, saved, [2, 16], [16, 1], 16)
+    graph = sketch.finish([b], [sketch.backward.call(aten.exp.default, again)])
+    (value,) = find_saved_values(graph)
+    assert not value.gathered
+
+
+# --- refusals -----------------------------------------------------------------------------------
+
+
+def test_parameters_and_buffers_are_refused(trace: Tracer) -> None:
+    module = torch.nn.Sequential(torch.nn.Linear(16, 16), torch.nn.Tanh(), torch.nn.Linear(16, 16))
+    module.register_buffer("scale", torch.linspace(0, 1, 16))
+
+    def function(x: Tensor) -> Tensor:
+        return (module(x) * module.scale).sum()
+
+    graph = trace(function, make_input())
+    values = find_saved_values(graph)
+    refusals = [v.refusal for v in values if v.name in graph.static_inputs]
+    assert refusals == ["parameter, buffer or other static input"] * 2
+
+
+def test_output_alias_is_refused() -> None:
+    sketch = Sketch()
+    a = sketch.forward.call(aten.sin.default, sketch.forward.input("x", torch.empty(4, 4)))
+    view = sketch.forward.call(aten.t.default, a)
+    (saved,) = sketch.save(a)
+    graph = sketch.finish([view], [sketch.backward.call(aten.exp.default, saved)])
+    (value,) = find_saved_values(graph)
+    assert value.refusal == "aliased by an output of the forward"
+
+
+def save_input(gradient: bool) -> TrainingGraph:
+    sketch = Sketch()
+    x = sketch.forward.input("x", torch.empty(4, 4))
+    out = sketch.forward.call(aten.sin.default, x)
+    (saved,) = sketch.save(x)
+    cos = sketch.backward.call(aten.cos.default, saved)
+    return sketch.finish([out], [cos if gradient else None])
+
+
+def test_callers_input_is_refused() -> None:
+    (value,) = find_saved_values(save_input(gradient=False))
+    assert (value.owned, value.refusal) == (False, "input that belongs to the caller")
+
+
+def test_input_that_gets_a_gradient_may_move_and_is_not_ours() -> None:
+    (value,) = find_saved_values(save_input(gradient=True))
+    assert (value.owned, value.refusal) == (False, None)
+
+
+def test_constant_is_refused() -> None:
+    sketch = Sketch()
+    out = sketch.forward.call(aten.sin.default, sketch.forward.input("x", torch.empty(4, 4)))
+    with sketch.forward.graph.inserting_before(out):
+        constant = sketch.forward.graph.get_attr("constant")
+    constant.meta["val"] = out.meta["val"].clone()
+    (saved,) = sketch.save(constant)
+    backward = sketch.backward.finish([sketch.backward.call(aten.exp.default, saved)])
+    sketch.forward.graph.output((out, constant))
+    forward = fx.GraphModule({"constant": torch.ones(4, 4)}, sketch.forward.graph)
+    (value,) = find_saved_values(TrainingGraph(forward, backward, 1))
+    assert value.refusal == "constant of the graph"
+
+
+def test_mutated_storage_is_refused() -> None:
+    """Written to through a view; the saved value is the base."""
+    sketch = Sketch()
+    a = sketch.forward.call(aten.sin.default, sketch.forward.input("x", torch.empty(4, 4)))
+    view = sketch.forward.call(aten.t.default, a)
+    sketch.forward.call(aten.add_.Scalar, view, 1)
+    out = sketch.forward.call(aten.cos.default, a)
+    (saved,) = sketch.save(a)
+    graph = sketch.finish([out], [sketch.backward.call(aten.exp.default, saved)])
+    (value,) = find_saved_values(graph)
+    assert value.refusal == "mutated in the forward"
+
+
+def test_random_state_is_refused() -> None:
+    graph = make_viewed(itself)
+    placeholder = graph.forward.graph.find_nodes(op="placeholder")[0]
+    placeholder.name = "fwd_rng_state_0"
+    output = next(iter(graph.forward.graph.find_nodes(op="output")))
+    output.args = ((output.args[0][0], placeholder),)
+    (saved, *_) = graph.backward.graph.find_nodes(op="placeholder")
+    saved.name = placeholder.name
+    # A gradient for it, so that it does not count as the caller's.
+    (value,) = find_saved_values(graph)
+    assert value.refusal == "state of a random number generator"
+
+
+def test_small_values_are_refused() -> None:
+    graph = make_viewed(itself)
+    assert find_by_name(graph, "sin_default", min_bytes=512).refusal is None
+    refusal = find_by_name(graph, "sin_default", min_bytes=513).refusal
+    assert refusal == "smaller than min_bytes"
+
+
+def test_empty_values_are_refused() -> None:
+    def empty(sketch: Sketch, a: fx.Node) -> fx.Node:
+        return sketch.forward.call(aten.new_empty.default, a, [0, 4])
+
+    (value,) = find_saved_values(make_viewed(empty), min_bytes=0)
+    assert value.refusal == "smaller than min_bytes"
+
+
+def test_data_dependent_size_is_refused(trace: Tracer) -> None:
+    def function(x: Tensor) -> Tensor:
+        h = x @ WEIGHT
+        rows = h[h[:, 0] > 0]
+        return (rows.sin() @ WEIGHT).exp().sum()
+
+    with torch._dynamo.config.patch(capture_dynamic_output_shape_ops=True):
+        graph = trace(function, make_input())
+    refusals = [value.refusal for value in find_saved_values(graph)]
+    assert "size that depends on data" in refusals
+
+
+def test_storage_with_gaps_is_refused() -> None:
+    """An input may be a window of a storage that we do not see."""
+    sketch = Sketch()
+    x = sketch.forward.input("x", torch.empty(4, 8)[:, ::2])
+    out = sketch.forward.call(aten.sin.default, x)
+    (saved,) = sketch.save(x)
+    graph = sketch.finish([out], [sketch.backward.call(aten.cos.default, saved)])
+    (value,) = find_saved_values(graph)
+    assert value.refusal == "storage with gaps or overlaps"
+
+
+def test_conjugated_view_is_refused() -> None:
+    sketch = Sketch()
+    a = sketch.forward.call(
+        aten.sin.default, sketch.forward.input("x", torch.empty(4, 4, dtype=torch.complex64))
+    )
+    view = sketch.forward.call(aten._conj.default, a)
+    out = sketch.forward.call(aten.cos.default, a)
+    (saved,) = sketch.save(view)
+    graph = sketch.finish([out], [sketch.backward.call(aten.exp.default, saved)])
+    (value,) = find_saved_values(graph)
+    assert value.refusal == "lazily conjugated or negated view"
+
+
+def test_foreign_device_is_refused() -> None:
+    def on_meta(sketch: Sketch, a: fx.Node) -> fx.Node:
+        return sketch.forward.call(aten.empty.memory_format, [4, 4], device="meta")
+
+    (value,) = find_saved_values(make_viewed(on_meta))
+    assert value.refusal == "device meta is not supported"
+
+
+def test_sparse_layout_is_refused() -> None:
+    graph = make_viewed(itself)
+    for node in graph.forward.graph.find_nodes(op="call_function", target=aten.sin.default):
+        with node.meta["val"].fake_mode:
+            node.meta["val"] = torch.eye(4).to_sparse()
+    (value,) = find_saved_values(graph)
+    assert value.refusal == "tensor subclass or layout that is not understood"
+
+
+def test_value_that_nobody_reads_is_refused() -> None:
+    sketch = Sketch()
+    a = sketch.forward.call(aten.sin.default, sketch.forward.input("x", torch.empty(4, 4)))
+    out = sketch.forward.call(aten.cos.default, a)
+    sketch.save(a)
+    tangent = sketch.backward.input("tangents_1", torch.empty(4, 4))
+    (value,) = find_saved_values(sketch.finish([out], [tangent]))
+    assert value.refusal == "not read by the backward"
+
+
+# --- aliases ------------------------------------------------------------------------------------
+
+
+def test_aliases_only_through_own_arguments() -> None:
+    """Equal fake tensors do not alias two values: only an op's own arguments can."""
+    sketch = Sketch()
+    x = sketch.forward.input("x", torch.empty(4, 4))
+    a = sketch.forward.call(aten.sin.default, x, name="a")
+    b = sketch.forward.call(aten.cos.default, x, name="b")
+    b.meta["val"] = a.meta["val"]
+    out = sketch.forward.call(aten.mul.Tensor, a, b)
+    placeholders = sketch.save(a, b)
+    gradients = [sketch.backward.call(aten.exp.default, node) for node in placeholders]
+    values = find_saved_values(sketch.finish([out], gradients))
+    assert [value.members for value in values] == [("a",), ("b",)]
+
+
+def test_analysis_changes_nothing(zoo_graph: TrainingGraph) -> None:
+    before = toys.describe(zoo_graph.forward.graph), toys.describe(zoo_graph.backward.graph)
+    first = find_saved_values(zoo_graph)
+    assert find_saved_values(zoo_graph) == first
+    after = toys.describe(zoo_graph.forward.graph), toys.describe(zoo_graph.backward.graph)
+    assert before == after

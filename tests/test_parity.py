@@ -1,0 +1,169 @@
+"""Bitwise parity of loss and gradients with nothing moved, and proof that bytes did move."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import fxoffload
+from zoo import CASES
+
+NUM_STEPS = 3
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Threaded accumulation may differ in the last bits from run to run."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def wait_for_writes() -> None:
+    """Let every write finish, so that the backward finds nothing in memory."""
+    deadline = time.monotonic() + 30
+    while fxoffload.statistics().inflight_bytes:
+        assert time.monotonic() < deadline, "writes do not finish"
+        time.sleep(0.001)
+
+
+def train(case: str, *, drain: bool = True, **options: Any) -> list[tuple[Tensor, ...]]:
+    """Loss and gradients of some optimizer steps of a freshly seeded model."""
+    torch._dynamo.reset()
+    torch.manual_seed(0)
+    module, inputs = CASES[case]()
+    compiled = fxoffload.compile(module, min_bytes=1, **options)
+    optimizer = torch.optim.SGD(module.parameters(), lr=0.01, momentum=0.9)
+    history: list[tuple[Tensor, ...]] = []
+    for step in range(NUM_STEPS):
+        torch.manual_seed(step)
+        loss = compiled(*inputs)
+        if drain:
+            wait_for_writes()
+        loss.backward()
+        history.append((loss.detach(), *collect_gradients(module)))
+        optimizer.step()
+        optimizer.zero_grad()
+    return history
+
+
+def collect_gradients(module: nn.Module) -> list[Tensor]:
+    return [p.grad.clone() for p in module.parameters() if p.grad is not None]
+
+
+def assert_same(left: list[tuple[Tensor, ...]], right: list[tuple[Tensor, ...]]) -> None:
+    for step, (expected, actual) in enumerate(zip(left, right, strict=True)):
+        for index, (a, b) in enumerate(zip(expected, actual, strict=True)):
+            assert torch.equal(a, b), f"step {step}, tensor {index} differs"
+
+
+def assert_moved_and_freed() -> None:
+    """Every offloaded byte was written and read back, and nothing is left behind."""
+    statistics = fxoffload.statistics()
+    assert statistics.offloaded_bytes > 0
+    assert statistics.written_bytes == statistics.offloaded_bytes
+    assert statistics.read_bytes == statistics.offloaded_bytes
+    assert statistics.forwarded_bytes == 0
+    assert_nothing_left()
+
+
+def assert_nothing_left() -> None:
+    statistics = fxoffload.statistics()
+    assert statistics.live_bytes == 0
+    assert statistics.inflight_bytes == 0
+    assert statistics.write_errors == statistics.read_errors == 0
+
+
+@pytest.mark.parametrize("ioengine", ["posix", "memory"])
+@pytest.mark.parametrize("case", CASES)
+def test_parity_eager(case: str, ioengine: str, spill_directory: Path) -> None:
+    options = {"compiler": "eager", "directory": spill_directory, "memory_budget": "min"}
+    expected = train(case, enabled=False, **options)
+    fxoffload.reset_statistics()
+    actual = train(case, ioengine=ioengine, **options)
+    assert_same(expected, actual)
+    assert_moved_and_freed()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", CASES)
+def test_parity_inductor(case: str, spill_directory: Path) -> None:
+    options = {"directory": spill_directory, "memory_budget": "min"}
+    expected = train(case, enabled=False, **options)
+    fxoffload.reset_statistics()
+    actual = train(case, **options)
+    assert_same(expected, actual)
+    assert_moved_and_freed()
+
+
+@pytest.mark.parametrize("case", ["attention", "views"])
+def test_forwarded_values_keep_parity(case: str, spill_directory: Path) -> None:
+    """A backward that follows at once takes what is still in memory."""
+    options = {"compiler": "eager", "directory": spill_directory, "memory_budget": "min"}
+    expected = train(case, enabled=False, **options)
+    fxoffload.reset_statistics()
+    actual = train(case, drain=False, **options)
+    assert_same(expected, actual)
+    statistics = fxoffload.statistics()
+    assert statistics.forwarded_bytes + statistics.read_bytes == statistics.offloaded_bytes
+    assert_nothing_left()
+
+
+def test_one_transfer_for_each_storage(spill_directory: Path) -> None:
+    """Views of one storage are moved once, whatever their shape, stride or offset."""
+    torch._dynamo.reset()
+    torch.manual_seed(0)
+    weight = torch.randn(32, 32, requires_grad=True)
+
+    def loss(x: Tensor) -> Tensor:
+        h = x @ weight
+        return (h[:, :20].exp() * h[:, 12:].exp() + (h @ h.t())[:, :20].exp()).sum()
+
+    options = {"compiler": "eager", "directory": spill_directory, "memory_budget": "min"}
+    x = torch.randn(32, 32)
+    compiled = fxoffload.compile(loss, min_bytes=1, **options)
+    explanation = fxoffload.explain(loss, x, options={"min_bytes": 1, **options})
+    (graph,) = explanation.graphs
+    fxoffload.reset_statistics()
+    result = compiled(x)
+    wait_for_writes()
+    result.backward()
+    statistics = fxoffload.statistics()
+    roots = [value.name for value, _ in graph.plan.offloads]
+    assert len(roots) == len(set(roots))
+    assert statistics.written_bytes == sum(value.nbytes for value, _ in graph.plan.offloads)
+    assert any(len(value.members) > 1 for value, _ in graph.plan.offloads)
+    assert weight.grad is not None
+    expected = torch.autograd.grad(loss(x), weight)[0]
+    torch.testing.assert_close(weight.grad, expected)
+
+
+def test_alternating_lengths(spill_directory: Path) -> None:
+    """Symbolic sizes: each call moves and restores its own number of bytes."""
+    options = {"compiler": "eager", "directory": spill_directory, "memory_budget": "min"}
+
+    def run(**more: Any) -> list[tuple[Tensor, ...]]:
+        torch._dynamo.reset()
+        torch.manual_seed(0)
+        module, _ = CASES["attention"]()
+        compiled = fxoffload.compile(module, min_bytes=1, dynamic=True, **options, **more)
+        history: list[tuple[Tensor, ...]] = []
+        for length in (16, 24, 16, 40):
+            loss = compiled(torch.linspace(-1, 1, 2 * length * 32).view(2, length, 32))
+            wait_for_writes()
+            loss.backward()
+            history.append((loss.detach(), *collect_gradients(module)))
+            module.zero_grad()
+        return history
+
+    expected = run(enabled=False)
+    fxoffload.reset_statistics()
+    assert_same(expected, run())
+    assert_moved_and_freed()

@@ -1,0 +1,152 @@
+"""transform_graph and run_passes: the passes in order, verified after each."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from functools import partial
+
+import pytest
+import toys
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from toys import make_cost, names_of
+
+from fxoffload.errors import GraphError
+from fxoffload.graph import TrainingGraph
+from fxoffload.ops import OFFLOAD, OPS, RELEASE
+from fxoffload.passes import PassOptions, build_timeline, run_passes, transform_graph
+from fxoffload.passes.insertion import insert_transfers
+from fxoffload.passes.pipeline import count_ops
+
+NBYTES = 16 * 16 * 4
+OPTIONS = PassOptions(cost=make_cost(0.1), store="store", budget_bytes="min", min_bytes=1)
+
+
+def get_code(graph: TrainingGraph) -> tuple[str, str]:
+    return graph.forward.code, graph.backward.code
+
+
+def test_zoo_computes_the_same_bits(zoo_graph: TrainingGraph) -> None:
+    before = toys.copy_graph(zoo_graph)
+    plan = transform_graph(zoo_graph, OPTIONS)
+    assert plan.offloads
+    assert len(names_of(zoo_graph.forward.graph, OFFLOAD)) == len(plan.offloads)
+    assert "fxoffload.offload" in zoo_graph.forward.code, "recompiled"
+    assert "fxoffload.wait" in zoo_graph.backward.code
+    toys.assert_same_step(before, zoo_graph)
+
+
+def test_nothing_to_move_leaves_the_graphs_as_they_are(zoo_graph: TrainingGraph) -> None:
+    before = get_code(zoo_graph)
+    plan = transform_graph(zoo_graph, dataclasses.replace(OPTIONS, min_bytes=2**20))
+    assert not plan.offloads
+    assert get_code(zoo_graph) == before
+    assert all(op not in names_of(zoo_graph.forward.graph) for op in OPS)
+
+
+def test_same_graph_same_plan(zoo_graph: TrainingGraph) -> None:
+    again = toys.copy_graph(zoo_graph)
+    plans = transform_graph(zoo_graph, OPTIONS), transform_graph(again, OPTIONS)
+    assert plans[0] == plans[1]
+    assert hash(plans[0]) == hash(plans[1])
+    assert get_code(zoo_graph) == get_code(again)
+
+
+def test_budget_moves_no_more_than_it_must() -> None:
+    """Four layers, all alive at the end of the forward: a budget of three keeps three."""
+    graph = toys.make_chain(4)
+    unmoved = transform_graph(
+        toys.copy_graph(graph), dataclasses.replace(OPTIONS, budget_bytes=2**20)
+    )
+    assert not unmoved.offloads
+    peak = unmoved.peak_bytes
+    plan = transform_graph(graph, dataclasses.replace(OPTIONS, budget_bytes=peak - NBYTES))
+    assert len(plan.offloads) == 1
+    assert plan.fits
+    assert plan.unmoved_peak_bytes == peak
+
+
+def test_recomputed_reader_of_a_moved_value_gets_the_restored_one() -> None:
+    """A node that the backward computes again reads what the wait returns."""
+    sketch = toys.Sketch()
+    x = sketch.forward.input("x", toys.make_input())
+    a = sketch.forward.call(toys.aten.sin.default, x, name="a")
+    b = sketch.forward.call(toys.aten.cos.default, a, name="b")
+    out = sketch.forward.call(toys.aten.exp.default, b)
+    (saved,) = sketch.save(a)
+    tangent = sketch.backward.input("tangents_1", toys.make_input())
+    again = sketch.backward.call(toys.aten.cos.default, saved, name="b_again")
+    gradient = sketch.backward.call(toys.aten.mul.Tensor, tangent, again)
+    graph = sketch.finish([out], [gradient])
+    before = toys.copy_graph(graph)
+    transform_graph(graph, OPTIONS)
+    assert str(again.args[0]) == "wait_a"
+    toys.assert_same_step(before, graph)
+
+
+def test_illegal_result_names_the_pass() -> None:
+    graph = toys.make_chain(2)
+    plan = transform_graph(toys.copy_graph(graph), OPTIONS)
+
+    def drop_release(graph: TrainingGraph) -> None:
+        release, *_ = graph.forward.graph.find_nodes(op="call_function", target=RELEASE)
+        graph.forward.graph.erase_node(release)
+
+    passes = (partial(insert_transfers, plan=plan, store="store"), drop_release)
+    with pytest.raises(GraphError, match=r"after drop_release: .* is released 0 times"):
+        run_passes(graph, passes)
+
+
+def test_each_pass_is_logged_with_what_it_added(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.DEBUG, logger="fxoffload.passes.pipeline"):
+        transform_graph(toys.make_chain(2), OPTIONS)
+    lines = [r.getMessage() for r in caplog.records if r.name == "fxoffload.passes.pipeline"]
+    assert [line.split(":")[0] for line in lines] == [
+        "insert_transfers",
+        "sink_releases",
+        "advance_prefetches",
+    ]
+    assert "'fxoffload.offload.default': 2" in lines[0]
+    assert lines[1].endswith("+{}")
+    assert lines[2].endswith("+{}")
+
+
+def test_count_ops() -> None:
+    assert count_ops(toys.make_chain(3)) == {
+        "aten.sin.default": 3,
+        "aten.cos.default": 1,
+        "aten.mul.Tensor": 3,
+    }
+
+
+def test_timeline() -> None:
+    """One start for each node, and the end; gradients by the position of their node."""
+    graph = toys.make_chain(3)
+    timeline = build_timeline(graph, make_cost(1.0))
+    # x, layer0, layer1, layer2, out, output
+    assert timeline.forward == (0.0, 0.0, 1.0, 2.0, 3.0, 4.0, 4.0)
+    # layer0, layer1, layer2, tangents_1, grad2, grad1, grad0, output
+    assert timeline.backward == (0.0, 0.0, 0.0, 0.0, 0.0, 1.0, 2.0, 3.0, 3.0)
+    assert timeline.gradients == ((6, NBYTES),)
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    toys.random_graphs(),
+    st.one_of(st.none(), st.just("min"), st.integers(0, 1000)),
+    st.floats(0, 5),
+    st.integers(0, 300),
+)
+def test_random_programs(
+    graph: TrainingGraph, budget: object, seconds: float, host_bytes: int
+) -> None:
+    before = toys.copy_graph(graph)
+    options = PassOptions(
+        cost=make_cost(seconds, 100), store="store", min_bytes=1, host_bytes=host_bytes,
+        budget_bytes=budget, max_inflight_bytes=500,  # pyright: ignore[reportArgumentType]
+    )  # fmt: skip
+    plan = transform_graph(graph, options)
+    assert len(names_of(graph.forward.graph, OFFLOAD)) == len(plan.offloads)
+    toys.assert_matched(graph)
+    toys.assert_same_step(before, graph)

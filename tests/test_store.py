@@ -1,0 +1,842 @@
+"""The store: every value comes back right, in time, whatever fails; and nothing stays behind."""
+
+from __future__ import annotations
+
+import errno
+import os
+import random
+import re
+import threading
+import time
+import warnings
+import weakref
+from collections.abc import Iterator
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, precondition, rule
+
+from fxoffload.errors import StoreClosed, StoreError, StoreFull, TransferError
+from fxoffload.runtime.ioengine import IOEngine
+from fxoffload.runtime.memory import MemoryEngine
+from fxoffload.runtime.posix import PosixEngine
+from fxoffload.runtime.spill_file import SpillFile
+from fxoffload.runtime.store import OffloadStore
+from fxoffload.runtime.ticket import Ticket, TicketState
+
+CPU = torch.device("cpu")
+CAP = 2**30
+SIZES = (0, 1, 511, 512, 513, 4097, 64 * 1024 - 1, 64 * 1024, 64 * 1024 + 1, 3_000_001)
+
+
+@dataclass
+class FlakyEngine:
+    """An engine whose writes wait for `gate`, and whose transfers fail when told to."""
+
+    inner: IOEngine
+    gate: threading.Event = field(default_factory=threading.Event)
+    queued: list[tuple[Future[int], memoryview, int]] = field(default_factory=list)
+    write_failures: int = 0
+    read_failures: int = 0
+    short_reads: int = 0
+    reads: int = 0
+
+    name = "flaky"
+
+    def __post_init__(self) -> None:
+        self.gate.set()
+        self.alignment = self.inner.alignment
+        self.allocate, self.free = self.inner.allocate, self.inner.free
+        self.reserve, self.describe = self.inner.reserve, self.inner.describe
+
+    def write(self, view: memoryview, offset: int) -> Future[int]:
+        if self.write_failures:
+            self.write_failures -= 1
+            return fail(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
+        if self.gate.is_set():
+            return self.inner.write(view, offset)
+        future: Future[int] = Future()
+        self.queued.append((future, view, offset))
+        return future
+
+    def start(self, index: int = 0) -> None:
+        """Let a queued write begin, so that it can no longer be cancelled, but not end."""
+        assert self.queued[index][0].set_running_or_notify_cancel()
+
+    def finish(self, index: int = 0) -> None:
+        future, view, offset = self.queued.pop(index)
+        if future.running() or future.set_running_or_notify_cancel():
+            future.set_result(self.inner.write(view, offset).result())
+
+    def read(self, view: memoryview, offset: int) -> Future[int]:
+        self.reads += 1
+        if self.read_failures:
+            self.read_failures -= 1
+            return fail(OSError(errno.EIO, os.strerror(errno.EIO)))
+        if self.short_reads:
+            self.short_reads -= 1
+            future: Future[int] = Future()
+            future.set_result(len(view) - 1)
+            return future
+        return self.inner.read(view, offset)
+
+    def close(self) -> None:
+        while self.queued:
+            self.finish()
+        self.inner.close()
+
+
+def fail(error: OSError) -> Future[int]:
+    future: Future[int] = Future()
+    future.set_exception(error)
+    return future
+
+
+@pytest.fixture(params=["posix", "memory"])
+def engine(request: pytest.FixtureRequest, tmp_path: Path) -> IOEngine:
+    if request.param == "posix":
+        return PosixEngine([SpillFile(tmp_path)])
+    return MemoryEngine(2**28)
+
+
+@pytest.fixture
+def store(engine: IOEngine) -> Iterator[OffloadStore]:
+    store = OffloadStore({"nvme": engine}, max_inflight_bytes=CAP)
+    yield store
+    check_empty(store)
+    store.close()
+
+
+@pytest.fixture
+def flaky(engine: IOEngine) -> FlakyEngine:
+    return FlakyEngine(engine)
+
+
+@pytest.fixture
+def last_store(flaky: FlakyEngine) -> Iterator[OffloadStore]:
+    """A store on `flaky` in which every backward is the last."""
+    store = OffloadStore({"nvme": flaky}, max_inflight_bytes=8 * 2**20, keeps_graph=lambda: False)
+    yield store
+    store.close()
+    check_empty(store)
+
+
+def check_empty(store: OffloadStore) -> None:
+    deadline = time.monotonic() + 30
+    while True:
+        record = store.statistics()
+        if record.inflight_bytes == record.live_bytes == 0:
+            return
+        assert time.monotonic() < deadline, record
+        time.sleep(0.001)  # A transfer of a freed ticket ends in a worker thread.
+
+
+def fill(nbytes: int, seed: int = 0) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(0, 256, (nbytes,), dtype=torch.uint8, generator=generator)
+
+
+def offload(store: OffloadStore, x: torch.Tensor, name: str = "x", owned: bool = True) -> Ticket:
+    return store.offload(x, name, "nvme", owned)
+
+
+def fetch(store: OffloadStore, ticket: Ticket, like: torch.Tensor) -> torch.Tensor:
+    y = store.prefetch(ticket, like.shape, like.stride(), like.dtype, CPU)
+    store.wait(ticket, y)
+    return y
+
+
+def round_trip(store: OffloadStore, x: torch.Tensor) -> torch.Tensor:
+    ticket = offload(store, x)
+    store.release(ticket, block=True)
+    wait_stored(ticket)
+    y = fetch(store, ticket, x)
+    assert y.storage_offset() == 0
+    store.free(ticket)
+    return y
+
+
+def wait_stored(ticket: Ticket) -> None:
+    """A staged value stays in memory until its write has ended, which nobody waits for."""
+    deadline = time.monotonic() + 30
+    while ticket.write is not None:
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+
+
+def make_values() -> dict[str, torch.Tensor]:
+    base = torch.randn(300, 500)
+    return {
+        "bfloat16": torch.randn(77_777).bfloat16(),
+        "bool": torch.rand(100_003) > 0.5,
+        "int64": torch.arange(33_333),
+        "complex64": torch.randn(20_001, dtype=torch.complex64),
+        "conjugated": torch.randn(20_001, dtype=torch.complex64).conj(),
+        "scalar": torch.tensor(3.5),
+        "empty": torch.empty(0, 5),
+        "transposed": base.t(),
+        "permuted": torch.randn(20, 30, 40).permute(2, 0, 1),
+        "window": base[10:200, 50:150],
+        "offset view": base.view(-1)[12_345:],
+        "gaps": torch.randn(200_000)[::3],
+        "expanded": torch.randn(1, 30_000).expand(7, 30_000),
+        "expanded small": torch.randn(3, 1).expand(3, 4),
+        "expanded gaps": torch.randn(100_000)[::4].expand(3, 25_000),
+        "overlapping": torch.randn(50_000).as_strided((24_000, 3), (2, 1)),
+        "tiny gaps": torch.randn(10, 10)[:, ::2],
+    }
+
+
+@pytest.mark.parametrize("nbytes", SIZES)
+def test_sizes(store: OffloadStore, nbytes: int) -> None:
+    x = fill(nbytes)
+    assert torch.equal(round_trip(store, x), x)
+
+
+@pytest.mark.parametrize("name", make_values())
+@pytest.mark.parametrize("forwarded", [False, True])
+def test_dtypes_and_layouts(store: OffloadStore, name: str, forwarded: bool) -> None:
+    x = make_values()[name]
+    if not forwarded:
+        y = round_trip(store, x)
+    else:
+        ticket = offload(store, x)
+        y = fetch(store, ticket, x)
+        store.free(ticket)
+    assert torch.equal(y, x)
+    assert (y.stride(), y.dtype) == (x.stride(), x.dtype)
+    assert y.untyped_storage().data_ptr() != x.untyped_storage().data_ptr() or y.numel() == 0
+
+
+@pytest.mark.parametrize("name", ["transposed", "permuted", "expanded", "expanded gaps", "gaps"])
+@pytest.mark.parametrize("small", [False, True])
+def test_other_strides_than_recorded(store: OffloadStore, name: str, small: bool) -> None:
+    x = make_values()[name]
+    if small:
+        x = x[:5, :5] if x.dim() > 1 else x[:50]
+    ticket = offload(store, x)
+    forwarded = store.prefetch(ticket, x.shape, x.contiguous().stride(), x.dtype, CPU)
+    store.release(ticket, block=True)
+    wait_stored(ticket)
+    read = store.prefetch(ticket, x.shape, x.contiguous().stride(), x.dtype, CPU)
+    for y in (forwarded, read):
+        store.wait(ticket, y)
+        assert y.is_contiguous()
+        assert torch.equal(y, x)
+    store.free(ticket)
+
+
+def test_the_memory_of_x_is_free_after_a_blocking_release(store: OffloadStore) -> None:
+    for nbytes in SIZES:
+        x = fill(nbytes)
+        expected = x.clone()
+        ticket = offload(store, x)
+        store.release(ticket, block=True)
+        x.zero_()
+        assert torch.equal(fetch(store, ticket, expected), expected)
+        store.free(ticket)
+
+
+def test_many_values_in_random_order(store: OffloadStore) -> None:
+    rng = random.Random(1)
+    values = [fill(rng.randrange(1, 300_000), seed) for seed in range(60)]
+    tickets = []
+    for value in values:
+        x = value.clone()
+        tickets.append(offload(store, x))
+        store.release(tickets[-1], block=rng.random() < 0.5)
+    for index in rng.sample(range(60), 60):
+        assert torch.equal(fetch(store, tickets[index], values[index]), values[index])
+        store.free(tickets[index])
+
+
+def test_reads_in_flight_together(store: OffloadStore) -> None:
+    values = [fill(200_000 + i, i) for i in range(6)]
+    tickets = [offload(store, value) for value in values]
+    for ticket in tickets:
+        store.release(ticket, block=True)
+    ys = [
+        store.prefetch(ticket, value.shape, (1,), value.dtype, CPU)
+        for ticket, value in zip(tickets, values, strict=True)
+    ]
+    for index in (3, 0, 5, 1, 4, 2):
+        store.wait(tickets[index], ys[index])
+        assert torch.equal(ys[index], values[index])
+        store.free(tickets[index])
+
+
+def test_a_ticket_can_be_read_again(store: OffloadStore) -> None:
+    x = fill(500_000)
+    ticket = offload(store, x)
+    store.release(ticket, block=True)
+    first = fetch(store, ticket, x)
+    first.zero_()
+    together = [store.prefetch(ticket, x.shape, (1,), x.dtype, CPU) for _ in range(2)]
+    for y in together:
+        store.wait(ticket, y)
+        assert torch.equal(y, x)
+    assert ticket.state is TicketState.LOADED
+    store.free(ticket)
+    assert ticket.state is TicketState.FREED
+
+
+def test_slots_are_reused(store: OffloadStore, engine: IOEngine) -> None:
+    ends = set()
+    for _ in range(20):
+        tickets = [offload(store, fill(100_000 + 5000 * i)) for i in range(5)]
+        for ticket in tickets:
+            store.release(ticket, block=True)
+        assert isinstance(engine, PosixEngine | MemoryEngine)
+        ends.add(engine.end_bytes)
+        for ticket in reversed(tickets):
+            store.free(ticket)
+    assert len(ends) == 1
+    assert engine.end_bytes == 0
+
+
+def test_states_and_counters(flaky: FlakyEngine) -> None:
+    store = OffloadStore({"nvme": flaky}, max_inflight_bytes=CAP)
+    flaky.gate.clear()
+    x = fill(100_000)
+    ticket = store.offload(x, "x", "nvme", True, 11)
+    assert ticket.state is TicketState.WRITING
+    record = store.statistics()
+    assert (record.inflight_bytes, record.live_bytes) == (100_000, 100_000)
+    flaky.finish()
+    assert ticket.state is TicketState.STORED
+    store.release(ticket, block=True)
+    y = store.prefetch(ticket, x.shape, (1,), x.dtype, CPU)
+    assert ticket.state is TicketState.READING
+    store.wait(ticket, y)
+    assert ticket.state is TicketState.LOADED
+    record = store.statistics()
+    assert record.offloads == 1
+    assert record.offloaded_bytes == record.written_bytes == record.read_bytes == 100_000
+    assert record.peak_inflight_bytes == record.live_bytes == 100_000
+    assert (record.deduplicated_bytes, record.forwarded_bytes) == (11, 0)
+    assert record.ioengine == "flaky"
+    store.reset_statistics()
+    assert store.statistics().written_bytes == 0
+    assert store.statistics().live_bytes == 100_000
+    store.free(ticket)
+    assert ticket.state is TicketState.FREED
+    check_empty(store)
+    store.close()
+
+
+def test_release_waits_and_counts_the_time(last_store: OffloadStore, flaky: FlakyEngine) -> None:
+    flaky.gate.clear()
+    x = fill(100_000)
+    ticket = offload(last_store, x)
+    flaky.start()
+    returned = threading.Event()
+
+    def release() -> None:
+        last_store.release(ticket, block=True)
+        returned.set()
+
+    thread = threading.Thread(target=release)
+    thread.start()
+    assert not returned.wait(0.05)
+    flaky.finish()
+    thread.join(30)
+    assert returned.is_set()
+    assert last_store.statistics().exposed_seconds >= 0.04
+    last_store.free(ticket)
+
+
+def test_release_of_staged_or_unblocked_values_returns_at_once(
+    last_store: OffloadStore, flaky: FlakyEngine
+) -> None:
+    flaky.gate.clear()
+    staged, unblocked = offload(last_store, fill(1000)), offload(last_store, fill(100_000))
+    last_store.release(staged, block=True)
+    last_store.release(unblocked, block=False)
+    assert last_store.statistics().exposed_seconds == 0
+    for ticket in (staged, unblocked):
+        last_store.free(ticket)
+
+
+@pytest.mark.parametrize("block", [True, False])
+def test_x_is_let_go_when_written_and_released(
+    last_store: OffloadStore, flaky: FlakyEngine, block: bool
+) -> None:
+    flaky.gate.clear()
+    x = fill(100_000)
+    storage = weakref.ref(x.untyped_storage())
+    ticket = offload(last_store, x)
+    if not block:
+        last_store.release(ticket, block=False)
+        assert ticket.outgoing is not None
+    flaky.finish()
+    if block:
+        assert ticket.outgoing is not None
+        last_store.release(ticket, block=True)
+    assert ticket.outgoing is None
+    del x, storage
+    last_store.free(ticket)
+
+
+@pytest.mark.parametrize("started", [False, True])
+def test_forwarding_the_tensor_itself(
+    last_store: OffloadStore, flaky: FlakyEngine, started: bool
+) -> None:
+    flaky.gate.clear()
+    x = fill(100_000)
+    expected = x.clone()
+    ticket = offload(last_store, x)
+    last_store.release(ticket, block=False)
+    if started:
+        flaky.start()
+    y = fetch(last_store, ticket, x)
+    assert y.data_ptr() == x.data_ptr()
+    assert torch.equal(y, expected)
+    y.zero_()
+    if started:
+        flaky.finish()
+    record = last_store.statistics()
+    assert record.forwarded_bytes == 100_000
+    assert record.cancelled_bytes == (0 if started else 100_000)
+    assert record.inflight_bytes == record.live_bytes == 0
+    with pytest.raises(StoreError, match="retain_graph=True"):
+        last_store.prefetch(ticket, x.shape, (1,), x.dtype, CPU)
+    last_store.free(ticket)
+    assert flaky.reads == 0
+
+
+@pytest.mark.parametrize(
+    ("why", "x"),
+    [
+        ("the caller's", fill(100_000)),
+        ("behind the start of its storage", fill(200_000)[50_000:]),
+        ("staged", fill(1000)),
+        ("not released", fill(100_000)),
+    ],
+)
+def test_forwarding_a_copy(
+    last_store: OffloadStore, flaky: FlakyEngine, why: str, x: torch.Tensor
+) -> None:
+    flaky.gate.clear()
+    ticket = offload(last_store, x, owned=why != "the caller's")
+    if why != "not released":
+        last_store.release(ticket, block=False)
+    y = fetch(last_store, ticket, x)
+    assert y.untyped_storage().data_ptr() != x.untyped_storage().data_ptr()
+    assert y.storage_offset() == 0
+    assert torch.equal(y, x)
+    assert last_store.statistics().cancelled_bytes == x.numel()
+    last_store.free(ticket)
+
+
+def test_a_kept_graph_gets_copies_and_its_write_goes_on(flaky: FlakyEngine) -> None:
+    kept = True
+    store = OffloadStore({"nvme": flaky}, max_inflight_bytes=CAP, keeps_graph=lambda: kept)
+    flaky.gate.clear()
+    x = fill(100_000)
+    expected = x.clone()
+    ticket = offload(store, x)
+    store.release(ticket, block=False)
+    fetch(store, ticket, x).zero_()
+    assert torch.equal(fetch(store, ticket, x), expected)
+    assert store.statistics().cancelled_bytes == 0
+    flaky.finish()
+    assert ticket.outgoing is None
+    kept = False
+    assert torch.equal(fetch(store, ticket, x), expected)
+    assert flaky.reads == 1
+    store.free(ticket)
+    check_empty(store)
+    store.close()
+
+
+def test_free_cancels_a_queued_write(last_store: OffloadStore, flaky: FlakyEngine) -> None:
+    flaky.gate.clear()
+    ticket = offload(last_store, fill(100_000))
+    last_store.free(ticket)
+    record = last_store.statistics()
+    assert record.cancelled_bytes == 100_000
+    assert record.inflight_bytes == record.live_bytes == 0
+    assert ticket.state is TicketState.FREED
+    assert ticket.outgoing is None
+
+
+def test_free_during_a_write_keeps_the_slot_until_its_end(
+    last_store: OffloadStore, flaky: FlakyEngine
+) -> None:
+    flaky.gate.clear()
+    ticket = offload(last_store, fill(100_000))
+    flaky.start()
+    last_store.free(ticket)
+    assert last_store.statistics().live_bytes == 100_000
+    flaky.finish()
+    assert last_store.statistics().live_bytes == 0
+
+
+def test_free_during_a_read_keeps_the_slot_until_its_end(
+    last_store: OffloadStore, flaky: FlakyEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reading: Future[int] = Future()
+    for nbytes in (100_000, 1000):
+        reading = Future()
+        x = fill(nbytes)
+        ticket = offload(last_store, x)
+        last_store.release(ticket, block=True)
+        wait_stored(ticket)
+        reading.set_running_or_notify_cancel()
+        monkeypatch.setattr(flaky, "read", lambda *_, reading=reading: reading)
+        last_store.prefetch(ticket, x.shape, (1,), x.dtype, CPU)
+        last_store.free(ticket)
+        assert last_store.statistics().live_bytes == nbytes
+        reading.set_result(0)
+        assert last_store.statistics().live_bytes == 0
+
+
+def test_free_inside_the_lock_waits_for_the_next_call(last_store: OffloadStore) -> None:
+    ticket = offload(last_store, fill(100_000))
+    last_store.release(ticket, block=True)
+    with last_store._ledger.lock:
+        last_store.free(ticket)  # As the garbage collector does inside an allocation.
+        assert not ticket.freed
+    assert last_store.statistics().live_bytes == 0
+    assert ticket.freed
+
+
+def test_the_cap_makes_an_offload_wait(last_store: OffloadStore, flaky: FlakyEngine) -> None:
+    flaky.gate.clear()
+    size = 3 * 2**20
+    tickets = [offload(last_store, fill(size)) for _ in range(2)]
+    entered = threading.Event()
+
+    def third() -> None:
+        tickets.append(offload(last_store, fill(size)))
+        entered.set()
+
+    thread = threading.Thread(target=third)
+    thread.start()
+    assert not entered.wait(0.05)
+    flaky.finish()
+    assert entered.wait(30)
+    thread.join(30)
+    record = last_store.statistics()
+    assert record.peak_inflight_bytes == 2 * size
+    assert record.exposed_seconds >= 0.04
+    for ticket in tickets:
+        last_store.free(ticket)
+
+
+def test_one_value_above_the_cap_goes_alone(last_store: OffloadStore) -> None:
+    x = fill(9 * 2**20)
+    assert torch.equal(round_trip(last_store, x), x)
+
+
+@pytest.mark.parametrize("nbytes", [1000, 100_000])
+@pytest.mark.parametrize("block", [True, False])
+def test_a_failed_write_loses_nothing(
+    last_store: OffloadStore, flaky: FlakyEngine, nbytes: int, block: bool
+) -> None:
+    flaky.write_failures = 2
+    x = fill(nbytes)
+    expected = x.clone()
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        ticket = offload(last_store, x, "value_7")
+        last_store.release(ticket, block=block)
+        last_store.statistics()
+    (message,) = [str(warning.message) for warning in said]
+    assert re.search(rf"^value_7: .*{nbytes} bytes.*No space left", message)
+    if block:
+        x.zero_()
+    assert ticket.state is TicketState.RESIDENT
+    assert torch.equal(fetch(last_store, ticket, expected), expected)
+    again = offload(last_store, expected)
+    last_store.release(again, block=True)
+    record = last_store.statistics()
+    assert record.write_errors == 2
+    assert record.live_bytes == record.inflight_bytes == record.written_bytes == 0
+    last_store.free(ticket)
+    last_store.free(again)
+
+
+def test_a_full_store_keeps_values_in_memory() -> None:
+    store = OffloadStore({"nvme": MemoryEngine(100_000)}, max_inflight_bytes=CAP)
+    values = [fill(80_000, seed) for seed in range(3)]
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        tickets = [offload(store, value.clone()) for value in values]
+        for ticket in tickets:
+            store.release(ticket, block=True)
+    (message,) = [str(warning.message) for warning in said]
+    assert "the limit is 97.7 KiB" in message
+    for ticket, value in zip(tickets, values, strict=True):
+        assert torch.equal(fetch(store, ticket, value), value)
+        store.free(ticket)
+    assert store.statistics().write_errors == 2
+    check_empty(store)
+    store.close()
+
+
+def test_a_failed_copy_to_staging_leaves_the_flight(
+    last_store: OffloadStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail_to_allocate(*_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("fxoffload.runtime.host.HostOutgoing", fail_to_allocate)
+    with pytest.raises(MemoryError):
+        offload(last_store, fill(1000))
+    assert last_store.statistics().inflight_bytes == 0
+
+
+def test_an_engine_that_cannot_start_leaves_nothing(
+    last_store: OffloadStore, flaky: FlakyEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> Future[int]:
+        raise RuntimeError("cannot schedule new futures")
+
+    monkeypatch.setattr(flaky, "write", refuse)
+    with pytest.raises(RuntimeError, match="cannot schedule"):
+        offload(last_store, fill(1000))
+    record = last_store.statistics()
+    assert record.inflight_bytes == record.live_bytes == record.offloads == 0
+
+
+@pytest.mark.parametrize("nbytes", [1000, 100_000])
+@pytest.mark.parametrize("kind", ["read_failures", "short_reads"])
+def test_a_failed_read_is_tried_again(
+    last_store: OffloadStore, flaky: FlakyEngine, nbytes: int, kind: str
+) -> None:
+    x = fill(nbytes)
+    ticket = offload(last_store, x)
+    last_store.release(ticket, block=True)
+    wait_stored(ticket)
+    setattr(flaky, kind, 1)
+    assert torch.equal(fetch(last_store, ticket, x), x)
+    assert last_store.statistics().read_errors == 1
+    assert flaky.reads == 2
+    last_store.free(ticket)
+
+
+@pytest.mark.parametrize("nbytes", [1000, 100_000])
+def test_a_read_that_fails_for_good_says_all(
+    last_store: OffloadStore, flaky: FlakyEngine, nbytes: int
+) -> None:
+    x = fill(nbytes)
+    ticket = offload(last_store, x, "layer_3.mlp")
+    last_store.release(ticket, block=True)
+    wait_stored(ticket)
+    flaky.read_failures = 2
+    with pytest.raises(TransferError) as caught:
+        fetch(last_store, ticket, x)
+    message = str(caught.value)
+    assert message.startswith("layer_3.mlp: ")
+    assert f"{nbytes} bytes" in message
+    assert "Input/output error" in message
+    assert ticket.describe_place() in message
+    assert isinstance(caught.value.__cause__, OSError)
+    assert last_store.statistics().read_errors == 2
+    assert torch.equal(fetch(last_store, ticket, x), x)
+    last_store.free(ticket)
+
+
+def test_wrong_questions_are_refused(store: OffloadStore) -> None:
+    x = fill(100_000)
+    with pytest.raises(StoreError, match="no tier 'host', only \\['nvme'\\]"):
+        store.offload(x, "x", "host", True)
+    with pytest.raises(StoreError, match="only those of cpu and cuda"):
+        store.offload(x.to("meta"), "x", "nvme", True)
+    with pytest.raises(StoreFull):
+        store.reserve(2**62, "nvme")
+    ticket = offload(store, x)
+    for size, dtype in (((99_999,), torch.uint8), ((100_000,), torch.int8)):
+        with pytest.raises(StoreError, match="do not belong together"):
+            store.prefetch(ticket, size, (1,), dtype, CPU)
+    store.release(ticket, block=True)
+    y = store.prefetch(ticket, x.shape, (1,), x.dtype, CPU)
+    with pytest.raises(StoreError, match="no prefetch of this ticket returned"):
+        store.wait(ticket, y.clone())
+    store.wait(ticket, y)
+    store.free(ticket)
+
+
+def test_close(flaky: FlakyEngine, tmp_path: Path) -> None:
+    store = OffloadStore({"nvme": flaky}, max_inflight_bytes=CAP)
+    flaky.gate.clear()
+    x = fill(100_000)
+    ticket = offload(store, x)
+    assert list(tmp_path.iterdir()) == []
+    store.close()
+    store.close()
+    assert ticket.state is TicketState.STORED
+    for call in (
+        lambda: offload(store, x),
+        lambda: store.release(ticket, block=True),
+        lambda: store.prefetch(ticket, x.shape, (1,), x.dtype, CPU),
+        lambda: store.wait(ticket, x),
+        lambda: store.reserve(1, "nvme"),
+        lambda: store.measure_bandwidth("nvme"),
+    ):
+        with pytest.raises(StoreClosed, match="the store is closed"):
+            call()
+    store.free(ticket)
+    check_empty(store)
+
+
+def test_close_lets_a_waiting_offload_go(last_store: OffloadStore, flaky: FlakyEngine) -> None:
+    flaky.gate.clear()
+    first = offload(last_store, fill(2**23))
+    errors: list[BaseException] = []
+    started = threading.Event()
+
+    def second() -> None:
+        started.set()
+        try:
+            offload(last_store, fill(2**23))
+        except StoreClosed as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=second)
+    thread.start()
+    assert started.wait(30)
+    last_store.close()
+    thread.join(30)
+    assert len(errors) == 1
+    last_store.free(first)
+
+
+def test_bandwidth_is_measured_once_and_gives_its_slots_back(store: OffloadStore) -> None:
+    first = store.measure_bandwidth("nvme")
+    assert min(first) > 0
+    assert store.measure_bandwidth("nvme") is first
+    assert getattr(store.engines["nvme"], "end_bytes") == 0  # noqa: B009 - not in the protocol
+
+
+def test_threads_at_once(store: OffloadStore) -> None:
+    errors: list[str] = []
+
+    def work(seed: int) -> None:
+        for step in range(15):
+            values = [fill(20_000 * (i + 1) + seed, 100 * seed + step) for i in range(5)]
+            tickets = [offload(store, value) for value in values]
+            for i, ticket in enumerate(tickets):
+                store.release(ticket, block=i % 2 == 0)
+            for value, ticket in zip(values, tickets, strict=True):
+                if not torch.equal(fetch(store, ticket, value), value):
+                    errors.append(f"thread {seed}, step {step}")
+                store.free(ticket)
+
+    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(120)
+    assert errors == []
+
+
+class StoreModel(RuleBasedStateMachine):
+    """Random use of a store against a dict of what was put in."""
+
+    def make_engine(self) -> IOEngine:
+        return MemoryEngine(2**26)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.last = False
+        self.store = OffloadStore(
+            {"nvme": self.make_engine()},
+            max_inflight_bytes=400_000,
+            keeps_graph=lambda: not self.last,
+        )
+        self.tickets: dict[int, tuple[Ticket, torch.Tensor, torch.Tensor]] = {}
+        self.released: set[int] = set()
+        self.pending: dict[int, list[torch.Tensor]] = {}
+        self.count = 0
+
+    @rule(
+        shape=st.sampled_from([(1,), (513,), (70_001,), (40, 1000), (0, 3)]),
+        dtype=st.sampled_from([torch.float32, torch.bfloat16, torch.bool]),
+        layout=st.sampled_from(["plain", "transposed", "gaps", "offset"]),
+        owned=st.booleans(),
+    )
+    def offload(self, shape: tuple[int, ...], dtype: torch.dtype, layout: str, owned: bool) -> None:
+        x = torch.randn(shape).to(dtype)
+        if layout == "transposed":
+            x = x.t()
+        elif layout == "gaps":
+            x = torch.randn(*shape, 2).to(dtype)[..., 0]
+        elif layout == "offset":
+            x = torch.randn(x.numel() + 5).to(dtype)[5:].view(shape)
+        self.count += 1
+        ticket = self.store.offload(x, f"value_{self.count}", "nvme", owned)
+        self.tickets[self.count] = ticket, x, x.clone()
+
+    @precondition(lambda self: self.tickets)
+    @rule(data=st.data(), block=st.booleans())
+    def release(self, data: st.DataObject, block: bool) -> None:
+        key = data.draw(st.sampled_from(sorted(self.tickets)))
+        ticket, x, _ = self.tickets[key]
+        if key not in self.released:
+            self.released.add(key)
+            self.store.release(ticket, block)
+            if block:
+                x.zero_()
+
+    @precondition(lambda self: self.tickets)
+    @rule(data=st.data(), last=st.booleans())
+    def prefetch(self, data: st.DataObject, last: bool) -> None:
+        key = data.draw(st.sampled_from(sorted(self.tickets)))
+        ticket, x, _ = self.tickets[key]
+        if ticket.lent:
+            return
+        self.last = last
+        y = self.store.prefetch(ticket, x.shape, x.stride(), x.dtype, CPU)
+        self.pending.setdefault(key, []).append(y)
+
+    @precondition(lambda self: self.pending)
+    @rule(data=st.data())
+    def wait(self, data: st.DataObject) -> None:
+        key = data.draw(st.sampled_from(sorted(self.pending)))
+        ticket, _, expected = self.tickets[key]
+        for y in self.pending.pop(key):
+            self.store.wait(ticket, y)
+            assert torch.equal(y, expected)
+
+    @precondition(lambda self: self.tickets)
+    @rule(data=st.data())
+    def drop(self, data: st.DataObject) -> None:
+        key = data.draw(st.sampled_from(sorted(self.tickets)))
+        self.store.free(self.tickets.pop(key)[0])
+        self.pending.pop(key, None)
+
+    def teardown(self) -> None:
+        for ticket, _, _ in self.tickets.values():
+            self.store.free(ticket)
+        self.store.close()
+        check_empty(self.store)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            assert self.store.statistics().write_errors == 0
+
+
+class PosixStoreModel(StoreModel):
+    directory: Path
+
+    def make_engine(self) -> IOEngine:
+        return PosixEngine([SpillFile(self.directory)])
+
+
+StoreModel.TestCase.settings = settings(max_examples=40, stateful_step_count=25, deadline=None)
+TestMemoryModel = StoreModel.TestCase
+
+
+@pytest.fixture(autouse=True, scope="module")
+def model_directory(tmp_path_factory: pytest.TempPathFactory) -> None:
+    PosixStoreModel.directory = tmp_path_factory.mktemp("model")
+
+
+TestPosixModel = PosixStoreModel.TestCase
+TestPosixModel.settings = TestMemoryModel.settings

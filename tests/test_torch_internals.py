@@ -1,0 +1,356 @@
+"""What fxoffload relies on in torch's private APIs: one contract for each function."""
+
+from __future__ import annotations
+
+import operator
+import pickle
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+import sympy
+import torch
+import toys
+from torch import Tensor, fx
+from torch._inductor import inductor_prims
+from torch._inductor.codecache import compiled_fx_graph_hash
+from torch._prims.rng_prims import run_and_save_rng_state
+from toys import WEIGHT, Half, Sketch, aten, make_input
+
+from fxoffload import errors, torch_internals
+from fxoffload.graph import TrainingGraph, get_saved
+from fxoffload.torch_internals import (
+    OffloadPartitioner,
+    SymbolicInts,
+    as_user_error,
+    compile_with_aot,
+    compile_with_inductor,
+    copy_saved_meta,
+    find_backward_placeholder,
+    is_rng_state,
+    keeps_graph,
+    set_results,
+    trace_with_inductor,
+)
+
+pytestmark = pytest.mark.usefixtures("fresh_dynamo")
+
+# --- partitioner and compilers ------------------------------------------------------------------
+
+
+class Recorder:
+    """A transform that changes nothing and keeps what it was given."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[fx.GraphModule, fx.GraphModule, int, tuple[int, ...]]] = []
+
+    def __call__(
+        self, forward: fx.GraphModule, backward: fx.GraphModule, count: int, static: Any
+    ) -> None:
+        self.calls.append((forward, backward, count, static))
+
+
+def run_compiled(
+    function: Callable[..., Any], compiler: Callable[..., Any], **options: Any
+) -> tuple[Recorder, Any]:
+    recorder = Recorder()
+
+    def backend(gm: fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
+        return compiler(gm, inputs, OffloadPartitioner(recorder, "test"), **options)
+
+    return recorder, torch.compile(function, backend=backend)(make_input())
+
+
+def two_outputs(x: Tensor) -> tuple[Tensor, Tensor]:
+    h = (x @ WEIGHT).tanh()
+    return h.sin(), h.sum()
+
+
+def test_compile_with_aot() -> None:
+    recorder, results = run_compiled(two_outputs, compile_with_aot)
+    torch.testing.assert_close(results, two_outputs(make_input()))
+    ((forward, backward, count, static),) = recorder.calls
+    assert count == 2
+    assert static == ()
+    assert forward.graph.find_nodes(op="call_function", target=aten.mm.default)
+    assert backward.graph.find_nodes(op="call_function", target=aten.mm.default)
+    expected = torch.autograd.grad(two_outputs(make_input())[1], WEIGHT)
+    torch.testing.assert_close(torch.autograd.grad(results[1], WEIGHT), expected)
+
+
+def test_static_inputs_are_parameters_and_buffers() -> None:
+    module = torch.nn.BatchNorm1d(16)
+    recorder, _ = run_compiled(lambda x: module(x).tanh().sum(), compile_with_aot)
+    ((forward, _, _, static),) = recorder.calls
+    inputs = forward.graph.find_nodes(op="placeholder")
+    shapes = sorted(tuple(inputs[index].meta["val"].shape) for index in static)
+    assert shapes == [(), (16,), (16,), (16,), (16,)]
+    assert len(inputs) == len(static) + 1
+
+
+def test_trace_with_inductor_generates_no_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise AssertionError("code was generated")
+
+    monkeypatch.setattr(torch._inductor.graph.GraphLowering, "run", refuse)
+
+    def trace(gm: fx.GraphModule, inputs: Sequence[Any], partitioner: OffloadPartitioner) -> Any:
+        forward = gm.forward
+        trace_with_inductor(gm, inputs, partitioner)
+        return forward
+
+    for _ in range(2):  # a cached graph would come back without a call of the partitioner
+        torch._dynamo.reset()
+        recorder, _ = run_compiled(two_outputs, trace)
+        ((_, _, count, _),) = recorder.calls
+        assert count == 2
+    assert torch._inductor.config.custom_partitioner_fn is None
+
+
+@pytest.mark.slow
+def test_compile_with_inductor() -> None:
+    mode = "max-autotune-no-cudagraphs"
+    recorder, results = run_compiled(two_outputs, compile_with_inductor, mode=mode)
+    torch.testing.assert_close(results, two_outputs(make_input()))
+    assert len(recorder.calls) == 1
+    assert torch._inductor.config.custom_partitioner_fn is None
+
+
+def hash_graph(identity: str) -> str:
+    half = Sketch().forward
+    x = half.input("x", torch.empty(4))
+    gm = half.finish([half.call(aten.sin.default, x)])
+    partitioner = OffloadPartitioner(Recorder(), identity)
+    with torch._inductor.config.patch(custom_partitioner_fn=partitioner):
+        key, _ = compiled_fx_graph_hash(gm, [x.meta["val"]], {}, [])
+    return key
+
+
+def test_identity_is_in_inductors_cache_key() -> None:
+    assert OffloadPartitioner(Recorder(), "one").uuid() == "one"
+    assert hash_graph("one") == hash_graph("one")
+    assert hash_graph("one") != hash_graph("two")
+
+
+def test_partitioner_pickles_as_its_identity() -> None:
+    """AOTAutograd pickles Inductor's whole configuration; our transform is a closure."""
+    partitioner = OffloadPartitioner(lambda *_: None, "identity")
+    assert pickle.loads(pickle.dumps(partitioner)) == "identity"
+    with torch._inductor.config.patch(custom_partitioner_fn=partitioner):
+        assert b"identity" in pickle.dumps(torch._inductor.config.save_config_portable())
+
+
+# --- errors -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", [errors.ConfigError, errors.StoreFull])
+def test_user_error_passes_through_torch_compile(kind: type[errors.OffloadError]) -> None:
+    def backend(gm: fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
+        raise as_user_error(kind("subject: fact; remedy"))
+
+    with pytest.raises(kind) as caught:
+        torch.compile(torch.sin, backend=backend)(torch.ones(2))
+    assert type(caught.value).__name__ == kind.__name__
+    assert str(caught.value).startswith("subject: fact; remedy")
+    assert "BackendCompilerFailed" not in str(caught.value)
+
+
+def test_plain_error_is_wrapped() -> None:
+    """Why as_user_error exists; should torch stop wrapping, it can go."""
+
+    def backend(gm: fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
+        raise errors.ConfigError("subject: fact; remedy")
+
+    with pytest.raises(torch._dynamo.exc.BackendCompilerFailed):
+        torch.compile(torch.sin, backend=backend)(torch.ones(2))
+
+
+# --- backward -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({}, False),
+        ({"retain_graph": False}, False),
+        ({"retain_graph": True}, True),
+        ({"create_graph": True}, True),
+    ],
+)
+def test_keeps_graph(options: dict[str, bool], expected: bool) -> None:
+    x = torch.ones(2, requires_grad=True)
+    seen: list[bool] = []
+    y = x * x
+    y.register_hook(lambda _: seen.append(keeps_graph()))
+    torch.autograd.grad(y.sum(), x, **options)
+    assert seen == [expected]
+
+
+def test_keeps_graph_outside_of_a_backward() -> None:
+    assert keeps_graph() is True
+
+
+def test_keeps_graph_of_the_inner_backward() -> None:
+    """A backward inside a backward is asked for itself."""
+    x = torch.ones(2, requires_grad=True)
+    seen: list[bool] = []
+
+    def hook(_: Tensor) -> None:
+        with torch.enable_grad():
+            y = x.detach().requires_grad_().sin()
+            y.register_hook(lambda _: seen.append(keeps_graph()))
+            y.sum().backward()
+        seen.append(keeps_graph())
+
+    y = x * x
+    y.register_hook(hook)
+    y.sum().backward(retain_graph=True)
+    assert seen == [False, True]
+
+
+# --- nodes --------------------------------------------------------------------------------------
+
+
+def test_saved_values_have_one_name_in_both_graphs(zoo_graph: TrainingGraph) -> None:
+    placeholders = {n.name: n for n in zoo_graph.backward.graph.find_nodes(op="placeholder")}
+    saved = get_saved(zoo_graph)
+    assert saved
+    for node in saved:
+        found = find_backward_placeholder(placeholders, node)
+        assert found.op == "placeholder"
+        value, other = node.meta["val"], found.meta["val"]
+        assert (value.shape, value.stride(), value.dtype) == (
+            other.shape,
+            other.stride(),
+            other.dtype,
+        )
+
+
+def test_saved_values_follow_the_outputs() -> None:
+    graph = toys.trace(two_outputs, make_input())
+    assert graph.num_outputs == 2
+    assert len(get_saved(graph)) == len(graph.backward.graph.find_nodes(op="placeholder")) - 2
+
+
+def test_set_results() -> None:
+    graph = toys.make_chain(3)
+    forward = graph.forward.graph
+    output = next(iter(forward.find_nodes(op="output")))
+    out, first, _, third = output.args[0]
+    output.meta["desc"] = ["out", "first", "second", "third"]
+    set_results(forward, [out, third, first], [0, 3, 1])
+    assert output.args == ((out, third, first),)
+    assert output.meta["desc"] == ["out", "third", "first"]
+    forward.lint()
+
+
+def test_set_results_without_descriptors() -> None:
+    graph = toys.make_chain(1)
+    output = next(iter(graph.forward.graph.find_nodes(op="output")))
+    set_results(graph.forward.graph, [output.args[0][0]], [0])
+    assert "desc" not in output.meta
+
+
+def test_traced_graphs_have_a_descriptor_for_each_result(zoo_graph: TrainingGraph) -> None:
+    for module in (zoo_graph.forward, zoo_graph.backward):
+        output = next(iter(module.graph.find_nodes(op="output")))
+        assert len(output.meta["desc"]) == len(output.args[0])
+
+
+@pytest.mark.parametrize("mark", [True, False, None])
+def test_copy_saved_meta(mark: bool | None) -> None:
+    half = Sketch().forward
+    source, target = half.input("x", torch.empty(2)), half.input("y", torch.empty(2))
+    if mark is not None:
+        source.meta["saved_tensor_with_no_vc_check"] = mark
+    copy_saved_meta(source, target)
+    assert target.meta.get("saved_tensor_with_no_vc_check", False) is bool(mark)
+
+
+def test_rng_states() -> None:
+    half: Half = Sketch().forward
+    both = half.graph.call_function(run_and_save_rng_state, (aten.rand.default, [4]))
+    state = half.graph.call_function(operator.getitem, (both, 0))
+    value = half.graph.call_function(operator.getitem, (both, 1))
+    assert is_rng_state(state)
+    assert not is_rng_state(value)
+    assert is_rng_state(half.input("fwd_rng_state_0", torch.empty(16, dtype=torch.uint8)))
+    assert not is_rng_state(half.input("primals_1", torch.empty(16)))
+    other = half.call(aten.sort.default, half.input("x", torch.empty(4)))
+    assert not is_rng_state(half.call(operator.getitem, other, 0))
+
+
+def test_inductors_seeds_are_rng_states() -> None:
+    half: Half = Sketch().forward
+    for target, args in ((inductor_prims.seed, ()), (inductor_prims.seeds, (2,))):
+        assert is_rng_state(half.graph.call_function(target, (*args, torch.device("cpu"))))
+
+
+# --- symbolic sizes -----------------------------------------------------------------------------
+
+
+def make_symbolic() -> tuple[fx.Graph, torch.SymInt]:
+    """A backward with a placeholder that binds a symbol (hint 8), and the symbol."""
+    graph = toys.trace_dynamic(toys.deep).backward.graph
+    (size, *_) = (
+        node.meta["val"]
+        for node in graph.find_nodes(op="placeholder")
+        if isinstance(node.meta["val"], torch.SymInt)
+    )
+    return graph, size
+
+
+@pytest.mark.parametrize(
+    ("compute", "name"),
+    [
+        (lambda s: s, "s"),
+        (lambda s: s * 4, "4s"),
+        (lambda s: s + 1, "s+1"),
+        (lambda s: (s * 3 + 2) * 5, "5(3s+2)"),
+        (lambda s: (s * 48) // 3, "16s"),
+        (lambda s: s // 2, "s//2"),
+        (lambda s: s % 5, "s%5"),
+        (lambda s: s * s, "s*s"),
+    ],
+)
+def test_symbolic_ints(compute: Callable[[Any], Any], name: str) -> None:
+    graph, size = make_symbolic()
+    result = SymbolicInts(graph).emit(compute(size))
+    assert isinstance(result, fx.Node)
+    assert torch_internals.SymbolicInts(graph).emit(7) == 7
+    graph.lint()
+    # Evaluated for other sizes than the traced one.
+    for rows in (8, 5, 23):
+        values: dict[fx.Node, Any] = {}
+        for node in graph.nodes:
+            if node.op == "placeholder":
+                values[node] = rows
+            elif node.op == "call_function" and (node < result or node is result):
+                values[node] = node.target(*fx.map_arg(node.args, values.__getitem__))
+        assert values[result] == compute(rows)
+    assert result.meta["val"].node.hint == compute(8)
+
+
+def test_symbolic_ints_are_emitted_once_below_the_placeholders() -> None:
+    graph, size = make_symbolic()
+    symbols = SymbolicInts(graph)
+    first = symbols.emit(size * 4)
+    count = len(graph.nodes)
+    assert symbols.emit(size * 4) is first
+    assert len(graph.nodes) == count
+    ops = [node.op for node in graph.nodes]
+    assert ops[: ops.index("call_function")] == ["placeholder"] * ops.index("call_function")
+    assert isinstance(first, fx.Node)
+    assert ops.index("call_function") == list(graph.nodes).index(first)
+
+
+def test_constant_expression_is_an_int() -> None:
+    graph, size = make_symbolic()
+    zero = size - size
+    assert SymbolicInts(graph).emit(zero) == 0
+    assert not isinstance(SymbolicInts(graph).emit(sympy_int(size)), fx.Node)
+
+
+def sympy_int(size: torch.SymInt) -> Any:
+    """A SymInt whose expression is the constant 12."""
+    return size.node.shape_env.create_symintnode(sympy.Integer(12), hint=12)
