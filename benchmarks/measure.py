@@ -31,7 +31,7 @@ class MemoryCurve:
     """Live bytes of one device through a step, relative to its start.
 
     nbytes[i] holds from seconds[i] to seconds[i + 1]. backward_seconds: when the backward starts.
-    unseen_free_bytes: see the module; by so much the end of the curve is too high.
+    unseen_free_bytes: freed in a thread not seen, and noticed when their address came back.
     """
 
     seconds: tuple[float, ...]

@@ -21,7 +21,7 @@ sys.path.append(str(Path(__file__).resolve().parent.parent))
 from benchmarks.fresh_process import report, run_child
 from benchmarks.measure import peak_rss_bytes, record_step
 
-Variant = Literal["inductor", "fxoffload"]
+Variant = Literal["plain", "fxoffload"]
 _NOT_LIBRARY = frozenset({"site-packages", "dist-packages", "test", "tests", "__pycache__"})
 
 
@@ -70,7 +70,7 @@ def sample_batches(text: bytes, settings: RunSettings) -> Iterator[tuple[Tensor,
 def compile_variant(model: GPT, settings: RunSettings) -> Any:
     """The model as the variant runs it; this is all that differs between the two runs."""
     if settings.variant == "fxoffload":
-        return torch.compile(model, backend="fxoffload", options=settings.options)
+        return fxoffload.compile(model, **settings.options)
     if settings.options.get("compiler") == "eager":
         return torch.compile(model, backend="aot_eager_decomp_partition")
     return torch.compile(model)

@@ -1,4 +1,4 @@
-"""Train a byte-level GPT with plain Inductor and with fxoffload, and compare the two.
+"""Train a byte-level GPT with plain torch.compile and with fxoffload, and compare the two.
 
     python examples/train_gpt.py --text my_text.txt --steps 20
 
@@ -22,12 +22,14 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from fxoffload import ConfigError, OffloadConfig
+
 sys.path.append(str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.fresh_process import ChildFailed, run_fresh
 from benchmarks.measure import MIB, MemoryCurve
 
-LABELS: dict[Variant, str] = {"inductor": "plain Inductor", "fxoffload": "fxoffload"}
+LABELS: dict[Variant, str] = {"plain": "plain torch.compile", "fxoffload": "fxoffload"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,13 +63,19 @@ def main() -> None:
     try:
         results = run_both(arguments, console)
     except ChildFailed as failure:
-        console.print(f"[red]training failed[/red] {failure}", soft_wrap=True, highlight=False)
+        console.print(
+            f"training failed: {failure}",
+            style="red",
+            markup=False,
+            soft_wrap=True,
+            highlight=False,
+        )
         sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(130)
     plot = arguments.output / "memory_curve.png"
     plot_curves({variant: result.curve for variant, result in results.items()}, plot)
-    console.print(build_table(results["inductor"], results["fxoffload"]))
+    console.print(build_table(results["plain"], results["fxoffload"]))
     console.print(f"memory curve of one step: {plot}", soft_wrap=True)
 
 
@@ -105,22 +113,25 @@ def find_problem(arguments: argparse.Namespace) -> str | None:
     try:
         num_bytes = len(load_text(arguments.text))
         arguments.output.mkdir(parents=True, exist_ok=True)
+        OffloadConfig(**find_options(arguments))
     except OSError as error:
         return f"{error.filename}: {error.strerror}"
+    except ConfigError as error:
+        return str(error)
     if num_bytes <= arguments.length:
         source = arguments.text or "the standard library's source"
         return f"{source} has {num_bytes} bytes; --length {arguments.length} needs more than that"
     return None
 
 
+def find_options(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The options of fxoffload."""
+    names = ("directory", "memory_budget", "min_bytes", "compiler")
+    return {name: getattr(arguments, name) for name in names}
+
+
 def run_both(arguments: argparse.Namespace, console: Console) -> dict[Variant, RunResult]:
     """Train each variant in a fresh process, one after the other."""
-    options = {
-        "directory": arguments.directory,
-        "memory_budget": arguments.memory_budget,
-        "min_bytes": arguments.min_bytes,
-        "compiler": arguments.compiler,
-    }
     results: dict[Variant, RunResult] = {}
     columns = (
         TextColumn("{task.description}"),
@@ -142,9 +153,9 @@ def run_both(arguments: argparse.Namespace, console: Console) -> dict[Variant, R
                 seed=arguments.seed,
                 device=arguments.device,
                 threads=arguments.threads,
-                options=options,
+                options=find_options(arguments),
             )
-            task = progress.add_task(f"{label:15}", total=arguments.steps, state="compiling")
+            task = progress.add_task(f"{label:19}", total=arguments.steps, state="compiling")
             results[variant] = run_one(settings, progress, task)
     return results
 
@@ -197,7 +208,7 @@ def plot_curves(curves: dict[Variant, MemoryCurve], path: Path) -> None:
     axes = figure.subplots()
     for color, (variant, curve) in zip(("tab:gray", "tab:blue"), curves.items(), strict=True):
         live = [nbytes / MIB for nbytes in curve.nbytes]
-        label = f"{LABELS[variant]}: peak {curve.peak_bytes / MIB:.0f} MiB"
+        label = f"{LABELS[variant]}: peak {curve.peak_bytes / MIB:.1f} MiB"
         axes.fill_between(curve.seconds, live, step="post", color=color, alpha=0.25)
         axes.step(curve.seconds, live, where="post", color=color, label=label)
         if curve.backward_seconds is not None:

@@ -1,6 +1,6 @@
 """A torch.compile backend that trains with its saved activations on NVMe or in host memory.
 
-    step = torch.compile(model, backend="fxoffload", options={"directory": "/mnt/nvme"})
+step = torch.compile(model, backend="fxoffload", options={"directory": "/mnt/nvme"})
 """
 
 from fxoffload.backend import compile

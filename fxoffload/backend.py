@@ -114,7 +114,9 @@ def build_partitioner(
         if not config.enabled:
             return
         options = PassOptions(
-            cost=CostModel(links=links, speed=CUDA_SPEED if _computes_on_cuda(graph) else CPU_SPEED),
+            cost=CostModel(
+                links=links, speed=CUDA_SPEED if _computes_on_cuda(graph) else CPU_SPEED
+            ),
             store=store,
             budget_bytes="min" if config.memory_budget == "min" else config.budget_bytes,
             host_bytes=config.host_bytes or 0,

@@ -38,7 +38,6 @@ class Link:
         """Seconds for which reading `nbytes` occupies the link."""
         return nbytes / self.read_bytes_per_second
 
-
     def round_trip_seconds(self, nbytes: int) -> float:
         """Seconds to write `nbytes` and read them back when nothing else uses the link."""
         return 2 * self.latency_seconds + self.write_seconds(nbytes) + self.read_seconds(nbytes)

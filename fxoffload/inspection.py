@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -91,7 +91,9 @@ def explain(
         before: list[TrainingGraph] = []
 
         def keep_copy(graph: TrainingGraph) -> None:
-            before.append(copy.deepcopy(graph))
+            before.append(
+                replace(graph, forward=_copy(graph.forward), backward=_copy(graph.backward))
+            )
 
         def record(graph: TrainingGraph, plan: Plan) -> None:
             (original,) = before
@@ -136,9 +138,16 @@ def find_prefetched_before(graph: fx.Graph, ticket: str) -> str:
 def format_table(rows: Sequence[tuple[str, ...]]) -> str:
     """Columns of text, the first row as the heading."""
     widths = [max(len(row[index]) for row in rows) for index in range(len(rows[0]))]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-             for row in rows]
+    lines = [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    ]
     return "\n".join([lines[0], "  ".join("-" * width for width in widths), *lines[1:]])
+
+
+def _copy(module: fx.GraphModule) -> fx.GraphModule:
+    """The same graph, node for node, over the same constants."""
+    return fx.GraphModule(module, copy.deepcopy(module.graph))
 
 
 def _find_neighbour(node: fx.Node, *, step: str) -> str:

@@ -53,24 +53,20 @@ WAIT = torch.ops.fxoffload.wait.default
 OPS = (OFFLOAD, RELEASE, PREFETCH, WAIT)
 
 
-@torch.library.register_fake("fxoffload::offload", lib=LIBRARY)
 def _fake_offload(
     x: torch.Tensor, store: str, name: str, tier: str, owned: bool, duplicate_bytes: int
 ) -> torch.Tensor:
     return torch.empty(1, dtype=torch.int64, device="cpu")
 
 
-@torch.library.register_fake("fxoffload::release", lib=LIBRARY)
 def _fake_release(ticket: torch.Tensor, x: torch.Tensor, block: bool) -> None:
     return None
 
 
-@torch.library.register_fake("fxoffload::prefetch", lib=LIBRARY)
 def _fake_prefetch(ticket: torch.Tensor) -> None:
     return None
 
 
-@torch.library.register_fake("fxoffload::wait", lib=LIBRARY)
 def _fake_wait(
     ticket: torch.Tensor,
     size: Sequence[int],
@@ -79,3 +75,12 @@ def _fake_wait(
     device: torch.device,
 ) -> torch.Tensor:
     return torch.empty_strided(size, stride, dtype=dtype, device=device)
+
+
+for _name, _fake in (
+    ("offload", _fake_offload),
+    ("release", _fake_release),
+    ("prefetch", _fake_prefetch),
+    ("wait", _fake_wait),
+):
+    torch.library.register_fake(f"{NAMESPACE}::{_name}", _fake, lib=LIBRARY)

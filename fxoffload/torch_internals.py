@@ -17,10 +17,12 @@ from functorch.compile import aot_module_simplified, make_boxed_func
 from functorch.compile import min_cut_rematerialization_partition as min_cut_partition
 from torch import fx
 from torch._dynamo.exc import ShortenTraceback
+from torch._functorch import config as functorch_config
 from torch._inductor import inductor_prims
 from torch._inductor.compile_fx import compile_fx
 from torch._inductor.custom_graph_pass import CustomPartitionerFn
 from torch._prims.rng_prims import run_and_save_rng_state
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from torch.utils._sympy.interp import sympy_interp
 from torch.utils._sympy.reference import PythonReferenceAnalysis
 
@@ -80,9 +82,12 @@ def compile_with_inductor(
         "reorder_for_peak_memory": False,
         "layout_optimization": False,
     }
-    if inner_compile is None:
-        return compile_fx(gm, inputs, config_patches=patches)
-    return compile_fx(gm, inputs, inner_compile=inner_compile, config_patches=patches)
+    if inner_compile is not None:
+        compiled = compile_fx(gm, inputs, inner_compile=inner_compile, config_patches=patches)
+    else:
+        compiled = compile_fx(gm, inputs, config_patches=patches)
+    assert callable(compiled)
+    return compiled
 
 
 def compile_with_aot(
@@ -90,8 +95,8 @@ def compile_with_aot(
 ) -> Callable[..., Any]:
     """Run the transformed graphs as they are, without Inductor (functorch.compile)."""
 
-    def run(graph: fx.GraphModule, _: Sequence[Any]) -> Callable[..., Any]:
-        return make_boxed_func(graph.forward)
+    def run(gm: fx.GraphModule, example_inputs: Sequence[Any]) -> Any:
+        return make_boxed_func(gm.forward)
 
     return aot_module_simplified(
         gm, inputs, fw_compiler=run, bw_compiler=run, partition_fn=partitioner
@@ -107,7 +112,7 @@ def trace_with_inductor(
         return make_boxed_func(graph.forward)
 
     # A cached graph would come back without a call of the partitioner.
-    with torch._functorch.config.patch(enable_autograd_cache=False):
+    with functorch_config.patch(enable_autograd_cache=False):
         compile_with_inductor(gm, inputs, partitioner, mode=None, inner_compile=skip)
 
 
@@ -124,7 +129,7 @@ def as_user_error(error: OffloadError) -> Exception:
     def initialise(self: Any, *args: Any) -> None:
         ShortenTraceback.__init__(self, *args, first_useful_frame=caller)
 
-    shown = type(kind.__name__, (ShortenTraceback, kind), {"__init__": initialise})
+    shown: Any = type(kind.__name__, (ShortenTraceback, kind), {"__init__": initialise})
     shown.__module__ = kind.__module__
     return shown(*error.args)
 
@@ -134,7 +139,8 @@ def keeps_graph() -> bool:
 
     Source: torch._C._autograd._get_current_graph_task_keep_graph (outside a backward: True).
     """
-    return bool(torch._C._autograd._get_current_graph_task_keep_graph())
+    autograd: Any = torch._C._autograd  # pyright: ignore[reportAttributeAccessIssue]
+    return bool(autograd._get_current_graph_task_keep_graph())
 
 
 def is_rng_state(node: fx.Node) -> bool:
@@ -149,8 +155,16 @@ def is_rng_state(node: fx.Node) -> bool:
         source, index = node.args
         assert isinstance(source, fx.Node)
         # The state, then what the random op returned.
-        return source.target is run_and_save_rng_state and index == 0
+        return source.target is run_and_save_rng_state and bool(index == 0)
     return node.op == "placeholder" and "rng_state" in node.name
+
+
+def is_wrapper_subclass(tensor: torch.Tensor) -> bool:
+    """Whether `tensor` only wraps others, so that it has no storage of its own.
+
+    Source: torch.utils._python_dispatch.
+    """
+    return bool(is_traceable_wrapper_subclass(tensor))
 
 
 def find_backward_placeholder(placeholders: Mapping[str, fx.Node], saved: fx.Node) -> fx.Node:

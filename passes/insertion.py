@@ -22,6 +22,8 @@ Relies on `meta["val"]` of forward nodes; copies it to every node that it makes.
 
 from __future__ import annotations
 
+from typing import Any, cast
+
 import torch
 from torch import fx
 
@@ -171,7 +173,7 @@ def _replay_view(
         y,
         [symbols.emit(item) for item in target.size()],
         [symbols.emit(item) for item in target.stride()],
-        symbols.emit(target.storage_offset() - start),
+        symbols.emit(cast(Any, target.storage_offset()) - start),
     )
     return _call(graph, torch.ops.aten.as_strided.default, arguments, y)
 
@@ -179,9 +181,9 @@ def _replay_view(
 def _call(
     graph: fx.Graph, target: torch._ops.OpOverload, args: tuple[object, ...], y: fx.Node
 ) -> fx.Node:
-    node = graph.call_function(target, args)  # pyright: ignore[reportArgumentType]
+    node = graph.call_function(target, cast(Any, args))
     with _tensor(y).fake_mode:  # pyright: ignore[reportAttributeAccessIssue]
-        node.meta = {"val": target(*fx.map_arg(args, lambda n: n.meta["val"]))}
+        node.meta = {"val": target(*fx.map_arg(cast(Any, args), lambda n: n.meta["val"]))}
     return node
 
 
@@ -192,9 +194,7 @@ def _sink_views(graph: fx.Graph, placeholders: list[fx.Node]) -> list[fx.Node]:
     the first node that reads through it; the wait must not be pulled up to there.
     """
     views = _find_views(placeholders)
-    readers = [
-        user for node in (*placeholders, *views) for user in node.users if user not in views
-    ]
+    readers = [user for node in (*placeholders, *views) for user in node.users if user not in views]
     first = min(readers)
     for view in sorted(views):
         if view < first:

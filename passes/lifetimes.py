@@ -34,7 +34,11 @@ from fxoffload.graph import (
     is_view,
 )
 from fxoffload.plan import SavedValue
-from fxoffload.torch_internals import find_backward_placeholder, is_rng_state
+from fxoffload.torch_internals import (
+    find_backward_placeholder,
+    is_rng_state,
+    is_wrapper_subclass,
+)
 
 GATHER_FRACTION = 0.5
 UNREAD = "not read by the backward"
@@ -80,13 +84,15 @@ def find_saved_values(graph: TrainingGraph, *, min_bytes: int = 1) -> tuple[Save
         gathers = _gather(value, members, backward_uses, positions, addressed)
         for candidate in gathers or (value,):
             small = candidate.refusal is None and candidate.nbytes < max(min_bytes, 1)
-            values.append(replace(candidate, refusal="smaller than min_bytes") if small else candidate)
+            values.append(
+                replace(candidate, refusal="smaller than min_bytes") if small else candidate
+            )
     return tuple(sorted(values, key=lambda value: (value.born, value.name)))
 
 
-def build_alias_graph(graph: fx.Graph) -> nx.Graph:
+def build_alias_graph(graph: fx.Graph) -> nx.Graph[fx.Node]:
     """Tensors and views as nodes, "is a view of" as edges; a component is one storage."""
-    aliases = nx.Graph()
+    aliases: nx.Graph[fx.Node] = nx.Graph()
     for node in graph.nodes:
         if get_tensor(node) is None:
             continue
@@ -133,7 +139,9 @@ def find_addressed(backward: fx.Graph) -> set[str]:
     aliases = build_alias_graph(backward)
     return {
         node.name
-        for target in backward.find_nodes(op="call_function", target=torch.ops.aten.as_strided.default)
+        for target in backward.find_nodes(
+            op="call_function", target=torch.ops.aten.as_strided.default
+        )
         for node in nx.node_connected_component(aliases, target)
         if node.op == "placeholder"
     }
@@ -177,9 +185,7 @@ def find_refusal(
 def _find_tensor_refusal(node: fx.Node) -> str | None:
     tensor = get_tensor(node)
     assert tensor is not None
-    if tensor.layout != torch.strided or torch.utils._python_dispatch.is_traceable_wrapper_subclass(
-        tensor
-    ):
+    if tensor.layout != torch.strided or is_wrapper_subclass(tensor):
         return "tensor subclass or layout that is not understood"
     if tensor.device.type not in ("cpu", "cuda"):
         return f"device {tensor.device.type} is not supported"

@@ -43,7 +43,7 @@ class PassOptions:
 
     cost: CostModel
     store: str
-    budget_bytes: int | None | Literal["min"] = None
+    budget_bytes: int | Literal["min"] | None = None
     host_bytes: int = 0
     min_bytes: int = 2**20
     max_inflight_bytes: int = 2**30

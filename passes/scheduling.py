@@ -50,7 +50,8 @@ def sink_releases(graph: TrainingGraph, *, cost: CostModel) -> None:
             node.prepend(release)
         if node.target is OFFLOAD:
             base, tier = node.args[0], node.args[3]
-            assert isinstance(base, fx.Node) and isinstance(tier, str)
+            assert isinstance(base, fx.Node)
+            assert isinstance(tier, str)
             link = cost.links[tier]
             queue_free = max(clock, queue_free) + MARGIN * link.write_seconds(_bytes(base))
             due[node] = queue_free + MARGIN * link.latency_seconds
@@ -63,9 +64,7 @@ def sink_releases(graph: TrainingGraph, *, cost: CostModel) -> None:
         release.update_arg(2, False)
 
 
-def advance_prefetches(
-    graph: TrainingGraph, *, cost: CostModel, max_inflight_bytes: int
-) -> None:
+def advance_prefetches(graph: TrainingGraph, *, cost: CostModel, max_inflight_bytes: int) -> None:
     """Move each prefetch up to the latest place from which its read is still done in time.
 
     Reads are queued in the order of their waits, so a late one pushes the earlier ones up.
@@ -92,7 +91,9 @@ def advance_prefetches(
         early = (node for node in reversed(nodes) if starts[node] <= queue_free and node < wait)
         places.append(next(early, nodes[0]))
     places.reverse()
-    for wait, place in zip(waits, limit_inflight(places, waits, nodes, max_inflight_bytes), strict=True):
+    for wait, place in zip(
+        waits, limit_inflight(places, waits, nodes, max_inflight_bytes), strict=True
+    ):
         place.prepend(prefetches[_ticket(wait)])
 
 

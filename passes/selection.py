@@ -44,9 +44,9 @@ class Timeline:
 def choose_offloads(
     values: Sequence[SavedValue],
     timeline: Timeline,
-    links: Mapping[Tier, Link],
+    links: Mapping[str, Link],
     *,
-    budget_bytes: int | None | Literal["min"] = None,
+    budget_bytes: int | Literal["min"] | None = None,
     host_bytes: int = 0,
 ) -> Plan:
     """A plan for `values`.

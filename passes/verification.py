@@ -1,14 +1,14 @@
 """Verification: the rules of a legal graph. Changes nothing, raises GraphError.
 
-    forward   1  every ticket is a result, and is released exactly once
-              2  no reader of a released value after its release (views do not read)
-              3  a release that does not block has no computing node after it
-              4  nothing writes to a value between its offload and its release
-    backward  5  every ticket comes in as a placeholder of the same name, and has one prefetch and
-                 one wait as its only users
-              6  the prefetch stands before the wait
-              7  size, stride, dtype and device of the wait are those of the offloaded value
-    both      8  fx's own lint: every argument stands before its user
+forward   1  every ticket is a result, and is released exactly once
+          2  no reader of a released value after its release (views do not read)
+          3  a release that does not block has no computing node after it
+          4  nothing writes to a value between its offload and its release
+backward  5  every ticket comes in as a placeholder of the same name, and has one prefetch and
+             one wait as its only users
+          6  the prefetch stands before the wait
+          7  size, stride, dtype and device of the wait are those of the offloaded value
+both      8  fx's own lint: every argument stands before its user
 """
 
 from __future__ import annotations
@@ -44,7 +44,9 @@ def verify_transfers(graph: TrainingGraph) -> None:
 def _verify_forward(graph: TrainingGraph) -> dict[str, fx.Node]:
     forward = graph.forward.graph
     saved = set(get_results(forward)[graph.num_outputs :])
-    tickets = {node.name: node for node in forward.find_nodes(op="call_function", target=OFFLOAD)}
+    tickets: dict[str, fx.Node] = {
+        node.name: node for node in forward.find_nodes(op="call_function", target=OFFLOAD)
+    }
     releases = forward.find_nodes(op="call_function", target=RELEASE)
     for name, ticket in tickets.items():
         if ticket not in saved:
@@ -108,14 +110,16 @@ def _verify_backward(graph: TrainingGraph, tickets: dict[str, fx.Node]) -> None:
 
 def _verify_restored(base: fx.Node, wait: fx.Node) -> None:
     source, target = get_tensor(base), get_tensor(wait)
-    assert source is not None and target is not None
+    assert source is not None
+    assert target is not None
     facts = (_describe(source), _describe(target))
     if facts[0] != facts[1]:
         raise GraphError(
             f"backward: {wait.name} restores {facts[1]}, but {base.name} is {facts[0]}"
         )
     size, stride = wait.args[1], wait.args[2]
-    assert isinstance(size, list | tuple) and isinstance(stride, list | tuple)
+    assert isinstance(size, list | tuple)
+    assert isinstance(stride, list | tuple)
     asked = ([_value(item) for item in size], [_value(item) for item in stride])
     if asked != (facts[0][0], facts[0][1]) or wait.args[3:] != (source.dtype, source.device):
         raise GraphError(f"backward: {wait.name} asks for {asked}, but {base.name} is {facts[0]}")

@@ -21,6 +21,7 @@ import torch
 from fxoffload.config import OffloadConfig
 from fxoffload.errors import StoreError
 from fxoffload.ops import LIBRARY
+from fxoffload.runtime.buffers import copy_values
 from fxoffload.runtime.counters import StoreStatistics, add_statistics
 from fxoffload.runtime.ioengine import IOEngine, open_engine
 from fxoffload.runtime.memory import MemoryEngine
@@ -131,7 +132,9 @@ def _wait(
         )
     if y.stride() == tuple(stride):
         return y
-    return torch.empty_strided(size, stride, dtype=dtype, device=device).copy_(y)
+    other = torch.empty_strided(size, stride, dtype=dtype, device=device)
+    copy_values(other, y)
+    return other
 
 
 def _start(store: OffloadStore, ticket: Ticket) -> torch.Tensor:

@@ -20,7 +20,11 @@ WIDTH = 32
 def make_model(seed: int = 0) -> nn.Module:
     torch.manual_seed(seed)
     return nn.Sequential(
-        nn.Linear(WIDTH, WIDTH), nn.Tanh(), nn.Linear(WIDTH, WIDTH), nn.Sigmoid(), nn.Linear(WIDTH, 1)
+        nn.Linear(WIDTH, WIDTH),
+        nn.Tanh(),
+        nn.Linear(WIDTH, WIDTH),
+        nn.Sigmoid(),
+        nn.Linear(WIDTH, 1),
     )
 
 
@@ -230,11 +234,15 @@ def test_bad_options_are_one_clear_error(
     """The same class by both ways, with no frame of torch's compiler in the message."""
     torch._dynamo.reset()
     model = make_model()
-    with pytest.raises(fxoffload.ConfigError) as caught:
+
+    def run() -> None:
         if way == "typed":
             fxoffload.compile(model, **options)
         else:
             torch.compile(model, backend="fxoffload", options=options)(torch.randn(4, WIDTH))
+
+    with pytest.raises(fxoffload.ConfigError) as caught:
+        run()
     message = str(caught.value)
     assert all(word in message for word in words)
     assert "BackendCompilerFailed" not in message

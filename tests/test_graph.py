@@ -58,6 +58,16 @@ def test_is_view(half: Half, target: Any, args: tuple[Any, ...], view: bool) -> 
     assert find_alias_sources(node) == ([x] if aliases else [])
 
 
+def test_schema_tells_where_metadata_does_not(half: Half) -> None:
+    """Fake tensors that were made anew share no storage; a declared alias stays one."""
+    x = half.input("x", torch.empty(4, 4))
+    declared, silent = half.call(aten.t.default, x), half.call(aten._unsafe_view.default, x, [16])
+    for node in (declared, silent):
+        node.meta["val"] = node.meta["val"].clone()
+    assert is_view(declared)
+    assert not is_view(silent)
+
+
 def test_inputs_are_no_views(half: Half) -> None:
     x = half.input("x", torch.empty(4, 4))
     assert not is_view(x)

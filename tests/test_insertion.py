@@ -222,6 +222,25 @@ def test_complex_look_at_a_real_storage(trace: Tracer) -> None:
     toys.assert_same_step(before, graph)
 
 
+def test_split_whose_items_were_all_saved_goes() -> None:
+    """Without its items it would count as a reader behind the release."""
+    sketch = Sketch()
+    a = sketch.forward.call(aten.sin.default, sketch.forward.input("x", torch.empty(4, 6)))
+    out = sketch.forward.call(aten.cos.default, a)
+    split = sketch.forward.call(aten.split.Tensor, a, 2)
+    items = [sketch.forward.call(operator.getitem, split, index) for index in (0, 1)]
+    saved = sketch.save(*items)
+    graph = sketch.finish([out], [sketch.backward.call(aten.exp.default, p) for p in saved])
+    before = move_everything(graph)
+    assert names_of(graph.forward.graph) == [
+        "sin_default",
+        "offload_sin_default",
+        "cos_default",
+        "release_default",
+    ]
+    toys.assert_same_step(before, graph)
+
+
 def test_views_sink_to_their_readers() -> None:
     """A view at the top of the backward does not pull the wait up to it."""
     sketch = Sketch()

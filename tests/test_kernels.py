@@ -47,9 +47,8 @@ def offload(key: str, x: torch.Tensor, tier: str = "nvme") -> torch.Tensor:
 
 
 def fetch(ticket: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    y = OPS.prefetch(ticket, like.shape, like.stride(), like.dtype, like.device)
-    OPS.wait(y, ticket)
-    return y
+    OPS.prefetch(ticket)
+    return OPS.wait(ticket, like.shape, like.stride(), like.dtype, like.device)
 
 
 def live_bytes(key: str) -> int:
@@ -65,6 +64,47 @@ def test_a_value_goes_and_comes_back(key: str, nbytes: int) -> None:
     OPS.release(ticket, x, True)
     x.zero_()
     assert torch.equal(fetch(ticket, expected), expected)
+
+
+@pytest.mark.parametrize("nbytes", [1000, 1_000_000])
+def test_wait_without_prefetch_reads(key: str, nbytes: int) -> None:
+    x = torch.randint(0, 256, (nbytes,), dtype=torch.uint8)
+    ticket = offload(key, x)
+    OPS.release(ticket, x, True)
+    assert torch.equal(OPS.wait(ticket, x.shape, x.stride(), x.dtype, CPU), x)
+
+
+def test_a_value_can_come_twice(key: str) -> None:
+    x = torch.randn(50_000)
+    expected = x.clone()
+    ticket = offload(key, x)
+    OPS.release(ticket, x, True)
+    fetch(ticket, x).zero_()
+    OPS.prefetch(ticket)  # Of a backward that was given up.
+    assert torch.equal(fetch(ticket, x), expected)
+
+
+@pytest.mark.parametrize("stride", [(1, 300), (200, 1), (0, 1)])
+def test_wait_gives_the_strides_that_are_asked_for(key: str, stride: tuple[int, int]) -> None:
+    x = torch.randn(1, 200).expand(300, 200)
+    if stride[0]:
+        x = x.contiguous()
+    for value in (x, x.contiguous()):
+        ticket = offload(key, value)
+        OPS.release(ticket, value, True)
+        OPS.prefetch(ticket)
+        y = OPS.wait(ticket, x.shape, stride, x.dtype, CPU)
+        assert y.stride() == stride
+        assert torch.equal(y, x)
+
+
+def test_wait_refuses_another_value_than_was_offloaded(key: str) -> None:
+    x = torch.randn(50_000)
+    ticket = offload(key, x)
+    OPS.release(ticket, x, True)
+    OPS.prefetch(ticket)
+    with pytest.raises(StoreError, match="do not belong together"):
+        OPS.wait(ticket, (50_001,), (1,), x.dtype, CPU)
 
 
 def test_the_host_tier(config: OffloadConfig) -> None:
@@ -150,8 +190,8 @@ def test_a_copied_ticket_is_told_from_a_live_one(key: str) -> None:
     copied, number = ticket.clone(), int(ticket)
     del ticket
     for call in (
-        lambda: OPS.prefetch(copied, x.shape, x.stride(), x.dtype, CPU),
-        lambda: OPS.wait(x, copied),
+        lambda: OPS.prefetch(copied),
+        lambda: OPS.wait(copied, x.shape, x.stride(), x.dtype, CPU),
         lambda: OPS.release(copied, x, True),
     ):
         with pytest.raises(StoreError, match=f"ticket {number} was freed.*saved-tensor hook"):

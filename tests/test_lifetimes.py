@@ -233,6 +233,16 @@ def test_window_that_is_read_by_absolute_offsets_is_not_gathered() -> None:
     assert not value.gathered
 
 
+def test_window_that_nobody_reads_is_refused() -> None:
+    sketch = Sketch()
+    a = sketch.forward.call(aten.sin.default, sketch.forward.input("x", torch.empty(8, 16)))
+    windows = [take(start, start + 2)(sketch, a) for start in (0, 8)]
+    b = sketch.forward.call(aten.cos.default, a)
+    (read, _) = sketch.save(*windows)
+    values = find_saved_values(sketch.finish([b], [sketch.backward.call(aten.exp.default, read)]))
+    assert [value.refusal for value in values] == [None, "not read by the backward"]
+
+
 # --- refusals -----------------------------------------------------------------------------------
 
 

@@ -34,13 +34,25 @@ CAP = 2**30
 SIZES = (0, 1, 511, 512, 513, 4097, 64 * 1024 - 1, 64 * 1024, 64 * 1024 + 1, 3_000_001)
 
 
+class WatchedFuture(Future[int]):
+    """Tells when somebody waits for it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.awaited = threading.Event()
+
+    def result(self, timeout: float | None = None) -> int:
+        self.awaited.set()
+        return super().result(timeout)
+
+
 @dataclass
 class FlakyEngine:
     """An engine whose writes wait for `gate`, and whose transfers fail when told to."""
 
     inner: IOEngine
     gate: threading.Event = field(default_factory=threading.Event)
-    queued: list[tuple[Future[int], memoryview, int]] = field(default_factory=list)
+    queued: list[tuple[WatchedFuture, memoryview, int]] = field(default_factory=list)
     write_failures: int = 0
     read_failures: int = 0
     short_reads: int = 0
@@ -60,7 +72,7 @@ class FlakyEngine:
             return fail(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
         if self.gate.is_set():
             return self.inner.write(view, offset)
-        future: Future[int] = Future()
+        future = WatchedFuture()
         self.queued.append((future, view, offset))
         return future
 
@@ -342,11 +354,12 @@ def test_release_waits_and_counts_the_time(last_store: OffloadStore, flaky: Flak
 
     thread = threading.Thread(target=release)
     thread.start()
-    assert not returned.wait(0.05)
+    assert flaky.queued[0][0].awaited.wait(30)
+    assert not returned.wait(0.01)
     flaky.finish()
     thread.join(30)
     assert returned.is_set()
-    assert last_store.statistics().exposed_seconds >= 0.04
+    assert last_store.statistics().exposed_seconds >= 0.01
     last_store.free(ticket)
 
 
@@ -506,8 +519,13 @@ def test_free_inside_the_lock_waits_for_the_next_call(last_store: OffloadStore) 
     assert ticket.freed
 
 
-def test_the_cap_makes_an_offload_wait(last_store: OffloadStore, flaky: FlakyEngine) -> None:
+def test_the_cap_makes_an_offload_wait(
+    last_store: OffloadStore, flaky: FlakyEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
     flaky.gate.clear()
+    room, waiting = last_store._ledger._room, threading.Event()
+    wait = room.wait
+    monkeypatch.setattr(room, "wait", lambda: waiting.set() or wait())
     size = 3 * 2**20
     tickets = [offload(last_store, fill(size)) for _ in range(2)]
     entered = threading.Event()
@@ -518,13 +536,14 @@ def test_the_cap_makes_an_offload_wait(last_store: OffloadStore, flaky: FlakyEng
 
     thread = threading.Thread(target=third)
     thread.start()
-    assert not entered.wait(0.05)
+    assert waiting.wait(30)
+    assert not entered.wait(0.01)
     flaky.finish()
     assert entered.wait(30)
     thread.join(30)
     record = last_store.statistics()
     assert record.peak_inflight_bytes == 2 * size
-    assert record.exposed_seconds >= 0.04
+    assert record.exposed_seconds >= 0.01
     for ticket in tickets:
         last_store.free(ticket)
 

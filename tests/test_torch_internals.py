@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import operator
 import pickle
 from collections.abc import Callable, Sequence
@@ -88,32 +89,44 @@ def test_static_inputs_are_parameters_and_buffers() -> None:
     assert len(inputs) == len(static) + 1
 
 
+def trace_only(
+    gm: fx.GraphModule, inputs: Sequence[Any], partitioner: OffloadPartitioner
+) -> Callable[..., Any]:
+    forward = copy.deepcopy(gm).forward
+    trace_with_inductor(gm, inputs, partitioner)
+    return forward
+
+
 def test_trace_with_inductor_generates_no_code(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: Any, **__: Any) -> None:
         raise AssertionError("code was generated")
 
     monkeypatch.setattr(torch._inductor.graph.GraphLowering, "run", refuse)
-
-    def trace(gm: fx.GraphModule, inputs: Sequence[Any], partitioner: OffloadPartitioner) -> Any:
-        forward = gm.forward
-        trace_with_inductor(gm, inputs, partitioner)
-        return forward
-
-    for _ in range(2):  # a cached graph would come back without a call of the partitioner
-        torch._dynamo.reset()
-        recorder, _ = run_compiled(two_outputs, trace)
-        ((_, _, count, _),) = recorder.calls
-        assert count == 2
+    recorder, _ = run_compiled(two_outputs, trace_only)
+    ((_, _, count, _),) = recorder.calls
+    assert count == 2
     assert torch._inductor.config.custom_partitioner_fn is None
 
 
 @pytest.mark.slow
 def test_compile_with_inductor() -> None:
     mode = "max-autotune-no-cudagraphs"
-    recorder, results = run_compiled(two_outputs, compile_with_inductor, mode=mode)
+    with torch._inductor.utils.fresh_cache():
+        recorder, results = run_compiled(two_outputs, compile_with_inductor, mode=mode)
     torch.testing.assert_close(results, two_outputs(make_input()))
     assert len(recorder.calls) == 1
     assert torch._inductor.config.custom_partitioner_fn is None
+
+
+@pytest.mark.slow
+def test_trace_with_inductor_does_not_take_a_cached_graph() -> None:
+    """It would come back without a call of the partitioner."""
+    with torch._inductor.utils.fresh_cache():
+        for compiler, options in ((compile_with_inductor, {"mode": None}), (trace_only, {})):
+            torch._dynamo.reset()
+            recorder, results = run_compiled(two_outputs, compiler, **options)
+            results[1].backward()
+            assert len(recorder.calls) == 1
 
 
 def hash_graph(identity: str) -> str:

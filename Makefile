@@ -1,0 +1,53 @@
+# Each target does its own set-up, in .venv. `make demo ARGS="--text my_text.txt"` passes options on.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+SOURCES := fxoffload passes runtime tests examples benchmarks
+ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test check format typing accept bench
+
+help:  ## this list
+	@grep -hE '^[a-z]+:.*## ' Makefile | sed -E 's/^([a-z]+):.*## (.*)/\1\t\2/' | expand -t 10
+
+setup: $(READY)  ## local environment with everything that development needs
+
+demo: $(READY)  ## train a GPT without and with fxoffload; table and plot
+	$(BIN)/python examples/train_gpt.py $(ARGS)
+
+test: $(READY)  ## the whole test suite
+	$(BIN)/python -m pytest $(ARGS)
+
+check: typing  ## format, lint, types, layering
+	$(BIN)/ruff format --check $(SOURCES)
+	$(BIN)/ruff check $(SOURCES)
+	$(BIN)/pyright
+	$(BIN)/python -m pytest -q tests/test_layering.py
+
+format: $(READY)  ## rewrite the sources in the one format
+	$(BIN)/ruff format $(SOURCES)
+	$(BIN)/ruff check --fix $(SOURCES)
+
+accept: $(READY)  ## run the tests and take what they print as expected
+	EXPECTTEST_ACCEPT=1 $(BIN)/python -m pytest $(ARGS)
+
+bench: $(READY)  ## activation peak and step time of a transformer (minutes)
+	$(BIN)/python benchmarks/activation_peak.py $(ARGS)
+
+# The type checker does not know package-dir: it sees the package in a tree of links.
+typing: $(READY)  ## link tree for the type checker
+	rm -rf .typing
+	mkdir .typing
+	cp -rs $(CURDIR)/fxoffload .typing/
+	cp -rs $(CURDIR)/passes $(CURDIR)/runtime .typing/fxoffload/
+
+# torch first and alone: its exact pin must be what every later requirement finds.
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	  || { echo "$(PYTHON) is older than 3.11; name another: make PYTHON=python3.12 ..."; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
+	touch $@
