@@ -40,10 +40,10 @@ bench: $(READY)  ## activation peak and step time of a transformer (minutes)
 typing: $(READY)  ## link tree for the type checker
 	rm -rf .typing
 	mkdir .typing
-	cp -rs $(CURDIR)/fxoffload .typing/
-	cp -rs $(CURDIR)/passes $(CURDIR)/runtime .typing/fxoffload/
+	cp -rs "$(CURDIR)/fxoffload" .typing/
+	cp -rs "$(CURDIR)/passes" "$(CURDIR)/runtime" .typing/fxoffload/
 
-# torch first and alone: its exact pin must be what every later requirement finds.
+# Made again when a requirement changes.
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 	  || { echo "$(PYTHON) is older than 3.11; name another: make PYTHON=python3.12 ..."; exit 1; }

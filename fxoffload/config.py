@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 from fxoffload.errors import ConfigError
 
@@ -71,7 +71,8 @@ class OffloadConfig:
         self._set_bytes("max_inflight_bytes")
         _check_choice("ioengine", self.ioengine, get_args(IOEngineName))
         _check_choice("compiler", self.compiler, get_args(CompilerName))
-        _check_choice("enabled", self.enabled, (True, False))
+        if not isinstance(cast(object, self.enabled), bool):
+            raise ConfigError(f"enabled={self.enabled!r} is not a bool; pass True or False")
         if self.max_inflight_bytes == 0:
             raise ConfigError("max_inflight_bytes=0 allows no transfer; pass at least 1")
 
@@ -227,8 +228,8 @@ def _normalise_directories(value: Any) -> tuple[str, ...] | None:
     return paths
 
 
-def _check_choice(field: str, value: object, valid: tuple[object, ...]) -> None:
+def _check_choice(field: str, value: str, valid: tuple[str, ...]) -> None:
     if value not in valid:
-        near = difflib.get_close_matches(str(value), [str(item) for item in valid], n=1, cutoff=0.4)
+        near = difflib.get_close_matches(str(value), valid, n=1, cutoff=0.4)
         hint = f"did you mean {near[0]!r}? " if near else ""
         raise ConfigError(f"{field}={value!r} is unknown; {hint}valid values: {list(valid)}")

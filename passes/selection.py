@@ -83,8 +83,10 @@ def choose_offloads(
 def predict_peak(values: Sequence[SavedValue], moved: set[str], timeline: Timeline) -> int:
     """Peak bytes of saved values and returned gradients over the step, `moved` ones away.
 
-    A moved value is away from its last forward reader to its first backward reader. Temporaries
-    and the time of the copies themselves are not counted: the prediction is a lower bound.
+    A moved value is away from its last forward reader to its first backward reader. Inputs that
+    may not move are the caller's and not counted; those that may are activations of another graph,
+    which nobody but this one keeps. Temporaries and the time of the copies themselves are not
+    counted: the prediction is a lower bound.
     """
     offset = len(timeline.forward)
     changes: dict[int, int] = {}
@@ -94,7 +96,7 @@ def predict_peak(values: Sequence[SavedValue], moved: set[str], timeline: Timeli
         changes[last + 1] = changes.get(last + 1, 0) - nbytes
 
     for value in values:
-        if not value.owned and value.name not in moved:
+        if not value.owned and value.refusal is not None:
             continue
         if value.name in moved:
             add(value.born, value.last_use, value.nbytes)

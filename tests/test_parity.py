@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch._inductor.config
 from torch import Tensor, nn
 from zoo import CASES
 
@@ -95,10 +96,14 @@ def test_parity_eager(case: str, ioengine: str, spill_directory: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_parity_inductor(case: str, spill_directory: Path) -> None:
+    """With scalar kernels: a moved value may divide a fused loop, and vectorised reductions then
+    add up in another order (differences of 1e-8, in neither graph more right than in the other).
+    """
     options = {"directory": spill_directory, "memory_budget": "min"}
-    expected = train(case, enabled=False, **options)
-    fxoffload.reset_statistics()
-    actual = train(case, **options)
+    with torch._inductor.config.patch({"cpp.simdlen": 1}):
+        expected = train(case, enabled=False, **options)
+        fxoffload.reset_statistics()
+        actual = train(case, **options)
     assert_same(expected, actual)
     assert_moved_and_freed()
 

@@ -165,14 +165,15 @@ def test_a_cancelled_transfer_lets_go_of_its_memory(
 
 def test_threads_are_named_and_end_with_close(tmp_path: Path) -> None:
     before = set(os.listdir("/proc/self/fd"))
+    others = set(threading.enumerate())
     engine = PosixEngine([SpillFile(tmp_path)])
     offset = engine.allocate(NBYTES)
     engine.write(aligned(), offset).result()
     engine.read(aligned(), offset).result()
-    names = {thread.name.rpartition("_")[0] for thread in threading.enumerate()}
-    assert {"fxoffload-write", "fxoffload-read"} <= names
-    ours = [t for t in threading.enumerate() if t.name.startswith("fxoffload")]
+    ours = set(threading.enumerate()) - others
+    names = {thread.name.rpartition("_")[0] for thread in ours}
+    assert names == {"fxoffload-write", "fxoffload-read"}
     engine.close()
     engine.close()
-    assert not any(thread.is_alive() for thread in ours if "memory" not in thread.name)
+    assert not any(thread.is_alive() for thread in ours)
     assert set(os.listdir("/proc/self/fd")) == before

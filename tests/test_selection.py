@@ -51,7 +51,8 @@ def replay_peak(values: Sequence[SavedValue], away: set[str], timeline: Timeline
                     or value.first_use <= backward <= value.freed
                 )
             else:
-                lives = value.owned and value.born <= position and backward <= value.freed
+                counts = value.owned or value.refusal is None
+                lives = counts and value.born <= position and backward <= value.freed
             live += value.nbytes * lives
         peak = max(peak, live)
     return peak
@@ -160,7 +161,10 @@ def test_gradients_stay_to_the_end() -> None:
 
 
 def test_value_of_the_caller_is_not_ours_to_count() -> None:
-    assert predict_peak([make_value("a", owned=False)], set(), TIMELINE) == 0
+    """A parameter is not; an activation of another graph lives on because of this one."""
+    parameter = make_value("a", owned=False, refusal="parameter")
+    assert predict_peak([parameter], set(), TIMELINE) == 0
+    assert predict_peak([make_value("a", owned=False)], set(), TIMELINE) == 100
 
 
 # --- properties ---------------------------------------------------------------------------------

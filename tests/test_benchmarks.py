@@ -1,0 +1,195 @@
+"""The measuring code on known cases, and each benchmark at a tiny size."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+ROOT = Path(__file__).parent.parent
+sys.path.append(str(ROOT))
+
+from benchmarks import measure
+from benchmarks.fresh_process import ChildFailed, run_fresh
+from benchmarks.measure import MIB
+from benchmarks.models import BUILDERS, Shape, build_model, make_tokens
+
+CPU = torch.device("cpu")
+
+
+def test_peak_of_a_known_case() -> None:
+    def step() -> torch.Tensor:
+        first = torch.empty(10 * MIB, dtype=torch.uint8)
+        del first
+        return torch.empty(5 * MIB, dtype=torch.uint8)
+
+    curve = measure.record_memory(step)
+    assert curve.peak_bytes == 10 * MIB
+    assert curve.nbytes[-1] == 5 * MIB
+    assert list(curve.seconds) == sorted(curve.seconds)
+
+
+def test_what_lived_before_does_not_count() -> None:
+    held = [torch.empty(20 * MIB, dtype=torch.uint8)]
+
+    def step() -> torch.Tensor:
+        held.clear()
+        return torch.empty(5 * MIB, dtype=torch.uint8)
+
+    curve = measure.record_memory(step)
+    assert curve.peak_bytes == 0
+    assert curve.nbytes[-1] == -15 * MIB
+
+
+def test_curve_of_a_training_step() -> None:
+    model = nn.Sequential(nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, 1))
+    x = torch.randn(256, 64)
+    curve = measure.record_step(lambda: model(x).sum(), CPU)
+    gradient_bytes = sum(p.grad.nbytes for p in model.parameters() if p.grad is not None)
+    # Saved for the backward: the results of the first layer and of tanh.
+    assert curve.peak_bytes >= 2 * 256 * 64 * 4
+    assert gradient_bytes <= curve.nbytes[-1] <= gradient_bytes + 64
+    assert curve.backward_seconds is not None
+    assert 0 < curve.backward_seconds < curve.seconds[-1]
+    assert measure.MemoryCurve(**curve.as_record()) == curve
+
+
+def make_event(moment: float, nbytes: int, address: int, device: int = 0) -> dict[str, Any]:
+    return {
+        "name": "[memory]",
+        "ts": moment,
+        "args": {"Bytes": nbytes, "Addr": address, "Device Type": device},
+    }
+
+
+def test_a_free_that_was_not_seen_is_found_when_the_address_comes_back() -> None:
+    events = [make_event(0, 10, 1), make_event(1, 7, 1), make_event(2, 2, 2), make_event(3, -7, 1)]
+    curve = measure.build_curve(events, CPU)
+    assert curve.nbytes == (0, 10, 7, 9, 2)
+    assert (curve.peak_bytes, curve.unseen_free_bytes) == (10, 10)
+
+
+def test_other_devices_are_not_counted() -> None:
+    events = [make_event(0, 10, 1), make_event(1, 99, 1, device=1)]
+    assert measure.build_curve(events, CPU).peak_bytes == 10
+    assert measure.build_curve(events, torch.device("cuda")).peak_bytes == 99
+
+
+def test_peak_rss_grows_with_what_is_touched(tmp_path: Path) -> None:
+    script = tmp_path / "child.py"
+    script.write_text(
+        f"import sys; sys.path.append({str(ROOT)!r})\n"
+        "from benchmarks.fresh_process import report\n"
+        "from benchmarks.measure import peak_rss_bytes\n"
+        "before = peak_rss_bytes()\n"
+        "memory = b'1' * (64 << 20)\n"
+        "del memory\n"
+        "report({'grown': peak_rss_bytes() - before})\n"
+    )
+    (record,) = run_fresh(script, {})
+    assert 60 * MIB < record["grown"] < 80 * MIB
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ("raise ValueError('no luck')", "child.py ended with status 1:.*no luck"),
+        ("run_child(refuse)", "^ConfigError: unknown option 'x'$"),
+    ],
+)
+def test_failure_of_a_child_is_told(tmp_path: Path, body: str, message: str) -> None:
+    script = tmp_path / "child.py"
+    script.write_text(
+        f"import sys; sys.path.append({str(ROOT)!r})\n"
+        "from benchmarks.fresh_process import run_child\n"
+        "from fxoffload import ConfigError\n"
+        "def refuse(settings):\n    raise ConfigError(f'unknown option {settings[\"name\"]!r}')\n"
+        f"{body}\n"
+    )
+    with pytest.raises(ChildFailed, match=f"(?s){message}"):
+        list(run_fresh(script, {"name": "x"}))
+
+
+@pytest.mark.parametrize("name", BUILDERS)
+def test_models_train(name: str) -> None:
+    torch.manual_seed(0)
+    shape = Shape(layers=2, hidden=32, heads=2, batch=2, length=8)
+    model = build_model(name, shape)
+    loss = model(make_tokens(shape))
+    loss.backward()
+    assert loss.item() > 0
+    assert all(p.grad is not None for p in model.parameters())
+
+
+def run_benchmark(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, str(ROOT / "benchmarks" / "activation_peak.py"), *arguments],
+        capture_output=True,
+        text=True,
+        timeout=400,
+        env={**os.environ, "COLUMNS": "120", "NO_COLOR": "1"},
+        check=False,
+    )
+
+
+def measure_tiny(spill_directory: Path, *arguments: str) -> dict[str, Any]:
+    """The JSON record of a tiny GPT; no such size can keep the limits, so --check must fail."""
+    output = spill_directory / "results.jsonl"
+    sizes = ("--layers", "2", "--hidden", "64", "--batch", "2", "--length", "64", "--steps", "2")
+    options = ("--threads", "1", "--min-bytes", "1", "--memory-budget", "min", "--check")
+    places = ("--directory", str(spill_directory), "--output", str(output))
+    done = run_benchmark("--model", "gpt", *sizes, *options, *places, *arguments)
+    assert done.returncode == 1, done.stderr
+    assert "beyond the limits: peak ratio" in done.stdout, done.stdout + done.stderr
+    (line,) = output.read_text().splitlines()
+    return json.loads(line)
+
+
+def assert_measured(record: dict[str, Any]) -> None:
+    """Both variants did the same, and the bytes of the second went to disk and came back."""
+    moved, plain = record["moved"], record["plain"]
+    assert 0 < moved["predicted_peak_bytes"] <= moved["peak_bytes"]
+    assert record["peak_ratio"] == moved["peak_bytes"] / plain["peak_bytes"]
+    assert moved["rss_bytes"] > 100 * MIB
+    assert 0 < moved["pass_seconds"] < moved["compile_seconds"]
+    proof = moved["proof"]
+    assert 0 < proof["offloaded_bytes"] == proof["written_bytes"] == proof["read_bytes"]
+    pairs: Sequence[dict[str, Any]] = record["pairs"]
+    assert len(pairs) == record["steps"] == 2
+    for pair in pairs:
+        assert pair["plain_loss"] == pytest.approx(pair["fxoffload_loss"], abs=1e-5)
+        assert pair["statistics"]["offloaded_bytes"] == proof["offloaded_bytes"]
+        assert pair["statistics"]["live_bytes"] == 0
+    assert record["filesystems"]
+
+
+def test_activation_peak(spill_directory: Path) -> None:
+    assert_measured(measure_tiny(spill_directory, "--compiler", "eager"))
+
+
+@pytest.mark.slow
+def test_activation_peak_with_inductor(spill_directory: Path) -> None:
+    assert_measured(measure_tiny(spill_directory))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--memory-budget", "lots"), "memory_budget='lots' is not a size"),
+        (("--hidden", "100"), "--hidden 100 is not a multiple of the 8 heads"),
+        (("--model", "t5", "--layers", "3"), "--layers 3 is odd"),
+    ],
+)
+def test_activation_peak_refuses_in_words(arguments: tuple[str, ...], message: str) -> None:
+    done = run_benchmark(*arguments)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr

@@ -1,0 +1,139 @@
+"""Every example runs as a user runs it, and ends in the state that it promises."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from matplotlib import image
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+TINY_GPT = (
+    *("--layers", "1", "--width", "64", "--batch", "2", "--length", "64", "--steps", "3"),
+    *("--min-bytes", "1", "--memory-budget", "min", "--threads", "1"),
+)
+
+
+def run_example(name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, str(EXAMPLES / name), *arguments],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env={**os.environ, "COLUMNS": "120", "NO_COLOR": "1"},
+        check=False,
+    )
+
+
+def succeed(name: str, *arguments: str) -> str:
+    done = run_example(name, *arguments)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def read_row(table: str, name: str) -> list[float]:
+    """The numbers of one row of a printed table."""
+    (row,) = re.findall(rf"^│ {name} +│(.*)$", table, re.MULTILINE)
+    return [float(number) for number in re.findall(r"\d+\.\d+", row)]
+
+
+def assert_demo_done(output: str, folder: Path) -> None:
+    """Both runs learned the same, bytes went to disk and came back, and the plot is a picture."""
+    for name in ("first loss", "last loss"):
+        plain, moved = read_row(output, name)
+        assert plain == pytest.approx(moved, abs=1e-5)
+    assert read_row(output, "first loss")[0] > read_row(output, "last loss")[0]
+    (written,) = read_row(output, "written in a step")
+    assert written > 0
+    returned = read_row(output, "read in a step") + read_row(output, "forwarded in a step")
+    assert sum(returned) > 0
+    picture = image.imread(folder / "memory_curve.png")
+    assert picture.shape[0] > 400
+    assert picture.shape[1] > 800
+    assert len({tuple(pixel) for pixel in picture.reshape(-1, picture.shape[2])}) > 50
+
+
+def test_train_gpt(spill_directory: Path, tmp_path: Path) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("the quick brown fox jumps over the lazy dog. " * 20)
+    folder = tmp_path / "output"
+    arguments = ("--text", str(text), "--output", str(folder), "--directory", str(spill_directory))
+    output = succeed("train_gpt.py", *TINY_GPT, *arguments, "--compiler", "eager")
+    assert_demo_done(output, folder)
+
+
+@pytest.mark.slow
+def test_train_gpt_with_inductor(spill_directory: Path, tmp_path: Path) -> None:
+    arguments = ("--output", str(tmp_path), "--directory", str(spill_directory))
+    assert_demo_done(succeed("train_gpt.py", *TINY_GPT, *arguments), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--text", "nowhere.txt"), "nowhere.txt: No such file or directory"),
+        (("--text", os.devnull), f"{os.devnull} has 0 bytes; --length 512 needs more than that"),
+        (("--memory-budget", "lots"), "memory_budget='lots' is not a size"),
+        (("--width", "100"), "--width 100 is not a multiple of 64"),
+        (("--steps", "1"), "--steps must be at least 2"),
+    ],
+)
+def test_train_gpt_refuses_in_words(
+    arguments: tuple[str, ...], message: str, tmp_path: Path
+) -> None:
+    done = run_example("train_gpt.py", *arguments, "--output", str(tmp_path))
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_train_gpt_names_a_missing_directory(tmp_path: Path) -> None:
+    missing = tmp_path / "missing"
+    arguments = ("--directory", str(missing), "--output", str(tmp_path), "--compiler", "eager")
+    done = run_example("train_gpt.py", *TINY_GPT, *arguments)
+    assert done.returncode != 0
+    assert f"directory='{missing}' does not exist" in done.stdout + done.stderr
+    assert "Traceback" not in done.stdout + done.stderr
+
+
+def test_train_mlp(spill_directory: Path) -> None:
+    arguments = ("--compiler", "eager", "--directory", str(spill_directory))
+    output = succeed("train_mlp.py", *arguments)
+    losses = [float(loss) for loss in re.findall(r"^step \d  loss (\S+)$", output, re.MULTILINE)]
+    assert len(losses) == 5
+    assert losses == sorted(losses, reverse=True)
+    moved, written, cancelled, read, forwarded = (
+        int(re.search(pattern, output)[1])  # pyright: ignore[reportOptionalSubscript]
+        for pattern in (
+            r"moved (\d+) bytes",
+            r"(\d+) written",
+            r"(\d+) not needed",
+            r"(\d+) read back",
+            r"(\d+) found in memory",
+        )
+    )
+    assert written > 0
+    assert written + cancelled == moved
+    assert read + forwarded == moved
+
+
+def test_explain_plan(spill_directory: Path) -> None:
+    arguments = ("--directory", str(spill_directory), "--graphs")
+    output = succeed("explain_plan.py", *arguments)
+    assert "move to nvme" in output
+    for op in ("offload", "release", "prefetch", "wait"):
+        assert f"torch.ops.fxoffload.{op}.default" in output
+    budgeted = succeed("explain_plan.py", *arguments, "--memory-budget", "1GiB")
+    assert "keep: fits the budget where it is" in budgeted
+    assert "move to nvme" not in budgeted
+
+
+def test_explain_plan_refuses_in_words() -> None:
+    done = run_example("explain_plan.py", "--memory-budget", "3 apples")
+    assert done.returncode == 1
+    assert "memory_budget='3 apples' is not a size" in done.stderr
+    assert "Traceback" not in done.stderr

@@ -1,0 +1,105 @@
+"""Explain: tables and graphs that agree with what the backend then does."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+from zoo import CASES
+
+import fxoffload
+from fxoffload.inspection import format_table
+from fxoffload.ops import OFFLOAD, OPS, PREFETCH, RELEASE, WAIT
+
+
+def explain(case: str, directory: Path, **options: object) -> fxoffload.Explanation:
+    torch._dynamo.reset()
+    torch.manual_seed(0)
+    module, inputs = CASES[case]()
+    chosen = {"directory": directory, "compiler": "eager", "min_bytes": 1, **options}
+    return fxoffload.explain(module, *inputs, options=chosen)
+
+
+def count(graph: torch.fx.Graph, op: object) -> int:
+    return sum(node.target is op for node in graph.nodes)
+
+
+def test_graphs_before_and_after(spill_directory: Path) -> None:
+    (graph,) = explain("mlp", spill_directory, memory_budget="min").graphs
+    for module in (graph.forward_before, graph.backward_before):
+        assert not any(node.target in OPS for node in module.graph.nodes)
+    moved = len(graph.plan.offloads)
+    assert moved > 0
+    assert count(graph.forward_after.graph, OFFLOAD) == moved
+    assert count(graph.forward_after.graph, RELEASE) == moved
+    assert count(graph.backward_after.graph, PREFETCH) == moved
+    assert count(graph.backward_after.graph, WAIT) == moved
+
+
+def test_moves_nothing_while_explaining(spill_directory: Path) -> None:
+    fxoffload.reset_statistics()
+    explain("mlp", spill_directory, memory_budget="min")
+    assert fxoffload.statistics().offloaded_bytes == 0
+
+
+def test_table_has_a_row_for_each_value_and_the_totals(spill_directory: Path) -> None:
+    explanation = explain("attention", spill_directory, memory_budget="min")
+    text = str(explanation)
+    (graph,) = explanation.graphs
+    for value in graph.plan.values:
+        assert f"\n{value.name} " in text
+    assert "released after" in text
+    assert "prefetched before" in text
+    assert "keep: parameter, buffer or other static input" in text
+    mib = 2**20
+    total = (
+        f"total of 1 graph(s): {explanation.offloaded_bytes / mib:.1f} of "
+        f"{explanation.saved_bytes / mib:.1f} MiB saved are moved"
+    )
+    assert total in text
+
+
+def test_explains_what_runs(spill_directory: Path) -> None:
+    """The bytes of the plan are those that a step moves."""
+    explanation = explain("attention", spill_directory, memory_budget="min")
+    torch._dynamo.reset()
+    torch.manual_seed(0)
+    module, inputs = CASES["attention"]()
+    compiled = fxoffload.compile(
+        module, directory=spill_directory, compiler="eager", min_bytes=1, memory_budget="min"
+    )
+    fxoffload.reset_statistics()
+    compiled(*inputs).backward()
+    assert fxoffload.statistics().offloaded_bytes == explanation.offloaded_bytes
+
+
+def test_graph_break_gives_two_graphs(spill_directory: Path) -> None:
+    explanation = explain("graph_break", spill_directory, memory_budget="min")
+    assert len(explanation.graphs) == 2
+    second = {value.name: value for value in explanation.graphs[1].plan.values}
+    assert any(not value.owned and value.refusal is None for value in second.values())
+
+
+def test_model_without_gradients(spill_directory: Path) -> None:
+    def double(x: Tensor) -> Tensor:
+        return 2 * x
+
+    torch._dynamo.reset()
+    explanation = fxoffload.explain(double, torch.ones(3), options={"directory": spill_directory})
+    assert explanation.graphs == ()
+    assert "nothing to move" in str(explanation)
+
+
+def test_unknown_option_is_refused() -> None:
+    with pytest.raises(fxoffload.ConfigError, match="did you mean 'min_bytes'"):
+        fxoffload.explain(nn.Linear(2, 2), torch.ones(2, 2), options={"min_byte": 1})
+
+
+def test_format_table_aligns_columns() -> None:
+    assert format_table([("a", "bb"), ("ccc", "d")]).splitlines() == [
+        "a    bb",
+        "---  --",
+        "ccc  d",
+    ]
