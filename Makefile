@@ -33,8 +33,10 @@ format: $(READY)  ## rewrite the sources in the one format
 accept: $(READY)  ## run the tests and take what they print as expected
 	EXPECTTEST_ACCEPT=1 $(BIN)/python -m pytest $(ARGS)
 
-bench: $(READY)  ## activation peak and step time of a transformer (minutes)
-	$(BIN)/python benchmarks/activation_peak.py $(ARGS)
+bench: $(READY)  ## activation peak and step time of GPT, BERT and T5 (many minutes)
+	set -e; for model in gpt bert t5; do \
+	  $(BIN)/python benchmarks/activation_peak.py --model $$model $(ARGS); \
+	done
 
 # The type checker does not know package-dir: it sees the package in a tree of links.
 typing: $(READY)  ## link tree for the type checker

@@ -1,9 +1,10 @@
 """How memory and time are measured, for the demo and for the benchmarks.
 
 Activation peak: the peak of torch's allocator over forward and backward, minus what was live
-before. On CPU it comes from the allocation events of torch.profiler, which sees the threads of
-torch only: memory that another thread frees (the store's, after a write) counts as live until its
-address is allocated again, so a peak of moved values can be overstated and never understated.
+before. On CPU it comes from the allocation events of torch.profiler, which misses two kinds of
+frees: of memory older than the measurement, and in threads of others (the store's, after a write).
+The latter count as live until their address is allocated again. So a peak can be overstated, by
+what moves above all, and is never understated.
 """
 
 from __future__ import annotations

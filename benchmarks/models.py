@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +22,8 @@ from transformers import (
 )
 
 VOCABULARY = 256
+# Keywords that the base class of configurations takes, which their signatures do not show.
+_COMMON: dict[str, Any] = {"attn_implementation": "sdpa", "decoder_start_token_id": 0}
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,8 +74,7 @@ def build_gpt(shape: Shape) -> PreTrainedModel:
         bos_token_id=0,
         eos_token_id=0,
         use_cache=False,
-        loss_type="ForCausalLM",
-        attn_implementation="sdpa",
+        **_COMMON,
     )
     return GPT2LMHeadModel(config)
 
@@ -88,7 +90,7 @@ def build_bert(shape: Shape) -> PreTrainedModel:
         max_position_embeddings=shape.length,
         hidden_dropout_prob=0.0,
         attention_probs_dropout_prob=0.0,
-        attn_implementation="sdpa",
+        **_COMMON,
     )
     return BertForMaskedLM(config)
 
@@ -105,8 +107,7 @@ def build_t5(shape: Shape) -> PreTrainedModel:
         num_heads=shape.heads,
         dropout_rate=0.0,
         use_cache=False,
-        decoder_start_token_id=0,
-        attn_implementation="sdpa",
+        **_COMMON,
     )
     return T5ForConditionalGeneration(config)
 

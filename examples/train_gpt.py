@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import statistics
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from fxoffload import ConfigError, OffloadConfig
+import fxoffload
 
 sys.path.append(str(Path(__file__).resolve().parent.parent))
 
@@ -52,11 +53,11 @@ class RunResult:
         return self.statistics[counter] / len(self.losses)
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Run both variants, print the table, save the plot."""
     console = Console()
     parser = build_parser()
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     problem = find_problem(arguments)
     if problem is not None:
         parser.error(problem)
@@ -113,10 +114,11 @@ def find_problem(arguments: argparse.Namespace) -> str | None:
     try:
         num_bytes = len(load_text(arguments.text))
         arguments.output.mkdir(parents=True, exist_ok=True)
-        OffloadConfig(**find_options(arguments))
+        # Opens the store, so that a directory that cannot work shows before anything is trained.
+        fxoffload.compile(torch.nn.Identity(), **find_options(arguments))
     except OSError as error:
         return f"{error.filename}: {error.strerror}"
-    except ConfigError as error:
+    except fxoffload.OffloadError as error:
         return str(error)
     if num_bytes <= arguments.length:
         source = arguments.text or "the standard library's source"
