@@ -2,7 +2,8 @@
 
     python benchmarks/activation_peak.py --model gpt --output results.jsonl
 
-Memory is measured with each variant in a fresh process. Step time (forward and backward, no
+Memory is measured with each variant in a fresh process, where freed memory goes back to the system
+(fresh_process.RETURN_FREED_MEMORY). Step time (forward and backward, no
 optimizer) is a ratio of paired steps: both variants in one process, one step of each in turn.
 """
 
@@ -29,7 +30,7 @@ from fxoffload.config import find_filesystem
 sys.path.append(str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.activation_run import RunSettings
-from benchmarks.fresh_process import ChildFailed, run_fresh
+from benchmarks.fresh_process import RETURN_FREED_MEMORY, ChildFailed, run_fresh
 from benchmarks.measure import MIB, find_cpu_model
 from benchmarks.models import BUILDERS, Shape
 
@@ -147,6 +148,8 @@ def measure(arguments: argparse.Namespace, console: Console) -> Results:
         script = Path(__file__).with_name("activation_run.py")
         with tempfile.TemporaryDirectory() as cache, console.status(label):
             variables = {"TORCHINDUCTOR_CACHE_DIR": cache}
+            if choice["work"] == "alone":
+                variables |= RETURN_FREED_MEMORY
             return list(run_fresh(script, asdict(settings), environment=variables))
 
     (plain,) = run("memory without fxoffload", work="alone", variant="plain")

@@ -16,10 +16,11 @@ from typing import Any
 
 from fxoffload import OffloadError
 
+# glibc keeps freed blocks in its heap, where they stay resident below any live one: a peak RSS then
+# tells more of that than of what is alive. With this every block above 1 MiB goes back to the
+# system when it is freed. That takes time, so it is for processes whose steps are not timed.
+RETURN_FREED_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(2**20)}
 _ERROR = "error"
-# glibc serves blocks from its heap once it has seen larger ones freed, and a free block below a
-# live one stays resident: peak RSS would say more about that than about what is alive.
-_MALLOC = {"MALLOC_MMAP_THRESHOLD_": str(2**20)}
 
 
 class ChildFailed(Exception):
@@ -29,12 +30,9 @@ class ChildFailed(Exception):
 def run_fresh(
     script: Path, settings: Mapping[str, Any], *, environment: Mapping[str, str] | None = None
 ) -> Iterator[dict[str, Any]]:
-    """Yield each record that `script` reports, as it comes; raises ChildFailed at a failure.
-
-    The child's malloc gives every block above 1 MiB back to the system when it is freed.
-    """
+    """Yield each record that `script` reports, as it comes; raises ChildFailed at a failure."""
     command = [sys.executable, str(script), json.dumps(settings)]
-    variables = {**_MALLOC, **os.environ, **(environment or {})}
+    variables = {**os.environ, **(environment or {})}
     with (
         tempfile.TemporaryFile("w+") as errors,
         subprocess.Popen(

@@ -11,8 +11,8 @@ from __future__ import annotations
 import argparse
 import statistics
 import sys
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,21 +27,30 @@ import fxoffload
 
 sys.path.append(str(Path(__file__).resolve().parent.parent))
 
-from benchmarks.fresh_process import ChildFailed, run_fresh
+from benchmarks.fresh_process import RETURN_FREED_MEMORY, ChildFailed, run_fresh
 from benchmarks.measure import MIB, MemoryCurve
 
 LABELS: dict[Variant, str] = {"plain": "plain torch.compile", "fxoffload": "fxoffload"}
+CAPTION = (
+    "step: forward and backward, median. RSS includes Python, torch and the compiler; "
+    f"freed memory returned: with {' '.join(map('='.join, RETURN_FREED_MEMORY.items()))}"
+)
 
 
 @dataclass(frozen=True, slots=True)
 class RunResult:
-    """What one run came to; statistics are those of fxoffload over all steps."""
+    """What one run came to; statistics are those of fxoffload over all steps.
+
+    rss_bytes: the peak, with malloc as it is; returning_rss_bytes: that of a short second run in
+    which freed memory goes back to the system.
+    """
 
     losses: list[float]
     step_seconds: list[float]
     statistics: dict[str, Any]
     rss_bytes: int
     curve: MemoryCurve
+    returning_rss_bytes: int = 0
 
     @property
     def median_seconds(self) -> float:
@@ -157,31 +166,40 @@ def run_both(arguments: argparse.Namespace, console: Console) -> dict[Variant, R
                 threads=arguments.threads,
                 options=find_options(arguments),
             )
-            task = progress.add_task(f"{label:19}", total=arguments.steps, state="compiling")
-            results[variant] = run_one(settings, progress, task)
+            timed = run_one(settings, progress, label)
+            short = replace(settings, steps=2)
+            resident = run_one(short, progress, f"{label}, RSS", environment=RETURN_FREED_MEMORY)
+            results[variant] = replace(timed, returning_rss_bytes=resident.rss_bytes)
     return results
 
 
-def run_one(settings: RunSettings, progress: Progress, task: Any) -> RunResult:
+def run_one(
+    settings: RunSettings,
+    progress: Progress,
+    label: str,
+    *,
+    environment: Mapping[str, str] | None = None,
+) -> RunResult:
     """Train one variant in a fresh process, and show how far it is."""
+    task = progress.add_task(f"{label:24}", total=settings.steps, state="compiling")
     losses: list[float] = []
     step_seconds: list[float] = []
     last: dict[str, Any] = {}
     script = Path(__file__).with_name("gpt_run.py")
-    for record in run_fresh(script, asdict(settings)):
+    for record in run_fresh(script, asdict(settings), environment=environment):
         if "step" not in record:
             last = record
             continue
         losses.append(record["loss"])
         step_seconds.append(record["seconds"])
         progress.update(task, advance=1, state=f"loss {record['loss']:.3f}")
-    curve = MemoryCurve(**last["curve"])
-    return RunResult(losses, step_seconds, last["statistics"], last["rss_bytes"], curve)
+    last["curve"] = MemoryCurve(**last["curve"])
+    return RunResult(losses, step_seconds, **last)
 
 
 def build_table(plain: RunResult, offloaded: RunResult) -> Table:
     """Both runs side by side."""
-    table = Table(title="One training step", caption="step: forward and backward, median")
+    table = Table(title="One training step", caption=CAPTION)
     table.add_column("")
     for heading in (*LABELS.values(), "ratio"):
         table.add_column(heading, justify="right")
@@ -192,7 +210,9 @@ def build_table(plain: RunResult, offloaded: RunResult) -> Table:
 
     peaks = (plain.curve.peak_bytes / MIB, offloaded.curve.peak_bytes / MIB)
     add("activation peak", *peaks, "MiB")
-    add("peak RSS of the process", plain.rss_bytes / MIB, offloaded.rss_bytes / MIB, "MiB")
+    add("peak RSS", plain.rss_bytes / MIB, offloaded.rss_bytes / MIB, "MiB")
+    resident = (plain.returning_rss_bytes / MIB, offloaded.returning_rss_bytes / MIB)
+    add("peak RSS, freed memory returned", *resident, "MiB")
     add("step time", plain.median_seconds, offloaded.median_seconds, "s", 2)
     for counter in ("written_bytes", "read_bytes", "forwarded_bytes"):
         moved = f"{offloaded.bytes_per_step(counter) / MIB:.1f} MiB"
