@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from fxoffload.errors import OffloadError
 from fxoffload.graph import TrainingGraph, get_tensor
 from fxoffload.passes import PassOptions
 from fxoffload.plan import Plan
-from fxoffload.torch_internals import OffloadPartitioner
+from fxoffload.torch_internals import OffloadPartitioner, PartitionFunction
 
 log = logging.getLogger(__name__)
 
@@ -97,41 +97,53 @@ def build_partitioner(
     on_transformed: TransformCallback | None = None,
     on_partitioned: Callable[[TrainingGraph], None] | None = None,
 ) -> OffloadPartitioner:
-    """A partitioner that plans and rewrites; the callbacks see the graph before and after."""
+    """A partitioner that plans and rewrites.
+
+    on_partitioned sees the chosen partition before it is rewritten, on_transformed the result.
+    """
     links = measure_links(config, store) if config.enabled else {}
 
-    def transform(
-        forward: fx.GraphModule,
-        backward: fx.GraphModule,
-        num_outputs: int,
-        static_inputs: tuple[int, ...],
-    ) -> None:
-        inputs = forward.graph.find_nodes(op="placeholder")
-        names = frozenset(inputs[index].name for index in static_inputs if index < len(inputs))
-        graph = TrainingGraph(forward, backward, num_outputs, names)
-        if on_partitioned is not None:
-            on_partitioned(graph)
-        if not config.enabled:
-            return
-        options = PassOptions(
-            cost=CostModel(
-                links=links, speed=CUDA_SPEED if _computes_on_cuda(graph) else CPU_SPEED
-            ),
-            store=store,
-            budget_bytes="min" if config.memory_budget == "min" else config.budget_bytes,
-            host_bytes=config.host_bytes or 0,
-            min_bytes=config.min_storage_bytes,
-            max_inflight_bytes=config.inflight_bytes,
-        )
-        plan = passes.transform_graph(graph, options)
-        _report(plan)
-        if plan.offloads:
+    def choose(
+        partition: PartitionFunction, num_outputs: int, static_inputs: tuple[int, ...]
+    ) -> tuple[fx.GraphModule, fx.GraphModule]:
+        def build(share: float | None) -> TrainingGraph:
+            forward, backward = partition(share)
+            inputs = forward.graph.find_nodes(op="placeholder")
+            names = frozenset(inputs[index].name for index in static_inputs if index < len(inputs))
+            graph = TrainingGraph(forward, backward, num_outputs, names)
+            # Also where nothing is moved: the parity reference must be the same graphs.
+            passes.hoist_saved(graph)
+            return graph
+
+        graph = build(None)
+        if config.enabled:
+            options = build_options(config, graph, links, store)
+            plan = passes.transform_graph(
+                graph, options, repartition=build, before_rewrite=on_partitioned
+            )
+            log.info("%s", plan)
             _reserve(store, plan)
-        if on_transformed is not None:
-            on_transformed(graph, plan)
+            if on_transformed is not None:
+                on_transformed(graph, plan)
+        return graph.forward, graph.backward
 
     identity = f"fxoffload {hash_sources()} {config.key} {sorted(links.items())}"
-    return OffloadPartitioner(transform, identity)
+    return OffloadPartitioner(choose, identity)
+
+
+def build_options(
+    config: OffloadConfig, graph: TrainingGraph, links: Mapping[str, Link], store: str
+) -> PassOptions:
+    """What the passes need to know to plan `graph` under `config`."""
+    return PassOptions(
+        cost=CostModel(links=links, speed=CUDA_SPEED if _computes_on_cuda(graph) else CPU_SPEED),
+        store=store,
+        budget_bytes="min" if config.memory_budget == "min" else config.budget_bytes,
+        host_bytes=config.host_bytes or 0,
+        min_bytes=config.min_storage_bytes,
+        max_inflight_bytes=config.inflight_bytes,
+        fuses=config.compiler == "inductor",
+    )
 
 
 def measure_links(config: OffloadConfig, store: str) -> dict[str, Link]:
@@ -164,9 +176,3 @@ def _reserve(store: str, plan: Plan) -> None:
         needed[decision.tier] = needed.get(decision.tier, 0) + value.nbytes
     for tier, nbytes in needed.items():
         runtime.find_store(store).reserve(nbytes, tier)
-
-
-def _report(plan: Plan) -> None:
-    log.info("%s", plan)
-    if not plan.fits:
-        log.warning("%s", str(plan).splitlines()[1])

@@ -15,7 +15,7 @@ from torch import fx
 from torch.utils._pytree import tree_map
 from torch.utils.flop_counter import flop_registry
 
-from fxoffload.graph import count_bytes, has_hints, hint_int, is_view
+from fxoffload.graph import has_hints, hint_int, is_view
 from fxoffload.ops import OPS
 
 
@@ -23,12 +23,14 @@ from fxoffload.ops import OPS
 class Link:
     """A path to a tier: sustained bytes per second each way, and the latency of one transfer.
 
-    Transfers overlap their latencies and queue for the bandwidth.
+    Transfers overlap their latencies and queue for the bandwidth. compute_seconds_per_byte is what
+    a transfer takes from the compute beside it: nothing on a GPU, some of a core's time on a CPU.
     """
 
     write_bytes_per_second: float
     read_bytes_per_second: float
     latency_seconds: float
+    compute_seconds_per_byte: float = 0.0
 
     def write_seconds(self, nbytes: int) -> float:
         """Seconds for which writing `nbytes` occupies the link."""
@@ -63,17 +65,15 @@ class CostModel:
     links: Mapping[str, Link]
     speed: DeviceSpeed
 
-    def node_seconds(self, node: fx.Node) -> float:
+    def node_seconds(self, node: fx.Node, traffic_bytes: int) -> float:
         """Roofline estimate of one node: the larger of arithmetic and memory time.
 
-        Views, placeholders and the ops of this package cost nothing. Sizes known only at run time
-        count as nothing, so an estimate can only be too low, and transfers start earlier for it.
+        traffic_bytes: read from and written to memory; 0 for what a fused loop keeps in registers.
+        Sizes known only at run time count as nothing, so an estimate can only be too low, and
+        transfers start earlier for it.
         """
         if node.op != "call_function" or node.target in OPS or is_view(node):
             return 0.0
-        result = node.meta.get("val")
-        outputs = [t for t in _flatten(result) if isinstance(t, torch.Tensor) and has_hints(t)]
-        traffic_bytes = 2 * sum(count_bytes(tensor) for tensor in outputs)
         return max(
             _count_flops(node) / self.speed.flops_per_second,
             traffic_bytes / self.speed.memory_bytes_per_second,
@@ -117,7 +117,3 @@ def _concretise(value: Any) -> Any:
     if isinstance(value, torch.SymInt):
         return hint_int(value)
     return value
-
-
-def _flatten(value: Any) -> list[Any]:
-    return list(value) if isinstance(value, list | tuple) else [value]

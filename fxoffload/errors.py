@@ -19,6 +19,12 @@ class PlanError(OffloadError):
     """A plan does not belong to the graph that it is applied to."""
 
 
+class BudgetError(OffloadError):
+    """No plan fits memory_budget; the message states the lowest peak and what holds it."""
+
+    lowest_peak_bytes: int = 0
+
+
 class StoreError(OffloadError):
     """The store cannot do what a graph asked of it."""
 

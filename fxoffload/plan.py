@@ -18,7 +18,8 @@ class SavedValue:
     through views, and is `born` when there is none.
     first_use, freed: positions of the first and the last reader in the backward.
     gathered: True when the members cover so little of the storage that the one member `name` is
-    copied out of it instead. owned: False when the storage belongs to the caller.
+    copied out of it instead; base_bytes: its share of that storage, which stays when the value
+    does. owned: False when the storage belongs to the caller.
     refusal: why it may not be moved; None when it may.
     """
 
@@ -33,6 +34,20 @@ class SavedValue:
     gathered: bool = False
     owned: bool = True
     refusal: str | None = None
+    base_bytes: int | None = None
+
+    @property
+    def kept_bytes(self) -> int:
+        """Bytes that stay on the device when the value is kept."""
+        return self.nbytes if self.base_bytes is None else self.base_bytes
+
+    @property
+    def counts(self) -> bool:
+        """Whether a kept value is part of the peak: inputs that may not move are the caller's.
+
+        Those that may are activations of another graph, which nobody but this one keeps.
+        """
+        return self.owned or self.refusal is None
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,9 +59,18 @@ class Keep:
 
 @dataclass(frozen=True, slots=True)
 class Offload:
-    """Move the value to `tier` between its last forward and its first backward reader."""
+    """Move the value to `tier` between its last forward and its first backward reader.
+
+    released_before, prefetched_before: names of the forward and of the backward node in front of
+    which the release and the prefetch stand; "" is right behind the last forward reader and right
+    in front of the first backward reader. blocks: whether the release waits for its write; one
+    that does not stands in front of the output.
+    """
 
     tier: Tier = "nvme"
+    released_before: str = ""
+    prefetched_before: str = ""
+    blocks: bool = True
 
 
 Decision = Keep | Offload
@@ -56,8 +80,11 @@ Decision = Keep | Offload
 class Plan:
     """A decision for every saved value, with what it is predicted to lead to.
 
-    peak_bytes: predicted peak of saved values and returned gradients; unmoved_peak_bytes: the same
-    with nothing moved. budget_bytes: the peak that was asked for, None when there was none.
+    peak_bytes: predicted activation peak; unmoved_peak_bytes: the same with nothing moved.
+    budget_bytes: the peak that was asked for, None when there was none. step_seconds,
+    exposed_seconds: predicted, the latter spent waiting for transfers. saved_share: of the
+    activation memory that torch's partitioner was let save, the rest being recomputed; None is its
+    own choice.
     Hashable and comparable: equal graphs and options give equal plans.
     """
 
@@ -66,6 +93,9 @@ class Plan:
     peak_bytes: int
     unmoved_peak_bytes: int
     budget_bytes: int | None = None
+    step_seconds: float = 0.0
+    exposed_seconds: float = 0.0
+    saved_share: float | None = None
 
     @property
     def offloads(self) -> tuple[tuple[SavedValue, Offload], ...]:
@@ -83,11 +113,6 @@ class Plan:
         """Bytes of all saved storages."""
         return sum(value.nbytes for value in self.values)
 
-    @property
-    def fits(self) -> bool:
-        """Whether the predicted peak is within the budget (True without one)."""
-        return self.budget_bytes is None or self.peak_bytes <= self.budget_bytes
-
     def kept_bytes_by_reason(self) -> dict[str, int]:
         """Bytes that stay, by reason, largest first."""
         kept: dict[str, int] = {}
@@ -101,15 +126,15 @@ class Plan:
         lines = [
             f"moved {self.offloaded_bytes / mib:.1f} of {self.saved_bytes / mib:.1f} MiB saved; "
             f"predicted peak {self.peak_bytes / mib:.1f} MiB "
-            f"({self.unmoved_peak_bytes / mib:.1f} MiB with nothing moved)"
+            f"({self.unmoved_peak_bytes / mib:.1f} MiB with nothing moved), "
+            f"step {self.step_seconds:.3f} s, {self.exposed_seconds:.3f} s of it exposed"
         ]
-        if not self.fits:
-            assert self.budget_bytes is not None
+        if self.budget_bytes is not None and not self.offloads:
             lines.append(
-                f"memory_budget of {self.budget_bytes / mib:.1f} MiB is missed: everything that "
-                f"may be moved is moved, the lowest reachable peak is {self.peak_bytes / mib:.1f}"
-                " MiB"
+                f"memory_budget of {self.budget_bytes / mib:.1f} MiB is met with nothing moved"
             )
+        if self.saved_share is not None:
+            lines.append(f"recomputed: all but {self.saved_share:.0%} of the saved bytes")
         lines += [
             f"kept {nbytes / mib:.1f} MiB: {reason}"
             for reason, nbytes in self.kept_bytes_by_reason().items()

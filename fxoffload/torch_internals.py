@@ -25,32 +25,42 @@ from torch._prims.rng_prims import run_and_save_rng_state
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from torch.utils._sympy.interp import sympy_interp
 from torch.utils._sympy.reference import PythonReferenceAnalysis
+from torch.utils.flop_counter import flop_registry
 
 from fxoffload.errors import OffloadError
 
 Graphs = tuple[fx.GraphModule, fx.GraphModule]
-TransformFunction = Callable[[fx.GraphModule, fx.GraphModule, int, tuple[int, ...]], None]
+PartitionFunction = Callable[[float | None], Graphs]
+ChooseFunction = Callable[[PartitionFunction, int, tuple[int, ...]], Graphs]
 
 
 class OffloadPartitioner(CustomPartitionerFn):
-    """torch's min-cut partition of the joint graph, then `transform` on the two graphs in place.
+    """Lets `choose` make the forward and the backward from torch's min-cut partitions.
 
-    transform(forward, backward, num_outputs, static_input_indices). `identity` names everything
+    choose(partition, num_outputs, static_input_indices), where partition(share) cuts the joint
+    graph so that `share` of the activation memory is saved and the rest recomputed (None: as
+    configured in torch._functorch.config.activation_memory_budget). `identity` names everything
     that the result depends on beside the graph: it is this partitioner's part of the keys of
-    Inductor's and AOTAutograd's caches.
-    Source: torch._inductor.config.custom_partitioner_fn.
+    Inductor's and AOTAutograd's caches. Source: torch._inductor.config.custom_partitioner_fn.
     """
 
-    def __init__(self, transform: TransformFunction, identity: str) -> None:
-        self.transform = transform
+    def __init__(self, choose: ChooseFunction, identity: str) -> None:
+        self.choose = choose
         self.identity = identity
 
     def __call__(self, gm: fx.GraphModule, joint_inputs: Sequence[object], **kwargs: Any) -> Graphs:
         """Partition `gm` (see functorch.compile.min_cut_rematerialization_partition)."""
-        forward, backward = min_cut_partition(gm, joint_inputs, **kwargs)
+
+        def partition(share: float | None) -> Graphs:
+            # The partitioner changes what it is given, and another share may be asked for.
+            joint = _copy_module(gm)
+            if share is None:
+                return min_cut_partition(joint, joint_inputs, **kwargs)
+            with functorch_config.patch(activation_memory_budget=share):
+                return min_cut_partition(joint, joint_inputs, **kwargs)
+
         static = tuple(kwargs.get("static_lifetime_input_indices") or ())
-        self.transform(forward, backward, kwargs["num_fwd_outputs"], static)
-        return forward, backward
+        return self.choose(partition, kwargs["num_fwd_outputs"], static)
 
     def uuid(self) -> str:
         """The identity; Inductor hashes it into its cache keys."""
@@ -71,16 +81,19 @@ def compile_with_inductor(
 ) -> Callable[..., Any]:
     """Compile a Dynamo graph with Inductor, its partitioner replaced by ours.
 
-    Two of Inductor's options are off. reorder_for_peak_memory knows nothing of transfers, and
-    would delay every prefetch to its wait. layout_optimization gives the inputs of convolutions
-    other strides than the graph says; an offload would force them back by a copy, and parity
-    with the unmoved graphs would be lost. Source: torch._inductor.compile_fx.compile_fx.
+    Three of Inductor's options are off. allow_buffer_reuse keeps dead buffers for later results of
+    the same size as long as that seems to cost nothing, but Inductor does not see the memory that
+    transfers take: the peak would exceed the planned one. reorder_for_peak_memory knows nothing of
+    transfers, and would delay every prefetch to its wait. layout_optimization gives the inputs of
+    convolutions other strides than the graph says; an offload would force them back by a copy, and
+    parity with the unmoved graphs would be lost. Source: torch._inductor.compile_fx.compile_fx.
     """
     patches: dict[str, Any] = dict(torch._inductor.list_mode_options(mode)) if mode else {}
     patches |= {
         "custom_partitioner_fn": partitioner,
         "reorder_for_peak_memory": False,
         "layout_optimization": False,
+        "allow_buffer_reuse": False,
     }
     if inner_compile is not None:
         compiled = compile_fx(gm, inputs, inner_compile=inner_compile, config_patches=patches)
@@ -159,6 +172,18 @@ def is_rng_state(node: fx.Node) -> bool:
     return node.op == "placeholder" and "rng_state" in node.name
 
 
+def runs_alone(node: fx.Node) -> bool:
+    """Whether Inductor calls a library for `node` instead of generating a loop that can be fused.
+
+    Source: torch._inductor.lowering.fallbacks; matrix products and the like, which have templates
+    or library calls, are the ops that torch.utils.flop_counter knows.
+    """
+    from torch._inductor import lowering  # Dear to import, and Inductor does when it compiles.
+
+    packet = getattr(node.target, "overloadpacket", None)
+    return packet in flop_registry or node.target in lowering.fallbacks
+
+
 def is_wrapper_subclass(tensor: torch.Tensor) -> bool:
     """Whether `tensor` only wraps others, so that it has no storage of its own.
 
@@ -228,6 +253,15 @@ class SymbolicInts:
                     node.meta["val"] = node.target(*fx.map_arg(node.args, _get_value))
             self._values[expression] = result.node if isinstance(result, fx.Proxy) else int(result)
         return self._values[expression]
+
+
+def _copy_module(module: fx.GraphModule) -> fx.GraphModule:
+    """The same graph, node for node, over the same constants."""
+    graph = fx.Graph()
+    copied: Any = graph.graph_copy(module.graph, val_map={}, return_output_node=True)
+    results, output = copied
+    graph.output(results).meta = dict(output.meta)
+    return fx.GraphModule(module, graph)
 
 
 def _get_value(node: fx.Node) -> Any:

@@ -2,34 +2,41 @@
 
 | pass               | needs                      | leaves                                         |
 |--------------------|----------------------------|------------------------------------------------|
+| hoist_saved        | partitioned graphs         | early what only the backward needs             |
 | find_saved_values  | partitioned graphs         | a SavedValue for each saved storage            |
-| choose_offloads    | saved values, node seconds | a Plan; no graph is looked at                  |
+| build_step         | saved values, cost model   | a Step; seconds of nodes, lives of storages    |
+| choose_offloads    | a step                     | a Plan; no graph is looked at                  |
 | insert_transfers   | a plan                     | the four ops, in trivially right places        |
-| sink_releases      | inserted ops               | releases where their writes should be done     |
-| advance_prefetches | inserted ops               | prefetches early enough for their reads        |
+| schedule_transfers | inserted ops, the plan     | releases and prefetches where the plan says    |
 | verify_transfers   | any graph                  | nothing; raises GraphError on a broken rule    |
+
+`choose_offloads` tries sets of values: `place_transfers` says where their transfers stand, and
+`fxoffload.simulation` what the step then takes.
 
 No pass touches a file or a stream, or imports another pass; `pipeline` puts them in order.
 """
 
+from fxoffload.passes.hoisting import hoist_saved
 from fxoffload.passes.insertion import insert_transfers
 from fxoffload.passes.lifetimes import find_saved_values
-from fxoffload.passes.pipeline import PassOptions, build_timeline, run_passes, transform_graph
-from fxoffload.passes.scheduling import advance_prefetches, sink_releases
-from fxoffload.passes.selection import Timeline, choose_offloads, predict_peak
+from fxoffload.passes.pipeline import PassOptions, make_plan, run_passes, transform_graph
+from fxoffload.passes.placement import place_transfers
+from fxoffload.passes.scheduling import schedule_transfers
+from fxoffload.passes.selection import choose_offloads
+from fxoffload.passes.step_model import build_step
 from fxoffload.passes.verification import verify_transfers
 
 __all__ = [
     "PassOptions",
-    "Timeline",
-    "advance_prefetches",
-    "build_timeline",
+    "build_step",
     "choose_offloads",
     "find_saved_values",
+    "hoist_saved",
     "insert_transfers",
-    "predict_peak",
+    "make_plan",
+    "place_transfers",
     "run_passes",
-    "sink_releases",
+    "schedule_transfers",
     "transform_graph",
     "verify_transfers",
 ]

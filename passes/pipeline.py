@@ -1,6 +1,7 @@
 """The pipeline: analyse, choose, then rewrite step by step, verifying after each.
 
-    find_saved_values -> choose_offloads -> insert_transfers -> sink_releases -> advance_prefetches
+    hoist_saved -> find_saved_values -> build_step -> choose_offloads
+        -> insert_transfers -> schedule_transfers
 
 `transform_graph` is the one place where passes are put in order; the passes do not know each
 other.
@@ -12,23 +13,25 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal
 
-from torch import fx
-
 from fxoffload.cost import CostModel
-from fxoffload.errors import GraphError
-from fxoffload.graph import TrainingGraph, count_bytes, get_results, get_tensor, has_hints
+from fxoffload.errors import BudgetError, GraphError
+from fxoffload.graph import TrainingGraph
 from fxoffload.passes.insertion import insert_transfers
 from fxoffload.passes.lifetimes import find_saved_values
-from fxoffload.passes.scheduling import advance_prefetches, sink_releases
-from fxoffload.passes.selection import Timeline, choose_offloads
+from fxoffload.passes.scheduling import schedule_transfers
+from fxoffload.passes.selection import choose_offloads
+from fxoffload.passes.step_model import build_step
 from fxoffload.passes.verification import verify_transfers
 from fxoffload.plan import Plan
 
 log = logging.getLogger(__name__)
+
+# Shares of the saved bytes tried when moving alone would be waited for; the rest is recomputed.
+SAVED_SHARES = (0.8, 0.6, 0.4, 0.2, 0.0)
 
 RewritePass = Callable[[TrainingGraph], None]
 
@@ -38,7 +41,8 @@ class PassOptions:
     """What the passes need to know beside the graph.
 
     budget_bytes, host_bytes: see choose_offloads. min_bytes: see find_saved_values.
-    max_inflight_bytes: see advance_prefetches. store: the key that offload nodes carry.
+    max_inflight_bytes: see place_transfers. store: the key that offload nodes carry. fuses: see
+    build_step.
     """
 
     cost: CostModel
@@ -47,27 +51,73 @@ class PassOptions:
     host_bytes: int = 0
     min_bytes: int = 2**20
     max_inflight_bytes: int = 2**30
+    fuses: bool = True
 
 
-def transform_graph(graph: TrainingGraph, options: PassOptions) -> Plan:
-    """Plan and rewrite `graph` in place; returns the plan. An empty plan leaves it untouched."""
-    values = find_saved_values(graph, min_bytes=options.min_bytes)
-    plan = choose_offloads(
-        values,
-        build_timeline(graph, options.cost),
-        options.cost.links,
-        budget_bytes=options.budget_bytes,
-        host_bytes=options.host_bytes,
-    )
+def transform_graph(
+    graph: TrainingGraph,
+    options: PassOptions,
+    *,
+    repartition: Callable[[float], TrainingGraph] | None = None,
+    before_rewrite: Callable[[TrainingGraph], None] | None = None,
+) -> Plan:
+    """Plan and rewrite `graph` in place; returns the plan. An empty plan leaves it untouched.
+
+    repartition: another partition of the same joint graph, which saves this share and recomputes
+    the rest; `graph` becomes it where that is better. before_rewrite: is shown what was chosen.
+    Raises BudgetError where no plan fits.
+    """
+    chosen, plan = choose_partition(graph, options, repartition)
+    graph.forward, graph.backward = chosen.forward, chosen.backward
+    if before_rewrite is not None:
+        before_rewrite(graph)
     if plan.offloads:
-        inflight = options.max_inflight_bytes
         rewrites = (
             partial(insert_transfers, plan=plan, store=options.store),
-            partial(sink_releases, cost=options.cost),
-            partial(advance_prefetches, cost=options.cost, max_inflight_bytes=inflight),
+            partial(schedule_transfers, plan=plan),
         )
         run_passes(graph, rewrites)
     return plan
+
+
+def choose_partition(
+    graph: TrainingGraph,
+    options: PassOptions,
+    repartition: Callable[[float], TrainingGraph] | None,
+) -> tuple[TrainingGraph, Plan]:
+    """The partition with the fastest plan: `graph` itself unless its plan waits or does not fit.
+
+    Only a budget in bytes is a reason to recompute more than torch does by itself.
+    """
+    found: list[tuple[TrainingGraph, Plan]] = []
+    errors: list[BudgetError] = []
+
+    def attempt(graph: TrainingGraph, share: float | None) -> None:
+        try:
+            found.append((graph, replace(make_plan(graph, options), saved_share=share)))
+        except BudgetError as error:
+            errors.append(error)
+
+    attempt(graph, None)
+    waits = not found or found[0][1].exposed_seconds > 0.0
+    if repartition is not None and isinstance(options.budget_bytes, int) and waits:
+        for share in SAVED_SHARES:
+            attempt(repartition(share), share)
+    if not found:
+        raise min(errors, key=lambda error: error.lowest_peak_bytes)
+    return min(found, key=lambda item: (item[1].step_seconds, item[1].offloaded_bytes))
+
+
+def make_plan(graph: TrainingGraph, options: PassOptions) -> Plan:
+    """The plan for `graph`, which stays as it is. Raises BudgetError where no plan fits."""
+    values = find_saved_values(graph, min_bytes=options.min_bytes)
+    return choose_offloads(
+        build_step(graph, values, options.cost, fuses=options.fuses),
+        options.cost.links,
+        budget_bytes=options.budget_bytes,
+        host_bytes=options.host_bytes,
+        max_inflight_bytes=options.max_inflight_bytes,
+    )
 
 
 def run_passes(graph: TrainingGraph, passes: Sequence[RewritePass]) -> None:
@@ -98,28 +148,3 @@ def count_ops(graph: TrainingGraph) -> Counter[str]:
         for node in module.graph.nodes
         if node.op == "call_function"
     )
-
-
-def build_timeline(graph: TrainingGraph, cost: CostModel) -> Timeline:
-    """When each node starts, and when each returned gradient comes to life."""
-    backward = graph.backward.graph
-    positions = {node: index for index, node in enumerate(backward.nodes)}
-    gradients: list[tuple[int, int]] = []
-    for node in dict.fromkeys(get_results(backward)):
-        tensor = None if node is None else get_tensor(node)
-        if node is not None and tensor is not None and has_hints(tensor):
-            gradients.append((positions[node], count_bytes(tensor)))
-    return Timeline(
-        forward=_start_seconds(graph.forward.graph, cost),
-        backward=_start_seconds(backward, cost),
-        gradients=tuple(gradients),
-    )
-
-
-def _start_seconds(graph: fx.Graph, cost: CostModel) -> tuple[float, ...]:
-    clock = 0.0
-    starts = [clock]
-    for node in graph.nodes:
-        clock += cost.node_seconds(node)
-        starts.append(clock)
-    return tuple(starts)

@@ -1,174 +1,288 @@
-"""Selection: decide for every saved value whether it moves. Pure data, no torch.fx.
+"""Selection: decide for every saved value whether it moves, and where. Pure data, no torch.fx.
 
-The rule of this version: largest benefit first, where the benefit is bytes times the seconds that
-they are not needed; a value that is reused sooner than it can travel both ways is kept.
+    no budget   everything that moves without being waited for
+    bytes       what fits: least step time, then fewest bytes written; nothing when all fits anyway
+    "min"       the lowest peak that moving reaches: everything moves
 
-    values, seconds of every node, links, budget  ->  Plan(values, decisions, predicted peak)
+Every candidate set of moved values is placed and simulated; the result is the best one found.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from itertools import islice
 from typing import Literal
 
 from fxoffload.cost import Link
+from fxoffload.errors import BudgetError
+from fxoffload.passes.placement import MARGIN, place_transfers
 from fxoffload.plan import Decision, Keep, Offload, Plan, SavedValue, Tier
+from fxoffload.simulation import (
+    Simulation,
+    Step,
+    Transfer,
+    find_holders,
+    find_lower_bound,
+    simulate,
+)
 
-# Part of a link's time that a plan may fill: the rest absorbs noise and other users of the drive.
+# Part of a link's bandwidth that a plan counts on: the rest absorbs noise and other users.
 LINK_UTILISATION = 0.8
+# Nodes that may be simulated in one selection, about a second's worth: small steps are searched
+# through, large ones get fifty trials.
+MAX_NODE_VISITS = 250_000
+_MIB = 2**20
 
 
 @dataclass(frozen=True, slots=True)
-class Timeline:
-    """When each node of a training step starts, in seconds from the start of its graph.
+class Trial:
+    """A set of moved values, placed and simulated."""
 
-    forward, backward: start of every node by position, and the end as last entry.
-    gradients: (position in the backward, bytes) of the gradients that the backward returns; they
-    live from there to the end of the step.
-    """
-
-    forward: tuple[float, ...]
-    backward: tuple[float, ...]
-    gradients: tuple[tuple[int, int], ...] = ()
-
-    def idle_seconds(self, value: SavedValue) -> float:
-        """Seconds from the last forward reader to the first backward reader."""
-        return (
-            self.forward[-1]
-            - self.forward[min(value.last_use + 1, len(self.forward) - 1)]
-            + self.backward[value.first_use]
-        )
+    transfers: Mapping[str, Transfer]
+    simulation: Simulation
 
 
 def choose_offloads(
-    values: Sequence[SavedValue],
-    timeline: Timeline,
+    step: Step,
     links: Mapping[str, Link],
     *,
     budget_bytes: int | Literal["min"] | None = None,
     host_bytes: int = 0,
+    max_inflight_bytes: int = 2**62,
+    utilisation: float = LINK_UTILISATION,
+    margin: float = MARGIN,
 ) -> Plan:
-    """A plan for `values`.
+    """A plan for the values of `step`.
 
-    budget_bytes: None moves what the links carry while the step computes; bytes move just enough
-    to fit that predicted peak, or everything when it cannot be fitted; "min" moves everything.
     host_bytes: capacity of the host tier; it takes the values reused soonest, the rest goes to
-    NVMe.
+    NVMe. utilisation: part of the bandwidth of `links` that the prediction counts on; margin: see
+    place_transfers. Raises BudgetError naming the lowest reachable peak when it is above
+    `budget_bytes`.
     """
-    candidates = [value for value in values if value.refusal is None]
-    nvme = links["nvme"]
-    if budget_bytes is None:
-        chosen, reasons = _choose_hidden(candidates, timeline, nvme)
+    candidates = [value for value in step.values if value.refusal is None]
+    idle = _find_idle_seconds(step, candidates)
+    candidates.sort(key=lambda value: (-value.nbytes * idle[value.name], value.name))
+    limit = find_lower_bound(step) if budget_bytes == "min" else budget_bytes
+    used = _derate(links, utilisation)
+
+    def attempt(chosen: Iterable[SavedValue]) -> Trial:
+        tiers = _assign_tiers(chosen, idle, host_bytes if "host" in links else 0)
+        transfers = place_transfers(
+            step,
+            tiers,
+            links,
+            budget_bytes=limit,
+            max_inflight_bytes=max_inflight_bytes,
+            margin=margin,
+        )
+        return Trial(
+            transfers, simulate(step, transfers, used, max_inflight_bytes=max_inflight_bytes)
+        )
+
+    trials = max(1, MAX_NODE_VISITS // max(1, len(step.seconds)))
+    unmoved = attempt(())
+    if limit is None:
+        chosen = _choose_hidden(step, candidates, idle, used, attempt, trials)
+        reason = "moving it would not hide"
     elif budget_bytes == "min":
-        chosen, reasons = candidates, {}
+        # Also what does not count at the peak of this graph: it does when graphs follow each other.
+        chosen, reason = candidates, ""
     else:
-        chosen, reasons = _choose_to_fit(values, candidates, timeline, budget_bytes)
-    tiers = _assign_tiers(chosen, timeline, host_bytes if "host" in links else 0)
-    decisions: list[Decision] = []
-    for value in values:
-        if value.name in tiers:
-            decisions.append(Offload(tiers[value.name]))
-        else:
-            decisions.append(Keep(value.refusal or reasons[value.name]))
-    return Plan(
-        values=tuple(values),
-        decisions=tuple(decisions),
-        peak_bytes=predict_peak(values, set(tiers), timeline),
-        unmoved_peak_bytes=predict_peak(values, set(), timeline),
-        budget_bytes=budget_bytes if isinstance(budget_bytes, int) else None,
-    )
-
-
-def predict_peak(values: Sequence[SavedValue], moved: set[str], timeline: Timeline) -> int:
-    """Peak bytes of saved values and returned gradients over the step, `moved` ones away.
-
-    A moved value is away from its last forward reader to its first backward reader. Inputs that
-    may not move are the caller's and not counted; those that may are activations of another graph,
-    which nobody but this one keeps. Temporaries and the time of the copies themselves are not
-    counted: the prediction is a lower bound.
-    """
-    offset = len(timeline.forward)
-    changes: dict[int, int] = {}
-
-    def add(first: int, last: int, nbytes: int) -> None:
-        changes[first] = changes.get(first, 0) + nbytes
-        changes[last + 1] = changes.get(last + 1, 0) - nbytes
-
-    for value in values:
-        if not value.owned and value.refusal is not None:
-            continue
-        if value.name in moved:
-            add(value.born, value.last_use, value.nbytes)
-            add(offset + value.first_use, offset + value.freed, value.nbytes)
-        else:
-            add(value.born, offset + value.freed, value.nbytes)
-    end = offset + len(timeline.backward)
-    for position, nbytes in timeline.gradients:
-        add(offset + position, end, nbytes)
-    peak = live = 0
-    for position in sorted(changes):
-        live += changes[position]
-        peak = max(peak, live)
-    return peak
-
-
-def _by_benefit(candidates: Sequence[SavedValue], timeline: Timeline) -> list[SavedValue]:
-    return sorted(
-        candidates, key=lambda value: (-value.nbytes * timeline.idle_seconds(value), value.name)
-    )
+        orders = (
+            candidates,
+            sorted(candidates, key=lambda value: (-idle[value.name], value.name)),
+            sorted(candidates, key=lambda value: (value.nbytes, value.name)),
+        )
+        chosen = _choose_to_fit(orders, limit, unmoved, attempt, trials)
+        reason = "fits the budget where it is"
+    best = attempt(chosen)
+    if isinstance(budget_bytes, int) and best.simulation.peak_bytes > budget_bytes:
+        raise _make_budget_error(step, budget_bytes, attempt(candidates))
+    return _make_plan(step, best, unmoved, budget_bytes, reason)
 
 
 def _choose_hidden(
-    candidates: Sequence[SavedValue], timeline: Timeline, link: Link
-) -> tuple[list[SavedValue], dict[str, str]]:
-    """What both directions of the link carry within the forward and the backward."""
-    write_seconds = LINK_UTILISATION * timeline.forward[-1]
-    read_seconds = LINK_UTILISATION * timeline.backward[-1]
+    step: Step,
+    candidates: Sequence[SavedValue],
+    idle: Mapping[str, float],
+    links: Mapping[str, Link],
+    attempt: Callable[[Iterable[SavedValue]], Trial],
+    max_trials: int,
+) -> list[SavedValue]:
+    """The longest prefixes of `candidates` that nobody waits for, skipping what would not hide."""
+    useful = [
+        value
+        for value in candidates
+        if idle[value.name] >= links["nvme"].round_trip_seconds(value.nbytes)
+    ]
     chosen: list[SavedValue] = []
-    reasons: dict[str, str] = {}
-    for value in _by_benefit(candidates, timeline):
-        if timeline.idle_seconds(value) < link.round_trip_seconds(value.nbytes):
-            reasons[value.name] = "reused too soon to travel both ways"
-            continue
-        write, read = link.write_seconds(value.nbytes), link.read_seconds(value.nbytes)
-        if write > write_seconds or read > read_seconds:
-            reasons[value.name] = "the link is full: moving it would not hide"
-            continue
-        write_seconds -= write
-        read_seconds -= read
-        chosen.append(value)
-    return chosen, reasons
+    trials = 0
+    while useful and trials < max_trials:
+        low, high = 0, len(useful)
+        while low < high:  # The most of what is left that still hides.
+            middle = (low + high + 1) // 2
+            trials += 1
+            hides = attempt([*chosen, *useful[:middle]]).simulation.exposed_seconds <= 0.0
+            low, high = (middle, high) if hides else (low, middle - 1)
+        chosen += useful[:low]
+        useful = useful[low + 1 :]
+    return chosen
 
 
 def _choose_to_fit(
-    values: Sequence[SavedValue],
+    orders: Sequence[Sequence[SavedValue]],
+    limit: int,
+    unmoved: Trial,
+    attempt: Callable[[Iterable[SavedValue]], Trial],
+    max_trials: int,
+) -> list[SavedValue]:
+    """The set that fits in the least time; all candidates when none fits.
+
+    orders: of the candidates, each with what promises most first. The search goes on from the
+    shortest prefix of each, and from all of them.
+    """
+    if unmoved.simulation.peak_bytes <= limit:
+        return []
+    score = partial(_score, limit=limit)
+    starts = [list(orders[0])]
+    for order in orders:
+        low, high = 1, len(order)
+        while low < high:  # The shortest prefix that fits.
+            middle = (low + high) // 2
+            fits = attempt(order[:middle]).simulation.peak_bytes <= limit
+            low, high = (low, middle) if fits else (middle + 1, high)
+        starts.append(list(order[:low]))
+    found = [
+        _improve(start, orders[0], score, attempt, max_trials // len(starts)) for start in starts
+    ]
+    return min(found, key=lambda chosen: score(attempt(chosen)))
+
+
+def _score(trial: Trial, *, limit: int) -> tuple[int, float, int]:
+    simulation = trial.simulation
+    excess = max(0, simulation.peak_bytes - limit)
+    return excess, simulation.step_seconds, simulation.written_bytes
+
+
+def _improve(
+    chosen: list[SavedValue],
     candidates: Sequence[SavedValue],
-    timeline: Timeline,
-    budget_bytes: int,
-) -> tuple[list[SavedValue], dict[str, str]]:
-    """The fewest values, largest benefit first, whose absence fits the budget."""
-    chosen: list[SavedValue] = []
-    moved: set[str] = set()
-    for value in _by_benefit(candidates, timeline):
-        if predict_peak(values, moved, timeline) <= budget_bytes:
-            break
-        chosen.append(value)
-        moved.add(value.name)
-    reasons = {
-        value.name: "fits the budget where it is" for value in candidates if value.name not in moved
+    score: Callable[[Trial], tuple[int, float, int]],
+    attempt: Callable[[Iterable[SavedValue]], Trial],
+    max_trials: int,
+) -> list[SavedValue]:
+    """Local search: drop, add and exchange values while that makes the set better."""
+    best = score(attempt(chosen))
+    trials = 0
+    improved = True
+    while improved and trials < max_trials:
+        improved = False
+        for neighbour in islice(_find_neighbours(chosen, candidates), max_trials - trials):
+            trials += 1
+            found = score(attempt(neighbour))
+            if found < best:
+                chosen, best, improved = neighbour, found, True
+                break
+    return chosen
+
+
+def _find_neighbours(
+    chosen: Sequence[SavedValue], candidates: Sequence[SavedValue]
+) -> Iterable[list[SavedValue]]:
+    """Without and with runs of values, long ones first; then one value for another."""
+    names = {value.name for value in chosen}
+    others = [value for value in candidates if value.name not in names]
+    size = len(candidates)
+    while size := size // 2:
+        for index in range(0, len(chosen), size):
+            yield [*chosen[:index], *chosen[index + size :]]
+        for index in range(0, len(others), size):
+            yield [*chosen, *others[index : index + size]]
+    for index in range(len(chosen)):
+        for other in others:
+            yield [*chosen[:index], *chosen[index + 1 :], other]
+
+
+def _find_idle_seconds(step: Step, values: Iterable[SavedValue]) -> dict[str, float]:
+    """Seconds from the last forward reader to the first backward reader of each value."""
+    starts = [0.0]
+    for seconds in step.seconds:
+        starts.append(starts[-1] + seconds)
+    return {
+        value.name: max(0.0, starts[step.first_use(value)] - starts[value.last_use + 1])
+        for value in values
     }
-    return chosen, reasons
+
+
+def _derate(links: Mapping[str, Link], utilisation: float) -> dict[str, Link]:
+    return {
+        tier: Link(
+            link.write_bytes_per_second * utilisation,
+            link.read_bytes_per_second * utilisation,
+            link.latency_seconds,
+            link.compute_seconds_per_byte,
+        )
+        for tier, link in links.items()
+    }
 
 
 def _assign_tiers(
-    chosen: Sequence[SavedValue], timeline: Timeline, host_bytes: int
+    chosen: Iterable[SavedValue], idle: Mapping[str, float], host_bytes: int
 ) -> dict[str, Tier]:
     tiers: dict[str, Tier] = {}
-    for value in sorted(chosen, key=lambda v: (timeline.idle_seconds(v), v.name)):
+    for value in sorted(chosen, key=lambda value: (idle[value.name], value.name)):
         if value.nbytes <= host_bytes:
             host_bytes -= value.nbytes
             tiers[value.name] = "host"
         else:
             tiers[value.name] = "nvme"
     return tiers
+
+
+def _make_plan(
+    step: Step,
+    best: Trial,
+    unmoved: Trial,
+    budget_bytes: int | Literal["min"] | None,
+    reason: str,
+) -> Plan:
+    decisions: list[Decision] = []
+    for value in step.values:
+        transfer = best.transfers.get(value.name)
+        if transfer is None:
+            decisions.append(Keep(value.refusal or reason))
+            continue
+        release = min(transfer.release, step.forward_length - 1)
+        decisions.append(
+            Offload(
+                transfer.tier,
+                released_before=step.names[release],
+                prefetched_before=step.names[transfer.prefetch],
+                blocks=transfer.release < step.forward_length,
+            )
+        )
+    return Plan(
+        values=step.values,
+        decisions=tuple(decisions),
+        peak_bytes=best.simulation.peak_bytes,
+        unmoved_peak_bytes=unmoved.simulation.peak_bytes,
+        budget_bytes=budget_bytes if isinstance(budget_bytes, int) else None,
+        step_seconds=best.simulation.step_seconds,
+        exposed_seconds=best.simulation.exposed_seconds,
+    )
+
+
+def _make_budget_error(step: Step, budget_bytes: int, lowest: Trial) -> BudgetError:
+    holders = find_holders(step, lowest.simulation, lowest.transfers)[:5]
+    held = ", ".join(f"{holder.name} {holder.nbytes / _MIB:.1f} MiB" for holder in holders)
+    node = step.names[lowest.simulation.peak_position]
+    error = BudgetError(
+        f"memory_budget={budget_bytes} ({budget_bytes / _MIB:.1f} MiB) cannot be met: the lowest "
+        f"peak that moving saved values reaches is {lowest.simulation.peak_bytes / _MIB:.1f} MiB, "
+        f"at {node}, where {held} and smaller ones are in use; raise the budget, or make the batch "
+        "smaller"
+    )
+    error.lowest_peak_bytes = lowest.simulation.peak_bytes
+    return error

@@ -208,14 +208,17 @@ def test_budget_that_fits_moves_nothing(spill_directory: Path) -> None:
     assert fxoffload.statistics().offloaded_bytes == 0
 
 
-def test_budget_that_cannot_be_met_is_said(
-    spill_directory: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    compiled = compile_eager(make_model(), spill_directory, memory_budget=1)
-    fxoffload.reset_statistics()
-    compiled(torch.randn(16, WIDTH)).sum().backward()
-    assert fxoffload.statistics().offloaded_bytes > 0
-    assert "memory_budget of 0.0 MiB is missed" in caplog.text
+@pytest.mark.parametrize("way", ["string", "typed"])
+def test_budget_that_cannot_be_met_is_an_error(spill_directory: Path, way: str) -> None:
+    model = make_model()
+    options = {"directory": spill_directory, "compiler": "eager", "min_bytes": 1}
+    if way == "string":
+        options["memory_budget"] = 1
+        compiled = torch.compile(model, backend="fxoffload", options=options)
+    else:
+        compiled = fxoffload.compile(model, memory_budget=1, **options)
+    with pytest.raises(fxoffload.BudgetError, match="memory_budget=1 .* lowest peak .* at"):
+        compiled(torch.randn(16, WIDTH))
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,11 @@ PRIVATE = (
 # Private by name, yet stable for years and without a public twin: tree_map, the type of an
 # operator overload, and the question whether a tensor is a wrapper subclass.
 TOLERATED = ("torch.utils._pytree", "torch._ops", "torch.utils._python_dispatch")
+# What one pass takes from another: selection tries placements, the step model knows aliases.
+BORROWED = {
+    "fxoffload.passes.selection": {"fxoffload.passes.placement"},
+    "fxoffload.passes.step_model": {"fxoffload.passes.lifetimes"},
+}
 OPENERS = {"open", "mkdir", "makedirs", "mkstemp", "TemporaryFile", "NamedTemporaryFile"}
 
 
@@ -126,7 +131,8 @@ def test_nobody_imports_the_root_or_the_backend(name: str) -> None:
 def test_passes_do_not_import_each_other(name: str) -> None:
     if name in ("fxoffload.passes", "fxoffload.passes.pipeline"):
         pytest.skip("puts the passes in order")
-    assert not has(find_imports(name), "fxoffload.passes")
+    imports = {item for item in find_imports(name) if is_within(item, "fxoffload.passes")}
+    assert imports <= BORROWED.get(name, set())
 
 
 @pytest.mark.parametrize("name", PASSES)
@@ -163,9 +169,13 @@ def test_plain_data_needs_no_torch(name: str) -> None:
     assert not has(find_imports(name), "torch")
 
 
-def test_selection_sees_no_graph() -> None:
+@pytest.mark.parametrize(
+    "name",
+    ["fxoffload.simulation", "fxoffload.passes.placement", "fxoffload.passes.selection"],
+)
+def test_planner_sees_no_graph(name: str) -> None:
     """The planner is a function of plain data."""
-    imports = find_imports("fxoffload.passes.selection")
+    imports = find_imports(name)
     assert not has(imports, "torch")
     assert not has(imports, "fxoffload.graph")
 

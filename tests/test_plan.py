@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import pytest
 
@@ -11,7 +12,7 @@ from fxoffload.plan import Keep, Offload, Plan, SavedValue
 MIB = 2**20
 
 
-def make_plan(**fields: int | None) -> Plan:
+def make_plan(**fields: Any) -> Plan:
     values = tuple(
         SavedValue(
             name=name, members=(name,), nbytes=mib * MIB, member_bytes=mib * MIB,
@@ -41,26 +42,41 @@ def test_kept_bytes_by_reason_are_largest_first() -> None:
 
 def test_words() -> None:
     assert str(make_plan()).splitlines() == [
-        "moved 12.0 of 15.0 MiB saved; predicted peak 5.0 MiB (15.0 MiB with nothing moved)",
+        "moved 12.0 of 15.0 MiB saved; predicted peak 5.0 MiB (15.0 MiB with nothing moved), "
+        "step 0.000 s, 0.000 s of it exposed",
         "kept 2.0 MiB: aliased",
         "kept 1.0 MiB: too small",
     ]
 
 
-@pytest.mark.parametrize(("budget", "fits"), [(None, True), (5 * MIB, True), (5 * MIB - 1, False)])
-def test_fits(budget: int | None, fits: bool) -> None:
-    plan = make_plan(budget_bytes=budget)
-    assert plan.fits is fits
-    assert ("memory_budget of 5.0 MiB is missed" in str(plan)) is not fits
+def test_words_of_times_and_recomputation() -> None:
+    lines = str(make_plan(step_seconds=1.25, exposed_seconds=0.5, saved_share=0.4)).splitlines()
+    assert lines[0].endswith("step 1.250 s, 0.500 s of it exposed")
+    assert lines[1] == "recomputed: all but 40% of the saved bytes"
 
 
-def test_missed_budget_is_the_second_line() -> None:
-    """The backend logs that line as its warning."""
-    line = str(make_plan(budget_bytes=1)).splitlines()[1]
-    assert line == (
-        "memory_budget of 0.0 MiB is missed: everything that may be moved is moved, the lowest "
-        "reachable peak is 5.0 MiB"
-    )
+def test_budget_that_is_met_with_nothing_moved_is_said() -> None:
+    plan = make_plan(budget_bytes=20 * MIB)
+    assert "is met" not in str(plan), "something moves"
+    kept = tuple(Keep("fits the budget where it is") for _ in plan.values)
+    plan = dataclasses.replace(plan, decisions=kept)
+    assert str(plan).splitlines()[1] == "memory_budget of 20.0 MiB is met with nothing moved"
+    assert "memory_budget" not in str(dataclasses.replace(plan, budget_bytes=None))
+
+
+def test_kept_bytes_of_a_gathered_value_are_its_share_of_the_storage() -> None:
+    value = make_plan().values[0]
+    assert value.kept_bytes == 4 * MIB
+    assert dataclasses.replace(value, base_bytes=9 * MIB).kept_bytes == 9 * MIB
+
+
+@pytest.mark.parametrize(
+    ("owned", "refusal", "counts"),
+    [(True, None, True), (True, "aliased", True), (False, None, True), (False, "input", False)],
+)
+def test_what_counts(owned: bool, refusal: str | None, counts: bool) -> None:
+    value = dataclasses.replace(make_plan().values[0], owned=owned, refusal=refusal)
+    assert value.counts is counts
 
 
 def test_equal_plans_are_one_key() -> None:

@@ -1,31 +1,35 @@
-"""choose_offloads: a pure function of values, times and links."""
+"""choose_offloads: a pure function of a step, links and a budget, held against the true optimum."""
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Sequence
+import random
+from collections.abc import Mapping
 from typing import Any
 
+import milp
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from steps import (
+    draw_links,
+    draw_step,
+    make_link,
+    make_step,
+    make_value,
+    random_links,
+    random_steps,
+)
 
 from fxoffload.cost import Link
-from fxoffload.passes.selection import Timeline, choose_offloads, predict_peak
-from fxoffload.plan import Keep, Offload, Plan, SavedValue
+from fxoffload.errors import BudgetError
+from fxoffload.passes import selection
+from fxoffload.passes.selection import choose_offloads
+from fxoffload.plan import Keep, Offload, Plan
+from fxoffload.simulation import Residence, Step, Transfer, find_lower_bound, simulate
 
 FAST = {"nvme": Link(1e12, 1e12, 0.0)}
-SECONDS = tuple(float(second) for second in range(11))
-TIMELINE = Timeline(forward=SECONDS, backward=SECONDS)
-
-
-def make_value(name: str, **fields: Any) -> SavedValue:
-    """100 bytes, born first and needed last, unless `fields` say otherwise."""
-    defaults: dict[str, Any] = {
-        "members": (name,), "nbytes": 100, "member_bytes": 100,
-        "born": 0, "last_use": 1, "first_use": 8, "freed": 9,
-    }  # fmt: skip
-    return SavedValue(name=name, **{**defaults, **fields})
+# Predictions for the links as they are, so that plans can be compared with others.
+EXACT: dict[str, Any] = {"utilisation": 1.0, "margin": 1.0}
 
 
 def moved(plan: Plan) -> set[str]:
@@ -37,96 +41,145 @@ def reasons(plan: Plan) -> dict[str, str]:
     return {value.name: d.reason for value, d in pairs if isinstance(d, Keep)}
 
 
-def replay_peak(values: Sequence[SavedValue], away: set[str], timeline: Timeline) -> int:
-    """What `predict_peak` predicts, by walking every position and asking every value."""
-    num_forward, num_backward = len(timeline.forward), len(timeline.backward)
-    peak = 0
-    for position in range(num_forward + num_backward + 1):
-        backward = position - num_forward
-        live = sum(nbytes for start, nbytes in timeline.gradients if start <= backward)
-        for value in values:
-            if value.name in away:
-                lives = (
-                    value.born <= position <= value.last_use
-                    or value.first_use <= backward <= value.freed
-                )
-            else:
-                counts = value.owned or value.refusal is None
-                lives = counts and value.born <= position and backward <= value.freed
-            live += value.nbytes * lives
-        peak = max(peak, live)
-    return peak
+def read_transfers(step: Step, plan: Plan) -> dict[str, Transfer]:
+    """The transfers that the plan's names of nodes stand for."""
+    positions = {name: position for position, name in enumerate(step.names)}
+    return {
+        value.name: Transfer(
+            decision.tier,
+            positions[decision.released_before] + (not decision.blocks),
+            positions[decision.prefetched_before],
+        )
+        for value, decision in plan.offloads
+    }
 
 
-# --- budgets ------------------------------------------------------------------------------------
+# --- a number of bytes --------------------------------------------------------------------------
 
 
 def test_ample_budget_moves_nothing() -> None:
-    values = [make_value("a"), make_value("b", born=2, last_use=3)]
-    plan = choose_offloads(values, TIMELINE, FAST, budget_bytes=200)
+    step = make_step([make_value("a"), make_value("b", born=2, last_use=3)])
+    plan = choose_offloads(step, FAST, budget_bytes=200)
     assert moved(plan) == set()
     assert reasons(plan) == dict.fromkeys("ab", "fits the budget where it is")
-    assert plan.fits
+    assert "is met with nothing moved" in str(plan)
 
 
 def test_budget_for_exactly_one_of_two_keeps_exactly_one() -> None:
-    """The one of the larger benefit moves: it is idle for longer."""
-    values = [make_value("a"), make_value("b", born=2, last_use=3, first_use=4, freed=5)]
-    plan = choose_offloads(values, TIMELINE, FAST, budget_bytes=199)
-    assert moved(plan) == {"a"}
+    step = make_step([make_value("a"), make_value("b", born=3, last_use=4, first_use=3, freed=4)])
+    plan = choose_offloads(step, FAST, budget_bytes=199)
+    assert len(moved(plan)) == 1
     assert plan.peak_bytes == 100
-    assert plan.fits
+    assert plan.unmoved_peak_bytes == 200
 
 
-def test_budget_that_cannot_be_met_moves_everything_and_says_so() -> None:
-    values = [make_value("a"), make_value("b", refusal="mutated in the forward")]
-    plan = choose_offloads(values, TIMELINE, FAST, budget_bytes=50)
+def test_of_two_that_fit_the_faster_moves() -> None:
+    """Either of the two makes room; only a has the time to travel."""
+    values = [make_value("a"), make_value("b", born=7, last_use=8, first_use=1, freed=2)]
+    step = make_step(values, fixed=[Residence("t", 50, 10, 10)])
+    plan = choose_offloads(step, {"nvme": make_link(3.0, 3.0)}, budget_bytes=200)
     assert moved(plan) == {"a"}
-    assert not plan.fits
-    assert "is missed" in str(plan)
+    assert plan.exposed_seconds == 0.0
+
+
+def test_of_two_that_are_as_fast_the_smaller_moves() -> None:
+    """Fewest bytes written: 60 are enough, although 100 promise more."""
+    values = [make_value("large"), make_value("small", nbytes=60)]
+    step = make_step(values, fixed=[Residence("t", 50, 10, 10)])
+    plan = choose_offloads(step, FAST, budget_bytes=160)
+    assert moved(plan) == {"small"}
+
+
+def test_two_small_values_move_rather_than_a_slow_large_one() -> None:
+    """The large one alone makes room too, but its write takes 30 seconds, those of the others 8."""
+    values = [
+        make_value("p", nbytes=40),
+        make_value("q", nbytes=40, born=1),
+        make_value("r", nbytes=300, born=5, last_use=5, first_use=5, freed=5),
+    ]
+    step = make_step(values, fixed=[Residence("t", 20, 10, 11)])
+    link = Link(10.0, 1e9, 0.0)
+    plan = choose_offloads(step, {"nvme": link}, budget_bytes=345, **EXACT)
+    assert moved(plan) == {"p", "q"}
+    assert plan.exposed_seconds == 0.0
+
+
+def test_budget_that_cannot_be_met_is_an_error_that_says_what_can() -> None:
+    values = [make_value("a"), make_value("b", refusal="mutated in the forward")]
+    step = make_step(values, fixed=[Residence("t", 7, 1, 1)])
+    with pytest.raises(BudgetError, match=r"memory_budget=206 .* cannot be met: .* at f1, where "):
+        choose_offloads(step, FAST, budget_bytes=206)
+    with pytest.raises(BudgetError) as caught:
+        choose_offloads(step, FAST, budget_bytes=50)
+    assert caught.value.lowest_peak_bytes == 207 == find_lower_bound(step)
+    assert choose_offloads(step, FAST, budget_bytes=207).peak_bytes <= 207
+
+
+# --- no number ----------------------------------------------------------------------------------
 
 
 def test_min_moves_everything_that_may_move() -> None:
     values = [
         make_value("a"),
-        make_value("late", last_use=9, first_use=0, freed=1),
+        make_value("late", last_use=8, first_use=0, freed=1),
         make_value("fixed", refusal="state of a random number generator"),
     ]
-    plan = choose_offloads(values, TIMELINE, {"nvme": Link(1, 1, 10.0)}, budget_bytes="min")
+    plan = choose_offloads(make_step(values), {"nvme": Link(1, 1, 10.0)}, budget_bytes="min")
     assert moved(plan) == {"a", "late"}
     assert reasons(plan) == {"fixed": "state of a random number generator"}
     assert plan.budget_bytes is None
-    assert plan.fits
+    assert plan.exposed_seconds > 0.0
 
 
 def test_without_budget_a_value_reused_too_soon_stays() -> None:
-    values = [make_value("a"), make_value("late", last_use=9, first_use=0)]
-    plan = choose_offloads(values, TIMELINE, {"nvme": Link(100, 100, 0.25)})
+    step = make_step([make_value("a"), make_value("late", last_use=8, first_use=0)])
+    plan = choose_offloads(step, {"nvme": Link(100, 100, 0.25)})
     assert moved(plan) == {"a"}
-    assert reasons(plan) == {"late": "reused too soon to travel both ways"}
+    assert reasons(plan) == {"late": "moving it would not hide"}
 
 
 def test_without_budget_a_full_link_takes_no_more() -> None:
-    """Ten seconds of forward carry eight seconds of writes (LINK_UTILISATION)."""
-    values = [make_value(f"v{index}", nbytes=300) for index in range(4)]
-    plan = choose_offloads(values, TIMELINE, {"nvme": Link(100, 1e9, 0.0)})
-    assert moved(plan) == {"v0", "v1"}
-    assert set(reasons(plan).values()) == {"the link is full: moving it would not hide"}
+    """Reads of 3 seconds each, wanted at 18; the first may start at 10, where 8 seconds are left."""
+    step = make_step([make_value(f"v{index}", nbytes=300) for index in range(4)])
+    plan = choose_offloads(step, {"nvme": Link(1e9, 100, 0.0)}, **EXACT)
+    assert len(moved(plan)) == 2
+    assert plan.exposed_seconds == 0.0
 
 
-def test_reads_fill_the_link_too() -> None:
-    values = [make_value(f"v{index}", nbytes=300) for index in range(4)]
-    plan = choose_offloads(values, TIMELINE, {"nvme": Link(1e9, 100, 0.0)})
-    assert len(plan.offloads) == 2
+def test_without_budget_what_hides_behind_a_value_that_does_not_still_moves() -> None:
+    """The first in order does not hide; the search goes on behind it."""
+    values = [make_value("large", nbytes=2000, last_use=1), make_value("small", born=1, nbytes=10)]
+    plan = choose_offloads(make_step(values), {"nvme": Link(1e9, 100, 0.0)})
+    assert moved(plan) == {"small"}
 
 
-# --- tiers --------------------------------------------------------------------------------------
+# --- places and tiers ---------------------------------------------------------------------------
+
+
+def test_plan_names_the_nodes_of_its_transfers() -> None:
+    """A write of 3.5 seconds, asked for at 1; a read of 3.5, wanted at 18."""
+    step = make_step([make_value("a")])
+    plan = choose_offloads(step, {"nvme": make_link(3.5, 3.5)}, **EXACT)
+    assert plan.decisions == (Offload("nvme", "f5", "b4", blocks=True),)
+
+
+def test_release_at_the_end_blocks_only_where_the_room_is_needed() -> None:
+    """The write ends at 13, in the backward, where only 40 of 100 bytes are left at 11."""
+    step = make_step([make_value("a")], fixed=[Residence("t", 60, 11, 11)])
+    links = {"nvme": make_link(12.0, 0.1)}
+    plan = choose_offloads(step, links, budget_bytes=100, **EXACT)
+    assert plan.decisions == (Offload("nvme", "f9", "b7", blocks=True),)
+    assert plan.exposed_seconds == 4.0
+    step = make_step([make_value("a")])
+    plan = choose_offloads(step, links, **EXACT)
+    assert plan.decisions == (Offload("nvme", "f9", "b7", blocks=False),)
+    assert plan.exposed_seconds == 0.0
 
 
 def test_host_takes_what_is_reused_soonest() -> None:
     values = [make_value("long"), make_value("short", first_use=5), make_value("mid", first_use=6)]
     links = {**FAST, "host": FAST["nvme"]}
-    plan = choose_offloads(values, TIMELINE, links, budget_bytes="min", host_bytes=200)
+    plan = choose_offloads(make_step(values), links, budget_bytes="min", host_bytes=200)
     tiers = {value.name: decision.tier for value, decision in plan.offloads}
     assert tiers == {"short": "host", "mid": "host", "long": "nvme"}
 
@@ -136,105 +189,129 @@ def test_host_takes_what_is_reused_soonest() -> None:
 )
 def test_no_room_in_the_host_tier(links: dict[str, Link], host_bytes: int) -> None:
     plan = choose_offloads(
-        [make_value("a")], TIMELINE, links, budget_bytes="min", host_bytes=host_bytes
+        make_step([make_value("a")]), links, budget_bytes="min", host_bytes=host_bytes
     )
-    assert [decision for _, decision in plan.offloads] == [Offload("nvme")]
-
-
-# --- prediction ---------------------------------------------------------------------------------
-
-
-def test_peak_of_one_value() -> None:
-    """Away in between, it leaves room for another that lives only then."""
-    a = make_value("a", born=0, last_use=1, first_use=8, freed=9)
-    b = make_value("b", born=5, last_use=6, first_use=0, freed=1)
-    assert predict_peak([a, b], set(), TIMELINE) == 200
-    assert predict_peak([a, b], {"a"}, TIMELINE) == 100
-
-
-def test_gradients_stay_to_the_end() -> None:
-    timeline = dataclasses.replace(TIMELINE, gradients=((2, 70), (9, 5)))
-    value = make_value("a", first_use=8, freed=9)
-    assert predict_peak([value], set(), timeline) == 175
-    early = make_value("a", first_use=0, freed=1)
-    assert predict_peak([early], set(), timeline) == 100
-
-
-def test_value_of_the_caller_is_not_ours_to_count() -> None:
-    """A parameter is not; an activation of another graph lives on because of this one."""
-    parameter = make_value("a", owned=False, refusal="parameter")
-    assert predict_peak([parameter], set(), TIMELINE) == 0
-    assert predict_peak([make_value("a", owned=False)], set(), TIMELINE) == 100
+    assert [decision.tier for _, decision in plan.offloads] == ["nvme"]
 
 
 # --- properties ---------------------------------------------------------------------------------
 
-POSITIONS = st.integers(0, len(SECONDS) - 2)
+BUDGETS = st.one_of(st.none(), st.just("min"), st.integers(0, 200))
 
 
-@st.composite
-def saved_values(draw: st.DrawFn) -> list[SavedValue]:
-    values: list[SavedValue] = []
-    for index in range(draw(st.integers(0, 8))):
-        born, last_use = sorted((draw(POSITIONS), draw(POSITIONS)))
-        first_use, freed = sorted((draw(POSITIONS), draw(POSITIONS)))
-        nbytes = draw(st.integers(1, 1000))
-        refusal = draw(st.sampled_from([None, None, None, "mutated in the forward"]))
-        values.append(
-            make_value(
-                f"v{index}", nbytes=nbytes, member_bytes=nbytes, born=born, last_use=last_use,
-                first_use=first_use, freed=freed, refusal=refusal,
-            )
-        )  # fmt: skip
-    return values
-
-
-BUDGETS = st.one_of(st.none(), st.just("min"), st.integers(0, 4000))
-LINKS = st.sampled_from([FAST, {**FAST, "host": FAST["nvme"]}, {"nvme": Link(200, 300, 0.1)}])
-GRADIENTS = st.lists(st.tuples(POSITIONS, st.integers(1, 500)), max_size=3).map(tuple)
-
-
-@settings(deadline=None, max_examples=200)
-@given(saved_values(), BUDGETS, LINKS, GRADIENTS, st.integers(0, 2000))
+@settings(deadline=None, max_examples=150)
+@given(random_steps(), random_links(), BUDGETS, st.integers(0, 60), st.booleans())
 def test_plan_properties(
-    values: list[SavedValue], budget: Any, links: Any, gradients: Any, host_bytes: int
+    step: Step, links: Mapping[str, Link], budget: Any, host_bytes: int, has_host: bool
 ) -> None:
-    timeline = dataclasses.replace(TIMELINE, gradients=gradients)
+    links = {**links, "host": Link(60, 60, 0.0)} if has_host else links
+    lowest = find_lower_bound(step)
 
-    def choose() -> Plan:
-        return choose_offloads(
-            list(values), timeline, dict(links), budget_bytes=budget, host_bytes=host_bytes
-        )
+    def choose() -> Plan | BudgetError:
+        options: dict[str, Any] = {"budget_bytes": budget, "host_bytes": host_bytes}
+        try:
+            return choose_offloads(step, dict(links), **options)
+        except BudgetError as error:
+            return error
 
-    plan = choose()
-    again = choose()
+    plan, again = choose(), choose()
+    if isinstance(plan, BudgetError):
+        assert budget < lowest, "whatever is not below the lower bound can be met"
+        assert plan.lowest_peak_bytes > budget
+        assert str(plan) == str(again)
+        return
     assert plan == again
     assert hash(plan) == hash(again)
     assert str(plan) == str(again)
-    assert plan.values == tuple(values)
-    assert len(plan.decisions) == len(values)
-    names = moved(plan)
+    assert plan.values == step.values
     assert all(value.refusal is None for value, _ in plan.offloads)
-    assert plan.peak_bytes == replay_peak(values, names, timeline)
-    assert plan.unmoved_peak_bytes == replay_peak(values, set(), timeline)
+    derated = {
+        tier: Link(
+            selection.LINK_UTILISATION * link.write_bytes_per_second,
+            selection.LINK_UTILISATION * link.read_bytes_per_second,
+            link.latency_seconds,
+            link.compute_seconds_per_byte,
+        )
+        for tier, link in links.items()
+    }
+    result = simulate(step, read_transfers(step, plan), derated)
+    assert (plan.peak_bytes, plan.step_seconds) == (result.peak_bytes, result.step_seconds)
+    assert plan.unmoved_peak_bytes == simulate(step, {}, links).peak_bytes
     host = sum(value.nbytes for value, decision in plan.offloads if decision.tier == "host")
-    assert host <= (host_bytes if "host" in links else 0)
-    movable = {value.name for value in values if value.refusal is None}
-    if budget == "min":
-        assert names == movable
-    elif budget is not None:
-        assert plan.fits == (plan.peak_bytes <= budget)
-        assert plan.fits or names == movable
-        if plan.unmoved_peak_bytes <= budget:
-            assert names == set()
+    assert host <= (host_bytes if has_host else 0)
+    if budget is None:
+        assert plan.exposed_seconds == 0.0
+    elif budget != "min":
+        assert plan.peak_bytes <= budget
+        assert (plan.unmoved_peak_bytes <= budget) == (moved(plan) == set())
 
 
-@settings(deadline=None, max_examples=100)
-@given(saved_values())
-def test_no_budget_never_overfills_the_link(values: list[SavedValue]) -> None:
-    link = Link(200, 300, 0.1)
-    plan = choose_offloads(values, TIMELINE, {"nvme": link})
-    assert sum(link.write_seconds(value.nbytes) for value, _ in plan.offloads) <= 8.0
-    assert sum(link.read_seconds(value.nbytes) for value, _ in plan.offloads) <= 8.0
-    for value, _ in plan.offloads:
-        assert TIMELINE.idle_seconds(value) >= link.round_trip_seconds(value.nbytes)
+# --- the optimum --------------------------------------------------------------------------------
+
+
+def draw_instance(seed: int) -> tuple[Step, Link, int]:
+    """A small step, a link, and a budget that does not hold what the step would take."""
+    rng = random.Random(seed)
+    while True:
+        step = draw_step(rng.randint)
+        links = draw_links(rng.randint, compute=rng.random() < 0.3)
+        low, high = find_lower_bound(step), simulate(step, {}, links).peak_bytes
+        budget_bytes = low + int((high - low) * rng.choice([0.0, 0.1, 0.25, 0.5, 0.75]))
+        if budget_bytes < high:
+            return step, links["nvme"], budget_bytes
+
+
+@pytest.mark.parametrize("block", range(10))
+def test_plan_is_within_five_percent_of_the_optimum(block: int) -> None:
+    """200 instances in all; the optimum's own plan is simulated, so that both mean the same."""
+    for seed in range(20 * block, 20 * block + 20):
+        step, link, budget_bytes = draw_instance(seed)
+        optimum = milp.solve(step, link, budget_bytes)
+        assert optimum is not None, "what is not below the lower bound can be met"
+        best = simulate(step, optimum.transfers, {"nvme": link})
+        assert best.step_seconds == pytest.approx(optimum.step_seconds, abs=1e-4)
+        assert best.peak_bytes <= budget_bytes
+        plan = choose_offloads(step, {"nvme": link}, budget_bytes=budget_bytes, **EXACT)
+        assert plan.peak_bytes <= budget_bytes
+        assert plan.step_seconds > optimum.bound_seconds - 1e-4, "no plan beats the optimum"
+        assert plan.step_seconds <= 1.05 * optimum.bound_seconds, seed
+
+
+def test_plans_with_reserve_keep_the_budget_too() -> None:
+    """With the default margin and utilisation, run over the links as they are."""
+    for seed in range(200):
+        step, link, budget_bytes = draw_instance(seed)
+        plan = choose_offloads(step, {"nvme": link}, budget_bytes=budget_bytes)
+        result = simulate(step, read_transfers(step, plan), {"nvme": link})
+        assert result.peak_bytes <= budget_bytes
+        assert result.step_seconds <= plan.step_seconds + 1e-9
+
+
+# --- cost ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("budget_share", [None, 0.0, 0.3, 0.9])
+def test_search_is_bounded(monkeypatch: pytest.MonkeyPatch, budget_share: float | None) -> None:
+    """However many values there are, no more nodes are simulated than MAX_NODE_VISITS, but for
+    the few simulations that start the search."""
+    values = [
+        make_value(f"v{i}", born=i, last_use=i, first_use=599 - i, freed=599 - i)
+        for i in range(500)
+    ]
+    step = make_step(values, forward=600, backward=600)
+    links = {"nvme": make_link(1.5, 1.5)}
+    budget = None
+    if budget_share is not None:
+        low = find_lower_bound(step)
+        budget = low + int(budget_share * (simulate(step, {}, links).peak_bytes - low))
+    visits = 0
+
+    def count(step: Step, *args: Any, **kwargs: Any) -> Any:
+        nonlocal visits
+        visits += len(step.seconds)
+        return simulate(step, *args, **kwargs)
+
+    monkeypatch.setattr(selection, "simulate", count)
+    plan = choose_offloads(step, links, budget_bytes=budget)
+    assert plan.offloads
+    assert visits <= selection.MAX_NODE_VISITS + 60 * len(step.seconds)

@@ -21,7 +21,9 @@ from toys import WEIGHT, Half, Sketch, aten, make_input
 from fxoffload import errors, torch_internals
 from fxoffload.graph import TrainingGraph, get_saved
 from fxoffload.torch_internals import (
+    Graphs,
     OffloadPartitioner,
+    PartitionFunction,
     SymbolicInts,
     as_user_error,
     compile_with_aot,
@@ -30,6 +32,7 @@ from fxoffload.torch_internals import (
     find_backward_placeholder,
     is_rng_state,
     keeps_graph,
+    runs_alone,
     set_results,
     trace_with_inductor,
 )
@@ -40,15 +43,16 @@ pytestmark = pytest.mark.usefixtures("fresh_dynamo")
 
 
 class Recorder:
-    """A transform that changes nothing and keeps what it was given."""
+    """Takes the partition of `share` as it is, and keeps what it was given."""
 
-    def __init__(self) -> None:
+    def __init__(self, share: float | None = None) -> None:
+        self.share = share
         self.calls: list[tuple[fx.GraphModule, fx.GraphModule, int, tuple[int, ...]]] = []
 
-    def __call__(
-        self, forward: fx.GraphModule, backward: fx.GraphModule, count: int, static: Any
-    ) -> None:
+    def __call__(self, partition: PartitionFunction, count: int, static: Any) -> Graphs:
+        forward, backward = partition(self.share)
         self.calls.append((forward, backward, count, static))
+        return forward, backward
 
 
 def run_compiled(
@@ -147,10 +151,28 @@ def test_identity_is_in_inductors_cache_key() -> None:
 
 def test_partitioner_pickles_as_its_identity() -> None:
     """AOTAutograd pickles Inductor's whole configuration; our transform is a closure."""
-    partitioner = OffloadPartitioner(lambda *_: None, "identity")
+    partitioner = OffloadPartitioner(lambda *_: ..., "identity")
     assert pickle.loads(pickle.dumps(partitioner)) == "identity"
     with torch._inductor.config.patch(custom_partitioner_fn=partitioner):
         assert b"identity" in pickle.dumps(torch._inductor.config.save_config_portable())
+
+
+def test_partition_of_a_share_saves_less() -> None:
+    """Asked for twice, so that the first must have left the joint graph as it was."""
+    saved: list[int] = []
+
+    def choose(partition: PartitionFunction, count: int, static: Any) -> Graphs:
+        for share in (None, 0.0, None):
+            forward, backward = partition(share)
+            saved.append(len(get_saved(TrainingGraph(forward, backward, count))))
+        return forward, backward
+
+    def backend(gm: fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
+        return compile_with_aot(gm, inputs, OffloadPartitioner(choose, "test"))
+
+    result = torch.compile(toys.deep, backend=backend)(make_input())
+    torch.testing.assert_close(result, toys.deep(make_input()))
+    assert saved[0] == saved[2] > saved[1]
 
 
 # --- errors -------------------------------------------------------------------------------------
@@ -297,6 +319,26 @@ def test_inductors_seeds_are_rng_states() -> None:
     half: Half = Sketch().forward
     for target, args in ((inductor_prims.seed, ()), (inductor_prims.seeds, (2,))):
         assert is_rng_state(half.graph.call_function(target, (*args, torch.device("cpu"))))
+
+
+@pytest.mark.parametrize(
+    ("target", "alone"),
+    [
+        (aten.mm.default, True),
+        (aten.addmm.default, True),
+        (aten.convolution.default, True),
+        (aten._scaled_dot_product_flash_attention_for_cpu.default, True),
+        (aten._scaled_dot_product_flash_attention_for_cpu_backward.default, True),
+        (aten.histc.default, True),
+        (aten.sin.default, False),
+        (aten.sum.dim_IntList, False),
+        (aten.gather.default, False),
+        (aten.var_mean.correction, False),
+        (operator.getitem, False),
+    ],
+)
+def test_what_runs_alone(target: Any, alone: bool) -> None:
+    assert runs_alone(fx.Graph().call_function(target)) is alone
 
 
 # --- symbolic sizes -----------------------------------------------------------------------------

@@ -24,7 +24,12 @@ from fxoffload.cost import CPU_SPEED, CostModel, Link
 from fxoffload.graph import TrainingGraph, get_saved, get_tensor, is_view
 from fxoffload.ops import OFFLOAD, OPS, PREFETCH, RELEASE, WAIT
 from fxoffload.plan import Keep, Offload, Plan, SavedValue
-from fxoffload.torch_internals import OffloadPartitioner, compile_with_aot
+from fxoffload.torch_internals import (
+    Graphs,
+    OffloadPartitioner,
+    PartitionFunction,
+    compile_with_aot,
+)
 
 aten = torch.ops.aten
 LINK = Link(write_bytes_per_second=1e9, read_bytes_per_second=1e9, latency_seconds=0.0)
@@ -36,12 +41,12 @@ def trace(function: Callable[..., Any], *inputs: Any, dynamic: bool | None = Non
     """The partitioned graphs of one call, through Dynamo and AOTAutograd, as the backend's."""
     found: list[TrainingGraph] = []
 
-    def keep(
-        forward: fx.GraphModule, backward: fx.GraphModule, num_outputs: int, static: Sequence[int]
-    ) -> None:
+    def keep(partition: PartitionFunction, num_outputs: int, static: Sequence[int]) -> Graphs:
+        forward, backward = partition(None)
         names = [node.name for node in forward.graph.find_nodes(op="placeholder")]
         statics = frozenset(names[index] for index in static)
         found.append(TrainingGraph(forward, backward, num_outputs, statics))
+        return forward, backward
 
     def backend(gm: fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
         return compile_with_aot(gm, inputs, OffloadPartitioner(keep, "trace"))
@@ -257,8 +262,8 @@ def make_chain(num_layers: int = 4, rows: int = 16) -> TrainingGraph:
 class UniformCost(CostModel):
     """Each computing node takes one second, whatever it does."""
 
-    def node_seconds(self, node: fx.Node) -> float:
-        return 0.0 if CostModel.node_seconds(self, node) == 0.0 else 1.0
+    def node_seconds(self, node: fx.Node, traffic_bytes: int) -> float:
+        return 0.0 if CostModel.node_seconds(self, node, traffic_bytes=1) == 0.0 else 1.0
 
 
 def make_cost(seconds: float, nbytes: int = 1024, *, latency: float = 0.0) -> UniformCost:

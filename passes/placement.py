@@ -1,0 +1,230 @@
+"""Placement: where each release and each prefetch of a set of moved values stands. Pure data.
+
+    forward    a release stands where its write is done; earlier, so that it blocks, only where the
+               budget would be exceeded otherwise
+    backward   the same with time running backwards: a prefetch stands as late as its read allows,
+               and later only where the budget would be exceeded otherwise
+
+Writes queue in the order of birth and reads in the order of first use, so both walks are greedy
+and each is the best for its half. Seconds are estimates: every transfer is given `margin` times its
+own. Where they are too low, the store waits: later, never wrong.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Mapping, Sequence
+from heapq import heappop, heappush
+from itertools import accumulate
+
+from fxoffload.cost import Link
+from fxoffload.plan import SavedValue, Tier
+from fxoffload.simulation import Step, Transfer, find_working_sets
+
+MARGIN = 2.0
+
+
+def place_transfers(
+    step: Step,
+    tiers: Mapping[str, Tier],
+    links: Mapping[str, Link],
+    *,
+    budget_bytes: int | None = None,
+    max_inflight_bytes: int = 2**62,
+    margin: float = MARGIN,
+) -> dict[str, Transfer]:
+    """A Transfer for each value that `tiers` names.
+
+    budget_bytes: what may be on the device at once; None is no limit. It is kept wherever the
+    values in use leave room for it. max_inflight_bytes: bound of the bytes being read ahead.
+    """
+    moved = [value for value in step.values if value.name in tiers]
+    working_sets = find_working_sets(step, set(tiers))
+    limit = 2**62 if budget_bytes is None else budget_bytes
+    room_bytes = [limit - nbytes for nbytes in working_sets]
+    slow = {
+        tier: Link(
+            link.write_bytes_per_second / margin,
+            link.read_bytes_per_second / margin,
+            link.latency_seconds * margin,
+        )
+        for tier, link in links.items()
+    }
+    releases, tail = _place_releases(step, moved, tiers, slow, room_bytes)
+    prefetches = _place_prefetches(
+        step, moved, tiers, slow, room_bytes, tail, max_inflight_bytes=max_inflight_bytes
+    )
+    releases |= dict.fromkeys(tail.find_waited(), step.forward_length - 1)
+    return {
+        value.name: Transfer(tiers[value.name], releases[value.name], prefetches[value.name])
+        for value in moved
+    }
+
+
+class _Tail:
+    """Writes that are not done when the forward is: the first ones may be waited for, right there.
+
+    The rest stays in memory until it is written, while the backward runs.
+    """
+
+    def __init__(self, step: Step, writes: Sequence[tuple[float, str, int]], clock: float) -> None:
+        self._writes = sorted(writes)
+        self._ends = [end for end, _, _ in self._writes]
+        self._bytes = [0, *accumulate(nbytes for _, _, nbytes in self._writes)]
+        self._first = step.forward_length - 1
+        self._elapsed = [0.0, *accumulate(step.seconds[self._first :])]
+        self._clock = clock
+        self._waited = 0
+
+    def find_waited(self) -> list[str]:
+        """Names of what is waited for."""
+        return [name for _, name, _ in self._writes[: self._waited]]
+
+    def held_bytes(self, position: int) -> int:
+        """Bytes in memory when `position` is reached."""
+        return self._held_bytes(position, self._clock, self._waited)
+
+    def wait_seconds(self, position: int, room_bytes: int) -> float:
+        """What the forward has to wait so that no more than `room_bytes` are held there."""
+        count = self._count_waited(position, room_bytes)
+        return max(self._clock, self._ends[count - 1]) - self._clock if count else 0.0
+
+    def wait(self, position: int, room_bytes: int) -> None:
+        """Wait for that."""
+        self._waited = self._count_waited(position, room_bytes)
+        if self._waited:
+            self._clock = max(self._clock, self._ends[self._waited - 1])
+
+    def _count_waited(self, position: int, room_bytes: int) -> int:
+        count, clock = self._waited, self._clock
+        while count < len(self._ends) and self._held_bytes(position, clock, count) > room_bytes:
+            clock = max(clock, self._ends[count])
+            count += 1
+        return count
+
+    def _held_bytes(self, position: int, clock: float, waited: int) -> int:
+        arrival = clock + self._elapsed[position - self._first]
+        done = bisect_right(self._ends, arrival) if position > self._first else 0
+        return self._bytes[-1] - self._bytes[max(done, waited)]
+
+
+def _place_releases(
+    step: Step,
+    moved: Sequence[SavedValue],
+    tiers: Mapping[str, Tier],
+    links: Mapping[str, Link],
+    room_bytes: Sequence[int],
+) -> tuple[dict[str, int], _Tail]:
+    """Positions by name, and what is not released when the forward ends.
+
+    room_bytes: what values that nobody reads any more may take at each position.
+    """
+    born = _group(moved, [value.born for value in moved])
+    dead = _group(moved, [value.last_use + 1 for value in moved])
+    releases = {value.name: step.forward_length for value in moved}
+    ends: dict[str, float] = {}
+    free = dict.fromkeys(links, 0.0)
+    clock = 0.0
+    pending: list[tuple[float, str, int]] = []
+    pending_bytes = 0
+    for position in range(step.forward_length - 1):
+        for value in dead.get(position, ()):
+            heappush(pending, (ends[value.name], value.name, value.nbytes))
+            pending_bytes += value.nbytes
+        # No op may stand between the placeholders.
+        while pending and position >= step.forward_inputs:
+            end, name, nbytes = pending[0]
+            if end > clock and pending_bytes <= room_bytes[position]:
+                break
+            clock = max(clock, end)
+            releases[name] = position
+            pending_bytes -= nbytes
+            heappop(pending)
+        clock += step.seconds[position]
+        for value in born.get(position, ()):
+            tier = tiers[value.name]
+            free[tier] = max(clock, free[tier]) + links[tier].write_seconds(value.nbytes)
+            ends[value.name] = free[tier] + links[tier].latency_seconds
+    for value in dead.get(step.forward_length - 1, ()):
+        pending.append((ends[value.name], value.name, value.nbytes))
+    return releases, _Tail(step, pending, clock)
+
+
+def _place_prefetches(
+    step: Step,
+    moved: Sequence[SavedValue],
+    tiers: Mapping[str, Tier],
+    links: Mapping[str, Link],
+    room_bytes: Sequence[int],
+    tail: _Tail,
+    *,
+    max_inflight_bytes: int,
+) -> dict[str, int]:
+    """Positions by name; lets the forward wait for writes of `tail` where that is the cheaper.
+
+    room_bytes: what values that nobody reads yet, or any more, may take at each position.
+    """
+    first_uses = _group(moved, [step.first_use(value) for value in moved])
+    start = step.forward_length + step.backward_inputs
+    prefetches = {value.name: start for value in moved}
+    free = dict.fromkeys(links, 0.0)
+    clock = 0.0  # Seconds before the end of the step.
+    pending: list[tuple[float, str, int]] = []
+    pending_bytes = 0
+    positions = range(step.forward_length - 1, len(step.seconds))
+    for position in positions:
+        if not tail.held_bytes(position):
+            break
+        tail.wait(position, room_bytes[position])
+    for position in reversed(positions):
+        if position == start - 1:
+            pending.clear()
+            pending_bytes = 0
+        room = room_bytes[position]
+        while pending:
+            end, name, nbytes = pending[0]
+            fits = pending_bytes <= min(room - tail.held_bytes(position), max_inflight_bytes)
+            if end > clock and fits:
+                break
+            read_seconds = max(0.0, end - clock)
+            if pending_bytes <= min(room, max_inflight_bytes) and (
+                tail.wait_seconds(position, room - pending_bytes) < read_seconds
+            ):
+                tail.wait(position, room - pending_bytes)
+                continue
+            clock += read_seconds
+            prefetches[name] = position + 1
+            pending_bytes -= nbytes
+            heappop(pending)
+        clock += step.seconds[position]
+        if position not in first_uses:
+            continue
+        used = first_uses[position]
+        excess = pending_bytes + sum(v.nbytes for v in used) - room_bytes[position - 1]
+        for value in _order_reads(used, excess):
+            tier = tiers[value.name]
+            free[tier] = max(clock, free[tier]) + links[tier].read_seconds(value.nbytes)
+            heappush(pending, (free[tier] + links[tier].latency_seconds, value.name, value.nbytes))
+            pending_bytes += value.nbytes
+    return prefetches
+
+
+def _order_reads(values: Sequence[SavedValue], excess: int) -> list[SavedValue]:
+    """What one node reads, the last read first: these come late, and so make up for `excess` bytes.
+
+    As few bytes of them as may be, as they keep the node waiting.
+    """
+    rest = sorted(values, key=lambda value: (value.nbytes, value.name))
+    order: list[SavedValue] = []
+    while rest and excess > 0:
+        enough = (index for index, value in enumerate(rest) if value.nbytes >= excess)
+        order.append(rest.pop(next(enough, -1)))
+        excess -= order[-1].nbytes
+    return order + rest
+
+
+def _group(values: Sequence[SavedValue], positions: Sequence[int]) -> dict[int, list[SavedValue]]:
+    groups: dict[int, list[SavedValue]] = {}
+    for value, position in zip(values, positions, strict=True):
+        groups.setdefault(position, []).append(value)
+    return groups

@@ -1,0 +1,222 @@
+"""The step model: what each node takes, and how long every storage lives once loops are fused.
+
+    forward                              fixed residences and values ->
+    mm  = aten.mm(x, w)                  mm: lives until relu has read it
+    mul = aten.mul(mm, 2)                mul: nowhere, the loop of relu computes it
+    relu = aten.relu(mul)                relu: a saved value, kept or moved by plan
+    return (out, relu)
+
+A result that only loops read is taken to live in registers, as Inductor fuses it or computes it
+again in each loop, unless that reads too much; its inputs then live until those loops have run.
+Reads `meta["val"]`; changes nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from operator import getitem
+
+import networkx as nx
+import torch
+from torch import fx
+
+from fxoffload.cost import CostModel
+from fxoffload.graph import (
+    TrainingGraph,
+    count_bytes,
+    get_output,
+    get_results,
+    get_tensor,
+    has_hints,
+    is_view,
+)
+from fxoffload.passes.lifetimes import build_alias_graph
+from fxoffload.plan import SavedValue
+from fxoffload.simulation import Residence, Step
+from fxoffload.torch_internals import runs_alone
+
+# Reads from memory beyond which Inductor stores a result instead of computing it again, when
+# several nodes read it and when one does: torch._inductor.config.realize_reads_threshold and
+# realize_acc_reads_threshold, torch 2.13.
+MAX_READS_REUSED = 4
+MAX_READS = 8
+
+
+def build_step(
+    graph: TrainingGraph, values: Sequence[SavedValue], cost: CostModel, *, fuses: bool = True
+) -> Step:
+    """The step that `graph` makes, with the saved `values` of find_saved_values.
+
+    fuses: whether a compiler fuses loops; without, every result is taken to lie in memory.
+    """
+    forward = Footprint(graph.forward.graph, fuses=fuses)
+    backward = Footprint(graph.backward.graph, fuses=fuses)
+    length = len(forward.nodes)
+    forward_roots = {root.name: root for root in forward.members}
+    backward_roots = {node.name: root for node, root in backward.roots.items()}
+    last = length + len(backward.nodes) - 1
+    outputs = {n for n in get_results(graph.forward.graph)[: graph.num_outputs] if n is not None}
+    names = {value.name for value in values}
+    fixed: list[Residence] = []
+    for root in forward.members:
+        if root in forward.in_memory and root.op == "call_function" and root.name not in names:
+            end = last if outputs & set(forward.members[root]) else forward.last_use[root]
+            fixed.append(Residence(root.name, forward.nbytes(root), forward.born(root), end))
+    gradients = {node for node in get_results(graph.backward.graph) if node is not None}
+    for root in backward.members:
+        if root in backward.in_memory and root.op == "call_function":
+            first, end = backward.born(root), backward.last_use[root]
+            end = last if gradients & set(backward.members[root]) else length + end
+            fixed.append(Residence(root.name, backward.nbytes(root), length + first, end))
+    return Step(
+        names=_find_names(forward.nodes) + _find_names(backward.nodes),
+        seconds=tuple(forward.estimate_seconds(cost) + backward.estimate_seconds(cost)),
+        forward_length=length,
+        forward_inputs=_count_inputs(forward.nodes),
+        backward_inputs=_count_inputs(backward.nodes),
+        fixed=tuple(residence for residence in fixed if residence.nbytes),
+        values=tuple(
+            replace(
+                value,
+                last_use=value.last_use
+                if value.gathered
+                else max(value.last_use, forward.last_use[forward_roots[value.name]]),
+                freed=max(
+                    value.freed,
+                    *(backward.last_use[backward_roots[name]] for name in value.members),
+                ),
+            )
+            for value in values
+        ),
+    )
+
+
+class Footprint:
+    """Which storages of a graph lie in memory, and until when.
+
+    members: the nodes that look at each storage, by the node that makes it. in_memory: the makers
+    of those that are written to memory. last_use: position of the last loop or call that reads it.
+    roots: the maker of the storage that each node looks at.
+    """
+
+    def __init__(self, graph: fx.Graph, *, fuses: bool) -> None:
+        self.nodes = list(graph.nodes)
+        self.position = {node: index for index, node in enumerate(self.nodes)}
+        self._fuses = fuses
+        self._calls = [self.position[n] for n in self.nodes if self._is_call(n)]
+        self._results = {node for node in get_results(graph) if node is not None}
+        self._output = get_output(graph)
+        self.members: dict[fx.Node, list[fx.Node]] = {}
+        self.roots: dict[fx.Node, fx.Node] = {}
+        for component in nx.connected_components(build_alias_graph(graph)):
+            root = min(component, key=self.position.__getitem__)
+            self.members[root] = sorted(component, key=self.position.__getitem__)
+            self.roots.update(dict.fromkeys(component, root))
+        self._readers = {root: self._find_readers(root) for root in self.members}
+        self.in_memory: set[fx.Node] = set()
+        self._sources: dict[fx.Node, frozenset[fx.Node]] = {}
+        for root in sorted(self.members, key=self.position.__getitem__):
+            self._sources[root] = self._find_sources(root)
+            if self._is_in_memory(root):
+                self.in_memory.add(root)
+        self.last_use: dict[fx.Node, int] = {}
+        for root in sorted(self.members, key=self.position.__getitem__, reverse=True):
+            self.last_use[root] = self._find_last_use(root)
+
+    def born(self, root: fx.Node) -> int:
+        """Position of the node that computes the storage of `root`."""
+        return self.position[_find_maker(root)]
+
+    def nbytes(self, root: fx.Node) -> int:
+        """Bytes of the storage of `root`; 0 when they depend on data."""
+        tensor = get_tensor(root)
+        return count_bytes(tensor) if tensor is not None and has_hints(tensor) else 0
+
+    def estimate_seconds(self, cost: CostModel) -> list[float]:
+        """Seconds of each node."""
+        traffic = dict.fromkeys(self.nodes, 0)
+        for root, sources in self._sources.items():
+            if root in self.in_memory and root.op == "call_function":
+                maker = _find_maker(root)
+                # What several results of one node share is read once.
+                read = 0 if traffic[maker] else sum(self.nbytes(source) for source in sources)
+                traffic[maker] += read + self.nbytes(root)
+        return [cost.node_seconds(node, traffic[node]) for node in self.nodes]
+
+    def _is_call(self, node: fx.Node) -> bool:
+        return node.op == "call_function" and (not self._fuses or runs_alone(node))
+
+    def _find_readers(self, root: fx.Node) -> list[fx.Node]:
+        users = {user for member in self.members[root] for user in member.users}
+        return [user for user in users if not is_view(user)]
+
+    def _is_in_memory(self, root: fx.Node) -> bool:
+        if root.op != "call_function":
+            return root.op == "placeholder"
+        maker, readers = _find_maker(root), self._readers[root]
+        if self._is_call(maker) or _reduces(maker) or self._results & set(self.members[root]):
+            return True
+        if any(self._is_call(reader) for reader in readers):
+            return True
+        # As Inductor decides what is computed again in each loop that reads it.
+        reads = len(self._sources[root])
+        return reads > (MAX_READS_REUSED if len(readers) > 1 else MAX_READS)
+
+    def _find_sources(self, root: fx.Node) -> frozenset[fx.Node]:
+        """The storages in memory that computing `root` reads, through results in registers."""
+        sources: set[fx.Node] = set()
+        for operand in _find_maker(root).all_input_nodes:
+            source = self.roots.get(operand)
+            if source is None:
+                continue
+            if source in self.in_memory:
+                sources.add(source)
+            else:
+                sources |= self._sources[source]
+        return frozenset(sources)
+
+    def _find_last_use(self, root: fx.Node) -> int:
+        last = self.born(root)
+        for reader in self._readers[root]:
+            if reader is self._output:
+                continue
+            last = max(last, self.position[reader])
+            for result in self._find_results(reader):
+                if result not in self.in_memory:
+                    last = max(last, self.last_use[result])
+        return last
+
+    def _find_results(self, node: fx.Node) -> list[fx.Node]:
+        """The storages that `node` makes."""
+        items = [node, *(user for user in node.users if user.target is getitem)]
+        return [item for item in items if self.roots.get(item) is item]
+
+
+def _find_names(nodes: Sequence[fx.Node]) -> tuple[str, ...]:
+    """Names of nodes to stand in front of: a view may be moved or go, so the next other node."""
+    names: list[str] = []
+    name = nodes[-1].name
+    for node in reversed(nodes):
+        name = name if is_view(node) else node.name
+        names.append(name)
+    return tuple(reversed(names))
+
+
+def _find_maker(root: fx.Node) -> fx.Node:
+    """The op whose result, or whose item of a tuple, is `root`."""
+    if root.target is not getitem:
+        return root
+    maker = root.args[0]
+    assert isinstance(maker, fx.Node)
+    return maker
+
+
+def _reduces(node: fx.Node) -> bool:
+    return isinstance(node.target, torch._ops.OpOverload) and (
+        torch.Tag.reduction in node.target.tags
+    )
+
+
+def _count_inputs(nodes: Iterable[fx.Node]) -> int:
+    return sum(node.op == "placeholder" for node in nodes)

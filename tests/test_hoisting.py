@@ -1,0 +1,132 @@
+"""hoist_saved: what only the backward needs is computed next to its operands."""
+
+from __future__ import annotations
+
+import toys
+from hypothesis import given, settings
+from torch import fx
+from toys import Sketch, aten, names_of
+
+from fxoffload.graph import TrainingGraph, get_tensor, is_view
+from fxoffload.passes.hoisting import hoist_saved
+
+
+def make_late(target: object, *args: object, returned: bool = False) -> TrainingGraph:
+    """relu, two layers, and at the end `late`: `target` of relu, which is saved."""
+    sketch = Sketch()
+    x = sketch.forward.input("x", toys.make_input())
+    relu = sketch.forward.call(aten.relu.default, x, name="relu")
+    sin = sketch.forward.call(aten.sin.default, relu, name="sin")
+    out = sketch.forward.call(aten.cos.default, sin, name="out")
+    late = sketch.forward.call(target, relu, *args, name="late")
+    sketch.save(late)
+    tangent = sketch.backward.input("tangents_1", toys.make_input())
+    gradient = sketch.backward.call(aten.sin.default, tangent)
+    return sketch.finish([out, late] if returned else [out], [gradient])
+
+
+def hoist(graph: TrainingGraph) -> list[str]:
+    before = toys.copy_graph(graph)
+    hoist_saved(graph)
+    toys.assert_same_step(before, graph)
+    assert sorted(names_of(graph.forward.graph)) == sorted(names_of(before.forward.graph))
+    assert names_of(graph.backward.graph) == names_of(before.backward.graph)
+    return names_of(graph.forward.graph)
+
+
+def test_before_and_after() -> None:
+    assert hoist(make_late(aten.le.Scalar, 0)) == ["relu", "late", "sin", "out"]
+
+
+def test_view_of_an_activation_moves() -> None:
+    assert hoist(make_late(aten.t.default)) == ["relu", "late", "sin", "out"]
+
+
+def test_what_the_program_returns_stays() -> None:
+    graph = make_late(aten.le.Scalar, 0, returned=True)
+    assert hoist(graph) == ["relu", "sin", "out", "late"]
+
+
+def test_result_larger_than_its_operands_stays() -> None:
+    assert hoist(make_late(aten.repeat.default, [2, 1])) == ["relu", "sin", "out", "late"]
+
+
+def test_random_numbers_stay_in_their_order() -> None:
+    graph = make_late(aten.bernoulli.p, 0.5)
+    hoist_saved(graph)
+    assert names_of(graph.forward.graph) == ["relu", "sin", "out", "late"]
+
+
+def test_what_reads_inputs_alone_stays() -> None:
+    """They live on anyway, and early it would only take memory."""
+    sketch = Sketch()
+    x = sketch.forward.input("x", toys.make_input())
+    out = sketch.forward.call(aten.relu.default, x, name="out")
+    sketch.save(sketch.forward.call(aten.le.Scalar, x, 0, name="late"))
+    tangent = sketch.backward.input("tangents_1", toys.make_input())
+    graph = sketch.finish([out], [sketch.backward.call(aten.sin.default, tangent)])
+    assert hoist(graph) == ["out", "late"]
+
+
+def test_chain_of_saved_nodes_moves_together() -> None:
+    sketch = Sketch()
+    x = sketch.forward.input("x", toys.make_input())
+    relu = sketch.forward.call(aten.relu.default, x, name="relu")
+    out = sketch.forward.call(aten.cos.default, relu, name="out")
+    first = sketch.forward.call(aten.t.default, relu, name="first")
+    second = sketch.forward.call(aten.sin.default, first, name="second")
+    other = sketch.forward.call(aten.le.Scalar, relu, 0, name="other")
+    sketch.save(second, other)
+    tangent = sketch.backward.input("tangents_1", toys.make_input())
+    graph = sketch.finish([out], [sketch.backward.call(aten.sin.default, tangent)])
+    names = hoist(graph)
+    assert names[0] == "relu"
+    assert names[-1] == "out"
+    assert names.index("first") < names.index("second")
+
+
+def test_node_that_the_forward_reads_stays() -> None:
+    sketch = Sketch()
+    x = sketch.forward.input("x", toys.make_input())
+    relu = sketch.forward.call(aten.relu.default, x, name="relu")
+    sin = sketch.forward.call(aten.sin.default, relu, name="sin")
+    late = sketch.forward.call(aten.cos.default, relu, name="late")
+    out = sketch.forward.call(aten.mul.Tensor, sin, late, name="out")
+    sketch.save(late)
+    tangent = sketch.backward.input("tangents_1", toys.make_input())
+    graph = sketch.finish([out], [sketch.backward.call(aten.sin.default, tangent)])
+    assert hoist(graph) == ["relu", "sin", "late", "out"]
+
+
+def test_zoo_computes_the_same_bits(zoo_graph: TrainingGraph) -> None:
+    once = hoist(zoo_graph)
+    assert hoist(zoo_graph) == once, "a second time changes nothing"
+
+
+def test_no_view_outlasts_its_base_in_the_zoo(zoo_graph: TrainingGraph) -> None:
+    """Saved views stand behind their operands, not at the end of the forward."""
+    hoist_saved(zoo_graph)
+    nodes = list(zoo_graph.forward.graph.nodes)
+    for node in nodes:
+        users = {user.op for user in node.users}
+        operands = [operand for operand in node.all_input_nodes if operand.op == "call_function"]
+        if is_view(node) and users == {"output"} and operands and get_tensor(node) is not None:
+            between = nodes[nodes.index(max(node.all_input_nodes)) + 1 : nodes.index(node)]
+            assert all(_serves_the_backward(item) for item in between)
+
+
+def _serves_the_backward(node: fx.Node) -> bool:
+    return all(user.op == "output" or _serves_the_backward(user) for user in node.users)
+
+
+@settings(deadline=None, max_examples=100)
+@given(toys.random_graphs())
+def test_random_graphs_compute_the_same_bits(graph: TrainingGraph) -> None:
+    hoist(graph)
+
+
+def test_graph_with_nothing_to_move_is_untouched() -> None:
+    graph = toys.make_chain(3)
+    before = toys.describe(graph.forward.graph)
+    hoist_saved(graph)
+    assert toys.describe(graph.forward.graph) == before

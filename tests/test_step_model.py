@@ -1,0 +1,175 @@
+"""build_step: nodes, lives of storages and seconds, with and without fused loops."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+import toys
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from toys import Sketch, aten, make_cost
+
+from fxoffload.cost import CostModel, DeviceSpeed
+from fxoffload.graph import TrainingGraph
+from fxoffload.passes.lifetimes import find_saved_values
+from fxoffload.passes.step_model import build_step
+from fxoffload.simulation import Step, find_lower_bound, simulate
+
+NBYTES = 16 * 16 * 4
+# One byte a second: seconds are traffic.
+BYTES = CostModel(links={}, speed=DeviceSpeed(1e30, 1.0))
+
+
+def build(graph: TrainingGraph, *, fuses: bool = True, cost: CostModel | None = None) -> Step:
+    values = find_saved_values(graph)
+    return build_step(graph, values, cost or make_cost(1.0), fuses=fuses)
+
+
+def lives(step: Step) -> dict[str, tuple[str, str]]:
+    """First and last node of every fixed residence."""
+    return {r.name: (step.names[r.first], step.names[r.last]) for r in step.fixed}
+
+
+def traffic(step: Step) -> dict[str, int]:
+    """Bytes that each node moves, in storages of the chain."""
+    pairs = zip(step.names, step.seconds, strict=True)
+    return {name: round(seconds / NBYTES) for name, seconds in pairs if seconds}
+
+
+def make_docstring_graph(saved: Sequence[str] = ("relu",)) -> TrainingGraph:
+    """mm, then a loop of mul and relu, then mm."""
+    sketch = Sketch()
+    x = sketch.forward.input("x", torch.empty(16, 16))
+    mm = sketch.forward.call(aten.mm.default, x, x, name="mm")
+    mul = sketch.forward.call(aten.mul.Tensor, mm, 2, name="mul")
+    relu = sketch.forward.call(aten.relu.default, mul, name="relu")
+    out = sketch.forward.call(aten.mm.default, relu, x, name="out")
+    nodes = {"mm": mm, "mul": mul, "relu": relu}
+    placeholders = sketch.save(*(nodes[name] for name in saved))
+    tangent = sketch.backward.input("tangents_1", torch.empty(16, 16))
+    gradient = tangent
+    for index, placeholder in enumerate(placeholders):
+        gradient = sketch.backward.call(aten.mul.Tensor, gradient, placeholder, name=f"g{index}")
+    return sketch.finish([out], [gradient])
+
+
+def test_before_and_after() -> None:
+    """mm lives until the loop has read it, mul nowhere; the output and the gradient to the end."""
+    step = build(make_docstring_graph())
+    assert step.names == (
+        "x", "mm", "mul", "relu", "out", "output", "relu", "tangents_1", "g0", "output",
+    )  # fmt: skip
+    assert (step.forward_length, step.forward_inputs, step.backward_inputs) == (6, 1, 2)
+    assert lives(step) == {"mm": ("mm", "relu"), "out": ("out", "output"), "g0": ("g0", "output")}
+    assert [residence.last for residence in step.fixed] == [3, 9, 9]
+    (value,) = step.values
+    assert (value.name, value.born, value.last_use) == ("relu", 3, 4)
+    assert (step.first_use(value), step.freed(value)) == (8, 8)
+
+
+def test_without_fusion_every_result_lies_in_memory() -> None:
+    step = build(make_docstring_graph(), fuses=False)
+    assert lives(step)["mm"] == ("mm", "mul")
+    assert lives(step)["mul"] == ("mul", "relu")
+
+
+def test_saved_value_lives_until_the_loops_that_read_it_have_run() -> None:
+    """The loop that reads mm stands where relu is, its last node; mul alone is in registers."""
+    step = build(make_docstring_graph(saved=("mm", "relu")))
+    (mm, _) = step.values
+    assert (mm.name, step.names[mm.last_use]) == ("mm", "relu")
+    step = build(make_docstring_graph(saved=("mm", "relu")), fuses=False)
+    assert step.names[step.values[0].last_use] == "mul"
+
+
+def test_traffic_of_a_loop_is_its_ends() -> None:
+    """relu's loop reads mm and writes relu; mul moves nothing. mm reads its input once."""
+    assert traffic(build(make_docstring_graph(), cost=BYTES)) == {
+        "mm": 2, "relu": 2, "out": 3, "g0": 3,
+    }  # fmt: skip
+    unfused = traffic(build(make_docstring_graph(), cost=BYTES, fuses=False))
+    assert unfused == {"mm": 2, "mul": 2, "relu": 2, "out": 3, "g0": 3}
+
+
+def test_names_are_of_nodes_that_will_not_move() -> None:
+    """A view may be moved or erased: what stands in front of it stands in front of its follower."""
+    sketch = Sketch()
+    x = sketch.forward.input("x", torch.empty(16, 16))
+    sin = sketch.forward.call(aten.sin.default, x, name="sin")
+    view = sketch.forward.call(aten.t.default, sin, name="view")
+    out = sketch.forward.call(aten.cos.default, view, name="out")
+    (saved,) = sketch.save(sin)
+    gradient = sketch.backward.call(aten.sin.default, saved, name="g")
+    step = build(sketch.finish([out], [gradient]))
+    assert step.names == ("x", "sin", "out", "out", "output", "sin", "g", "output")
+    assert step.seconds[2] == 0.0, "a view takes no time"
+
+
+def test_reader_through_a_view_counts() -> None:
+    sketch = Sketch()
+    x = sketch.forward.input("x", torch.empty(16, 16))
+    mm = sketch.forward.call(aten.mm.default, x, x, name="mm")
+    view = sketch.forward.call(aten.t.default, mm, name="view")
+    sketch.forward.call(aten.mm.default, x, x, name="other")
+    out = sketch.forward.call(aten.mm.default, view, x, name="out")
+    tangent = sketch.backward.input("tangents_1", torch.empty(16, 16))
+    gradient = sketch.backward.call(aten.sin.default, tangent, name="g")
+    step = build(sketch.finish([out], [gradient]))
+    assert lives(step)["mm"] == ("mm", "out")
+    assert "view" not in lives(step)
+
+
+def test_items_of_one_op_are_storages_of_their_own() -> None:
+    """Both are made by the op: they are born with it, and its reads count once."""
+    sketch = Sketch()
+    x = sketch.forward.input("x", torch.empty(16, 16))
+    sort = sketch.forward.call(aten.sort.default, x, name="sort")
+    values = sketch.forward.call(toys.operator.getitem, sort, 0, name="values")
+    indices = sketch.forward.call(toys.operator.getitem, sort, 1, name="indices")
+    out = sketch.forward.call(aten.gather.default, values, 1, indices, name="out")
+    tangent = sketch.backward.input("tangents_1", torch.empty(16, 16))
+    gradient = sketch.backward.call(aten.sin.default, tangent, name="g")
+    step = build(sketch.finish([out], [gradient]), fuses=False, cost=BYTES)
+    assert lives(step)["values"][0] == lives(step)["indices"][0] == "sort"
+    assert traffic(step)["sort"] == 1 + 1 + 2  # x, values, and indices of twice the size
+
+
+def test_peak_of_a_chain() -> None:
+    """Four layers and the output are alive when the backward makes its first gradient."""
+    step = build(toys.make_chain(4), fuses=False)
+    assert simulate(step, {}, {}).peak_bytes == 6 * NBYTES
+    assert find_lower_bound(step) < 6 * NBYTES
+
+
+def test_zoo_steps_are_sound(zoo_graph: TrainingGraph) -> None:
+    for fuses in (True, False):
+        step = build(zoo_graph, fuses=fuses)
+        assert_sound(step)
+        assert step == build(zoo_graph, fuses=fuses)
+
+
+def assert_sound(step: Step) -> None:
+    length, end = step.forward_length, len(step.seconds)
+    assert len(step.names) == end
+    assert all(0 <= r.first <= r.last < end for r in step.fixed)
+    assert all(residence.nbytes > 0 for residence in step.fixed)
+    names = [residence.name for residence in step.fixed if residence.first < length]
+    assert len(names) == len(set(names))
+    assert not set(names) & {value.name for value in step.values}
+    for value in step.values:
+        assert 0 <= value.born <= value.last_use < length - 1
+        assert length <= step.first_use(value) or value.refusal is not None
+        assert step.first_use(value) <= step.freed(value) < end
+
+
+@settings(deadline=None, max_examples=100)
+@given(toys.random_graphs(), st.booleans())
+def test_random_steps_are_sound(graph: TrainingGraph, fuses: bool) -> None:
+    step = build(graph, fuses=fuses)
+    assert_sound(step)
+    movable = {value.name for value in step.values if value.refusal is None}
+    assert find_lower_bound(step) <= simulate(step, {}, {}).peak_bytes or not movable
+    kept = tuple(replace(value, refusal="kept") for value in step.values)
+    assert find_lower_bound(replace(step, values=kept)) <= simulate(step, {}, {}).peak_bytes
