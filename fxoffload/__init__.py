@@ -5,7 +5,10 @@ step = torch.compile(model, backend="fxoffload", options={"directory": "/mnt/nvm
 
 from fxoffload.backend import compile
 from fxoffload.config import OffloadConfig
+from fxoffload.endurance import EnduranceProjection, project_endurance
 from fxoffload.errors import (
+    BudgetError,
+    ChecksumError,
     ConfigError,
     GraphError,
     OffloadError,
@@ -16,10 +19,13 @@ from fxoffload.errors import (
     TransferError,
 )
 from fxoffload.inspection import Explanation, explain
-from fxoffload.runtime import StoreStatistics, reset_statistics, statistics
+from fxoffload.runtime import StoreStatistics, drive_lifetimes, reset_statistics, statistics
 
 __all__ = [
+    "BudgetError",
+    "ChecksumError",
     "ConfigError",
+    "EnduranceProjection",
     "Explanation",
     "GraphError",
     "OffloadConfig",
@@ -31,7 +37,9 @@ __all__ = [
     "StoreStatistics",
     "TransferError",
     "compile",
+    "drive_lifetimes",
     "explain",
+    "project_endurance",
     "reset_statistics",
     "statistics",
 ]

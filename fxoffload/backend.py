@@ -101,7 +101,7 @@ def build_partitioner(
 
     on_partitioned sees the chosen partition before it is rewritten, on_transformed the result.
     """
-    links = measure_links(config, store) if config.enabled else {}
+    links = measure_links(config) if config.enabled else {}
 
     def choose(
         partition: PartitionFunction, num_outputs: int, static_inputs: tuple[int, ...]
@@ -146,10 +146,10 @@ def build_options(
     )
 
 
-def measure_links(config: OffloadConfig, store: str) -> dict[str, Link]:
-    """Bandwidth and latency to each tier of the store, measured once for each store."""
-    write, read = runtime.measure_store(store)
-    links = {"nvme": Link(write, read, TRANSFER_LATENCY_SECONDS)}
+def measure_links(config: OffloadConfig) -> dict[str, Link]:
+    """Bandwidth and latency to each tier; the same in every process, as compile caches need it."""
+    bandwidth = runtime.choose_engine(config).bandwidth
+    links = {"nvme": Link(bandwidth.write, bandwidth.read, TRANSFER_LATENCY_SECONDS)}
     if config.host_bytes and config.ioengine != "memory":
         links["host"] = HOST_LINK
     return links

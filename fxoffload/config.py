@@ -11,26 +11,15 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, cast, get_args
+from typing import Any, Literal, get_args
 
 from fxoffload.errors import ConfigError
+from fxoffload.sizes import parse_bytes, parse_endurance
 
 IOEngineName = Literal["auto", "posix", "kvikio", "memory"]
 CompilerName = Literal["inductor", "eager"]
 DIRECTORY_VARIABLE = "FXOFFLOAD_DIR"
 
-_UNITS = {
-    "": 1,
-    "B": 1,
-    "KB": 10**3,
-    "MB": 10**6,
-    "GB": 10**9,
-    "TB": 10**12,
-    "KIB": 2**10,
-    "MIB": 2**20,
-    "GIB": 2**30,
-    "TIB": 2**40,
-}
 _MEMORY_FILESYSTEMS = frozenset({"tmpfs", "ramfs", "devtmpfs", "hugetlbfs"})
 
 
@@ -46,7 +35,12 @@ class OffloadConfig:
         With `ioengine="memory"` it caps the host memory that stands in for the disk.
     min_bytes: smaller storages stay where they are.
     max_inflight_bytes: cap on bytes being written; at the cap an offload waits.
-    ioengine: "auto" picks "posix" ("kvikio" is not in this version's engines).
+    ioengine: "posix" (threads), "kvikio" (the library KvikIO; needs a CUDA driver), "memory" (no
+        disk), or "auto": "kvikio" where it can be used and a probe finds it faster, else "posix".
+    checksum: True takes a digest of what is written to the disk tier and compares it with that of
+        what comes back; needs the package xxhash (extra "checksum").
+    endurance: what the drives may take in writes in their life ("600TBW", "1.2PBW" or bytes), of
+        all directories together; `fxoffload.drive_lifetimes()` projects how long that lasts.
     compiler: "inductor", or "eager" to run the transformed graphs without Inductor.
     enabled: False compiles the same saved values and moves nothing (the parity reference).
 
@@ -59,6 +53,8 @@ class OffloadConfig:
     min_bytes: int | str = 2**20
     max_inflight_bytes: int | str = 2**30
     ioengine: IOEngineName = "auto"
+    checksum: bool = False
+    endurance: int | str | None = None
     compiler: CompilerName = "inductor"
     enabled: bool = True
 
@@ -71,8 +67,12 @@ class OffloadConfig:
         self._set_bytes("max_inflight_bytes")
         _check_choice("ioengine", self.ioengine, get_args(IOEngineName))
         _check_choice("compiler", self.compiler, get_args(CompilerName))
-        if not isinstance(cast(object, self.enabled), bool):
-            raise ConfigError(f"enabled={self.enabled!r} is not a bool; pass True or False")
+        if self.endurance is not None:
+            object.__setattr__(self, "endurance", parse_endurance("endurance", self.endurance))
+        for field in ("checksum", "enabled"):
+            value = getattr(self, field)
+            if not isinstance(value, bool):
+                raise ConfigError(f"{field}={value!r} is not a bool; pass True or False")
         if self.max_inflight_bytes == 0:
             raise ConfigError("max_inflight_bytes=0 allows no transfer; pass at least 1")
 
@@ -113,6 +113,12 @@ class OffloadConfig:
         return self.max_inflight_bytes
 
     @property
+    def endurance_bytes(self) -> int | None:
+        """`endurance` in bytes, None when not given."""
+        assert not isinstance(self.endurance, str)
+        return self.endurance
+
+    @property
     def key(self) -> str:
         """A digest of all options: equal options share one store, in every process."""
         text = repr(dataclasses.astuple(self)) + repr([str(path) for path in self.directories])
@@ -129,24 +135,6 @@ class OffloadConfig:
                 hint = f"did you mean {near[0]!r}? " if near else ""
                 raise ConfigError(f"unknown option {name!r}; {hint}valid options: {valid}")
         return cls(**options)
-
-
-def parse_bytes(field: str, value: int | str | None, *, extra: str = "") -> int:
-    """Bytes of `value`: an int, or a number with a unit such as "512MiB" or "1.5 GB".
-
-    Raises ConfigError naming `field` and the accepted forms.
-    """
-    accepted = f'pass bytes as an int or a string such as "8GiB"{extra}'
-    if isinstance(value, bool) or not isinstance(value, int | str):
-        raise ConfigError(f"{field}={value!r} is not a size; {accepted}")
-    if isinstance(value, int):
-        if value < 0:
-            raise ConfigError(f"{field}={value} is negative; {accepted}")
-        return value
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", value)
-    if match is None or match[2].upper() not in _UNITS:
-        raise ConfigError(f"{field}={value!r} is not a size; {accepted}")
-    return int(float(match[1]) * _UNITS[match[2].upper()])
 
 
 def check_directory(path: Path) -> None:

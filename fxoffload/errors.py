@@ -39,3 +39,7 @@ class StoreClosed(StoreError):
 
 class TransferError(StoreError):
     """A write or a read failed for good; the message names value, bytes, file and cause."""
+
+
+class ChecksumError(TransferError):
+    """Bytes came back, twice, other than they were written; the message has both digests."""

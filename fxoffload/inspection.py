@@ -11,7 +11,7 @@ import torch
 from torch import fx
 
 from fxoffload import backend as offload_backend
-from fxoffload import torch_internals
+from fxoffload import runtime, torch_internals
 from fxoffload.config import OffloadConfig
 from fxoffload.graph import TrainingGraph
 from fxoffload.ops import OPS, PREFETCH, RELEASE
@@ -49,6 +49,7 @@ class Explanation:
     """All graphs that one call of a model compiles to; `print` it for the tables and totals."""
 
     graphs: tuple[GraphExplanation, ...]
+    ioengine: str = ""  # Which engine would move the values, and why this one.
 
     @property
     def saved_bytes(self) -> int:
@@ -63,12 +64,13 @@ class Explanation:
     def __str__(self) -> str:
         if not self.graphs:
             return "no graph saves anything for a backward: nothing to move"
+        ioengine = [f"ioengine {self.ioengine}"] if self.ioengine else []
         tables = [f"graph {index}\n{graph}" for index, graph in enumerate(self.graphs)]
         total = (
             f"total of {len(self.graphs)} graph(s): {self.offloaded_bytes / MIB:.1f} of "
             f"{self.saved_bytes / MIB:.1f} MiB saved are moved"
         )
-        return "\n\n".join([*tables, total])
+        return "\n\n".join([*tables, "\n".join([total, *ioengine])])
 
 
 def explain(
@@ -115,7 +117,8 @@ def explain(
         return original.forward
 
     torch.compile(model, backend=trace)(*args, **kwargs)
-    return Explanation(tuple(found))
+    ioengine = str(runtime.choose_engine(config)) if config.enabled else ""
+    return Explanation(tuple(found), ioengine)
 
 
 def find_released_after(graph: fx.Graph, ticket: str) -> str:

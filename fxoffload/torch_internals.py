@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
+from functools import wraps
 from operator import getitem
 from typing import Any
 
@@ -21,6 +22,8 @@ from torch._functorch import config as functorch_config
 from torch._inductor import inductor_prims
 from torch._inductor.compile_fx import compile_fx
 from torch._inductor.custom_graph_pass import CustomPartitionerFn
+from torch._inductor.virtualized import V
+from torch._ops import OpOverload
 from torch._prims.rng_prims import run_and_save_rng_state
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from torch.utils._sympy.interp import sympy_interp
@@ -28,6 +31,9 @@ from torch.utils._sympy.reference import PythonReferenceAnalysis
 from torch.utils.flop_counter import flop_registry
 
 from fxoffload.errors import OffloadError
+from fxoffload.ops import WAIT
+
+_ALIGNED = "fxoffload_takes_as_aligned"  # Marks a lowering of ours.
 
 Graphs = tuple[fx.GraphModule, fx.GraphModule]
 PartitionFunction = Callable[[float | None], Graphs]
@@ -95,12 +101,42 @@ def compile_with_inductor(
         "layout_optimization": False,
         "allow_buffer_reuse": False,
     }
+    take_as_aligned(WAIT)
     if inner_compile is not None:
         compiled = compile_fx(gm, inputs, inner_compile=inner_compile, config_patches=patches)
     else:
         compiled = compile_fx(gm, inputs, config_patches=patches)
     assert callable(compiled)
     return compiled
+
+
+def take_as_aligned(op: OpOverload) -> None:
+    """Let Inductor take CUDA results of `op` as aligned to 16 bytes, so that Triton loads wide.
+
+    Inductor calls every result of an op that it does not know unaligned when an argument is, and a
+    ticket is: inputs on the CPU count so. The results must be what the CUDA allocator returned
+    (512-byte alignment), from their first byte on; the code that Inductor writes asserts it.
+    Source: torch._inductor.ir.FallbackKernel.create, V.graph.unaligned_buffers (2.11 the same).
+    """
+    from torch._inductor import lowering  # Dear to import, and Inductor does when it compiles.
+
+    if op not in lowering.lowerings:
+        # What Inductor itself does at the first sight of an op with this tag.
+        constraint = lowering.tag_to_layout_constraint(torch.Tag.needs_exact_strides)
+        lowering.make_fallback(op, layout_constraint=constraint)
+    fall_back = lowering.lowerings[op]
+    if hasattr(fall_back, _ALIGNED):
+        return
+
+    @wraps(fall_back)
+    def lower(*args: Any, **kwargs: Any) -> Any:
+        result = fall_back(*args, **kwargs)
+        if result.get_device().type == "cuda":
+            V.graph.unaligned_buffers.discard(result.get_name())
+        return result
+
+    setattr(lower, _ALIGNED, True)
+    lowering.lowerings[op] = lower
 
 
 def compile_with_aot(

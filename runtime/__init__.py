@@ -2,36 +2,49 @@
 
     kernels     the ops on real tensors; the stores of this process
     store       offload, release, prefetch, wait, free
+    storing     the way out of a value: a slot, and a write
     loading     the way back of a value: forwarded from memory, or read
     ledger      the lock, bytes in flight, how transfers end
     ticket      what is known of one value
     devices     finds what moves a device's tensors:  host, cuda
+    streams     the side streams of a CUDA device, and their order
+    staging     pinned buffers of bounded size, for cuda
     transfer    the protocols of devices, and the layout of bytes in a slot
     buffers     raw bytes of tensors, aligned memory, staging
-    ioengine    the protocol of engines and their choice:  posix, memory
+    checksum    an engine around another one, with digests
+    choice      which engine, and what it delivers
+    probe_cache measured bandwidths on disk
+    bandwidth   what an engine delivers, from one short probe
+    kvikio_engine, posix, memory    the engines
+    striping    slots over several files
+    workers     threads that move bytes
+    ioengine    the protocol of engines
     spill_file  one unlinked, preallocated file
     slots       extents of a file
-    bandwidth   what an engine delivers
     counters    what the store did, and its frozen record
 
-Modules import only those below them here and `fxoffload.{config,errors,ops}`; none sees a graph.
+Modules import only those below them here and `fxoffload.{config,endurance,errors,ops}`; none
+sees a graph.
 """
 
+from fxoffload.runtime.choice import EngineChoice, choose_engine
 from fxoffload.runtime.counters import StoreStatistics
 from fxoffload.runtime.kernels import (
     close_stores,
+    drive_lifetimes,
     find_store,
-    measure_store,
     register_store,
     reset_statistics,
     statistics,
 )
 
 __all__ = [
+    "EngineChoice",
     "StoreStatistics",
+    "choose_engine",
     "close_stores",
+    "drive_lifetimes",
     "find_store",
-    "measure_store",
     "register_store",
     "reset_statistics",
     "statistics",

@@ -17,6 +17,18 @@ PROBE_COUNT = 4
 _LEAST_BYTES = 4096
 
 
+class Bandwidth(NamedTuple):
+    """Bytes per second of writes and of reads."""
+
+    write: float
+    read: float
+
+    @property
+    def round_trip(self) -> float:
+        """Bytes per second that go there and come back."""
+        return 1 / (1 / self.write + 1 / self.read)
+
+
 class ProbeSlots(NamedTuple):
     """Slots of `nbytes` each."""
 
@@ -24,11 +36,10 @@ class ProbeSlots(NamedTuple):
     nbytes: int
 
 
-def measure_bandwidth(engine: IOEngine) -> tuple[float, float]:
+def measure_bandwidth(engine: IOEngine) -> Bandwidth:
     """Bytes per second of writes and of reads, rounded down to one significant digit.
 
-    Rounded, so that plans and compile caches stay the same from run to run. The engine must not
-    belong to a store yet; for one that does, ask `OffloadStore.measure_bandwidth`.
+    Nothing else may use the engine.
     """
     slots = take_slots(engine)
     try:
@@ -56,7 +67,7 @@ def take_slots(engine: IOEngine) -> ProbeSlots:
             return ProbeSlots(tuple(offsets), nbytes)
 
 
-def time_transfers(engine: IOEngine, slots: ProbeSlots) -> tuple[float, float]:
+def time_transfers(engine: IOEngine, slots: ProbeSlots) -> Bandwidth:
     """As measure_bandwidth, with slots that the caller took and will free."""
     memory = memoryview(mmap.mmap(-1, slots.nbytes * len(slots.offsets)))
     # Random bytes: disks that compress would make a constant block look too fast.
@@ -70,7 +81,7 @@ def time_transfers(engine: IOEngine, slots: ProbeSlots) -> tuple[float, float]:
     _time_all(engine.write, views, slots.offsets)
     write = _time_all(engine.write, views, slots.offsets)
     read = _time_all(engine.read, views, slots.offsets)
-    return round_down(len(memory) / write), round_down(len(memory) / read)
+    return Bandwidth(round_down(len(memory) / write), round_down(len(memory) / read))
 
 
 def round_down(value: float) -> float:

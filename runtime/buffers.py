@@ -44,6 +44,8 @@ def span_tensor(tensor: torch.Tensor) -> torch.Tensor:
 
 def byte_view(tensor: torch.Tensor) -> memoryview:
     """The span of the CPU tensor `tensor` as a writable memoryview that keeps it alive."""
+    if tensor.numel() and tensor.dim() and tensor.is_contiguous() and tensor.stride(-1) == 1:
+        return tensor.view(torch.uint8).numpy().data.cast("B")  # The same, in half the time.
     return span_tensor(tensor).numpy().data
 
 
@@ -51,6 +53,8 @@ def same_layout(
     size: Sequence[int], stride: Sequence[int], other: Sequence[int], other_stride: Sequence[int]
 ) -> bool:
     """Whether both place every element alike; strides of dimensions of length 1 say nothing."""
+    if stride == other_stride and size == other:
+        return True
     return tuple(size) == tuple(other) and all(
         n <= 1 or s == t for n, s, t in zip(size, stride, other_stride, strict=True)
     )
@@ -85,22 +89,23 @@ def copy_values(target: torch.Tensor, source: torch.Tensor) -> None:
 
 
 def empty_at(
-    size: Sequence[int], stride: Sequence[int], dtype: torch.dtype, phase: int, alignment: int
-) -> torch.Tensor:
-    """An uninitialised CPU tensor whose address modulo `alignment` is `phase`.
+    size: Sequence[int],
+    stride: Sequence[int],
+    dtype: torch.dtype,
+    *,
+    span: int,
+    phase: int,
+    alignment: int,
+) -> tuple[torch.Tensor, memoryview]:
+    """An uninitialised CPU tensor whose address modulo `alignment` is `phase`, and its bytes.
 
-    Its storage starts there too (storage offset 0): views are replayed with `as_strided`, which
-    counts from the start of the storage.
+    `span` is that of a tensor of this shape. The storage starts at that address too (storage
+    offset 0): views are replayed with `as_strided`, which counts from the start of the storage.
     """
-    y = torch.empty_strided(size, stride, dtype=dtype)
-    if y.data_ptr() % alignment == phase:
-        return y
-    nbytes = find_span(y)
-    del y
-    memory = torch.empty(nbytes + alignment, dtype=torch.uint8)
+    memory = torch.empty(span + alignment, dtype=torch.uint8)
     start = (phase - memory.data_ptr()) % alignment
-    carved = torch.from_numpy(memory.numpy()[start : start + nbytes])
-    return carved.view(dtype).as_strided(size, stride)
+    view = memory.numpy().data[start : start + span]
+    return torch.frombuffer(view, dtype=dtype).as_strided(size, stride), view
 
 
 @dataclass(slots=True, eq=False)

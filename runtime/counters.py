@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
+
+_PRESENT = ("inflight_bytes", "live_bytes", "host_live_bytes")
 
 
 @dataclass(frozen=True, slots=True)
@@ -11,8 +13,10 @@ class StoreStatistics:
     """Counters of one store, or of several added up.
 
     Bytes are bytes of values, without the padding that a transfer may add. `inflight_bytes` (being
-    written) and `live_bytes` (slots held) are what is true now; all else is a sum or a peak since
-    the start or the last reset.
+    written), `live_bytes` and `host_live_bytes` (slots held) are what is true now; all else is a
+    sum or a peak since the start or the last reset. The `host_` counters are the host tier's part
+    of the counters of all tiers; `host_overflow_bytes` were meant for the host tier, which was
+    full, and went to nvme. `checksum_errors` are those of `read_errors` that a digest found.
     """
 
     offloads: int = 0
@@ -28,7 +32,27 @@ class StoreStatistics:
     live_bytes: int = 0
     write_errors: int = 0
     read_errors: int = 0
+    host_written_bytes: int = 0
+    host_read_bytes: int = 0
+    host_live_bytes: int = 0
+    host_overflow_bytes: int = 0
+    checksum_errors: int = 0
     ioengine: str = ""
+
+    @property
+    def nvme_written_bytes(self) -> int:
+        """What wears the drives: bytes written to the nvme tier."""
+        return self.written_bytes - self.host_written_bytes
+
+    @property
+    def nvme_read_bytes(self) -> int:
+        """Bytes read from the nvme tier."""
+        return self.read_bytes - self.host_read_bytes
+
+    @property
+    def nvme_live_bytes(self) -> int:
+        """Bytes in slots of the nvme tier."""
+        return self.live_bytes - self.host_live_bytes
 
 
 @dataclass(slots=True)
@@ -52,6 +76,11 @@ class Counters:
     live_bytes: int = 0
     write_errors: int = 0
     read_errors: int = 0
+    host_written_bytes: int = 0
+    host_read_bytes: int = 0
+    host_live_bytes: int = 0
+    host_overflow_bytes: int = 0
+    checksum_errors: int = 0
 
     def snapshot(self, ioengine: str) -> StoreStatistics:
         """The counters as they stand, as a frozen record."""
@@ -60,10 +89,15 @@ class Counters:
 
     def reset(self) -> None:
         """Set every sum to zero; what is true now (in flight, live) stays."""
-        kept = {"inflight_bytes": self.inflight_bytes, "live_bytes": self.live_bytes}
+        kept = {name: getattr(self, name) for name in _PRESENT}
         for field in fields(self):
             setattr(self, field.name, kept.get(field.name, field.default))
         self.peak_inflight_bytes = self.inflight_bytes
+
+
+def find_past(record: StoreStatistics) -> StoreStatistics:
+    """What stays of `record` when its store is gone: all but what was true at the moment."""
+    return replace(record, **dict.fromkeys(_PRESENT, 0))
 
 
 def add_statistics(records: Iterable[StoreStatistics]) -> StoreStatistics:

@@ -1,9 +1,20 @@
 """CUDA tensors: device to pinned staging on a side stream, then the engine; and back.
 
 This has not run on CUDA yet: the tests drive it with streams that are simulated on the CPU.
-Order is kept by events, never by `record_stream`: the side stream waits for the stream that made
-x; `release` makes the current stream wait for the copy of x, so that memory reused after it is
-reused in order; a staging buffer returns to the pool only behind the copy that reads it.
+
+Order is kept by events, never by `record_stream`:
+
+    offload    the outgoing stream waits for the stream that computes, then copies x out
+    release    the computing stream waits for that copy; then the memory of x is free to go
+    prefetch   y is allocated on the computing stream, and `ready` marked there: whatever used
+               the memory of y before is in front of it
+    read ends  the thread that read issues the copy, on the incoming stream behind `ready`
+    wait       the computing stream waits for that copy; the host only for its being issued
+
+Nothing but a passed event frees memory that a side stream uses: a staging buffer comes back
+behind its last copy, and a y that nobody waited for (a backward that was given up) is held until
+the copy into it has ended, as the allocator knows the computing stream only. Such holds are noted
+in a queue that needs no lock, so that finalizers may end a value in any thread at any time.
 """
 
 from __future__ import annotations
@@ -11,99 +22,44 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Protocol
+from dataclasses import dataclass
 
 import torch
 
-from fxoffload.runtime.buffers import (
-    StagingBuffer,
-    StagingPool,
-    compact,
-    copy_values,
-    same_layout,
-    span_tensor,
-)
-from fxoffload.runtime.ioengine import IOEngine
-from fxoffload.runtime.transfer import Incoming, Layout, Outgoing, find_layout
+from fxoffload.runtime.buffers import StagingBuffer, compact, copy_values, same_layout, span_tensor
+from fxoffload.runtime.ioengine import IOEngine, IOFuture, find_outcome
+from fxoffload.runtime.posix import submit_transfer
+from fxoffload.runtime.staging import StagingArena
+from fxoffload.runtime.streams import CudaStreams
+from fxoffload.runtime.transfer import Arrival, Incoming, Layout, Outgoing, find_layout
 
 WORKERS = 2
+STAGING_BYTES = 2 * 2**30
 
 
-class Event(Protocol):
-    """A point in the work of a stream."""
+@dataclass(slots=True, eq=False)
+class Hold:
+    """Memory that must not be used for anything else before `event`; None: now."""
 
-    def query(self) -> bool:
-        """Whether the work before it is done."""
-        ...
-
-    def synchronize(self) -> None:
-        """Wait in the host until it is."""
-        ...
-
-
-class Streams(Protocol):
-    """The order of copies between one device and the host."""
-
-    device: torch.device
-
-    def copy_aside(self, target: torch.Tensor, source: torch.Tensor) -> Event:
-        """Copy on the side stream, behind the current stream's work; the event ends the copy."""
-        ...
-
-    def copy_here(self, target: torch.Tensor, source: torch.Tensor) -> None:
-        """Copy on the current stream without waiting in the host."""
-        ...
-
-    def mark(self) -> Event:
-        """An event behind the current stream's work."""
-        ...
-
-    def join(self, event: Event) -> None:
-        """Make the current stream wait for `event`."""
-        ...
-
-
-class CudaStreams:
-    """The real streams of one CUDA device."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
-        self._side = torch.cuda.Stream(device)
-
-    def copy_aside(self, target: torch.Tensor, source: torch.Tensor) -> Event:
-        """Copy on the side stream, behind the current stream's work; the event ends the copy."""
-        self._side.wait_stream(torch.cuda.current_stream(self.device))
-        with torch.cuda.stream(self._side):
-            target.copy_(source, non_blocking=True)
-            return self._side.record_event()
-
-    def copy_here(self, target: torch.Tensor, source: torch.Tensor) -> None:
-        """Copy on the current stream without waiting in the host."""
-        with torch.cuda.device(self.device):
-            target.copy_(source, non_blocking=True)
-
-    def mark(self) -> Event:
-        """An event behind the current stream's work."""
-        return torch.cuda.current_stream(self.device).record_event()
-
-    def join(self, event: Event) -> None:
-        """Make the current stream wait for `event`."""
-        assert isinstance(event, torch.cuda.Event)
-        torch.cuda.current_stream(self.device).wait_event(event)
+    event: torch.cuda.Event | None
+    buffer: StagingBuffer | None = None
+    tensors: tuple[torch.Tensor, ...] = ()
 
 
 class CudaDevice:
-    """Tensors of one CUDA device."""
+    """Tensors of one CUDA device; at most `staging_bytes` of host memory are pinned."""
 
-    def __init__(self, streams: Streams) -> None:
+    def __init__(self, streams: CudaStreams, staging_bytes: int = STAGING_BYTES) -> None:
         self.streams = streams
-        self._pool = StagingPool(pinned=True, max_free_bytes=2**30)
-        self._retired: deque[tuple[Event, StagingBuffer]] = deque()
+        self.arena = StagingArena(streams.empty_host, staging_bytes)
+        self._holds: deque[Hold] = deque()
         # A write first waits for its copy, which must not hold up the engine's own threads.
-        self.executor = ThreadPoolExecutor(WORKERS, "fxoffload-cuda-write")
+        self.executor = ThreadPoolExecutor(
+            WORKERS, "fxoffload-cuda-write", initializer=streams.enter_thread
+        )
 
     def send(self, x: torch.Tensor, alignment: int) -> Outgoing:
-        """Start to copy `x` to a staging buffer on the side stream."""
+        """Start to copy `x` to a staging buffer on the outgoing stream."""
         return CudaOutgoing(x, self, alignment)
 
     def receive(
@@ -114,30 +70,28 @@ class CudaDevice:
 
     def take(self, nbytes: int) -> StagingBuffer:
         """A staging buffer; those whose last copy has passed are reused."""
-        for _ in range(len(self._retired)):
+        for _ in range(len(self._holds)):
             try:
-                event, buffer = self._retired.popleft()
+                hold = self._holds.popleft()
             except IndexError:  # Another thread took the last one.
                 break
-            if event.query():
-                self._pool.give(buffer)
-            else:
-                self._retired.append((event, buffer))
-        return self._pool.take(nbytes)
+            if hold.event is not None and not hold.event.query():
+                self._holds.append(hold)
+            elif hold.buffer is not None:
+                self.arena.give(hold.buffer)
+        return self.arena.take(nbytes)
 
-    def retire(self, buffer: StagingBuffer, event: Event | None) -> None:
-        """Reuse `buffer` when `event` has passed."""
-        if event is None:
-            self._pool.give(buffer)
-        else:
-            self._retired.append((event, buffer))
+    def hold(self, hold: Hold) -> None:
+        """Keep what `hold` names until its event; safe in a finalizer."""
+        self._holds.append(hold)
 
     def close(self) -> None:
-        """Finish the writes that were started and wait for every copy of a staging buffer."""
+        """Finish the writes that were started and wait for every copy that was."""
         self.executor.shutdown()
-        while self._retired:
-            event, _ = self._retired.popleft()
-            event.synchronize()
+        while self._holds:
+            hold = self._holds.popleft()
+            if hold.event is not None:
+                hold.event.synchronize()
 
 
 class CudaOutgoing:
@@ -152,22 +106,26 @@ class CudaOutgoing:
         self.slot_bytes = self.write_bytes = -(-self.layout.span // alignment) * alignment
         self._device = device
         self._buffer = device.take(self.slot_bytes)
-        self._last: Event | None = None
         # Held until release or close: its memory must not be reused before the copy.
         self._tensor: torch.Tensor | None = tensor
-        self._copied = device.streams.copy_aside(
-            self._buffer.tensor[: self.layout.span], span_tensor(tensor)
-        )
+        try:
+            self._copied = device.streams.copy_out(
+                self._buffer.tensor[: self.layout.span], span_tensor(tensor)
+            )
+        except BaseException:
+            device.hold(Hold(None, self._buffer))
+            raise
+        self._last = self._copied  # The last event that the buffer is needed for.
 
     def write(self, engine: IOEngine, offset: int) -> Future[int]:
         """Start to write to the slot at `offset`, once the copy has passed."""
-        view, copied = self._buffer.view[: self.write_bytes], self._copied
+        copied = self._copied
 
-        def run() -> int:
+        def run(view: memoryview) -> int:
             copied.synchronize()
             return engine.write(view, offset).result()
 
-        return self._device.executor.submit(run)
+        return submit_transfer(self._device.executor, run, self._buffer.view[: self.write_bytes])
 
     def release(self) -> None:
         """Order what follows on the current stream behind the copy; no host wait."""
@@ -182,24 +140,67 @@ class CudaOutgoing:
         """Never: released memory has been reused by then."""
         return None
 
-    def forward(self, y: torch.Tensor) -> None:
-        """Copy the value from the staging buffer to `y` on the current stream."""
-        streams = self._device.streams
-        streams.join(self._copied)
-        _copy_to_device(y, self._buffer, self.layout, streams)
-        self._last = streams.mark()
+    def forward(self, size: Sequence[int], stride: Sequence[int]) -> Arrival:
+        """Start to copy the value from the staging buffer to a new tensor."""
+        arrival = CudaArrival(self.layout, size, stride, self._device)
+        self._last = arrival.start(self._buffer, self._copied)
+        return arrival
 
     def close(self) -> None:
-        """Retire the buffer behind its last copy; the write has ended."""
-        if self._tensor is not None:
-            self._copied.synchronize()
-            self._tensor = None
-        # A cancelled write never waited for the copy into the buffer.
-        self._device.retire(self._buffer, self._last or self._copied)
+        """Hold the buffer until its last copy; the write has ended."""
+        # A value that dies unreleased has no stream to join; a cancelled write waited for nothing.
+        tensors = () if self._tensor is None else (self._tensor,)
+        self._tensor = None
+        self._device.hold(Hold(self._last, self._buffer, tensors))
 
 
-class CudaIncoming:
-    """A device tensor that is filled from a staging buffer."""
+class CudaArrival:
+    """A device tensor `y` that a copy on the incoming stream fills."""
+
+    def __init__(
+        self, layout: Layout, size: Sequence[int], stride: Sequence[int], device: CudaDevice
+    ) -> None:
+        streams = device.streams
+        self._layout = layout
+        self._device = device
+        self.y = self._target = streams.empty(size, stride, layout.dtype)
+        if not same_layout(size, stride, layout.size, layout.stride):
+            self._target = streams.empty(layout.size, layout.stride, layout.dtype)
+        # What used this memory before may still be queued on the current stream.
+        self._ready = streams.mark()
+        self._started: Future[Hold] = Future()
+
+    def start(self, buffer: StagingBuffer, *after: torch.cuda.Event) -> torch.cuda.Event:
+        """Copy from `buffer` behind `after`; called once. The event is the end of the copy."""
+        streams, target = self._device.streams, self._target
+        try:
+            source = buffer.tensor[: self._layout.span]
+            copied = streams.copy_in(span_tensor(target), source, (self._ready, *after))
+        except BaseException as error:
+            self._started.set_exception(error)
+            raise
+        # The allocator does not know of the incoming stream: only this keeps the memory.
+        hold = Hold(copied, tensors=(self.y, target))
+        self._device.hold(hold)
+        self._started.set_result(hold)
+        return copied
+
+    def finish(self) -> None:
+        """Make the current stream wait for the copy."""
+        hold = self._started.result()
+        assert hold.event is not None
+        self._device.streams.join(hold.event)
+        hold.tensors = ()  # From here on the order of the current stream keeps them.
+        if self._target is not self.y:
+            copy_values(self.y, self._target)
+            self._target = self.y
+
+    def close(self) -> None:
+        """Nothing: the hold keeps the memory until the copy has ended."""
+
+
+class CudaIncoming(CudaArrival):
+    """A device tensor that is filled from a staging buffer as soon as that has been read into."""
 
     def __init__(
         self,
@@ -209,33 +210,41 @@ class CudaIncoming:
         device: CudaDevice,
         alignment: int,
     ) -> None:
-        self._layout = layout
-        self._device = device
-        self.y = torch.empty_strided(size, stride, dtype=layout.dtype, device=device.streams.device)
+        super().__init__(layout, size, stride, device)
         nbytes = -(-layout.span // alignment) * alignment
-        self._buffer = device.take(nbytes)
-        self.view = self._buffer.view[:nbytes]
+        buffer = device.take(nbytes)
+        self.view = buffer.view[:nbytes]
+        # Who takes the buffer out, in one step and without a lock, says what becomes of it: the
+        # end of the read, the end of the wait, or the end of the value, in any three threads.
+        self._buffers = deque([buffer])
+
+    def arrive(self, read: IOFuture) -> None:
+        """Start the copy in the background, in the thread that has read."""
+        if find_outcome(read) == len(self.view):
+            self._copy_once()
 
     def finish(self) -> None:
-        """Copy to `y` on the current stream; the buffer is reused behind that."""
-        streams = self._device.streams
-        _copy_to_device(self.y, self._buffer, self._layout, streams)
-        self._device.retire(self._buffer, streams.mark())
+        """Make the current stream wait for the copy."""
+        self._copy_once()
+        super().finish()
 
     def close(self) -> None:
-        """Give the buffer back: nothing was copied from it."""
-        self._device.retire(self._buffer, None)
+        """Give the buffer back, unless a copy reads it: then that gives it back."""
+        if (buffer := self._take_buffer()) is not None:
+            self._device.hold(Hold(None, buffer))
 
+    def _copy_once(self) -> None:
+        buffer = self._take_buffer()
+        if buffer is None:
+            return
+        copied = None
+        try:
+            copied = self.start(buffer)
+        finally:
+            self._device.hold(Hold(copied, buffer))
 
-def _copy_to_device(
-    y: torch.Tensor, buffer: StagingBuffer, layout: Layout, streams: Streams
-) -> None:
-    target = y
-    same = same_layout(y.shape, y.stride(), layout.size, layout.stride)
-    if not same:
-        target = torch.empty_strided(
-            layout.size, layout.stride, dtype=layout.dtype, device=y.device
-        )
-    streams.copy_here(span_tensor(target), buffer.tensor[: layout.span])
-    if not same:
-        copy_values(y, target)
+    def _take_buffer(self) -> StagingBuffer | None:
+        try:
+            return self._buffers.pop()
+        except IndexError:
+            return None

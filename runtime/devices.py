@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 
 from fxoffload.errors import StoreError
-from fxoffload.runtime.cuda import CudaDevice, CudaStreams
+from fxoffload.runtime.cuda import CudaDevice
 from fxoffload.runtime.host import HostDevice
+from fxoffload.runtime.streams import CudaStreams
 from fxoffload.runtime.transfer import Device
 
 

@@ -18,11 +18,13 @@ from fxoffload.runtime.buffers import (
     compact,
     copy_values,
     empty_at,
+    find_span,
     same_layout,
     span_tensor,
 )
 from fxoffload.runtime.ioengine import IOEngine, IOFuture
 from fxoffload.runtime.transfer import (
+    Arrival,
     Incoming,
     Layout,
     Outgoing,
@@ -39,30 +41,30 @@ class HostOutgoing:
     """A host tensor's bytes: its own memory, a private copy of it, or a staging buffer."""
 
     def __init__(self, x: torch.Tensor, pool: StagingPool, alignment: int) -> None:
-        # Lazy conjugation and negation are not in the bytes.
-        tensor = compact(x.resolve_conj().resolve_neg())
+        lazy = x.is_conj() or x.is_neg()  # What is not in the bytes.
+        tensor = compact(x.resolve_conj().resolve_neg() if lazy else x)
         self._pool = pool
         self._buffer: StagingBuffer | None = None
         self._tensor: torch.Tensor | None = None
-        self.layout = find_layout(tensor)
-        span = self.layout.span
+        span = find_span(tensor)
         self.slot_bytes = -(-span // alignment) * alignment
         if span < DIRECT_BYTES:
+            self.layout = find_layout(tensor)
             self.shares_memory = False
             self.write_bytes = self.slot_bytes
             self._buffer = pool.take(self.slot_bytes)
             self._buffer.tensor[:span].copy_(span_tensor(tensor))
             self._view = self._buffer.view[: self.slot_bytes]
             return
-        self.shares_memory = tensor.data_ptr() == x.data_ptr()
+        address = tensor.data_ptr()
+        self.shares_memory = address == x.data_ptr()
         self._tensor = tensor
-        view = byte_view(tensor)
-        phase = tensor.data_ptr() % alignment
+        view, phase = byte_view(tensor), address % alignment
         start, end = _find_interior(phase, span, alignment)
         self._view = view[start:end]
         self.write_bytes = end - start
         head, tail = bytes(view[:start]), bytes(view[end:])
-        self.layout = self.layout._replace(staged=False, phase=phase, head=head, tail=tail)
+        self.layout = find_layout(tensor, staged=False, phase=phase, head=head, tail=tail)
 
     def write(self, engine: IOEngine, offset: int) -> IOFuture:
         """Start to write to the slot at `offset`."""
@@ -87,14 +89,16 @@ class HostOutgoing:
             return None
         return tensor.as_strided(size, stride)
 
-    def forward(self, y: torch.Tensor) -> None:
-        """Copy the value to `y`."""
+    def forward(self, size: Sequence[int], stride: Sequence[int]) -> Arrival:
+        """Copy the value to a new tensor."""
+        y = torch.empty_strided(size, stride, dtype=self.layout.dtype)
         if self._tensor is not None:
             source = span_tensor(self._tensor)
         else:
             assert self._buffer is not None
             source = self._buffer.tensor[: self.layout.span]
         copy_span(y, source, self.layout)
+        return HostArrival(y)
 
     def close(self) -> None:
         """Give the memory back; the write has ended."""
@@ -103,6 +107,19 @@ class HostOutgoing:
         if self._buffer is not None:
             self._pool.give(self._buffer)
             self._buffer = None
+
+
+class HostArrival:
+    """A host tensor that is valid already."""
+
+    def __init__(self, y: torch.Tensor) -> None:
+        self.y = y
+
+    def finish(self) -> None:
+        """Nothing to wait for."""
+
+    def close(self) -> None:
+        """Nothing to give back."""
 
 
 class HostIncoming:
@@ -126,16 +143,25 @@ class HostIncoming:
             self._buffer = pool.take(layout.span)
             self.view = self._buffer.view[: -(-layout.span // alignment) * alignment]
             return
-        if same_layout(size, stride, layout.size, layout.stride):
-            target = self.y = empty_at(size, stride, layout.dtype, layout.phase, alignment)
+        same = same_layout(size, stride, layout.size, layout.stride)
+        target, self._memory = empty_at(
+            layout.size,
+            stride if same else layout.stride,
+            layout.dtype,
+            span=layout.span,
+            phase=layout.phase,
+            alignment=alignment,
+        )
+        if same:
+            self.y = target
         else:
             self.y = torch.empty_strided(size, stride, dtype=layout.dtype)
-            target = self._other = empty_at(
-                layout.size, layout.stride, layout.dtype, layout.phase, alignment
-            )
-        self._memory = byte_view(target)
+            self._other = target
         start, end = _find_interior(layout.phase, layout.span, alignment)
         self.view = self._memory[start:end]
+
+    def arrive(self, read: IOFuture) -> None:
+        """Nothing to do before `finish`: the bytes are where they belong."""
 
     def finish(self) -> None:
         """Put the first and last bytes in place and change the strides where asked."""

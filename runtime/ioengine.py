@@ -1,16 +1,10 @@
-"""The protocol between the store and what moves its bytes, and the choice of an engine."""
+"""The protocol between the store and what moves its bytes."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import CancelledError
 from typing import Any, Protocol
-
-from fxoffload.config import OffloadConfig, check_directory
-from fxoffload.errors import ConfigError
-from fxoffload.runtime.memory import MemoryEngine
-from fxoffload.runtime.posix import PosixEngine
-from fxoffload.runtime.spill_file import SpillFile
 
 
 class IOFuture(Protocol):
@@ -43,7 +37,7 @@ class IOEngine(Protocol):
 
     @property
     def name(self) -> str:
-        """Which path moves the bytes: "posix direct", "posix buffered" or "memory"."""
+        """Which path moves the bytes: "posix direct", "kvikio buffered", "memory" and so on."""
         ...
 
     @property
@@ -85,31 +79,7 @@ def find_outcome(future: IOFuture) -> int | OSError | None:
     try:
         return future.result()
     except OSError as error:
-        return error
+        # Its frames hold what the caller holds, the error too: a ring that keeps tensors alive.
+        return error.with_traceback(None)
     except CancelledError:
         return None
-
-
-def open_engine(config: OffloadConfig) -> IOEngine:
-    """Open the engine that stands for the disk tier under `config`.
-
-    Raises ConfigError for a directory that cannot hold a spill file, or an engine that this
-    version does not have.
-    """
-    if config.ioengine == "memory":
-        return MemoryEngine(config.host_bytes)
-    if config.ioengine == "kvikio":
-        raise ConfigError(
-            'ioengine="kvikio": this version has no kvikio engine; pass "posix" or "auto"'
-        )
-    for directory in config.directories:
-        check_directory(directory)
-    files: list[SpillFile] = []
-    try:
-        for directory in config.directories:
-            files.append(SpillFile(directory))  # noqa: PERF401 - the opened ones must be closed
-    except BaseException:
-        for file in files:
-            file.close()
-        raise
-    return PosixEngine(files)

@@ -12,6 +12,7 @@ import atexit
 import itertools
 import os
 import threading
+import time
 import weakref
 from collections.abc import Callable, Sequence
 
@@ -19,17 +20,22 @@ import numpy as np
 import torch
 
 from fxoffload.config import OffloadConfig
+from fxoffload.endurance import EnduranceProjection
 from fxoffload.errors import StoreError
 from fxoffload.ops import LIBRARY
-from fxoffload.runtime.buffers import copy_values
-from fxoffload.runtime.counters import StoreStatistics, add_statistics
-from fxoffload.runtime.ioengine import IOEngine, open_engine
+from fxoffload.runtime.buffers import copy_values, same_layout
+from fxoffload.runtime.checksum import CheckedEngine, find_digest
+from fxoffload.runtime.choice import open_engine
+from fxoffload.runtime.counters import StoreStatistics, add_statistics, find_past
+from fxoffload.runtime.ioengine import IOEngine
 from fxoffload.runtime.memory import MemoryEngine
 from fxoffload.runtime.store import OffloadStore
 from fxoffload.runtime.ticket import Ticket
 
 _lock = threading.Lock()  # Guards changes of _stores; nothing else is called under it.
 _stores: dict[str, OffloadStore] = {}
+_past = [StoreStatistics()]  # What closed stores did whose place another one took.
+_wear: dict[str, tuple[int, float]] = {}  # Rating of a store's drives, and when counting began.
 _tickets: dict[int, tuple[OffloadStore, Ticket]] = {}
 _ids = itertools.count(1)
 
@@ -41,11 +47,16 @@ def register_store(config: OffloadConfig, *, keeps_graph: Callable[[], bool] = l
     if store is not None and not store.closed:
         return key
     opened = _open_store(config, keeps_graph)
+    past = find_past(store.statistics()) if store is not None else None
     with _lock:
+        if past is not None and _stores.get(key) is store:
+            _past[0] = add_statistics([_past[0], past])
         store = _stores.get(key)
         used = store is None or store.closed
         if used:
             _stores[key] = opened
+            if config.endurance_bytes is not None:
+                _wear[key] = config.endurance_bytes, time.perf_counter()
     if not used:  # Another thread was first.
         opened.close()
     return key
@@ -62,20 +73,31 @@ def find_store(key: str) -> OffloadStore:
     return store
 
 
-def measure_store(key: str) -> tuple[float, float]:
-    """Bytes per second written to and read from the nvme tier of a store; measured once."""
-    return find_store(key).measure_bandwidth("nvme")
-
-
 def statistics() -> StoreStatistics:
-    """The counters of all stores of this process, added up."""
-    return add_statistics([store.statistics() for store in list(_stores.values())])
+    """The counters of all stores of this process, the closed ones too, added up."""
+    return add_statistics([*_past, *(store.statistics() for store in list(_stores.values()))])
 
 
 def reset_statistics() -> None:
     """Set the sums of all stores to zero."""
-    for store in list(_stores.values()):
+    _past[0] = StoreStatistics()
+    now = time.perf_counter()
+    for key, store in list(_stores.items()):
         store.reset_statistics()
+        if key in _wear:
+            _wear[key] = _wear[key][0], now
+
+
+def drive_lifetimes() -> tuple[EnduranceProjection, ...]:
+    """For each store with the option `endurance`: how long its drives last if it goes on so.
+
+    From what the store wrote since it was opened, or since the last reset_statistics.
+    """
+    now = time.perf_counter()
+    return tuple(
+        EnduranceProjection(find_store(key).statistics().nvme_written_bytes, now - start, rating)
+        for key, (rating, start) in list(_wear.items())
+    )
 
 
 def close_stores() -> None:
@@ -85,7 +107,10 @@ def close_stores() -> None:
 
 
 def _open_store(config: OffloadConfig, keeps_graph: Callable[[], bool]) -> OffloadStore:
-    engines: dict[str, IOEngine] = {"nvme": open_engine(config)}
+    if config.checksum:
+        find_digest()  # Raises before anything is opened.
+    engine = open_engine(config)
+    engines: dict[str, IOEngine] = {"nvme": CheckedEngine(engine) if config.checksum else engine}
     if config.host_bytes is not None and config.ioengine != "memory":
         engines["host"] = MemoryEngine(config.host_bytes)
     return OffloadStore(engines, max_inflight_bytes=config.inflight_bytes, keeps_graph=keeps_graph)
@@ -110,7 +135,7 @@ def _release(ticket: torch.Tensor, x: torch.Tensor, block: bool) -> None:
 
 def _prefetch(ticket: torch.Tensor) -> None:
     store, found = _find_ticket(ticket)
-    found.prefetched.append(_start(store, found))
+    store.prefetch_ahead(found)
 
 
 def _wait(
@@ -121,9 +146,7 @@ def _wait(
     device: torch.device,
 ) -> torch.Tensor:
     store, found = _find_ticket(ticket)
-    # A compiler may drop nothing and swap nothing here; a graph written by hand may.
-    y = found.prefetched.pop() if found.prefetched else _start(store, found)
-    store.wait(found, y)
+    y = store.take(found)
     if (tuple(y.shape), y.dtype, y.device.type) != (tuple(size), dtype, device.type):
         raise StoreError(
             f"{found.name}: {y.dtype}{list(y.shape)} on {y.device} was offloaded and "
@@ -132,14 +155,11 @@ def _wait(
         )
     if y.stride() == tuple(stride):
         return y
+    if same_layout(size, stride, y.shape, y.stride()):
+        return y.as_strided(size, stride)
     other = torch.empty_strided(size, stride, dtype=dtype, device=device)
     copy_values(other, y)
     return other
-
-
-def _start(store: OffloadStore, ticket: Ticket) -> torch.Tensor:
-    layout = ticket.layout
-    return store.prefetch(ticket, ticket.size, layout.stride, layout.dtype, layout.device)
 
 
 def _find_ticket(tensor: torch.Tensor) -> tuple[OffloadStore, Ticket]:
@@ -163,6 +183,8 @@ def _forget(number: int) -> None:
 
 def _forget_all() -> None:
     # A forked child has the stores without their threads: a transfer would never end.
+    _past[0] = StoreStatistics()
+    _wear.clear()
     _stores.clear()
     _tickets.clear()
 

@@ -102,6 +102,7 @@ class Ledger:
                 self.note_failure(ticket, f"writing to {ticket.describe_place()}: {reason}")
             else:
                 self.counters.written_bytes += ticket.nbytes
+                self.counters.host_written_bytes += ticket.host_bytes
                 ticket.stored = not ticket.lent
                 if ticket.stored:
                     ticket.state = TicketState.STORED
@@ -109,7 +110,7 @@ class Ledger:
         if self._dead:
             self._free_dead()
 
-    def finish_read(self, ticket: Ticket, _future: IOFuture) -> None:
+    def finish_read(self, ticket: Ticket) -> None:
         """A read has ended, perhaps after its ticket died."""
         if ticket.freed:  # Who frees it from now on finds the read done.
             with self.lock:
@@ -139,6 +140,12 @@ class Ledger:
             ticket.engine.free(ticket.slot)
             ticket.slot = None
             self.counters.live_bytes -= ticket.nbytes
+            self.counters.host_live_bytes -= ticket.host_bytes
+        if ticket.freed:
+            for arrival in ticket.forwarded.values():
+                if arrival is not None:
+                    arrival.close()
+            ticket.forwarded.clear()
         if ticket.freed and ticket.slot is None:
             ticket.state = TicketState.FREED
 

@@ -3,26 +3,33 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Sequence
-from functools import partial
+from collections.abc import Callable, Sequence
 
 import torch
 
-from fxoffload.errors import StoreError, TransferError
+from fxoffload.errors import ChecksumError, StoreError, TransferError
+from fxoffload.runtime.checksum import DigestMismatch
 from fxoffload.runtime.counters import format_bytes
+from fxoffload.runtime.ioengine import IOFuture
 from fxoffload.runtime.ledger import Ledger
 from fxoffload.runtime.ticket import Read, Ticket, TicketState
 from fxoffload.runtime.transfer import Device, Outgoing
 
 
 def forward_value(
-    ledger: Ledger, ticket: Ticket, size: Sequence[int], stride: Sequence[int], *, last: bool
+    ledger: Ledger,
+    ticket: Ticket,
+    size: Sequence[int],
+    stride: Sequence[int],
+    keeps_graph: Callable[[], bool],
 ) -> torch.Tensor | None:
     """The value from memory, or None when it is only in its slot.
 
-    `last` says that no other backward follows: then a queued write is cancelled, and a tensor
-    that is ours is handed back itself.
+    `keeps_graph` tells whether another backward may follow: if not, a queued write is cancelled,
+    and a tensor that is ours is handed back itself.
     """
+    if ticket.outgoing is None and not ticket.lent:
+        return None  # For good, so that this needs no lock.
     with ledger.lock:
         ledger.check_open(ticket.name)
         if ticket.lent:
@@ -35,15 +42,16 @@ def forward_value(
             return None
         ticket.copies += 1  # Keeps `outgoing` open while it is read.
     try:
+        last = not keeps_graph()
         if last and write is not None and write.cancel():
             ledger.finish_write(ticket, write)
+        arrival = None
         y = _lend(ledger, ticket, outgoing, size, stride) if last and ticket.owned else None
         if y is None:
-            layout = ticket.layout
-            y = torch.empty_strided(size, stride, dtype=layout.dtype, device=layout.device)
-            outgoing.forward(y)
+            arrival = outgoing.forward(size, stride)
+            y = arrival.y
         with ledger.lock:
-            ticket.forwarded.add(y.data_ptr())
+            ticket.forwarded[y.data_ptr()] = arrival
             ledger.counters.forwarded_bytes += ticket.nbytes
     finally:
         with ledger.lock:
@@ -56,7 +64,7 @@ def start_read(
     ledger: Ledger, device: Device, ticket: Ticket, size: Sequence[int], stride: Sequence[int]
 ) -> torch.Tensor:
     """Allocate a tensor and start to read the slot into it."""
-    incoming = device.receive(ticket.layout, size, stride, ticket.engine.alignment)
+    incoming = device.receive(ticket.layout, size, stride, ticket.alignment)
     try:
         with ledger.lock:
             ledger.check_open(ticket.name)
@@ -69,7 +77,14 @@ def start_read(
     except BaseException:
         incoming.close()
         raise
-    future.add_done_callback(partial(ledger.finish_read, ticket))
+
+    def end(future: IOFuture) -> None:
+        try:
+            incoming.arrive(future)
+        finally:
+            ledger.finish_read(ticket)  # May close `incoming`.
+
+    future.add_done_callback(end)
     return incoming.y
 
 
@@ -79,13 +94,19 @@ def finish_read(ledger: Ledger, ticket: Ticket, y: torch.Tensor) -> None:
     with ledger.lock:
         ledger.check_open(ticket.name)
         read = ticket.reads.get(address)
-        if read is None:
-            if address in ticket.forwarded or ticket.nbytes == 0:
-                return
+        known = address in ticket.forwarded or ticket.nbytes == 0
+        arrival = ticket.forwarded.get(address)
+        if arrival is not None:
+            ticket.forwarded[address] = None
+        if read is None and not known:
             raise StoreError(
                 f"{ticket.name}: wait was given a tensor that no prefetch of this ticket "
                 "returned; a pass or the compiler copied it between prefetch and wait"
             )
+    if read is None:
+        if arrival is not None:
+            arrival.finish()
+        return
     error = _find_read_error(ledger, ticket, read)
     if error is not None:
         with ledger.lock:
@@ -99,13 +120,21 @@ def finish_read(ledger: Ledger, ticket: Ticket, y: torch.Tensor) -> None:
         del ticket.reads[address]
         if error is None:
             ledger.counters.read_bytes += ticket.nbytes
+            ledger.counters.host_read_bytes += ticket.host_bytes
             ticket.state = TicketState.READING if ticket.reads else TicketState.LOADED
             return
         read.incoming.close()
         ticket.state = TicketState.STORED
+    value = f"{ticket.name}: {format_bytes(ticket.nbytes)} ({ticket.nbytes} bytes)"
+    if isinstance(error, DigestMismatch):
+        raise ChecksumError(
+            f"{value} came back changed from {ticket.describe_place()}, also when read again: "
+            f"{error.strerror}; the disk or the memory is failing: check both, and go on from a "
+            "checkpoint"
+        ) from error
     raise TransferError(
-        f"{ticket.name}: reading {format_bytes(ticket.nbytes)} ({ticket.nbytes} bytes) from "
-        f"{ticket.describe_place()} failed twice: {error}; check the disk and run again"
+        f"{value} could not be read from {ticket.describe_place()}, twice: {error}; "
+        "check the disk and run again"
     ) from error
 
 
@@ -131,6 +160,7 @@ def _find_read_error(ledger: Ledger, ticket: Ticket, read: Read) -> OSError | No
         return None
     with ledger.lock:
         ledger.counters.read_errors += 1
+        ledger.counters.checksum_errors += isinstance(outcome, DigestMismatch)
     if isinstance(outcome, OSError):
         return outcome
     return OSError(errno.EIO, f"short read: {outcome or 0} of {expected} bytes")

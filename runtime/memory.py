@@ -1,17 +1,22 @@
-"""The engine without a disk: host memory that stands for one, and that is the host tier."""
+"""The engine without a disk: host memory that stands for one, and that is the host tier.
+
+A device whose copies can reach host memory needs no engine thread for this tier: it takes the
+memory of a slot with `slot_view` and copies between that and its own memory, once `pin` has
+registered the whole pool with its driver. A slot that was filled so counts as written.
+"""
 
 from __future__ import annotations
 
 import mmap
 import os
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable
 
 import numpy as np
 
-from fxoffload.errors import StoreFull
+from fxoffload.errors import StoreClosed, StoreFull
 from fxoffload.runtime.counters import format_bytes
-from fxoffload.runtime.posix import submit_transfer
 from fxoffload.runtime.slots import SlotAllocator
+from fxoffload.runtime.workers import Transfer, Workers
 
 _SLOT_ALIGNMENT = 64
 # Named in mmap only from Python 3.13 on; the value is Linux's, on all its architectures but three.
@@ -21,8 +26,10 @@ _MAP_NORESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000)
 class MemoryEngine:
     """Slots in one private anonymous map, filled and read by a worker thread each.
 
-    The map reserves nothing: a page costs memory from the first write to it on, and slots are
-    reused, so the memory used is the most that was ever stored at once.
+    The map reserves nothing: a page costs memory from the first write to it on. Slots are reused,
+    so the memory used is at most `capacity_bytes`, and no more than was stored at once. Pages
+    are kept for the next step, as new ones are dear; whenever the last slot is freed, those go
+    back to the system that neither this round nor the one before it used.
     """
 
     name = "memory"
@@ -33,16 +40,24 @@ class MemoryEngine:
             capacity_bytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
         self._capacity_bytes = capacity_bytes
         flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE
-        self._map = mmap.mmap(-1, max(capacity_bytes, 1), flags=flags)
+        self._map: mmap.mmap | None = mmap.mmap(-1, max(capacity_bytes, 1), flags=flags)
         self._memory = np.frombuffer(self._map, np.uint8)
         self._slots = SlotAllocator(_SLOT_ALIGNMENT)
-        self._writers = ThreadPoolExecutor(1, "fxoffload-memory-write")
-        self._readers = ThreadPoolExecutor(1, "fxoffload-memory-read")
+        self._writers = Workers(1, "fxoffload-memory-write")
+        self._readers = Workers(1, "fxoffload-memory-read")
+        # The ends of the slots: in this round, in the one before, and of the pages that we hold.
+        self._round_bytes = self._last_round_bytes = self._held_bytes = 0
+        self._unpin: Callable[[int], object] | None = None
 
     @property
     def end_bytes(self) -> int:
         """The bytes up to the last slot."""
         return self._slots.end_bytes
+
+    @property
+    def held_bytes(self) -> int:
+        """The bytes that slots have lain in since their pages were last given back."""
+        return max(self._held_bytes, self._round_bytes)
 
     def allocate(self, nbytes: int) -> int:
         """The offset of a slot of `nbytes`; StoreFull beyond the capacity."""
@@ -51,11 +66,14 @@ class MemoryEngine:
         if end > self._capacity_bytes:
             self._slots.free(offset)
             raise self._full(end)
+        self._round_bytes = max(self._round_bytes, end)
         return offset
 
     def free(self, offset: int) -> None:
         """Take back the slot at `offset`."""
         self._slots.free(offset)
+        if self._slots.end_bytes == 0:
+            self._end_round()
 
     def reserve(self, nbytes: int) -> None:
         """StoreFull unless the capacity is at least `nbytes`."""
@@ -66,25 +84,55 @@ class MemoryEngine:
         """Where `offset` lies, for messages."""
         return f"host memory at {offset} (ioengine memory)"
 
-    def write(self, view: memoryview, offset: int) -> Future[int]:
+    def write(self, view: memoryview, offset: int) -> Transfer:
         """Start to copy `view` to `offset`."""
-        return submit_transfer(
-            self._writers, lambda source: _copy(self._slice(offset, source), source), view
-        )
+        return self._writers.submit(lambda source: _copy(self._slice(offset, source), source), view)
 
-    def read(self, view: memoryview, offset: int) -> Future[int]:
+    def read(self, view: memoryview, offset: int) -> Transfer:
         """Start to fill `view` from `offset`."""
-        return submit_transfer(
-            self._readers, lambda target: _copy(target, self._slice(offset, target)), view
-        )
+        return self._readers.submit(lambda target: _copy(target, self._slice(offset, target)), view)
+
+    def slot_view(self, offset: int, nbytes: int) -> memoryview:
+        """The first `nbytes` of the slot at `offset`, writable; valid until the slot is freed.
+
+        The pool keeps its address from the first to the last day of the engine. A view that is
+        still held when the engine closes keeps the pool's memory, and nothing worse.
+        """
+        return self._memory[offset : offset + nbytes].data
+
+    def pin(
+        self, register: Callable[[int, int], object], unregister: Callable[[int], object]
+    ) -> None:
+        """Call `register(address, nbytes)` for the whole pool, once in the engine's life.
+
+        Later calls do nothing, whatever they bring. From then on no page is given back, and
+        `close` calls `unregister(address)`. Takes one caller at a time, as `allocate` does.
+        """
+        if self._map is None:
+            raise StoreClosed("host memory: the engine is closed; open a new store")
+        if self._unpin is None and self._capacity_bytes:
+            register(self._memory.ctypes.data, self._capacity_bytes)
+            self._unpin = unregister
 
     def close(self) -> None:
         """Finish what was started, then give the memory back. A second call does nothing."""
         self._writers.shutdown()
         self._readers.shutdown()
-        # A map can be closed only when no array points into it.
+        if self._unpin is not None:
+            self._unpin(self._memory.ctypes.data)
+            self._unpin = None
+        # With the last array that points into it the map goes, too.
         self._memory = np.empty(0, np.uint8)
-        self._map.close()
+        self._map = None
+
+    def _end_round(self) -> None:
+        kept = max(self._round_bytes, self._last_round_bytes)
+        kept = -(-kept // mmap.PAGESIZE) * mmap.PAGESIZE
+        held = max(self._held_bytes, kept)
+        if held > kept and self._unpin is None and self._map is not None:
+            self._map.madvise(mmap.MADV_DONTNEED, kept, held - kept)
+            held = kept
+        self._held_bytes, self._last_round_bytes, self._round_bytes = held, self._round_bytes, 0
 
     def _slice(self, offset: int, view: memoryview) -> np.ndarray:
         return self._memory[offset : offset + len(view)]

@@ -8,101 +8,43 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
-from fxoffload.errors import StoreFull
-from fxoffload.runtime.slots import SlotAllocator
 from fxoffload.runtime.spill_file import SpillFile
+from fxoffload.runtime.striping import StripedEngine
+from fxoffload.runtime.workers import Transfer, Workers
 
+# Threads for each file and direction: a read never queues behind writes, nor one drive behind
+# another.
 WORKERS = 2
-# An offset names its file in the bits above these: 256 TiB are enough for one file.
-_POSITION_BITS = 48
-_POSITION_MASK = (1 << _POSITION_BITS) - 1
 
 
-class PosixEngine:
-    """Values striped over spill files: each goes, whole, to the file with the least in it.
+class PosixEngine(StripedEngine):
+    """Moves bytes by direct I/O, without a copy, wherever the file systems have it."""
 
-    Writes and reads have their own threads, so that a read never queues behind writes. The
-    engine owns the files: close() closes them.
-    """
-
-    def __init__(self, spill_files: Sequence[SpillFile]) -> None:
-        assert spill_files
-        self._files = tuple(spill_files)
-        self.alignment = max(file.alignment for file in self._files)
-        direct = all(file.direct for file in self._files)
-        self.name = "posix direct" if direct else "posix buffered"
-        self._slots = tuple(SlotAllocator(max(self.alignment, 512)) for _ in self._files)
-        self._writers = ThreadPoolExecutor(WORKERS, "fxoffload-write")
-        self._readers = ThreadPoolExecutor(WORKERS, "fxoffload-read")
-
-    @property
-    def end_bytes(self) -> int:
-        """The bytes of all files up to the last slot in each."""
-        return sum(slots.end_bytes for slots in self._slots)
-
-    def allocate(self, nbytes: int) -> int:
-        """The offset of a slot of `nbytes`; StoreFull when no file can hold it."""
-        order = sorted(range(len(self._files)), key=lambda i: self._slots[i].allocated_bytes)
-        full: StoreFull | None = None
-        for index in order:
-            slots = self._slots[index]
-            position = slots.allocate(nbytes)
-            try:
-                self._files[index].reserve(slots.end_bytes)
-            except BaseException as error:
-                slots.free(position)
-                if not isinstance(error, StoreFull):
-                    raise
-                full = error
-                continue
-            return index << _POSITION_BITS | position
-        assert full is not None
-        raise full
-
-    def free(self, offset: int) -> None:
-        """Take back the slot at `offset`."""
-        self._slots[offset >> _POSITION_BITS].free(offset & _POSITION_MASK)
-
-    def reserve(self, nbytes: int) -> None:
-        """Preallocate room for `nbytes` in all; StoreFull when there is not enough."""
-        share = -(-nbytes // len(self._files))
-        for file in self._files:
-            file.reserve(-(-share // 4096) * 4096)
-
-    def describe(self, offset: int) -> str:
-        """Where `offset` lies, for messages."""
-        file = self._files[offset >> _POSITION_BITS]
-        return f"the spill file in {file.directory} at {offset & _POSITION_MASK} ({self.name})"
-
-    def write(self, view: memoryview, offset: int) -> Future[int]:
-        """Start to write `view` at `offset`."""
-        return self._submit(self._writers, os.pwrite, view, offset, "short write")
-
-    def read(self, view: memoryview, offset: int) -> Future[int]:
-        """Start to fill `view` from `offset`."""
-        return self._submit(self._readers, _pread_into, view, offset, "short read")
+    def __init__(
+        self, spill_files: Sequence[SpillFile], *, bytes_per_second: Sequence[float] = ()
+    ) -> None:
+        super().__init__(
+            spill_files,
+            library="posix",
+            alignment=max(file.alignment for file in spill_files),
+            bytes_per_second=bytes_per_second,
+        )
+        self._fds = tuple(file.fd for file in spill_files)
+        self._writers = tuple(Workers(WORKERS, "fxoffload-write") for _ in self._fds)
+        self._readers = tuple(Workers(WORKERS, "fxoffload-read") for _ in self._fds)
 
     def close(self) -> None:
         """Finish what was started, then close the files."""
-        self._writers.shutdown()
-        self._readers.shutdown()
-        for file in self._files:
-            file.close()
+        for workers in (*self._writers, *self._readers):
+            workers.shutdown()
+        super().close()
 
-    def _submit(
-        self,
-        executor: ThreadPoolExecutor,
-        call: Callable[[int, memoryview, int], int],
-        view: memoryview,
-        offset: int,
-        short: str,
-    ) -> Future[int]:
-        fd = self._files[offset >> _POSITION_BITS].fd
-        position = offset & _POSITION_MASK
-        return submit_transfer(
-            executor,
-            lambda whole: _transfer(call, fd, whole, position, self.alignment, short),
-            view,
+    def _start(self, index: int, view: memoryview, position: int, *, write: bool) -> Transfer:
+        workers = (self._writers if write else self._readers)[index]
+        call, short = (os.pwrite, "short write") if write else (_pread_into, "short read")
+        fd, alignment = self._fds[index], self.alignment
+        return workers.submit(
+            lambda whole: _transfer(call, fd, whole, position, alignment, short), view
         )
 
 

@@ -49,6 +49,11 @@ class SpillFile:
             os.close(self.fd)
             raise
 
+    @property
+    def room_bytes(self) -> int:
+        """The size that the file can be counted on to reach: some free space is left to others."""
+        return self.size_bytes + max(0, self._find_free_bytes() - GROWTH_BYTES)
+
     def reserve(self, end_bytes: int) -> None:
         """Preallocate at least `end_bytes`, in steps of GROWTH_BYTES; never shrinks.
 

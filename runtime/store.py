@@ -16,25 +16,25 @@ from functools import partial
 
 import torch
 
-from fxoffload.errors import StoreError, StoreFull
-from fxoffload.runtime.bandwidth import take_slots, time_transfers
+from fxoffload.errors import StoreError
 from fxoffload.runtime.buffers import find_span
 from fxoffload.runtime.counters import StoreStatistics
 from fxoffload.runtime.devices import Devices
 from fxoffload.runtime.ioengine import IOEngine
 from fxoffload.runtime.ledger import Ledger
 from fxoffload.runtime.loading import finish_read, forward_value, start_read
-from fxoffload.runtime.ticket import Ticket, TicketState
-from fxoffload.runtime.transfer import Outgoing
+from fxoffload.runtime.storing import start_write
+from fxoffload.runtime.ticket import Ticket
 
 
 class OffloadStore:
     """Moves values to engines and back; every method may be called by any thread.
 
-    `engines` maps each tier to its engine, which the store owns. `max_inflight_bytes` caps the
-    bytes being written: at the cap an offload waits, and one value larger than the cap goes
-    alone. `keeps_graph` tells inside a backward whether a second one may follow; only when it
-    says no is the offloaded tensor itself handed back instead of a copy.
+    `engines` maps each tier to its engine, which the store owns; what finds the "host" tier full
+    goes to "nvme". `max_inflight_bytes` caps the bytes being written: at the cap an offload waits,
+    and one value larger than the cap goes alone. `keeps_graph` tells inside a backward whether a
+    second one may follow; only when it says no is the offloaded tensor itself handed back instead
+    of a copy.
     """
 
     def __init__(
@@ -45,10 +45,11 @@ class OffloadStore:
         keeps_graph: Callable[[], bool] = lambda: True,
     ) -> None:
         self.engines = dict(engines)
+        # One for all tiers, so that a value prepared for one can go to another.
+        self._alignment = max(engine.alignment for engine in self.engines.values())
         self._keeps_graph = keeps_graph
         self._ledger = Ledger(max_inflight_bytes)
         self._devices = Devices()
-        self._bandwidths: dict[str, tuple[float, float]] = {}
 
     @property
     def closed(self) -> bool:
@@ -70,12 +71,19 @@ class OffloadStore:
         nbytes = min(find_span(x), x.nbytes)
         ledger.enter_flight(name, nbytes)
         try:
-            outgoing = device.send(x, engine.alignment)
-            layout = outgoing.layout
-            ticket = Ticket(name, tuple(x.shape), nbytes, engine, layout, owned, outgoing)
+            outgoing = device.send(x, self._alignment)
+            size, layout = tuple(x.shape), outgoing.layout
+            ticket = Ticket(
+                name, size, nbytes, tier, engine, self._alignment, layout, owned, outgoing
+            )
             with ledger.lock:
-                write_started = self._start_write(ticket, outgoing, duplicate_bytes)
-                if not write_started:
+                counters = ledger.counters
+                ledger.check_open(name)
+                start_write(ticket, self.engines.get("nvme"), ledger)
+                counters.offloads += 1
+                counters.offloaded_bytes += nbytes
+                counters.deduplicated_bytes += duplicate_bytes
+                if ticket.write is None:
                     ledger.leave_flight(nbytes)
         except BaseException:
             with ledger.lock:
@@ -127,9 +135,28 @@ class OffloadStore:
                 f"offloaded and {dtype}{list(size)} on {device} is asked for; "
                 "the forward and the backward graph do not belong together"
             )
-        y = forward_value(self._ledger, ticket, size, stride, last=not self._keeps_graph())
+        return self._start(ticket, size, stride)
+
+    def prefetch_ahead(self, ticket: Ticket) -> None:
+        """Start to bring the value back, as it went out; `take` returns it."""
+        ledger = self._ledger
+        ledger.catch_up()
+        y = self._start(ticket, ticket.size, ticket.layout.stride)
+        with ledger.lock:
+            ticket.prefetched.append(y)
+
+    def take(self, ticket: Ticket) -> torch.Tensor:
+        """The value that `prefetch_ahead` started to bring back, or is brought back now.
+
+        A read that fails is tried once more; then TransferError is raised.
+        """
+        ledger = self._ledger
+        ledger.catch_up()
+        with ledger.lock:
+            y = ticket.prefetched.pop() if ticket.prefetched else None
         if y is None:
-            y = start_read(self._ledger, self._devices.find(device), ticket, size, stride)
+            y = self._start(ticket, ticket.size, ticket.layout.stride)
+        finish_read(ledger, ticket, y)
         return y
 
     def wait(self, ticket: Ticket, y: torch.Tensor) -> None:
@@ -150,24 +177,6 @@ class OffloadStore:
         with self._ledger.lock:
             self._ledger.check_open("reserve")
             engine.reserve(nbytes)
-
-    def measure_bandwidth(self, tier: str) -> tuple[float, float]:
-        """Bytes per second written to and read from `tier`; measured once."""
-        engine = self._find_engine(tier, "measure_bandwidth")
-        if tier in self._bandwidths:
-            return self._bandwidths[tier]
-        lock = self._ledger.lock
-        with lock:
-            self._ledger.check_open("measure_bandwidth")
-            slots = take_slots(engine)
-        try:
-            # Not under the lock: the ends of other transfers need it in the engine's threads.
-            self._bandwidths[tier] = time_transfers(engine, slots)
-        finally:
-            with lock:
-                for offset in slots.offsets:
-                    engine.free(offset)
-        return self._bandwidths[tier]
 
     def statistics(self) -> StoreStatistics:
         """The counters now, after everything that is dead has been freed."""
@@ -202,25 +211,9 @@ class OffloadStore:
             )
         return engine
 
-    def _start_write(self, ticket: Ticket, outgoing: Outgoing, duplicate_bytes: int) -> bool:
-        """Take a slot and start to write; False when there is nothing to write or no room."""
-        ledger = self._ledger
-        ledger.check_open(ticket.name)
-        if ticket.nbytes > 0:
-            try:
-                ticket.slot = ticket.engine.allocate(outgoing.slot_bytes)
-            except StoreFull as error:
-                ledger.note_failure(ticket, str(error))
-            else:
-                ticket.write_bytes = outgoing.write_bytes
-                ledger.counters.live_bytes += ticket.nbytes
-                try:
-                    ticket.write = outgoing.write(ticket.engine, ticket.slot)
-                except BaseException:
-                    ledger.tidy(ticket)
-                    raise
-                ticket.state = TicketState.WRITING
-        ledger.counters.offloads += 1
-        ledger.counters.offloaded_bytes += ticket.nbytes
-        ledger.counters.deduplicated_bytes += duplicate_bytes
-        return ticket.write is not None
+    def _start(self, ticket: Ticket, size: Sequence[int], stride: Sequence[int]) -> torch.Tensor:
+        y = forward_value(self._ledger, ticket, size, stride, self._keeps_graph)
+        if y is not None:
+            return y
+        device = self._devices.find(ticket.layout.device)
+        return start_read(self._ledger, device, ticket, size, stride)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 
 from fxoffload.runtime.ioengine import IOEngine, IOFuture
-from fxoffload.runtime.transfer import Incoming, Layout, Outgoing
+from fxoffload.runtime.transfer import Arrival, Incoming, Layout, Outgoing
 
 
 class TicketState(enum.Enum):
@@ -40,14 +40,16 @@ class Ticket:
 
     `outgoing` is there as long as the bytes are in memory, `slot` as long as the engine holds a
     place for them, `write` until the end of the write has been noted. `reads` and `forwarded` have
-    the addresses of the tensors that prefetch returned; `prefetched` has those tensors between the
-    ops prefetch and wait.
+    the addresses of the tensors that prefetch returned, the latter with None after `wait`;
+    `prefetched` has those tensors between the ops prefetch and wait.
     """
 
     name: str
     size: tuple[int, ...]
     nbytes: int
+    tier: str
     engine: IOEngine
+    alignment: int  # Of the bytes between head and tail, enough for every tier of the store.
     layout: Layout
     owned: bool
     outgoing: Outgoing | None
@@ -56,7 +58,7 @@ class Ticket:
     slot: int | None = None
     write: IOFuture | None = None
     reads: dict[int, Read] = field(default_factory=dict[int, Read])
-    forwarded: set[int] = field(default_factory=set[int])
+    forwarded: dict[int, Arrival | None] = field(default_factory=dict[int, Arrival | None])
     prefetched: list[torch.Tensor] = field(default_factory=list[torch.Tensor])
     stored: bool = False  # The slot has the bytes.
     lent: bool = False  # The tensor itself went to the last backward; the bytes are nobody's.
@@ -81,6 +83,11 @@ class Ticket:
         if self.freed:
             return all(read.future.done() for read in self.reads.values())
         return not self.stored
+
+    @property
+    def host_bytes(self) -> int:
+        """What the host tier's counters count of this value."""
+        return self.nbytes if self.tier == "host" else 0
 
     def describe_place(self) -> str:
         """Where the slot lies, for messages."""

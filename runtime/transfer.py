@@ -28,6 +28,20 @@ class Layout(NamedTuple):
     tail: bytes = b""
 
 
+class Arrival(Protocol):
+    """A tensor that a copy has been started to."""
+
+    y: torch.Tensor
+
+    def finish(self) -> None:
+        """Make `y` valid for what the current stream does next."""
+        ...
+
+    def close(self) -> None:
+        """Nobody will use `y`: give the memory back as soon as no copy uses it."""
+        ...
+
+
 class Outgoing(Protocol):
     """One value on its way out, for as long as its bytes are in memory."""
 
@@ -52,8 +66,8 @@ class Outgoing(Protocol):
         """The tensor itself in this shape, or None where only a copy can be had."""
         ...
 
-    def forward(self, y: torch.Tensor) -> None:
-        """Copy the value to `y`."""
+    def forward(self, size: Sequence[int], stride: Sequence[int]) -> Arrival:
+        """Copy the value to a new tensor."""
         ...
 
     def close(self) -> None:
@@ -61,18 +75,13 @@ class Outgoing(Protocol):
         ...
 
 
-class Incoming(Protocol):
-    """One value on its way back to `y`; the engine fills `view`."""
+class Incoming(Arrival, Protocol):
+    """One value on its way back; the engine fills `view`. `finish` comes when it has."""
 
-    y: torch.Tensor
     view: memoryview
 
-    def finish(self) -> None:
-        """Make `y` valid; `view` is filled."""
-        ...
-
-    def close(self) -> None:
-        """Give the memory back without `finish`; nothing fills `view` any more."""
+    def arrive(self, read: IOFuture) -> None:
+        """A read into `view` has ended, perhaps in an error; called by any thread, any time."""
         ...
 
 
@@ -102,11 +111,18 @@ def copy_span(y: torch.Tensor, source: torch.Tensor, layout: Layout) -> None:
         copy_values(y, restore_tensor(layout, source))
 
 
-def find_layout(tensor: torch.Tensor) -> Layout:
-    """The layout of `tensor` when all of its span goes through a staging buffer."""
+def find_layout(
+    tensor: torch.Tensor,
+    *,
+    staged: bool = True,
+    phase: int = 0,
+    head: bytes = b"",
+    tail: bytes = b"",
+) -> Layout:
+    """The layout of `tensor`; by default all of its span goes through a staging buffer."""
     size, stride = tuple(tensor.shape), tensor.stride()
     span = find_span(tensor)
-    return Layout(size, stride, tensor.dtype, tensor.device, span, staged=True)
+    return Layout(size, stride, tensor.dtype, tensor.device, span, staged, phase, head, tail)
 
 
 def restore_tensor(layout: Layout, span: torch.Tensor) -> torch.Tensor:

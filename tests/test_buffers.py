@@ -94,13 +94,18 @@ def test_empty_at_has_the_address_and_starts_its_storage(
     alignment: int, dtype: torch.dtype
 ) -> None:
     for phase in {0, 64 % alignment, (alignment - 64) % alignment}:
-        y = empty_at((5, 7), (1, 5), dtype, phase, alignment)
+        span = 35 * dtype.itemsize
+        y, view = empty_at((5, 7), (1, 5), dtype, span=span, phase=phase, alignment=alignment)
         assert y.data_ptr() % alignment == phase
         assert (y.shape, y.stride(), y.dtype) == ((5, 7), (1, 5), dtype)
         assert y.storage_offset() == 0
         assert y.untyped_storage().nbytes() >= find_span(y)
         y.fill_(1)
         assert torch.equal(y.as_strided((35,), (1,), 0), torch.ones(35, dtype=dtype))
+        assert view == byte_view(y)
+        assert len(view) == span
+        view[:] = bytes(span)
+        assert not y.any()
 
 
 def test_staging_buffers_are_aligned_and_reused() -> None:

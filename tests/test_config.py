@@ -38,6 +38,7 @@ def test_defaults() -> None:
     assert config.min_storage_bytes == 2**20
     assert config.inflight_bytes == 2**30
     assert (config.ioengine, config.compiler, config.enabled) == ("auto", "inductor", True)
+    assert (config.checksum, config.endurance_bytes) == (False, None)
 
 
 def test_sizes_become_bytes() -> None:
@@ -117,10 +118,30 @@ def test_bad_choices(field: str, value: Any, near: str | None) -> None:
         assert f"did you mean {near!r}?" in str(caught.value)
 
 
+@pytest.mark.parametrize("field", ["enabled", "checksum"])
 @pytest.mark.parametrize("value", [1, 0, "yes", None])
-def test_enabled_is_a_bool(value: Any) -> None:
-    with pytest.raises(ConfigError, match=r"enabled=.* is not a bool; pass True or False"):
-        OffloadConfig(enabled=value)
+def test_a_bool_is_a_bool(field: str, value: Any) -> None:
+    with pytest.raises(ConfigError, match=rf"{field}=.* is not a bool; pass True or False"):
+        OffloadConfig(**{field: value})
+
+
+@pytest.mark.parametrize(
+    ("value", "nbytes"),
+    [
+        ("600TBW", 600 * 10**12), ("1.2 pbw", 12 * 10**14), ("600TB", 600 * 10**12),
+        ("1TiB", 2**40), (5, 5),
+    ],
+)  # fmt: skip
+def test_endurance(value: int | str, nbytes: int) -> None:
+    assert OffloadConfig(endurance=value).endurance_bytes == nbytes
+
+
+@pytest.mark.parametrize("value", ["600TW", "TBW", "600TBWs", "-1TBW", 0, -1, 1.5, True])
+def test_bad_endurance(value: Any) -> None:
+    with pytest.raises(ConfigError) as caught:
+        OffloadConfig(endurance=value)
+    assert str(caught.value).startswith(f"endurance={value!r} is not a write rating; ")
+    assert '"600TBW"' in str(caught.value)
 
 
 @given(st.integers(0, 2**60))
@@ -363,6 +384,8 @@ CHANGES: dict[str, Any] = {
     "min_bytes": 1,
     "max_inflight_bytes": 1,
     "ioengine": "posix",
+    "checksum": True,
+    "endurance": "600TBW",
     "compiler": "eager",
     "enabled": False,
 }

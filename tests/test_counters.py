@@ -10,17 +10,22 @@ from fxoffload.runtime.counters import (
     Counters,
     StoreStatistics,
     add_statistics,
+    find_past,
     format_bytes,
 )
 
 
 def test_reset_keeps_what_is_true_now() -> None:
-    counters = Counters(*range(1, 14))
-    counters.inflight_bytes, counters.live_bytes = 5, 7
+    counters = Counters(*range(1, len(fields(Counters)) + 1))
+    counters.inflight_bytes, counters.live_bytes, counters.host_live_bytes = 5, 7, 3
     counters.reset()
     record = counters.snapshot("memory")
     assert record == StoreStatistics(
-        inflight_bytes=5, peak_inflight_bytes=5, live_bytes=7, ioengine="memory"
+        inflight_bytes=5,
+        peak_inflight_bytes=5,
+        live_bytes=7,
+        host_live_bytes=3,
+        ioengine="memory",
     )
     assert isinstance(record.exposed_seconds, float)
 
@@ -37,6 +42,24 @@ def test_sum_of_records() -> None:
         offloads=3, exposed_seconds=0.75, live_bytes=3, ioengine="posix direct, memory"
     )
     assert add_statistics([]) == StoreStatistics()
+
+
+def test_the_tiers_add_up() -> None:
+    record = StoreStatistics(
+        written_bytes=10, read_bytes=8, live_bytes=6,
+        host_written_bytes=1, host_read_bytes=2, host_live_bytes=3,
+    )  # fmt: skip
+    assert record.nvme_written_bytes == 9
+    assert record.nvme_read_bytes == 6
+    assert record.nvme_live_bytes == 3
+
+
+def test_what_is_past_holds_nothing() -> None:
+    record = StoreStatistics(*range(1, len(fields(StoreStatistics))), ioengine="memory")
+    past = find_past(record)
+    assert past.inflight_bytes == past.live_bytes == past.host_live_bytes == 0
+    changed = {f.name for f in fields(record) if getattr(past, f.name) != getattr(record, f.name)}
+    assert changed == {"inflight_bytes", "live_bytes", "host_live_bytes"}
 
 
 @pytest.mark.parametrize(

@@ -1,175 +1,307 @@
-"""CUDA transfers on simulated streams: work queues up and runs only when something waits for it."""
+"""CUDA transfers on a simulated device: copies end in any order, and memory is reused at once."""
 
 from __future__ import annotations
 
-import threading
-from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 
 import pytest
 import torch
+from simulated_device import CPU, Event, JobEngine, Stream, World, install
+from torch import Tensor
 
-from fxoffload.runtime.buffers import span_tensor
-from fxoffload.runtime.cuda import CudaDevice, CudaStreams, Event
-from fxoffload.runtime.memory import MemoryEngine
+from fxoffload.errors import TransferError
+from fxoffload.runtime.cuda import CudaDevice, CudaOutgoing, Hold
 from fxoffload.runtime.store import OffloadStore
+from fxoffload.runtime.streams import CudaStreams
+from fxoffload.runtime.ticket import Ticket
 
-CPU = torch.device("cpu")
-
-
-class FakeStream:
-    # One for all streams: they wait for each other.
-    running = threading.RLock()
-
-    def __init__(self) -> None:
-        self.work: deque[Callable[[], object]] = deque()
-
-    def run(self) -> None:
-        with self.running:
-            while self.work:
-                self.work.popleft()()
+SEEDS = range(40)
+VALUES = 4
+LENGTH = 300
 
 
-class FakeEvent:
-    """Behind what its stream had to do when the event was made."""
+@dataclass
+class Run:
+    """A store on a simulated device; `seen` has what kernels found in the values that came back."""
 
-    def __init__(self, stream: FakeStream) -> None:
-        self.passed = False
-        self.stream = stream
-        stream.work.append(self.note)
+    world: World
+    device: CudaDevice
+    engine: JobEngine
+    store: OffloadStore
+    seen: list[tuple[int, float, float]] = field(default_factory=list[tuple[int, float, float]])
 
-    def note(self) -> None:
-        self.passed = True
+    def offload(self, number: int, *, release: bool = True) -> Ticket:
+        """A value of `number` everywhere, made by a kernel, offloaded and released."""
+        world = self.world
+        # Some have gaps, so that a private copy is made on the device.
+        gaps = 1 + number % 2
+        x = world.empty_strided((LENGTH,), (gaps,), dtype=torch.float32)
+        raw = world.alias(x)
+        world.launch(lambda: raw.fill_(number))
+        ticket = self.store.offload(x, f"x{number}", "nvme", True)
+        if release:
+            self.store.release(ticket, block=True)
+        return ticket
 
-    def query(self) -> bool:
-        return self.passed
+    def prefetch(self, ticket: Ticket) -> torch.Tensor:
+        layout = ticket.layout
+        return self.store.prefetch(ticket, ticket.size, layout.stride, layout.dtype, CPU)
 
-    def synchronize(self) -> None:
-        if not self.passed:
-            self.stream.run()
+    def wait(self, ticket: Ticket, y: torch.Tensor) -> None:
+        """Wait, and let a kernel read the value."""
+        self.store.wait(ticket, y)
+        self.look(y, int(ticket.name[1:]))
+
+    def look(self, y: torch.Tensor, expected: int) -> None:
+        """A kernel that reads `y`."""
+        raw = self.world.alias(y)
+        self.world.launch(lambda: self.seen.append((expected, raw.min().item(), raw.max().item())))
+
+    def check(self) -> None:
+        """Everything that was seen was right, and all memory is free again."""
+        self.world.run_all()
+        assert self.world.errors == []
+        for number, least, most in self.seen:
+            assert (least, most) == (number, number)
+        assert self.store.statistics().live_bytes == 0
+        self.device.take(1)  # What has passed is given back at the next call.
+        assert self.device.arena.used_bytes <= 4096
+        assert self.world.live_blocks == 0
 
 
-class FakeStreams:
-    """Two queues in place of CUDA's; `current` runs when told to, `side` when an event is awaited.
-
-    Copies read their source when they run, so that a missing order shows as wrong values.
-    """
-
-    device = CPU
-
-    def __init__(self) -> None:
-        self.current, self.side = FakeStream(), FakeStream()
-
-    def copy_aside(self, target: torch.Tensor, source: torch.Tensor) -> Event:
-        self.side.work.append(self.current.run)
-        self.side.work.append(lambda: target.copy_(source))
-        return FakeEvent(self.side)
-
-    def copy_here(self, target: torch.Tensor, source: torch.Tensor) -> None:
-        self.current.work.append(lambda: target.copy_(source))
-
-    def mark(self) -> Event:
-        return FakeEvent(self.current)
-
-    def join(self, event: Event) -> None:
-        self.current.work.append(event.synchronize)
+def open_run(world: World, staging_bytes: int = 2**20) -> Iterator[Run]:
+    """One run, closed behind the loop that takes it."""
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        install(world, patch, staging_bytes) as device,
+    ):
+        engine = JobEngine(world)
+        store = OffloadStore({"nvme": engine}, max_inflight_bytes=2**26)
+        store._devices._found[CPU] = device
+        # Any stream may be the one that computes: copies must look for it at each call.
+        if world.random.random() < 0.5:
+            world.current = Stream(world)
+            world.streams.append(world.current)
+        yield Run(world, device, engine, store)
+        store.close()
 
 
 @pytest.fixture
-def streams() -> FakeStreams:
-    return FakeStreams()
+def run() -> Iterator[Run]:
+    yield from open_run(World(seed=1))
 
 
-@pytest.fixture
-def device(streams: FakeStreams) -> CudaDevice:
-    return CudaDevice(streams)
+def train(run: Run, steps: int = 3) -> None:
+    """Steps of two microbatches, with reads ahead, second backwards and given up ones."""
+    random = run.world.random
+    number = 0
+    for _ in range(steps):
+        tickets: list[Ticket] = []
+        releases = random.random() < 0.7
+        for _ in range(VALUES):
+            number += 1
+            tickets.append(run.offload(number, release=releases))
+            run.world.progress()
+        if random.random() < 0.5:
+            run.world.run_all()  # Everything is written, so that it must be read.
+        run.engine.read_failures = random.choice((0, 0, 1))
+        keeps_graph = random.random() < 0.3
+        gives_up = random.random() < 0.3
+        for _ in range(1 + keeps_graph):
+            ahead: list[tuple[Ticket, torch.Tensor]] = []
+            for ticket in reversed(tickets):
+                ahead.append((ticket, run.prefetch(ticket)))
+                if len(ahead) == 3:
+                    run.wait(*ahead.pop(0))
+            if gives_up:
+                ahead.clear()
+            while ahead:
+                run.wait(*ahead.pop(0))
+        random.shuffle(tickets)
+        while tickets:
+            run.store.free(tickets.pop())
+            # Whatever comes next takes the memory that this let go.
+            y = run.world.empty_strided((LENGTH,), (1,), dtype=torch.float32)
+            raw = run.world.alias(y)
+            run.world.launch(partial(raw.fill_, -1))
+            run.look(y, -1)
 
 
-@pytest.fixture
-def store(device: CudaDevice) -> Iterator[OffloadStore]:
-    store = OffloadStore({"nvme": MemoryEngine(2**26)}, max_inflight_bytes=2**26)
-    store._devices._found[CPU] = device
-    yield store
-    store.close()
-    assert store.statistics().live_bytes == 0
+def train_all(seeds: range = SEEDS) -> None:
+    for seed in seeds:
+        for run in open_run(World(seed)):
+            train(run)
+            run.check()
 
 
-@pytest.mark.parametrize("forwarded", [False, True])
-@pytest.mark.parametrize("layout", ["plain", "transposed"])
-def test_values_come_back_in_stream_order(
-    store: OffloadStore, streams: FakeStreams, layout: str, forwarded: bool
+def test_every_order_of_completion_gives_the_same_values() -> None:
+    train_all()
+
+
+def release_at_once(outgoing: CudaOutgoing) -> None:
+    outgoing._tensor = None
+
+
+def forget_event(device: CudaDevice, hold: Hold) -> None:
+    device._holds.append(Hold(None, hold.buffer, hold.tensors))
+
+
+def forget_tensors(device: CudaDevice, hold: Hold) -> None:
+    hold.tensors = ()
+    device._holds.append(hold)
+
+
+def copy_in_after(
+    chosen: slice,
+) -> Callable[[CudaStreams, Tensor, Tensor, Sequence[torch.cuda.Event]], torch.cuda.Event]:
+    copy_in = CudaStreams.copy_in
+    return lambda streams, target, source, after: copy_in(streams, target, source, after[chosen])
+
+
+def do_nothing(*_: object) -> None:
+    pass
+
+
+FORGOTTEN: dict[str, tuple[object, str, Callable[..., object]]] = {
+    "the copy out waits for what makes x": (Stream, "wait_stream", do_nothing),
+    "the write waits for the copy out": (Event, "synchronize", do_nothing),
+    "release waits for the copy out": (CudaOutgoing, "release", release_at_once),
+    "wait waits for the copy in": (CudaStreams, "join", do_nothing),
+    "the copy in waits for readers of its memory": (
+        CudaStreams,
+        "copy_in",
+        copy_in_after(slice(1, None)),
+    ),
+    "a forwarded value waits for its copy out": (CudaStreams, "copy_in", copy_in_after(slice(1))),
+    "a buffer waits for its last copy": (CudaDevice, "hold", forget_event),
+    "an event tells when it has passed": (Event, "query", lambda _: True),
+    "a value that is given up waits for its copy": (CudaDevice, "hold", forget_tensors),
+}
+
+
+@pytest.mark.parametrize("forgotten", FORGOTTEN)
+def test_each_order_that_is_forgotten_is_found(
+    forgotten: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    x = torch.zeros(300, 200)
-    x = x.t() if layout == "transposed" else x
-    streams.current.work.append(lambda: x.fill_(7))
-    ticket = store.offload(x, "x", "nvme", True)
-    if not forwarded:
-        write = ticket.write
-        assert write is not None
-        assert write.result() > 0
-    store.release(ticket, block=True)
-    # Whatever reuses the memory of x comes behind release on the current stream.
-    streams.current.work.append(lambda: x.fill_(9))
-    y = store.prefetch(ticket, x.shape, x.stride(), x.dtype, CPU)
-    store.wait(ticket, y)
-    streams.current.run()
-    assert torch.equal(y, torch.full_like(x, 7))
-    store.free(ticket)
+    monkeypatch.setattr(*FORGOTTEN[forgotten])
+    with pytest.raises(AssertionError):
+        train_all()
 
 
-def test_release_does_not_wait_and_lets_go_of_x(store: OffloadStore, streams: FakeStreams) -> None:
-    x = torch.ones(100_000)
-    ticket = store.offload(x, "x", "nvme", True)
-    store.release(ticket, block=True)
-    assert store.statistics().exposed_seconds == 0
-    store.free(ticket)
+def test_release_waits_only_on_the_device(run: Run) -> None:
+    run.store.free(run.offload(2))
+    assert run.store.statistics().exposed_seconds == 0
+    run.check()
 
 
-def test_a_staging_buffer_is_reused_only_behind_its_last_copy(device: CudaDevice) -> None:
-    streams = device.streams
-    assert isinstance(streams, FakeStreams)
-    x = torch.ones(10_000)
-    outgoing = device.send(x, 512)
-    outgoing.release()
-    outgoing.forward(torch.empty(10_000))
+def test_a_reload_is_copied_before_anybody_waits(run: Run) -> None:
+    ticket = run.offload(2)
+    run.world.run_all()
+    y = run.prefetch(ticket)
+    run.world.run_all()
+    assert torch.equal(run.world.alias(y), torch.full((LENGTH,), 2.0))
+    run.wait(ticket, y)
+    del y
+    run.store.free(ticket)
+    assert run.store.statistics().read_bytes == ticket.nbytes
+    run.check()
+
+
+def test_memory_of_a_value_is_not_held_after_its_wait(run: Run) -> None:
+    """The program's last reference frees it, although nothing asks for a buffer any more."""
+    ticket = run.offload(2)
+    for forwarded in (True, False):
+        y = run.prefetch(ticket)
+        run.wait(ticket, y)
+        run.world.run_all()
+        assert run.world.live_blocks == 1
+        del y
+        assert run.world.live_blocks == 0
+        assert (run.store.statistics().read_bytes == 0) == forwarded
+    run.store.free(ticket)
+    run.check()
+
+
+def test_expanded_values_come_back(run: Run) -> None:
+    """What was one row comes back as many: its own memory is copied to, then spread."""
+    world = run.world
+    x = world.empty_strided((4, LENGTH), (0, 1), dtype=torch.float32)
+    raw = world.alias(x)
+    world.launch(lambda: raw[0].fill_(3))
+    ticket = run.store.offload(x, "x3", "nvme", True)
+    run.store.release(ticket, block=True)
+    del x
+    for _ in range(2):
+        y = run.store.prefetch(ticket, (4, LENGTH), (LENGTH, 1), torch.float32, CPU)
+        run.wait(ticket, y)
+        assert y.stride() == (LENGTH, 1)
+        world.run_all()
+    del y
+    run.store.free(ticket)
+    assert ticket.nbytes == LENGTH * 4
+    assert run.store.statistics().read_bytes == ticket.nbytes
+    assert len(run.seen) == 2
+    run.check()
+
+
+def test_a_read_that_fails_for_good_leaves_nothing(run: Run) -> None:
+    ticket = run.offload(2)
+    run.world.run_all()
+    run.engine.read_failures = 2
+    y = run.prefetch(ticket)
+    with pytest.raises(TransferError, match=r"x2: .*read"):
+        run.wait(ticket, y)
+    del y
+    y = run.prefetch(ticket)
+    run.wait(ticket, y)
+    del y
+    run.store.free(ticket)
+    run.check()
+
+
+def test_a_value_that_dies_unreleased_is_held_until_its_copy_is_done(run: Run) -> None:
+    world = run.world
+    x = world.empty_strided((LENGTH,), (1,), dtype=torch.float32)
+    world.random.choice = lambda choices: choices[0]  # Nothing goes on by itself.
+    outgoing = run.device.send(x, 512)
+    del x
     outgoing.close()
-    held = device.take(outgoing.slot_bytes)
-    assert [buffer is held for _, buffer in device._retired] == [False]
-    streams.current.run()
-    assert device.take(outgoing.slot_bytes) is not held
-    assert not device._retired
+    assert world.live_blocks == 1
+    world.run_all()
+    run.check()
 
 
-def test_an_incoming_value_holds_its_buffer_until_it_was_copied(device: CudaDevice) -> None:
-    streams = device.streams
-    assert isinstance(streams, FakeStreams)
-    x = torch.randn(5000)
-    layout = device.send(x, 1).layout
-    incoming = device.receive(layout, x.shape, x.stride(), 1)
-    span = torch.frombuffer(incoming.view, dtype=torch.uint8)
-    span.copy_(span_tensor(x))
-    incoming.finish()
-    assert len(device._retired) == 1
-    streams.current.run()
-    assert torch.equal(incoming.y, x)
+def test_steps_alike_pin_nothing_new() -> None:
+    """And what finds no room in the bound goes through pageable memory, with the same values."""
+    for staging_bytes, least_pinned_bytes in ((2**20, 2**16), (2**14, 2**12), (0, 0)):
+        world = World(seed=3)
+        for run in open_run(world, staging_bytes):
+            train(run, 4)
+            pinned = list(world.pinned_bytes)
+            assert least_pinned_bytes <= sum(pinned) <= staging_bytes
+            train(run, 6)
+            if staging_bytes != 2**14:
+                assert world.pinned_bytes == pinned
+            assert sum(world.pinned_bytes) <= staging_bytes
+            run.check()
 
 
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_a_round_trip_on_cuda() -> None:
-    store = OffloadStore({"nvme": MemoryEngine(2**28)}, max_inflight_bytes=2**28)
-    store._devices._found[torch.device("cuda", 0)] = CudaDevice(
-        CudaStreams(torch.device("cuda", 0))
-    )
-    for seed in range(10):
-        # Every other one has gaps: private copies are made by kernels that nothing simulates.
-        x = torch.full((1_000_000,), float(seed), device="cuda")[:: 1 + seed % 2]
-        expected = x.clone()
-        ticket = store.offload(x, "x", "nvme", True)
-        store.release(ticket, block=True)
-        x.zero_()
-        y = store.prefetch(ticket, x.shape, x.stride(), x.dtype, x.device)
-        store.wait(ticket, y)
-        assert torch.equal(y, expected)
-        store.free(ticket)
-    store.close()
+@pytest.mark.parametrize("seed", range(3))
+def test_two_users_of_one_read_copy_once(seed: int) -> None:
+    """The end of the read and the end of the wait may come in two threads at once."""
+    world = World(seed)
+    for run in open_run(world):
+        ticket = run.offload(2)
+        world.run_all()
+        y = run.prefetch(ticket)
+        (read,) = ticket.reads.values()
+        world.run_until(read.future.done)
+        before = sum(len(stream.queue) for stream in world.streams)
+        read.incoming.arrive(read.future)
+        assert sum(len(stream.queue) for stream in world.streams) <= before
+        run.wait(ticket, y)
+        del y, read
+        run.store.free(ticket)
+        run.check()

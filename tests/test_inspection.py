@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -59,6 +60,7 @@ def test_table_has_a_row_for_each_value_and_the_totals(spill_directory: Path) ->
         f"{explanation.saved_bytes / mib:.1f} MiB saved are moved"
     )
     assert total in text
+    assert re.search(r"\nioengine (posix|kvikio): .+$", text)
 
 
 def test_explains_what_runs(spill_directory: Path) -> None:

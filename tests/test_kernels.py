@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 import os
 import subprocess
@@ -17,9 +18,9 @@ from fxoffload.config import OffloadConfig
 from fxoffload.errors import StoreClosed, StoreError
 from fxoffload.runtime import (
     close_stores,
+    drive_lifetimes,
     find_store,
     kernels,
-    measure_store,
     register_store,
     reset_statistics,
     statistics,
@@ -35,6 +36,7 @@ def config(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[OffloadCo
     yield OffloadConfig(directory=tmp_path, ioengine=request.param, host_budget="64MiB")
     for key in set(kernels._stores) - known:
         kernels._stores.pop(key).close()
+        kernels._wear.pop(key, None)
 
 
 @pytest.fixture
@@ -82,6 +84,18 @@ def test_a_value_can_come_twice(key: str) -> None:
     fetch(ticket, x).zero_()
     OPS.prefetch(ticket)  # Of a backward that was given up.
     assert torch.equal(fetch(ticket, x), expected)
+
+
+def test_wait_copies_nothing_for_the_stride_of_a_dimension_of_one(key: str) -> None:
+    x = torch.randn(80, 1, 1000)
+    ticket = offload(key, x)
+    OPS.release(ticket, x, True)
+    OPS.prefetch(ticket)
+    (prefetched,) = kernels._tickets[int(ticket.item())][1].prefetched
+    y = OPS.wait(ticket, x.shape, (1000, 7, 1), x.dtype, CPU)
+    assert y.stride() == (1000, 7, 1)
+    assert y.data_ptr() == prefetched.data_ptr()
+    assert torch.equal(y, x)
 
 
 @pytest.mark.parametrize("stride", [(1, 300), (200, 1), (0, 1)])
@@ -239,6 +253,77 @@ def test_equal_options_share_a_store(config: OffloadConfig) -> None:
     assert not find_store(key).closed
 
 
+def test_a_closed_store_still_counts(config: OffloadConfig) -> None:
+    key = register_store(config)
+    reset_statistics()
+    for count in (1, 2, 3):
+        x = torch.zeros(100_000)
+        ticket = offload(key, x)
+        OPS.release(ticket, x, True)
+        assert torch.equal(fetch(ticket, x), x)
+        find_store(key).close()
+        assert register_store(config) == key
+        record = statistics()
+        assert (record.offloads, record.written_bytes) == (count, count * 400_000)
+        del ticket
+    assert (record.live_bytes, record.inflight_bytes) == (0, 0)
+    reset_statistics()
+    assert statistics().offloads == 0
+
+
+def test_many_threads_bring_one_value_back(key: str) -> None:
+    """Each gets a tensor of its own, whoever took the one that was prefetched."""
+    x = torch.randn(20_000)
+    expected = x.clone()
+    ticket = offload(key, x)
+    OPS.release(ticket, x, True)
+    found: list[torch.Tensor] = []
+    errors: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            for _ in range(20):
+                OPS.prefetch(ticket)
+                found.append(OPS.wait(ticket, x.shape, x.stride(), x.dtype, CPU))
+        except BaseException as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert not errors
+    assert len({y.data_ptr() for y in found}) == len(found) == 80
+    assert all(torch.equal(y, expected) for y in found)
+
+
+def test_lifetime_of_the_drives(config: OffloadConfig) -> None:
+    config = dataclasses.replace(config, endurance="1TBW")
+    before = drive_lifetimes()
+    key = register_store(config)
+    x = torch.zeros(100_000)
+    tickets = [offload(key, x, tier) for tier in ("nvme", *sorted(find_store(key).engines))]
+    for ticket in tickets:
+        OPS.release(ticket, x, True)
+    written = 400_000 * sum(tier != "host" for tier in ("nvme", *find_store(key).engines))
+    (projection,) = drive_lifetimes()[len(before) :]
+    assert projection.written_bytes == written
+    assert projection.rating_bytes == 10**12
+    assert 0 < projection.seconds < 60
+    assert projection.days == pytest.approx(10**12 / written * projection.seconds / 86400)
+    assert "a rating of 1 TB lasts" in str(projection)
+    rating, start = kernels._wear[key]
+    kernels._wear[key] = rating, start - 1000
+    (projection,) = drive_lifetimes()[len(before) :]
+    assert projection.seconds > 1000
+    reset_statistics()
+    (projection,) = drive_lifetimes()[len(before) :]
+    assert projection.written_bytes == 0
+    assert projection.seconds < 1000
+    del tickets, ticket
+
+
 def test_an_unknown_store_is_named() -> None:
     with pytest.raises(StoreError, match="store 'nowhere' is not open in this process"):
         offload("nowhere", torch.zeros(1))
@@ -254,12 +339,6 @@ def test_statistics_of_the_process(key: str) -> None:
     reset_statistics()
     assert statistics().offloads == 0
     assert statistics().live_bytes >= 400_000
-
-
-def test_bandwidth(key: str) -> None:
-    assert min(measure_store(key)) > 0
-    assert measure_store(key) is measure_store(key)
-    assert live_bytes(key) == 0
 
 
 def test_nothing_is_visible_in_the_directory(key: str, tmp_path: Path) -> None:

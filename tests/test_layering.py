@@ -164,7 +164,16 @@ def test_private_torch_is_in_one_module(name: str) -> None:
     assert not hidden, "private by name, and not in the list of what is tolerated"
 
 
-@pytest.mark.parametrize("name", ["fxoffload.plan", "fxoffload.errors", "fxoffload.config"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "fxoffload.plan",
+        "fxoffload.errors",
+        "fxoffload.config",
+        "fxoffload.sizes",
+        "fxoffload.endurance",
+    ],
+)
 def test_plain_data_needs_no_torch(name: str) -> None:
     assert not has(find_imports(name), "torch")
 
@@ -204,5 +213,5 @@ def test_declared_dependencies_are_the_imports() -> None:
     declared = {text.split(">")[0] for text in project["dependencies"]}
     used = {item.split(".")[0] for name in MODULES for item in find_imports(name)}
     foreign = used - set(sys.stdlib_module_names) - {"fxoffload", "functorch", "sympy"}
-    optional = {"kvikio", "cufile"}
+    optional = {"kvikio", "cufile", "xxhash"}
     assert foreign - optional <= declared

@@ -2,11 +2,24 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
 import numpy as np
 import pytest
+from engine_contract import EngineContract
 
-from fxoffload.errors import StoreFull
+from fxoffload.errors import StoreClosed, StoreFull
 from fxoffload.runtime.memory import MemoryEngine
+
+
+class TestContract(EngineContract):
+    @pytest.fixture
+    def engine(self) -> Iterator[MemoryEngine]:
+        engine = MemoryEngine(2**29)
+        yield engine
+        engine.close()
 
 
 def test_bytes_come_back_at_any_alignment() -> None:
@@ -45,6 +58,116 @@ def test_default_capacity_costs_nothing_until_used() -> None:
     engine = MemoryEngine()
     engine.reserve(2**30)
     engine.close()
+
+
+def fill_round(engine: MemoryEngine, *sizes: int) -> None:
+    """Slots of these sizes are taken, filled and freed again."""
+    offsets = [engine.allocate(nbytes) for nbytes in sizes]
+    for offset, nbytes in zip(offsets, sizes, strict=True):
+        engine.write(memoryview(bytes(nbytes)), offset).result()
+    for offset in offsets:
+        engine.free(offset)
+
+
+def resident_bytes(engine: MemoryEngine) -> int:
+    """Of the pool's pages, as the kernel counts them."""
+    address = engine._memory.ctypes.data
+    lines = iter(Path("/proc/self/smaps").read_text().splitlines())
+    for line in lines:
+        first = line.split()[0]
+        if re.fullmatch(r"[0-9a-f]+-[0-9a-f]+", first):
+            start, end = (int(part, 16) for part in first.split("-"))
+            inside = start <= address < end
+        elif inside and first == "Rss:":
+            return int(line.split()[1]) * 1024
+    raise AssertionError("the pool is not mapped")
+
+
+def test_pages_that_two_rounds_did_not_use_go_back() -> None:
+    engine = MemoryEngine(2**26)
+    fill_round(engine, 2**20, 2**23)
+    assert engine.held_bytes == 2**20 + 2**23
+    assert resident_bytes(engine) >= 2**23
+    fill_round(engine, 2**20)
+    assert engine.held_bytes == 2**20 + 2**23, "the round before used it"
+    resident = resident_bytes(engine)
+    fill_round(engine, 2**20)
+    assert engine.held_bytes == 2**20
+    assert resident - resident_bytes(engine) == 2**23
+    fill_round(engine, 2**23)
+    assert engine.held_bytes == 2**23
+    engine.close()
+
+
+def test_no_page_goes_back_while_a_slot_is_held() -> None:
+    engine = MemoryEngine(2**26)
+    fill_round(engine, 2**23)
+    held = engine.allocate(100)
+    engine.write(memoryview(b"x" * 100), held).result()
+    for _ in range(4):
+        fill_round(engine, 2**20)
+    assert engine.held_bytes == 2**23
+    back = bytearray(100)
+    engine.read(memoryview(back), held).result()
+    assert back == b"x" * 100
+    engine.free(held)
+    engine.close()
+
+
+def test_memory_is_bounded_by_the_capacity() -> None:
+    """Whatever sizes come in whatever order: what does not fit is refused, nothing grows."""
+    engine = MemoryEngine(2**22)
+    rng = np.random.default_rng(0)
+    held: list[int] = []
+    refused = 0
+    for _ in range(2000):
+        if held and rng.random() < 0.5:
+            engine.free(held.pop(rng.integers(len(held))))
+            continue
+        try:
+            held.append(engine.allocate(int(rng.integers(1, 2**20))))
+        except StoreFull:
+            refused += 1
+        assert engine.end_bytes <= engine.held_bytes <= 2**22
+    assert refused > 100
+    engine.close()
+
+
+def test_the_memory_of_a_slot() -> None:
+    engine = MemoryEngine(2**20)
+    other, offset = engine.allocate(100), engine.allocate(1000)
+    view = engine.slot_view(offset, 1000)
+    assert (len(view), view.readonly) == (1000, False)
+    view[:] = b"y" * 1000
+    back = bytearray(1000)
+    assert engine.read(memoryview(back), offset).result() == 1000
+    assert back == b"y" * 1000
+    engine.write(memoryview(b"z" * 1000), offset).result()
+    assert view == b"z" * 1000
+    engine.free(other)
+    engine.close()
+    assert view == b"z" * 1000, "what is held is not unmapped"
+
+
+def test_the_pool_is_pinned_once() -> None:
+    engine = MemoryEngine(2**24)
+    calls: list[tuple[int, ...]] = []
+    for _ in range(3):
+        engine.pin(lambda *pool: calls.append(pool), lambda address: calls.append((address,)))
+    ((address, nbytes),) = calls
+    assert nbytes == 2**24
+    offset = engine.allocate(64)
+    assert np.frombuffer(engine.slot_view(offset, 64), np.uint8).ctypes.data == address + offset
+    engine.free(offset)
+    fill_round(engine, 2**23)
+    for _ in range(3):
+        fill_round(engine, 2**20)
+    assert resident_bytes(engine) >= 2**23, "pinned pages stay"
+    engine.close()
+    engine.close()
+    assert calls == [(address, nbytes), (address,)]
+    with pytest.raises(StoreClosed):
+        engine.pin(lambda *_: None, lambda _: None)
 
 
 def test_no_capacity_holds_nothing() -> None:

@@ -1,4 +1,4 @@
-"""The posix engine: striping, short transfers, errors, and what a cancelled transfer holds."""
+"""The posix engine: short transfers, errors, workers, and what a cancelled transfer holds."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from engine_contract import EngineContract
 
-from fxoffload.errors import StoreFull
 from fxoffload.runtime import posix
 from fxoffload.runtime.posix import PosixEngine
 from fxoffload.runtime.spill_file import SpillFile
@@ -35,65 +35,8 @@ def aligned(nbytes: int = NBYTES, seed: int | None = None) -> memoryview:
     return view
 
 
-def test_bytes_come_back(engine: PosixEngine) -> None:
-    views = [aligned(seed=i) for i in range(8)]
-    offsets = [engine.allocate(NBYTES) for _ in views]
-    writes = [engine.write(view, offset) for view, offset in zip(views, offsets, strict=True)]
-    assert [write.result() for write in writes] == [NBYTES] * 8
-    for view, offset in reversed(list(zip(views, offsets, strict=True))):
-        back = aligned()
-        assert engine.read(back, offset).result() == NBYTES
-        assert back == view
-
-
-def test_allocations_go_to_the_emptiest_file(tmp_path: Path) -> None:
-    directories = [tmp_path / "a", tmp_path / "b"]
-    for directory in directories:
-        directory.mkdir()
-    engine = PosixEngine([SpillFile(directory) for directory in directories])
-    sizes = [3 * NBYTES, NBYTES, NBYTES, NBYTES, NBYTES]
-    offsets = [engine.allocate(size) for size in sizes]
-    assert len(set(offsets)) == 5
-    places = [engine.describe(offset) for offset in offsets]
-    assert [str(directories[0]) in place for place in places] == [True, False, False, False, True]
-    assert engine.end_bytes == sum(sizes)
-    views = [aligned(seed=i) for i in range(2)]
-    for view, offset in zip(views, offsets[1:3], strict=True):
-        engine.write(view, offset).result()
-    back = aligned()
-    engine.read(back, offsets[2]).result()
-    assert back == views[1]
-    for offset in offsets:
-        engine.free(offset)
-    assert engine.end_bytes == 0
-    engine.close()
-
-
-def test_a_full_file_leaves_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    files = [SpillFile(tmp_path), SpillFile(tmp_path)]
-    engine = PosixEngine(files)
-
-    def full(end_bytes: int) -> None:
-        raise StoreFull(f"no room for {end_bytes}")
-
-    monkeypatch.setattr(files[0], "reserve", full)
-    offsets = [engine.allocate(NBYTES) for _ in range(3)]
-    assert engine.write(aligned(seed=1), offsets[2]).result() == NBYTES
-    monkeypatch.setattr(files[1], "reserve", full)
-    with pytest.raises(StoreFull, match="no room"):
-        engine.allocate(NBYTES)
-    assert engine.end_bytes == 3 * NBYTES
-    engine.close()
-
-
-def test_reserve_shares_the_space(tmp_path: Path) -> None:
-    files = [SpillFile(tmp_path), SpillFile(tmp_path)]
-    engine = PosixEngine(files)
-    engine.reserve(100 * 2**20)
-    assert [file.size_bytes for file in files] == [64 * 2**20] * 2
-    with pytest.raises(StoreFull):
-        engine.reserve(2**60)
-    engine.close()
+class TestContract(EngineContract):
+    pass
 
 
 def test_short_transfers_go_on_aligned(
@@ -161,6 +104,43 @@ def test_a_cancelled_transfer_lets_go_of_its_memory(
     assert died() is None
     gate.set()
     assert [future.result() for future in busy] == [NBYTES] * posix.WORKERS
+
+
+def test_a_wrong_descriptor_is_an_error(engine: PosixEngine, tmp_path: Path) -> None:
+    offset = engine.allocate(NBYTES)
+    writable, readable = (os.open(tmp_path / "other", flags | os.O_CREAT) for flags in (1, 0))
+    os.dup2(readable, engine._fds[0])
+    with pytest.raises(OSError, match="Bad file descriptor") as caught:
+        engine.write(aligned(), offset).result()
+    assert caught.value.errno == errno.EBADF
+    os.dup2(writable, engine._fds[0])
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        engine.read(aligned(), offset).result()
+    os.close(readable)
+    os.close(writable)
+
+
+def test_a_stalled_file_holds_up_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = PosixEngine([SpillFile(tmp_path), SpillFile(tmp_path)])
+    stalled_fd, gate = engine._fds[0], threading.Event()
+    write = os.pwrite
+
+    def stall(fd: int, view: memoryview, position: int) -> int:
+        assert fd != stalled_fd or gate.wait(30)
+        return write(fd, view, position)
+
+    monkeypatch.setattr(posix.os, "pwrite", stall)
+    first, second = engine.allocate(NBYTES), engine.allocate(NBYTES)
+    stalled = [engine.write(aligned(), first) for _ in range(4 * posix.WORKERS)]
+    for _ in range(10):  # While those wait, all that is new goes to the other file and ends.
+        offset = engine.allocate(NBYTES)
+        assert engine.write(aligned(), offset).result(30) == NBYTES
+        assert offset >> 48 == second >> 48
+    assert engine.read(aligned(), first).result(30) == NBYTES
+    assert not any(future.done() for future in stalled)
+    gate.set()
+    engine.close()
+    assert [future.result() for future in stalled] == [NBYTES] * len(stalled)
 
 
 def test_threads_are_named_and_end_with_close(tmp_path: Path) -> None:

@@ -599,6 +599,51 @@ def test_a_full_store_keeps_values_in_memory() -> None:
     store.close()
 
 
+@pytest.mark.parametrize("nbytes", [1000, 300_001])
+def test_what_finds_the_host_tier_full_goes_to_nvme(engine: IOEngine, nbytes: int) -> None:
+    host = MemoryEngine(2 * -(-nbytes // 512) * 512)
+    store = OffloadStore({"nvme": engine, "host": host}, max_inflight_bytes=CAP)
+    values = [fill(nbytes, seed) for seed in range(5)]
+    tickets = [store.offload(value.clone(), "x", "host", True) for value in values]
+    for ticket in tickets:
+        store.release(ticket, block=True)
+        wait_stored(ticket)
+    assert [ticket.tier for ticket in tickets] == ["host"] * 2 + ["nvme"] * 3
+    record = store.statistics()
+    assert record.write_errors == 0
+    assert (record.written_bytes, record.live_bytes) == (5 * nbytes, 5 * nbytes)
+    assert (record.host_written_bytes, record.host_live_bytes) == (2 * nbytes, 2 * nbytes)
+    assert record.host_overflow_bytes == record.nvme_written_bytes == 3 * nbytes
+    for ticket, value in zip(tickets, values, strict=True):
+        assert torch.equal(fetch(store, ticket, value), value)
+    record = store.statistics()
+    assert (record.read_bytes, record.host_read_bytes) == (5 * nbytes, 2 * nbytes)
+    for ticket in tickets:
+        store.free(ticket)
+    again = store.offload(values[0], "x", "host", True)
+    assert again.tier == "host", "there is room again"
+    store.free(again)
+    check_empty(store)
+    assert store.statistics().host_live_bytes == host.end_bytes == 0
+    store.close()
+
+
+def test_with_both_tiers_full_values_stay_in_memory() -> None:
+    engines = {"nvme": MemoryEngine(100_000), "host": MemoryEngine(100_000)}
+    store = OffloadStore(engines, max_inflight_bytes=CAP)
+    values = [fill(80_000, seed) for seed in range(3)]
+    tickets = [store.offload(value, "x", "host", True) for value in values]
+    with pytest.warns(RuntimeWarning, match="the value stays in memory"):
+        store.release(tickets[2], block=True)
+    for ticket, value in zip(tickets, values, strict=True):
+        assert torch.equal(fetch(store, ticket, value), value)
+        store.free(ticket)
+    record = store.statistics()
+    assert (record.write_errors, record.host_overflow_bytes) == (1, 80_000)
+    check_empty(store)
+    store.close()
+
+
 def test_a_failed_copy_to_staging_leaves_the_flight(
     last_store: OffloadStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -697,7 +742,6 @@ def test_close(flaky: FlakyEngine, tmp_path: Path) -> None:
         lambda: store.prefetch(ticket, x.shape, (1,), x.dtype, CPU),
         lambda: store.wait(ticket, x),
         lambda: store.reserve(1, "nvme"),
-        lambda: store.measure_bandwidth("nvme"),
     ):
         with pytest.raises(StoreClosed, match="the store is closed"):
             call()
@@ -725,13 +769,6 @@ def test_close_lets_a_waiting_offload_go(last_store: OffloadStore, flaky: FlakyE
     thread.join(30)
     assert len(errors) == 1
     last_store.free(first)
-
-
-def test_bandwidth_is_measured_once_and_gives_its_slots_back(store: OffloadStore) -> None:
-    first = store.measure_bandwidth("nvme")
-    assert min(first) > 0
-    assert store.measure_bandwidth("nvme") is first
-    assert getattr(store.engines["nvme"], "end_bytes") == 0  # noqa: B009 - not in the protocol
 
 
 def test_threads_at_once(store: OffloadStore) -> None:

@@ -5,21 +5,28 @@ from __future__ import annotations
 import copy
 import operator
 import pickle
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import pytest
 import sympy
 import torch
 import toys
+from functorch.compile import make_boxed_func
 from torch import Tensor, fx
-from torch._inductor import inductor_prims
+from torch._inductor import inductor_prims, lowering
 from torch._inductor.codecache import compiled_fx_graph_hash
+from torch._inductor.graph import GraphLowering
+from torch._inductor.virtualized import V
 from torch._prims.rng_prims import run_and_save_rng_state
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from toys import WEIGHT, Half, Sketch, aten, make_input
 
 from fxoffload import errors, torch_internals
 from fxoffload.graph import TrainingGraph, get_saved
+from fxoffload.ops import WAIT
 from fxoffload.torch_internals import (
     Graphs,
     OffloadPartitioner,
@@ -34,6 +41,7 @@ from fxoffload.torch_internals import (
     keeps_graph,
     runs_alone,
     set_results,
+    take_as_aligned,
     trace_with_inductor,
 )
 
@@ -141,6 +149,59 @@ def hash_graph(identity: str) -> str:
     with torch._inductor.config.patch(custom_partitioner_fn=partitioner):
         key, _ = compiled_fx_graph_hash(gm, [x.meta["val"]], {}, [])
     return key
+
+
+def lower_wait(device: torch.device) -> tuple[set[str], str]:
+    """What Inductor calls unaligned in a graph that waits for one value, and the value's name."""
+
+    def wait(ticket: Tensor) -> Tensor:
+        return WAIT(ticket, [8, 8], [8, 1], torch.float32, device)
+
+    mode = FakeTensorMode(shape_env=ShapeEnv(), allow_non_fake_inputs=True)
+    with mode:
+        ticket = torch.empty(1, dtype=torch.int64)
+    graph = GraphLowering(make_fx(wait)(ticket), shape_env=mode.shape_env)
+    with V.set_fake_mode(mode), V.set_graph_handler(graph):
+        graph.run(ticket)
+    (result,) = graph.graph_outputs
+    return set(graph.unaligned_buffers), result.get_name()
+
+
+@pytest.fixture
+def unknown_wait() -> Iterator[None]:
+    """Inductor as if it had never met the op."""
+    before = lowering.lowerings.pop(WAIT, None)
+    yield
+    lowering.lowerings.pop(WAIT, None)
+    if before is not None:
+        lowering.lowerings[WAIT] = before
+
+
+@pytest.mark.parametrize("met", [True, False])
+def test_values_on_cuda_are_taken_as_aligned(unknown_wait: None, met: bool) -> None:
+    """Fake CUDA tensors; without our lowering the ticket, a CPU input, would spoil the value."""
+    cuda = torch.device("cuda", 0)
+    if met:
+        unaligned, result = lower_wait(cuda)
+        assert result in unaligned
+    for _ in range(2):  # The second call finds the first one's work.
+        take_as_aligned(WAIT)
+        unaligned, result = lower_wait(cuda)
+        assert result not in unaligned
+        assert len(unaligned) == 1  # The ticket.
+    # Host tensors may come back at any address (see runtime/host.py).
+    unaligned, result = lower_wait(torch.device("cpu"))
+    assert result in unaligned
+
+
+def test_compiling_takes_values_as_aligned(unknown_wait: None) -> None:
+    run_compiled(two_outputs, compile_with_inductor, mode=None, inner_compile=skip_code)
+    unaligned, result = lower_wait(torch.device("cuda", 0))
+    assert result not in unaligned
+
+
+def skip_code(gm: fx.GraphModule, *_: Any, **__: Any) -> Callable[..., Any]:
+    return make_boxed_func(gm.forward)
 
 
 def test_identity_is_in_inductors_cache_key() -> None:

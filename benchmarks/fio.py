@@ -1,0 +1,153 @@
+"""Runs fio, the yardstick of I/O benchmarks: direct I/O on one file that is already written."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from fxoffload import OffloadError
+
+sys.path.append(str(Path(__file__).resolve().parent.parent))
+
+from benchmarks.transfers import Direction, Timing
+
+FIO = "fio"
+# Memory that the buffers of a job may take.
+MAX_BUFFER_BYTES = 512 * 2**20
+# fio fills its buffers first only where a job may write; a job that never does would pay for fresh
+# pages while it is timed.
+_SELECTORS: dict[Direction, tuple[str, ...]] = {
+    "write": ("--rw=write",),
+    "read": ("--rw=rw", "--rwmixread=100"),
+}
+PREPARE_BYTES = 4 * 2**20
+_TIMEOUT_SECONDS = 120
+_LEAST_BLOCKS = 4  # For each thread, where there are several.
+
+
+class FioFailed(OffloadError):
+    """fio is missing, or refused a job; the message says which."""
+
+
+@dataclass(frozen=True, slots=True)
+class FioJob:
+    """How fio moves blocks: `jobs` threads, each with `depth` transfers in flight."""
+
+    direction: Direction
+    ioengine: str
+    jobs: int
+    depth: int
+
+    def __str__(self) -> str:
+        return f"{self.ioengine} {self.jobs}x{self.depth}"
+
+
+# psync with 2 threads is what the posix engine does; the others are what drives usually like best.
+_SHAPES = (
+    ("psync", 1, 1),
+    ("psync", 2, 1),
+    ("psync", 4, 1),
+    ("libaio", 1, 8),
+    ("io_uring", 1, 8),
+)
+
+
+def has_fio() -> bool:
+    """Whether fio is on PATH."""
+    return shutil.which(FIO) is not None
+
+
+def find_jobs(direction: Direction, block_bytes: int, total_bytes: int) -> Iterator[FioJob]:
+    """The jobs to choose from: those whose buffers fit, and whose threads have enough to do.
+
+    fio takes the longest of the threads' times for that of the whole. Of threads that start one
+    after another and move a block or two each, that is too little.
+    """
+    most = min(total_bytes, MAX_BUFFER_BYTES) // block_bytes
+    for ioengine, jobs, depth in _SHAPES:
+        depth = min(depth, most // jobs)
+        enough = jobs == 1 or total_bytes // block_bytes >= _LEAST_BLOCKS * jobs
+        if depth >= 1 and enough:
+            yield FioJob(direction, ioengine, jobs, depth)
+
+
+def prepare_file(path: Path, nbytes: int) -> frozenset[str]:
+    """Write `nbytes` to a new file, and find the ioengines that work here.
+
+    First writes of new space are slower than later ones. Raises FioFailed where none works.
+    """
+    block_bytes = min(nbytes, PREPARE_BYTES)
+    job = FioJob("write", "psync", 1, 1)
+    run_fio([job], path, block_bytes, nbytes)
+    works = {job.ioengine}
+    for ioengine in {ioengine for ioengine, _, _ in _SHAPES} - works:
+        try:  # io_uring is often forbidden.
+            run_fio([replace(job, ioengine=ioengine)], path, block_bytes, block_bytes)
+        except FioFailed:
+            continue
+        works.add(ioengine)
+    return frozenset(works)
+
+
+def run_fio(jobs: Sequence[FioJob], path: Path, block_bytes: int, total_bytes: int) -> list[Timing]:
+    """Run one job after the other, each over `total_bytes` of the file; may raise FioFailed."""
+    command = [
+        FIO,
+        "--thread",
+        "--group_reporting",
+        "--output-format=json",
+        f"--filename={str(path).replace(':', chr(92) + ':')}",
+        f"--bs={block_bytes}",
+        "--direct=1",
+        "--fallocate=none",
+        "--disk_util=0",
+        # Random bytes are made once, as they are for the engines, not anew for every block.
+        "--scramble_buffers=0",
+    ]
+    expected: list[int] = []
+    for job in jobs:
+        share = total_bytes // block_bytes // job.jobs * block_bytes
+        expected.append(share * job.jobs)
+        command += [
+            f"--name={job.direction}",
+            "--stonewall",
+            *_SELECTORS[job.direction],
+            f"--ioengine={job.ioengine}",
+            f"--numjobs={job.jobs}",
+            f"--iodepth={job.depth}",
+            f"--size={share}",
+            f"--offset_increment={share}",
+        ]
+    names = ", ".join(map(str, jobs))
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=_TIMEOUT_SECONDS, check=False
+        )
+    except FileNotFoundError:
+        raise FioFailed("fio is not on PATH; install it (Debian: fio) or pass --no-fio") from None
+    except subprocess.TimeoutExpired:
+        raise FioFailed(f"fio ({names}) took more than {_TIMEOUT_SECONDS} s") from None
+    if done.returncode != 0:
+        said = (done.stderr + done.stdout).strip()[-1000:]
+        raise FioFailed(f"fio ({names}) ended with status {done.returncode}: {said}")
+    # Notes of fio's own may stand before the JSON.
+    groups = json.loads(done.stdout[done.stdout.index("{") :])["jobs"]
+    return [_parse_group(*each) for each in zip(jobs, groups, expected, strict=True)]
+
+
+def _parse_group(job: FioJob, group: dict[str, Any], expected_bytes: int) -> Timing:
+    moved = group[job.direction]
+    if group["error"] or moved["io_bytes"] != expected_bytes:
+        raise FioFailed(
+            f"fio ({job}) moved {moved['io_bytes']} of {expected_bytes} bytes, "
+            f"error {group['error']}"
+        )
+    # Shares of the time of all threads added up.
+    cpu_seconds = (group["usr_cpu"] + group["sys_cpu"]) / 100 * group["job_runtime"] / 1000
+    return Timing(expected_bytes, expected_bytes / moved["bw_bytes"], cpu_seconds)

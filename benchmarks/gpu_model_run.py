@@ -1,0 +1,107 @@
+"""A model on the GPU, plain and with fxoffload: paired steps, then the activation peak of each.
+
+The child of gpu_suite.py for models. This has not run on CUDA yet.
+"""
+
+from __future__ import annotations
+
+import statistics
+import sys
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import fxoffload
+
+sys.path.append(str(Path(__file__).resolve().parent.parent))
+
+from benchmarks.activation_run import RunSettings, Trainer, Variant, prove_transfers
+from benchmarks.fresh_process import report, run_child
+from benchmarks.measure import record_step
+from benchmarks.models import Shape, build_model, make_tokens
+
+
+@dataclass(frozen=True, slots=True)
+class ModelWork:
+    """`options` go to fxoffload; `proves` asks for one more step whose every byte must move."""
+
+    device: str
+    model: str
+    shape: dict[str, int]
+    dtype: str
+    steps: int
+    proves: bool = False
+    options: dict[str, Any] = field(default_factory=dict[str, Any])
+
+
+def measure_model(work: ModelWork) -> None:
+    """Report the seconds, losses and statistics of paired steps, and both peaks."""
+    shape = Shape(**work.shape)
+    settings = RunSettings(
+        "paired", work.model, work.shape, work.steps, 1, work.device, options=work.options
+    )
+
+    def build(variant: Variant) -> Trainer:
+        torch.manual_seed(0)
+        model = build_model(work.model, shape).to(work.device, getattr(torch, work.dtype))
+        return Trainer(model, make_tokens(shape).to(work.device), variant, settings)
+
+    plain, moved = build("plain"), build("fxoffload")
+    for trainer in (plain, moved):
+        trainer.step()
+    pairs: list[dict[str, Any]] = []
+    for _ in range(work.steps):
+        plain_loss, plain_seconds = plain.step()
+        fxoffload.reset_statistics()
+        moved_loss, moved_seconds = moved.step()
+        pairs.append(
+            {
+                "plain_seconds": plain_seconds,
+                "fxoffload_seconds": moved_seconds,
+                "plain_loss": plain_loss,
+                "fxoffload_loss": moved_loss,
+                "statistics": asdict(fxoffload.statistics()),
+            }
+        )
+    peaks = {"plain": find_peak(plain, work), "fxoffload": find_peak(moved, work)}
+    report(
+        {
+            "peak_bytes": peaks,
+            "peak_ratio": peaks["fxoffload"] / peaks["plain"],
+            "predicted_peak_bytes": max(
+                (plan.peak_bytes for plan in moved.passes.plans), default=0
+            ),
+            "step_ratio": statistics.median(
+                pair["fxoffload_seconds"] / pair["plain_seconds"] for pair in pairs
+            ),
+            "compile_seconds": {
+                "plain": plain.first_seconds,
+                "fxoffload": moved.first_seconds,
+            },
+            "proof": prove_transfers(moved) if work.proves else None,
+            "pairs": pairs,
+        }
+    )
+
+
+def find_peak(trainer: Trainer, work: ModelWork) -> int:
+    """Activation peak of a step in bytes, gradients included."""
+    trainer.model.zero_grad()
+    if work.device != "cuda":
+        return record_step(trainer.compute_loss, trainer.tokens.device).peak_bytes
+    torch.cuda.synchronize()
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    trainer.step()
+    return torch.cuda.max_memory_allocated() - before
+
+
+def work(record: dict[str, Any]) -> None:
+    """Do what the parent asks for."""
+    measure_model(ModelWork(**record))
+
+
+if __name__ == "__main__":
+    run_child(work)

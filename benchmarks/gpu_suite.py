@@ -1,0 +1,175 @@
+"""Every GPU test and every GPU measurement in one command, into one JSON file.
+
+    python benchmarks/gpu_suite.py --output build/gpu.json
+
+It has not run on CUDA yet; `--dry-run` goes through all of it on the CPU with tiny sizes.
+It takes less than 8 minutes: what finds no time is marked as skipped. The file is written again
+after every result, so that a run that is killed loses nothing.
+
+Needs a CUDA device with 32 GiB, a C compiler, torch >= 2.11 with its Triton, and the packages
+networkx, numpy, transformers >= 5, rich, pytest, pytest-timeout and hypothesis; nothing from the
+network. kvikio is measured where it is installed. The package itself need not be installed: a
+tree of links beside the output takes its place.
+
+Exit status: 0 when all went well, 1 when a test or a measurement failed, 2 without CUDA.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+sys.path.append(str(Path(__file__).resolve().parent.parent))
+
+from benchmarks.sections import Results, Section, link_packages, run_section
+
+ROOT = Path(__file__).resolve().parent.parent
+BUDGET_SECONDS = 460.0
+TESTS = ("-m", "pytest", "tests/test_gpu.py", "-m", "gpu", "-v", "--tb=short")
+# A warning of one torch version must not spoil the run; the tests read what is printed.
+TEST_OPTIONS = ("-W", "default", "--color=no", "-p", "no:cacheprovider")
+# Four layers are the depth of the SSDTrain paper.
+SHAPE = {"layers": 4, "hidden": 2048, "heads": 16, "batch": 16, "length": 1024}
+TINY_SHAPE = {"layers": 2, "hidden": 32, "heads": 2, "batch": 2, "length": 16}
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run all sections within the time; see the module's text for files and exit status."""
+    arguments = build_parser().parse_args(argv)
+    if not arguments.dry_run and not torch.cuda.is_available():
+        print(
+            f"no CUDA device (torch {torch.__version__}): nothing was run; "
+            "--dry-run goes through everything on the CPU",
+            file=sys.stderr,
+        )
+        sys.exit(2)
+    start = time.monotonic()
+    results = Results(arguments.output, find_facts(arguments))
+    with link_packages(arguments.output.parent) as environment:
+        for section in plan_sections(arguments):
+            left = arguments.seconds - (time.monotonic() - start)
+            if left < min(section.least_seconds, section.limit_seconds):
+                results.sections[section.name] = {"status": "skipped", "why": "no time left"}
+                results.write()
+                continue
+            run_section(section, results, environment, min(left, section.limit_seconds))
+            done = results.sections[section.name]
+            print(f"{section.name}: {done['status']} in {done['seconds']:.0f} s", flush=True)
+    results.finish()
+    failed = [name for name, done in results.sections.items() if done["status"] == "failed"]
+    print(f"{arguments.output}: {len(results.sections)} sections, failed: {failed or 'none'}")
+    sys.exit(1 if failed else 0)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        description=(__doc__ or "").splitlines()[0],
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--output", type=Path, default=ROOT / "build" / "gpu.json")
+    add("--seconds", type=float, default=BUDGET_SECONDS, help="for everything together")
+    add("--directory", help="where fxoffload spills to; default: see OffloadConfig")
+    add("--commit", help="of the sources, where git cannot tell")
+    add("--only", nargs="*", help="names of sections; default: all")
+    add("--dry-run", action="store_true", help="on the CPU with tiny sizes")
+    return parser
+
+
+def plan_sections(arguments: argparse.Namespace) -> list[Section]:
+    """What is run, the most wanted first."""
+    tiny = arguments.dry_run
+    device = "cpu" if tiny else "cuda"
+
+    def script(name: str, settings: dict[str, Any]) -> tuple[str, ...]:
+        return (f"benchmarks/{name}", json.dumps(settings))
+
+    def measure(work: str) -> Section:
+        settings = {"work": work, "device": device, "tiny": tiny, "directory": arguments.directory}
+        settings |= {"steps": 2 if tiny else 10}
+        return Section(work, script("gpu_run.py", settings), 60)
+
+    def train(model: str, name: str, dtype: str = "bfloat16", **options: Any) -> Section:
+        tiny_options = {"compiler": "eager", "min_bytes": 1} if tiny else {}
+        settings: dict[str, Any] = {
+            "device": device,
+            "model": model,
+            "shape": TINY_SHAPE if tiny else SHAPE,
+            "dtype": "float32" if tiny else dtype,
+            "steps": 2 if tiny else 5,
+            "proves": options.get("memory_budget") == "min",
+            "options": {"directory": arguments.directory, **options, **tiny_options},
+        }
+        command = script("gpu_model_run.py", settings)
+        return Section(f"{model}-{name}", command, 120, least_seconds=30)
+
+    host = {"ioengine": "memory", "host_budget": "32GiB"}
+    sections = [
+        Section("tests", (*TESTS, *TEST_OPTIONS), 240),
+        *(measure(work) for work in ("transfers", "ops", "engines", "staging")),
+        train("gpt", "host-min", memory_budget="min", **host),
+        train("gpt", "nvme-hidden"),
+        train("bert", "host-min", memory_budget="min", **host),
+        train("t5", "host-min", memory_budget="min", **host),
+        train("gpt", "nvme-min", memory_budget="min"),
+        train("gpt", "host-min-float32", "float32", memory_budget="min", **host),
+        train("bert", "nvme-hidden"),
+        train("t5", "nvme-hidden"),
+    ]
+    if arguments.only is not None:
+        return [section for section in sections if section.name in arguments.only]
+    return sections
+
+
+def find_facts(arguments: argparse.Namespace) -> dict[str, Any]:
+    """On what all this was measured."""
+    facts: dict[str, Any] = {
+        "benchmark": "gpu_suite",
+        "dry_run": arguments.dry_run,
+        "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "commit": arguments.commit or find_commit(),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "cpus": os.cpu_count(),
+        "device": "cpu",
+    }
+    if torch.cuda.is_available():
+        properties = torch.cuda.get_device_properties(0)
+        facts |= {
+            "device": properties.name,
+            "devices": torch.cuda.device_count(),
+            "device_bytes": properties.total_memory,
+            "cuda": torch.version.cuda,
+        }
+    return facts
+
+
+def find_commit() -> str:
+    """The commit of the sources, "+" behind it where they were changed; "unknown" without git."""
+
+    def ask(*command: str) -> str:
+        done = subprocess.run(
+            ["git", *command], cwd=ROOT, capture_output=True, text=True, check=False
+        )
+        return done.stdout.strip() if done.returncode == 0 else ""
+
+    try:
+        commit = ask("rev-parse", "HEAD")
+        return (commit + "+" * bool(ask("status", "--porcelain"))) or "unknown"
+    except FileNotFoundError:
+        return "unknown"
+
+
+if __name__ == "__main__":
+    main()

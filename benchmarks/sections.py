@@ -1,0 +1,138 @@
+"""Commands one after the other, each with a limit of time, and one JSON file of what they say.
+
+A command says something by a line that is a JSON object (benchmarks/fresh_process.py), or, when it
+is pytest -v, by the line of a test. The file is replaced after each such line.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Generator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+TAIL_LINES = 200
+_OUTCOME = re.compile(r"^(tests/\S+::.+?) (PASSED|FAILED|ERROR|SKIPPED)\b")
+
+
+@dataclass(frozen=True, slots=True)
+class Section:
+    """Arguments for Python, run in the repository; with less than `least_seconds` left: skipped."""
+
+    name: str
+    command: tuple[str, ...]
+    limit_seconds: float
+    least_seconds: float = 10.0
+
+
+class Results:
+    """The JSON file: facts, then one record for each section, written again at each change."""
+
+    def __init__(self, path: Path, facts: dict[str, Any]) -> None:
+        self._path = path
+        self._record: dict[str, Any] = {**facts, "complete": False, "sections": {}}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.write()
+
+    @property
+    def sections(self) -> dict[str, dict[str, Any]]:
+        """By name: status ("running", "ok", "failed", "skipped"), seconds, records, errors."""
+        return self._record["sections"]
+
+    def finish(self) -> None:
+        """Everything is in it."""
+        self._record["complete"] = True
+        self.write()
+
+    def write(self) -> None:
+        """Replace the file in one step."""
+        partial = self._path.with_suffix(".partial")
+        partial.write_text(json.dumps(self._record, indent=1) + "\n")
+        partial.replace(self._path)
+
+
+def run_section(
+    section: Section, results: Results, environment: dict[str, str], limit_seconds: float
+) -> None:
+    """Run one section; what it prints goes to the file line by line."""
+    records: list[Any] = []
+    done: dict[str, Any] = {"status": "running", "command": section.command, "records": records}
+    results.sections[section.name] = done
+    results.write()
+    start = time.monotonic()
+    tail: list[str] = []
+    with subprocess.Popen(
+        [sys.executable, *section.command],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        cwd=ROOT,
+        env=environment,
+        start_new_session=True,
+    ) as child:
+        # A timer, as a child may hang in silence; its group, as compilers are children of it
+        # that hold the pipe open.
+        timer = threading.Timer(limit_seconds, os.killpg, (child.pid, signal.SIGKILL))
+        timer.start()
+        assert child.stdout is not None
+        for line in child.stdout:
+            record = read_record(line)
+            if record is None:
+                tail = [*tail, line.rstrip()][-TAIL_LINES:]
+            else:
+                records.append(record)
+                results.write()
+        status = child.wait()
+        timed_out = not timer.is_alive()
+        timer.cancel()
+    done["seconds"] = time.monotonic() - start
+    errors = [record["error"] for record in records if "error" in record]
+    done["status"] = "ok" if status == 0 and records and not errors else "failed"
+    if done["status"] == "failed":
+        late = [f"killed after {limit_seconds:.0f} s"] if timed_out else []
+        done["errors"] = [*errors, *late, f"exit status {status}"]
+        done["output"] = tail
+    results.write()
+
+
+def read_record(line: str) -> dict[str, Any] | None:
+    """What a line tells: a record of a child of ours, or the outcome of a test."""
+    if line.startswith("{"):
+        try:
+            return json.loads(line)
+        except ValueError:  # Of a library.
+            return None
+    outcome = _OUTCOME.match(line)
+    return {"test": outcome[1], "outcome": outcome[2].lower()} if outcome else None
+
+
+@contextmanager
+def link_packages(folder: Path) -> Generator[dict[str, str]]:
+    """The environment of the children: the package as it would be installed, as links."""
+    with tempfile.TemporaryDirectory(dir=folder.resolve(), prefix="gpu-suite-") as tree:
+        package = Path(tree) / "fxoffload"
+        package.mkdir()
+        for path in (ROOT / "fxoffload").glob("*.py"):
+            (package / path.name).symlink_to(path)
+        for name in ("passes", "runtime"):
+            (package / name).symlink_to(ROOT / name)
+        paths = [tree, *filter(None, [os.environ.get("PYTHONPATH")])]
+        # One cache for all, as graphs that return are compiled once; empty, to know what ran.
+        yield {
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join(paths),
+            "PYTHONUNBUFFERED": "1",
+            "TORCHINDUCTOR_CACHE_DIR": str(Path(tree) / "inductor"),
+        }

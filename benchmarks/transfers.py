@@ -1,0 +1,206 @@
+"""Many transfers of one size, with a bounded window in flight: by an engine, and by a store.
+
+Writes take values in turn from as many as the window has; each is free again before it is taken a
+second time. Reads go in the same order. RuntimeError is raised where a byte is missing or wrong.
+"""
+
+from __future__ import annotations
+
+import mmap
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Literal, NamedTuple, Protocol
+
+import numpy as np
+import torch
+
+from fxoffload.runtime.ioengine import IOEngine, IOFuture
+from fxoffload.runtime.store import OffloadStore
+from fxoffload.runtime.ticket import Ticket
+
+TIER = "nvme"
+Direction = Literal["write", "read"]
+DIRECTIONS: tuple[Direction, ...] = ("write", "read")
+# torch's large tensors start this far from an aligned address.
+_PHASE = 64
+
+
+class Timing(NamedTuple):
+    """Wall seconds of `nbytes`, and processor seconds of all threads of the process.
+
+    Kernel threads that work for it are in no process's time.
+    """
+
+    nbytes: int
+    seconds: float
+    cpu_seconds: float
+
+
+class Values:
+    """`window` values of `nbytes` each, all different: memory to write from, and to read into.
+
+    Aligned memory for engines, a tensor where torch would put it for stores.
+    """
+
+    def __init__(self, nbytes: int, window: int) -> None:
+        memory = [_map_memory(nbytes + mmap.PAGESIZE) for _ in range(window)]
+        for number, each in enumerate(memory):
+            # Random bytes, for some drives compress.
+            each[:] = np.random.default_rng(number).bytes(len(each))
+        self.nbytes = nbytes
+        self.window = window
+        self.sources = [each[:nbytes] for each in memory]
+        self.targets = [_map_memory(nbytes) for _ in range(window)]
+        self.tensors = [
+            torch.frombuffer(each, dtype=torch.uint8)[_PHASE : _PHASE + nbytes] for each in memory
+        ]
+
+
+class Transfers(Protocol):
+    """`count` values written, then read, then freed, as often as wanted."""
+
+    def write(self) -> None:
+        """Write every value; return when all are on disk."""
+        ...
+
+    def read(self) -> None:
+        """Read every value."""
+        ...
+
+    def free(self) -> None:
+        """Forget the values."""
+        ...
+
+
+def time_work(work: Callable[[], None], nbytes: int) -> Timing:
+    """Call `work()`, which moves `nbytes`."""
+    cpu, start = time.process_time(), time.perf_counter()
+    work()
+    return Timing(nbytes, time.perf_counter() - start, time.process_time() - cpu)
+
+
+def time_transfers(transfers: Transfers, nbytes: int) -> list[Timing]:
+    """Write, then read; `nbytes` each."""
+    timings = [time_work(work, nbytes) for work in (transfers.write, transfers.read)]
+    transfers.free()
+    return timings
+
+
+class EngineTransfers:
+    """The engine alone: memory and slots that are made once and used again."""
+
+    def __init__(self, engine: IOEngine, values: Values, count: int) -> None:
+        self._engine = engine
+        self._values = values
+        self._slots = [engine.allocate(values.nbytes) for _ in range(count)]
+
+    def write(self) -> None:
+        """Write every value; return when all are on disk."""
+        pending: deque[IOFuture] = deque()
+        for number, slot in enumerate(self._slots):
+            if len(pending) == self._values.window:
+                self._finish(pending.popleft())
+            source = self._values.sources[number % self._values.window]
+            pending.append(self._engine.write(source, slot))
+        for future in pending:
+            self._finish(future)
+
+    def read(self) -> None:
+        """Read every value, each into the memory of the one before it in the window."""
+        pending: deque[IOFuture] = deque()
+        for number, slot in enumerate(self._slots):
+            if len(pending) == self._values.window:
+                self._finish(pending.popleft())
+            target = self._values.targets[number % self._values.window]
+            pending.append(self._engine.read(target, slot))
+        for future in pending:
+            self._finish(future)
+
+    def free(self) -> None:
+        """Compare what the last reads brought, and wipe it."""
+        for source, target in zip(self._values.sources, self._values.targets, strict=True):
+            array = np.frombuffer(target, np.uint8)
+            _check_value(np.frombuffer(source, np.uint8), array)
+            array[:8] = array[-8:] = 0
+
+    def close(self) -> None:
+        """Give the slots back."""
+        for slot in self._slots:
+            self._engine.free(slot)
+
+    def _finish(self, future: IOFuture) -> None:
+        moved, expected = future.result(), self._values.nbytes
+        if moved != expected:
+            raise RuntimeError(f"{self._engine.name}: {moved} of {expected} bytes moved")
+
+
+class StoreTransfers:
+    """What a compiled graph does: offload and release, then prefetch and wait, into new memory."""
+
+    def __init__(self, store: OffloadStore, values: Values, count: int) -> None:
+        self._store = store
+        self._values = values
+        self._count = count
+        self._tickets: list[Ticket] = []
+
+    @property
+    def moved_bytes(self) -> int:
+        """What the engine was given to write, since the last `free`."""
+        return sum(ticket.write_bytes for ticket in self._tickets)
+
+    def write(self) -> None:
+        """Offload every value, and release each when the window is full."""
+        store, window = self._store, self._values.window
+        before = store.statistics().written_bytes
+        for number in range(self._count):
+            if number >= window:
+                store.release(self._tickets[number - window], True)
+            tensor = self._values.tensors[number % window]
+            self._tickets.append(store.offload(tensor, "value", TIER, False))
+        for ticket in self._tickets[-window:]:
+            store.release(ticket, True)
+        self._check_count("written", store.statistics().written_bytes - before)
+
+    def read(self) -> None:
+        """Prefetch as far ahead as the window allows; drop each value when it has come."""
+        store, device = self._store, torch.device("cpu")
+        before = store.statistics().read_bytes
+        ahead: deque[tuple[int, torch.Tensor]] = deque()
+        for number, ticket in enumerate(self._tickets):
+            if len(ahead) == self._values.window:
+                self._finish(*ahead.popleft())
+            y = store.prefetch(ticket, (self._values.nbytes,), (1,), torch.uint8, device)
+            ahead.append((number, y))
+            del y
+        while ahead:
+            self._finish(*ahead.popleft())
+        self._check_count("read", store.statistics().read_bytes - before)
+
+    def free(self) -> None:
+        """Free the tickets, and with them the slots."""
+        for ticket in self._tickets:
+            self._store.free(ticket)
+        self._tickets.clear()
+
+    def _finish(self, number: int, value: torch.Tensor) -> None:
+        self._store.wait(self._tickets[number], value)
+        source = self._values.tensors[number % self._values.window].numpy()
+        # The ends only: comparing all would be measured too.
+        _check_value(source[:64], value.numpy()[:64])
+        _check_value(source[-64:], value.numpy()[-64:])
+
+    def _check_count(self, done: str, nbytes: int) -> None:
+        expected = self._count * self._values.nbytes
+        if nbytes != expected:
+            raise RuntimeError(f"the store has {done} {nbytes} of {expected} bytes")
+
+
+def _map_memory(nbytes: int) -> memoryview:
+    # Private, as the memory of programs is: pages of a shared map are slower to write from.
+    return memoryview(mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS))
+
+
+def _check_value(source: np.ndarray, value: np.ndarray) -> None:
+    if not np.array_equal(source, value):
+        raise RuntimeError(f"a value of {source.size} bytes came back changed")

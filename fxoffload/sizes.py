@@ -1,0 +1,58 @@
+"""Sizes and ratings as users write them: "8GiB", "1.5 GB", "600TBW"."""
+
+from __future__ import annotations
+
+import re
+
+from fxoffload.errors import ConfigError
+
+_UNITS = {
+    "": 1,
+    "B": 1,
+    "KB": 10**3,
+    "MB": 10**6,
+    "GB": 10**9,
+    "TB": 10**12,
+    "PB": 10**15,
+    "KIB": 2**10,
+    "MIB": 2**20,
+    "GIB": 2**30,
+    "TIB": 2**40,
+    "PIB": 2**50,
+}
+
+
+def parse_bytes(field: str, value: int | str | None, *, extra: str = "") -> int:
+    """Bytes of `value`: an int, or a number with a unit such as "512MiB" or "1.5 GB".
+
+    Raises ConfigError naming `field` and the accepted forms.
+    """
+    accepted = f'pass bytes as an int or a string such as "8GiB"{extra}'
+    if isinstance(value, bool) or not isinstance(value, int | str):
+        raise ConfigError(f"{field}={value!r} is not a size; {accepted}")
+    if isinstance(value, int):
+        if value < 0:
+            raise ConfigError(f"{field}={value} is negative; {accepted}")
+        return value
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", value)
+    if match is None or match[2].upper() not in _UNITS:
+        raise ConfigError(f"{field}={value!r} is not a size; {accepted}")
+    return int(float(match[1]) * _UNITS[match[2].upper()])
+
+
+def parse_endurance(field: str, value: int | str) -> int:
+    """Bytes of a drive's write rating: "600TBW", "1.2PBW", or as parse_bytes; more than 0.
+
+    Raises ConfigError naming `field` and the accepted forms.
+    """
+    bare = re.sub(r"(?i)bw\s*$", "B", value) if isinstance(value, str) else value
+    try:
+        rating = parse_bytes(field, bare)
+    except ConfigError:
+        rating = 0
+    if rating == 0:
+        raise ConfigError(
+            f"{field}={value!r} is not a write rating; "
+            'pass the one of the drive\'s data sheet, such as "600TBW", or bytes'
+        )
+    return rating

@@ -1,0 +1,156 @@
+"""Which engine moves the bytes of the disk tier, how fast, and why this one."""
+
+from __future__ import annotations
+
+import logging
+import os
+import platform
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+from typing import Literal
+
+from fxoffload.config import OffloadConfig, check_directory
+from fxoffload.errors import ConfigError
+from fxoffload.runtime.bandwidth import Bandwidth, measure_bandwidth
+from fxoffload.runtime.ioengine import IOEngine
+from fxoffload.runtime.kvikio_engine import KvikioEngine, find_obstacle
+from fxoffload.runtime.memory import MemoryEngine
+from fxoffload.runtime.posix import PosixEngine
+from fxoffload.runtime.probe_cache import recall_bandwidth
+from fxoffload.runtime.spill_file import SpillFile
+
+log = logging.getLogger(__name__)
+
+EngineKind = Literal["posix", "kvikio", "memory"]
+
+_MEMORY_PROBE_BYTES = 2**28
+# "auto" takes kvikio only where it is faster by more than the noise of a short probe.
+_ADVANTAGE = 1.1
+_DISTRIBUTIONS = ("fxoffload", "kvikio-cu13", "kvikio-cu12")
+
+
+@dataclass(frozen=True, slots=True)
+class EngineChoice:
+    """An engine with the reason for it, and what it delivers: in each directory, and in all."""
+
+    kind: EngineKind
+    reason: str
+    bandwidths: tuple[Bandwidth, ...]
+    bandwidth: Bandwidth
+
+    def __str__(self) -> str:
+        return f"{self.kind}: {self.reason}"
+
+
+def choose_engine(config: OffloadConfig) -> EngineChoice:
+    """The engine for `config`, by a short probe of each directory that is made once on a machine.
+
+    Raises ConfigError for `ioengine="kvikio"` where KvikIO cannot be used, and StoreFull or OSError
+    where a directory cannot be probed.
+    """
+    if config.ioengine == "memory":
+        bandwidth = _probe_memory()
+        return EngineChoice("memory", 'ioengine="memory" was asked for', (bandwidth,), bandwidth)
+    directories = config.directories
+    if config.ioengine == "posix":
+        return _choose("posix", 'ioengine="posix" was asked for', directories)
+    obstacle = find_obstacle()
+    if config.ioengine == "kvikio":
+        if obstacle is not None:
+            raise ConfigError(
+                f'ioengine="kvikio": {obstacle.fact}; {obstacle.remedy}, or pass "posix" or "auto"'
+            )
+        return _choose("kvikio", 'ioengine="kvikio" was asked for', directories)
+    if obstacle is not None:
+        return _choose("posix", f"kvikio cannot be used: {obstacle.fact}", directories)
+    choices = [_choose(kind, "", directories) for kind in ("posix", "kvikio")]
+    posix, kvikio = (choice.bandwidth.round_trip for choice in choices)
+    reason = f"bytes per second there and back: kvikio {kvikio:.3g}, posix {posix:.3g}"
+    return _choose("kvikio" if kvikio > _ADVANTAGE * posix else "posix", reason, directories)
+
+
+def open_engine(config: OffloadConfig) -> IOEngine:
+    """Open the engine that stands for the disk tier under `config`.
+
+    Raises ConfigError for a directory that cannot hold a spill file, or an engine that cannot be
+    used here.
+    """
+    if config.ioengine == "memory":
+        return MemoryEngine(config.host_bytes)
+    for directory in config.directories:
+        check_directory(directory)
+    choice = choose_engine(config)
+    speeds = [bandwidth.round_trip for bandwidth in choice.bandwidths]
+    engine = _open_striped(choice.kind, config.directories, speeds)
+    log.info("ioengine %s; %s", engine.name, choice.reason)
+    return engine
+
+
+def _choose(kind: EngineKind, reason: str, directories: Sequence[Path]) -> EngineChoice:
+    probes = [_probe_directory(kind, directory) for directory in directories]
+    # Directories of one file system share its speed.
+    systems = dict(probes).values()
+    total = Bandwidth(sum(each.write for each in systems), sum(each.read for each in systems))
+    return EngineChoice(kind, reason, tuple(bandwidth for _, bandwidth in probes), total)
+
+
+# Cached here too, so that a process that cannot keep its numbers on disk stays with them.
+@cache
+def _probe_directory(kind: EngineKind, directory: Path) -> tuple[int, Bandwidth]:
+    """The device of the file system that holds `directory`, and what the engine delivers there."""
+
+    def measure() -> Bandwidth:
+        with warnings.catch_warnings():
+            # What a spill file warns of is said when the engine is opened.
+            warnings.simplefilter("ignore", RuntimeWarning)
+            engine = _open_striped(kind, (directory,))
+        try:
+            return measure_bandwidth(engine)
+        finally:
+            engine.close()
+
+    device = os.stat(directory).st_dev
+    system = f"{device:x}-{os.statvfs(directory).f_fsid:x}"
+    return device, recall_bandwidth(_make_key(kind, system), measure)
+
+
+@cache
+def _probe_memory() -> Bandwidth:
+    def measure() -> Bandwidth:
+        engine = MemoryEngine(_MEMORY_PROBE_BYTES)
+        try:
+            return measure_bandwidth(engine)
+        finally:
+            engine.close()
+
+    return recall_bandwidth(_make_key("memory", "host"), measure)
+
+
+def _make_key(kind: EngineKind, place: str) -> str:
+    versions: list[str] = []
+    for name in _DISTRIBUTIONS:
+        try:
+            versions.append(f"{name} {metadata.version(name)}")
+        except metadata.PackageNotFoundError:
+            continue
+    # The cache may be in a home directory that several machines share.
+    return " ".join([platform.node(), place, kind, *versions])
+
+
+def _open_striped(
+    kind: EngineKind, directories: Sequence[Path], speeds: Sequence[float] = ()
+) -> IOEngine:
+    files: list[SpillFile] = []
+    try:
+        for directory in directories:
+            files.append(SpillFile(directory))  # noqa: PERF401 - the opened ones must be closed
+        engine = KvikioEngine if kind == "kvikio" else PosixEngine
+        return engine(files, bytes_per_second=speeds)
+    except BaseException:
+        for file in files:
+            file.close()
+        raise

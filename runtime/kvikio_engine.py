@@ -1,0 +1,250 @@
+"""The engine on KvikIO: C++ threads start and move bytes without the interpreter lock.
+
+KvikIO has one thread pool for the whole process, which works off one queue. So each file and
+direction is a lane that hands over a few tasks at a time, and there are threads for the tasks of
+all lanes: no read queues behind writes, no drive behind another, and what was not handed over can
+still be cancelled. Host memory goes by POSIX calls, also where KvikIO has GPUDirect Storage: that
+moves device memory only.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import fcntl
+import importlib.util
+import mmap
+import os
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, NamedTuple, cast
+
+from fxoffload.runtime.spill_file import SpillFile
+from fxoffload.runtime.striping import StripedEngine
+
+# One task is one system call: at 16 MiB its cost vanishes beside the copying of pages (4 MiB tasks
+# took a third more CPU time per GiB), and a large tensor still keeps several calls in flight.
+TASK_BYTES = 16 * 2**20
+TRANSFER_TASKS = 4
+# Two of the largest transfers, so that the drive has the next one while the end of the last is
+# noted in Python, which a compiled kernel can hold up.
+LANE_TASKS = 2 * TRANSFER_TASKS
+DRIVER_LIBRARY = "libcuda.so.1"
+
+
+class Obstacle(NamedTuple):
+    """Why KvikIO cannot be used here, and what to do."""
+
+    fact: str
+    remedy: str
+
+
+def find_obstacle() -> Obstacle | None:
+    """What keeps this process from using KvikIO, or None."""
+    if importlib.util.find_spec("kvikio") is None:
+        return Obstacle(
+            "the package kvikio is not installed",
+            'pip install "fxoffload[kvikio]" for CUDA 13, "fxoffload[kvikio-cu12]" for CUDA 12',
+        )
+    try:
+        # KvikIO asks the driver of every address whether it is host memory.
+        ctypes.CDLL(DRIVER_LIBRARY)
+    except OSError:
+        return Obstacle(f"no CUDA driver ({DRIVER_LIBRARY})", "install the NVIDIA driver")
+    try:
+        importlib.import_module("kvikio.cufile_driver")
+    except (ImportError, OSError) as error:
+        return Obstacle(f"importing kvikio fails ({error})", "install kvikio again")
+    return None
+
+
+class KvikioEngine(StripedEngine):
+    """Moves bytes by KvikIO; `find_obstacle` must have found none.
+
+    Raises OSError where KvikIO cannot open a file. Of KvikIO's settings, which are the process's,
+    only the number of threads is touched: it is raised where it is too low for our lanes.
+    """
+
+    def __init__(
+        self, spill_files: Sequence[SpillFile], *, bytes_per_second: Sequence[float] = ()
+    ) -> None:
+        alignment = max(file.alignment for file in spill_files)
+        if alignment > 1:
+            # What is not aligned to a page KvikIO copies, or sends through the page cache.
+            alignment = max(alignment, mmap.PAGESIZE)
+        super().__init__(
+            spill_files, library="kvikio", alignment=alignment, bytes_per_second=bytes_per_second
+        )
+        self._handles: list[Any] = []
+        try:
+            for file in spill_files:
+                self._handles.append(_open_handle(file))
+        except BaseException:
+            self._close_handles()
+            raise
+        self._writers = tuple(Lane(handle.pwrite, "write") for handle in self._handles)
+        self._readers = tuple(Lane(handle.pread, "read") for handle in self._handles)
+        _raise_threads(LANE_TASKS * 2 * len(self._handles))
+
+    @property
+    def moves_device_memory(self) -> bool:
+        """Whether a view may also be a contiguous uint8 CUDA tensor, moved by GPUDirect Storage.
+
+        KvikIO then waits for the default stream in the thread that starts the transfer.
+        """
+        defaults = importlib.import_module("kvikio.defaults")
+        driver = importlib.import_module("kvikio.cufile_driver")
+        return not defaults.is_compat_mode_preferred() and bool(driver.get("is_gds_available"))
+
+    def close(self) -> None:
+        """Finish what was started, then close the files."""
+        for lane in (*self._writers, *self._readers):
+            lane.close()
+        self._close_handles()
+        super().close()
+
+    def _start(self, index: int, view: memoryview, position: int, *, write: bool) -> Future[int]:
+        if not isinstance(cast(object, view), memoryview):
+            self.name = "kvikio gds"
+        lane = (self._writers if write else self._readers)[index]
+        return lane.submit(view, position)
+
+    def _close_handles(self) -> None:
+        for handle in self._handles:
+            handle.close()
+
+
+class _Transfer:
+    """One transfer in a lane: its future, and the memory for as long as it is needed."""
+
+    __slots__ = ("future", "handle", "nbytes", "position", "task_bytes", "tasks", "view")
+
+    def __init__(self, view: memoryview, position: int) -> None:
+        self.future: Future[int] = Future()
+        self.view: memoryview | None = view
+        self.nbytes = view.nbytes
+        self.position = position
+        self.tasks = max(1, min(TRANSFER_TASKS, -(-self.nbytes // TASK_BYTES)))
+        self.task_bytes = max(1, -(-self.nbytes // (self.tasks * mmap.PAGESIZE))) * mmap.PAGESIZE
+        self.handle: Any = None  # KvikIO's future, from the start on.
+        self.future.add_done_callback(self._drop)
+
+    def _drop(self, _: Future[int]) -> None:
+        self.view = self.handle = None
+
+
+class _Failed(NamedTuple):
+    """Stands for KvikIO's future where it took no transfer."""
+
+    error: Exception
+
+    def get(self) -> int:
+        raise self.error
+
+
+class Lane:
+    """Transfers of one file in one direction: up to LANE_TASKS in KvikIO's hands, the rest queued.
+
+    A thread of ours waits for KvikIO's futures, in the order of their starts, notes their ends and
+    starts the next. No thread ever waits for a lock of a lane: a finalizer that runs inside it may
+    want the store's lock, whose holder may be just here.
+    """
+
+    def __init__(self, call: Callable[..., Any], verb: str) -> None:
+        self._call = call
+        self._verb = verb
+        self._queued: deque[_Transfer] = deque()
+        self._started: deque[_Transfer] = deque()
+        self._starting = threading.Lock()
+        self._started_tasks = 0  # Changed under _starting.
+        self._ended_tasks = 0  # Changed by the thread that waits.
+        self._waiter = ThreadPoolExecutor(1, f"fxoffload-kvikio-{verb}")
+
+    def submit(self, view: memoryview, position: int) -> Future[int]:
+        """Move all of `view` to or from `position`; errors come out of the future as OSError."""
+        transfer = _Transfer(view, position)
+        self._queued.append(transfer)
+        self._start_queued()
+        return transfer.future
+
+    def close(self) -> None:
+        """Wait for the end of everything that was submitted."""
+        self._waiter.shutdown()
+
+    def _start_queued(self) -> None:
+        # Who finds the lock taken may leave: the holder looks again after giving it back.
+        while self._has_room() and self._starting.acquire(blocking=False):
+            try:
+                while self._has_room():
+                    self._start(self._queued.popleft())
+            finally:
+                self._starting.release()
+
+    def _has_room(self) -> bool:
+        running = self._started_tasks - self._ended_tasks
+        return bool(self._queued) and running <= LANE_TASKS - TRANSFER_TASKS
+
+    def _start(self, transfer: _Transfer) -> None:
+        if not transfer.future.set_running_or_notify_cancel():
+            return
+        try:
+            transfer.handle = self._call(
+                transfer.view, transfer.nbytes, transfer.position, task_size=transfer.task_bytes
+            )
+        except Exception as error:
+            # Told by the waiter like every end: this thread may hold a lock that callbacks want.
+            transfer.handle = _Failed(error)
+        self._started_tasks += transfer.tasks
+        self._started.append(transfer)
+        try:
+            self._waiter.submit(self._finish_next)
+        except RuntimeError:
+            # The lane is being closed or the interpreter ends, and this is the waiter itself.
+            self._finish_next()
+
+    def _finish_next(self) -> None:
+        transfer = self._started.popleft()
+        moved, error = 0, None
+        try:
+            moved = transfer.handle.get()
+        except Exception as raised:
+            error = _as_os_error(raised)
+        self._ended_tasks += transfer.tasks
+        self._start_queued()
+        if error is None and moved != transfer.nbytes:
+            error = OSError(errno.EIO, f"short {self._verb}: {moved} of {transfer.nbytes} bytes")
+        if error is None:
+            transfer.future.set_result(moved)
+        else:
+            transfer.future.set_exception(error)
+
+
+def _open_handle(file: SpillFile) -> Any:
+    kvikio = importlib.import_module("kvikio")
+    try:
+        handle = kvikio.CuFile(f"/proc/self/fd/{file.fd}", "r+")
+    except RuntimeError as error:
+        raise _as_os_error(error) from error
+    if file.direct:
+        # KvikIO reads through the page cache unless a setting of the whole process says no. Its
+        # descriptor is ours alone, and all our transfers are aligned.
+        flags = fcntl.fcntl(handle.fileno(), fcntl.F_GETFL)
+        fcntl.fcntl(handle.fileno(), fcntl.F_SETFL, flags | os.O_DIRECT)
+    return handle
+
+
+def _raise_threads(count: int) -> None:
+    defaults = importlib.import_module("kvikio.defaults")
+    if defaults.get("num_threads") < count:
+        defaults.set("num_threads", count)
+
+
+def _as_os_error(error: Exception) -> OSError:
+    """KvikIO's error as an OSError; its text ends in that of the system's error, if it was one."""
+    if isinstance(error, OSError):
+        return error
+    text = str(error)
+    number = next((n for n in errno.errorcode if text.endswith(os.strerror(n))), errno.EIO)
+    return OSError(number, f"{text} (kvikio)")

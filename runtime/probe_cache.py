@@ -1,0 +1,86 @@
+"""Measured bandwidths on disk, so that every process on a machine plans with the same numbers.
+
+They are in `$XDG_CACHE_HOME/fxoffload/bandwidth.json` (`~/.cache/...` without the variable). Delete
+the file to measure again. A file that cannot be read or written costs a measurement, nothing else.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import logging
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from fxoffload.runtime.bandwidth import Bandwidth
+
+log = logging.getLogger(__name__)
+
+
+def cache_path() -> Path:
+    """The file that holds the bandwidths that this user's processes measured."""
+    cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    return Path(cache) / "fxoffload" / "bandwidth.json"
+
+
+def recall_bandwidth(key: str, measure: Callable[[], Bandwidth]) -> Bandwidth:
+    """The bandwidth kept under `key`, or what `measure` says, which is kept from then on.
+
+    Of several processes that ask at once, one measures and the others wait for it: together they
+    would only measure each other.
+    """
+    path = cache_path()
+    try:
+        fd = _open_locked(path)
+    except OSError as error:
+        log.info("%s cannot be used, bandwidths are measured by each process: %s", path, error)
+        return measure()
+    try:
+        known = _read(fd)
+        found = known.get(key)
+        if found is None:
+            found = known[key] = measure()
+            try:
+                _write(fd, known)
+            except OSError as error:
+                log.info("%s cannot be written: %s", path, error)
+        return found
+    finally:
+        os.close(fd)  # Unlocks.
+
+
+def _open_locked(path: Path) -> int:
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+def _read(fd: int) -> dict[str, Bandwidth]:
+    """What is well-formed in the file: a process may have been killed while it wrote."""
+    try:
+        data: Any = json.loads(os.pread(fd, os.fstat(fd).st_size, 0))
+    except (OSError, ValueError):
+        return {}
+    if not isinstance(data, dict):
+        return {}
+    return {key: Bandwidth(*pair) for key, pair in data.items() if _is_pair(pair)}
+
+
+def _write(fd: int, known: dict[str, Bandwidth]) -> None:
+    os.ftruncate(fd, 0)
+    os.pwrite(fd, json.dumps(known, indent=1, sort_keys=True).encode(), 0)
+
+
+def _is_pair(value: Any) -> bool:
+    return (
+        isinstance(value, list)
+        and len(value) == 2
+        and all(isinstance(item, int | float) and 0 < item < float("inf") for item in value)
+    )

@@ -1,0 +1,180 @@
+"""Slots striped over spill files: what the engines for disks have in common.
+
+Each value goes, whole, to one file: the one with the least in flight for its speed, among equals
+the one with the least in it. A full file is passed over, and so is one whose writes keep failing.
+"""
+
+from __future__ import annotations
+
+import abc
+import time
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import NamedTuple
+
+from fxoffload.errors import StoreFull
+from fxoffload.runtime.ioengine import IOFuture, find_outcome
+from fxoffload.runtime.slots import SlotAllocator
+from fxoffload.runtime.spill_file import SpillFile
+
+# A file whose last FAILURES writes failed gets no slot for AVOIDED_SECONDS, unless the others are
+# full; then it is tried again.
+FAILURES = 3
+AVOIDED_SECONDS = 60.0
+_LEAST_ALIGNMENT = 512
+_RESERVE_UNIT = 4096
+# An offset names its file in the bits above these: 256 TiB are enough for one file.
+_POSITION_BITS = 48
+_POSITION_MASK = (1 << _POSITION_BITS) - 1
+
+
+@dataclass(slots=True, eq=False)
+class Stripe:
+    """One spill file, its slots, and how busy it is."""
+
+    index: int
+    file: SpillFile
+    slots: SlotAllocator
+    bytes_per_second: float
+    inflight_bytes: int = 0
+    failures: int = 0  # Writes that failed since the last one that did not.
+    avoided_until: float = 0.0
+
+
+class _Event(NamedTuple):
+    """A transfer has started (`nbytes` > 0) or ended; `failed` is None for all but ended writes."""
+
+    stripe: Stripe
+    nbytes: int
+    failed: bool | None
+
+
+class StripedEngine(abc.ABC):
+    """Takes slots from several files; how bytes move is the subclass's affair.
+
+    `bytes_per_second` has the speed of each file, any unit will do; without it all are equal. The
+    engine owns the files: close() closes them.
+    """
+
+    def __init__(
+        self,
+        spill_files: Sequence[SpillFile],
+        *,
+        library: str,
+        alignment: int,
+        bytes_per_second: Sequence[float] = (),
+    ) -> None:
+        assert spill_files
+        direct = all(file.direct for file in spill_files)
+        self.name = f"{library} direct" if direct else f"{library} buffered"
+        self.alignment = alignment
+        self._stripes = tuple(
+            Stripe(index, file, SlotAllocator(max(alignment, _LEAST_ALIGNMENT)), speed)
+            for index, (file, speed) in enumerate(
+                zip(spill_files, bytes_per_second or [1.0] * len(spill_files), strict=True)
+            )
+        )
+        # Transfers start and end in any thread, and a finalizer may cancel one in the middle of
+        # anything: appending needs no lock, and allocate and free have one caller at a time.
+        self._events: deque[_Event] = deque()
+
+    @property
+    def end_bytes(self) -> int:
+        """The bytes of all files up to the last slot in each."""
+        return sum(stripe.slots.end_bytes for stripe in self._stripes)
+
+    def allocate(self, nbytes: int) -> int:
+        """The offset of a slot of `nbytes`; StoreFull when no file can hold it."""
+        self._settle()
+        full: StoreFull | None = None
+        for stripe in sorted(self._stripes, key=partial(_rank, now=time.monotonic())):
+            position = stripe.slots.allocate(nbytes)
+            try:
+                stripe.file.reserve(stripe.slots.end_bytes)
+            except BaseException as error:
+                stripe.slots.free(position)
+                if not isinstance(error, StoreFull):
+                    raise
+                full = error
+                continue
+            return stripe.index << _POSITION_BITS | position
+        assert full is not None
+        raise full
+
+    def free(self, offset: int) -> None:
+        """Take back the slot at `offset`."""
+        self._settle()
+        self._find(offset).slots.free(offset & _POSITION_MASK)
+
+    def reserve(self, nbytes: int) -> None:
+        """Preallocate room for `nbytes` in all, in equal parts as far as the room of each allows.
+
+        StoreFull when there is not enough.
+        """
+        lacking = nbytes
+        stripes = sorted(self._stripes, key=lambda stripe: stripe.file.room_bytes)
+        for left, stripe in zip(range(len(stripes), 0, -1), stripes, strict=True):
+            share = -(-lacking // (left * _RESERVE_UNIT)) * _RESERVE_UNIT
+            if left > 1:  # The roomiest comes last and is asked for all that lacks.
+                share = min(share, stripe.file.room_bytes)
+            stripe.file.reserve(share)
+            lacking = max(0, lacking - share)
+
+    def describe(self, offset: int) -> str:
+        """Where `offset` lies, for messages."""
+        directory = self._find(offset).file.directory
+        return f"the spill file in {directory} at {offset & _POSITION_MASK} ({self.name})"
+
+    def write(self, view: memoryview, offset: int) -> IOFuture:
+        """Start to write `view` at `offset`."""
+        return self._move(view, offset, write=True)
+
+    def read(self, view: memoryview, offset: int) -> IOFuture:
+        """Start to fill `view` from `offset`."""
+        return self._move(view, offset, write=False)
+
+    def close(self) -> None:
+        """Close the files; the subclass has finished what was started."""
+        for stripe in self._stripes:
+            stripe.file.close()
+
+    @abc.abstractmethod
+    def _start(self, index: int, view: memoryview, position: int, *, write: bool) -> IOFuture:
+        """Start to move all of `view` to or from `position` of file `index`."""
+
+    def _find(self, offset: int) -> Stripe:
+        return self._stripes[offset >> _POSITION_BITS]
+
+    def _move(self, view: memoryview, offset: int, *, write: bool) -> IOFuture:
+        stripe, nbytes = self._find(offset), view.nbytes
+        future = self._start(stripe.index, view, offset & _POSITION_MASK, write=write)
+        self._events.append(_Event(stripe, nbytes, None))
+        future.add_done_callback(partial(self._note_end, stripe, nbytes, write))
+        return future
+
+    def _note_end(self, stripe: Stripe, nbytes: int, write: bool, future: IOFuture) -> None:
+        outcome = find_outcome(future) if write else None
+        failed = isinstance(outcome, OSError) if outcome is not None else None
+        self._events.append(_Event(stripe, -nbytes, failed))
+
+    def _settle(self) -> None:
+        """Take note of the transfers that started or ended; one caller at a time."""
+        while self._events:
+            stripe, nbytes, failed = self._events.popleft()
+            stripe.inflight_bytes += nbytes
+            if failed is not None:
+                stripe.failures = stripe.failures + 1 if failed else 0
+                if stripe.failures >= FAILURES:
+                    stripe.avoided_until = time.monotonic() + AVOIDED_SECONDS
+
+
+def _rank(stripe: Stripe, now: float) -> tuple[bool, float, float]:
+    """Lower is better for the next slot."""
+    speed = stripe.bytes_per_second
+    return (
+        stripe.avoided_until > now,
+        stripe.inflight_bytes / speed,
+        stripe.slots.allocated_bytes / speed,
+    )

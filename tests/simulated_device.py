@@ -1,0 +1,457 @@
+"""A CUDA device that is simulated in one thread: streams, events, memory and I/O as data.
+
+`install` puts it in the place of torch.cuda and of the threads, so that the real code of
+runtime/streams.py and runtime/cuda.py runs on it. The host runs ahead: copies and kernels only
+queue up, each stream keeps its order, and a seeded generator says which stream or which job goes
+next, whenever the host calls in and while it waits. A copy is two steps, so that it can be seen
+half done. Nothing that is queued keeps memory alive, as on a real device.
+
+Memory is reused at once (last freed, first reused), and what its next owner would write is
+simulated too: a kernel on the stream that computes poisons every freed block. `errors` has every
+copy that met its memory before or after its time: in the hands of an earlier or a later owner.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import weakref
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch.overrides import TorchFunctionMode
+
+from fxoffload.runtime import streams
+from fxoffload.runtime.buffers import StagingBuffer
+from fxoffload.runtime.cuda import CudaDevice
+from fxoffload.runtime.slots import SlotAllocator
+from fxoffload.runtime.staging import AllocateFunction, StagingArena
+from fxoffload.runtime.streams import CudaStreams
+
+CPU = torch.device("cpu")
+POISON = 0xA5
+ALIGNMENT = 512
+PAGE_BYTES = 4096
+
+
+@dataclass(eq=False)
+class Event:
+    """Passed when its stream has come to where it was recorded."""
+
+    world: World
+    blocking: bool = False
+    passed: bool = False
+
+    def record(self, stream: Stream) -> None:
+        self.world.progress()
+        stream.queue.append(Record(self))
+
+    def query(self) -> bool:
+        self.world.progress()
+        return self.passed
+
+    def synchronize(self) -> None:
+        self.world.run_until(lambda: self.passed)
+
+
+@dataclass(frozen=True)
+class Wait:
+    event: Event
+
+
+@dataclass(frozen=True)
+class Record:
+    event: Event
+
+
+@dataclass(frozen=True)
+class Kernel:
+    run: Callable[[], object]
+
+
+Command = Wait | Record | Kernel
+
+
+@dataclass(eq=False)
+class Stream:
+    world: World
+    queue: deque[Command] = field(default_factory=deque[Command])
+
+    def wait_event(self, event: Event) -> None:
+        self.queue.append(Wait(event))
+
+    def wait_stream(self, other: Stream) -> None:
+        self.wait_event(other.record_event())
+
+    def record_event(self) -> Event:
+        event = Event(self.world)
+        event.record(self)
+        return event
+
+    def can_step(self) -> bool:
+        if not self.queue:
+            return False
+        head = self.queue[0]
+        return not isinstance(head, Wait) or head.event.passed
+
+    def step(self) -> None:
+        command = self.queue.popleft()
+        if isinstance(command, Record):
+            command.event.passed = True
+        elif isinstance(command, Kernel):
+            command.run()
+
+
+@dataclass(eq=False)
+class Block:
+    """Memory that is never given back; `freed` counts what the host did, `reused` the device."""
+
+    memory: np.ndarray
+    stream: Stream
+    freed: int = 0
+    reused: int = 0
+
+    @property
+    def address(self) -> int:
+        return self.memory.ctypes.data
+
+
+class World:
+    """The device, its streams, and the jobs of threads; `seed` fixes everything that happens."""
+
+    def __init__(self, seed: int) -> None:
+        self.random = random.Random(seed)
+        self.default_stream = Stream(self)
+        self.current = self.default_stream
+        self.streams = [self.default_stream]
+        self.jobs: list[Callable[[], None]] = []
+        self.blocks: list[Block] = []
+        self.free_blocks: list[Block] = []
+        self.host_owners: dict[int, int] = {}  # Of the staging buffer at an address.
+        self.host_memory: list[torch.Tensor] = []
+        self.pinned_bytes: list[int] = []  # One entry for each call of the driver.
+        self.computes = False
+        self.errors: list[str] = []
+
+    # Time
+
+    def progress(self) -> None:
+        """Some steps, perhaps none: the host was busy for a while."""
+        for _ in range(self.random.choice((0, 0, 1, 5))):
+            if not self.step():
+                return
+
+    def run_until(self, done: Callable[[], bool]) -> None:
+        while not done():
+            assert self.step(), "deadlock: everything waits"
+
+    def run_all(self) -> None:
+        while self.step():
+            pass
+
+    def step(self) -> bool:
+        choices = [stream.step for stream in self.streams if stream.can_step()]
+        if self.jobs:
+            choices.append(self._run_job)
+        if not choices:
+            return False
+        self.random.choice(choices)()
+        return True
+
+    def submit(self, run: Callable[[], int]) -> JobFuture:
+        """Run `run` in a thread, some time."""
+        future = JobFuture(self)
+
+        def job() -> None:
+            if not future.set_running_or_notify_cancel():
+                return
+            try:
+                result = run()
+            except BaseException as error:
+                # Without its frames, which hold the future.
+                future.set_exception(error.with_traceback(None))
+            else:
+                future.set_result(result)
+
+        self.jobs.append(job)
+        return future
+
+    def _run_job(self) -> None:
+        # In a thread of its own, whose current stream is the default one.
+        before, self.current = self.current, self.default_stream
+        self.jobs.pop(self.random.randrange(len(self.jobs)))()
+        self.current = before
+
+    # Memory
+
+    @property
+    def live_blocks(self) -> int:
+        return len(self.blocks) - len(self.free_blocks)
+
+    def empty_strided(
+        self, size: Sequence[int], stride: Sequence[int], *, dtype: torch.dtype, **_: Any
+    ) -> torch.Tensor:
+        """As torch.empty_strided: the memory goes back when the last tensor on it dies."""
+        self.progress()
+        return self.allocate(size, stride, dtype)
+
+    def allocate(
+        self, size: Sequence[int], stride: Sequence[int], dtype: torch.dtype
+    ) -> torch.Tensor:
+        reach = sum((n - 1) * s for n, s in zip(size, stride, strict=True) if n)
+        nbytes = -(-(reach + 1) * dtype.itemsize // ALIGNMENT) * ALIGNMENT
+        fitting = (
+            block
+            for block in reversed(self.free_blocks)
+            if len(block.memory) == nbytes and block.stream is self.current
+        )
+        block = next(fitting, None)
+        if block is None:
+            block = Block(np.full(nbytes, POISON, np.uint8), self.current)
+            self.blocks.append(block)
+        else:
+            self.free_blocks.remove(block)
+        owner = block.memory[:]
+        weakref.finalize(owner, self._free, block).atexit = False
+        return torch.from_numpy(owner).view(dtype).as_strided(tuple(size), tuple(stride))
+
+    def empty(self, nbytes: int, *, dtype: torch.dtype, pin_memory: bool) -> torch.Tensor:
+        """As torch.empty, for host memory; kept, as copies that come too late still write to it."""
+        memory = torch.full((nbytes + PAGE_BYTES,), POISON, dtype=dtype)
+        self.host_memory.append(memory)
+        if not pin_memory:
+            return memory[:nbytes]
+        self.pinned_bytes.append(nbytes)
+        start = -memory.data_ptr() % PAGE_BYTES  # The driver pins whole pages.
+        return memory[start : start + nbytes]
+
+    def launch(self, run: Callable[[], object]) -> None:
+        """A kernel on the current stream."""
+        self.current.queue.append(Kernel(run))
+        self.progress()
+
+    def alias(self, tensor: torch.Tensor) -> torch.Tensor:
+        """`tensor` without a hold on its memory: what a kernel has."""
+        block = self._find_block(tensor.data_ptr())
+        if block is None:
+            return tensor
+        offset = tensor.data_ptr() - block.address
+        raw = torch.from_numpy(block.memory)[offset:]
+        raw = raw[: len(raw) // tensor.itemsize * tensor.itemsize].view(tensor.dtype)
+        return raw.as_strided(tensor.shape, tensor.stride())
+
+    def copy(self, target: torch.Tensor, source: torch.Tensor, stream: Stream) -> None:
+        """Queue a copy that holds nothing, and notes an error when its memory is not its own."""
+        check_target, check_source = self._watch(target), self._watch(source)
+        to, came = self.alias(target), self.alias(source)
+        half = len(to) // 2 if to.dim() else 0
+        parts = [slice(0, half), slice(half, None)] if half else [...]
+        for part in parts:
+
+            def run(part: Any = part) -> None:
+                check_target()
+                check_source()
+                self.computes = True
+                to[part].copy_(came[part])
+                self.computes = False
+
+            stream.queue.append(Kernel(run))
+
+    def _watch(self, tensor: torch.Tensor) -> Callable[[], None]:
+        address = tensor.data_ptr()
+        block = self._find_block(address)
+        if block is not None:
+            freed = block.freed
+
+            def check_block() -> None:
+                if block.reused != freed:
+                    when = "before" if block.reused < freed else "after"
+                    self.errors.append(f"a copy used device memory {when} its time")
+
+            return check_block
+        owner = self.host_owners.get(address)
+
+        def check_buffer() -> None:
+            if self.host_owners.get(address) != owner:
+                self.errors.append("a copy used a staging buffer after its time")
+
+        return check_buffer
+
+    def _find_block(self, address: int) -> Block | None:
+        for block in self.blocks:
+            if block.address <= address < block.address + len(block.memory):
+                return block
+        return None
+
+    def _free(self, block: Block) -> None:
+        block.freed += 1
+        self.free_blocks.append(block)
+
+        def reuse() -> None:
+            block.reused += 1
+            block.memory[:] = POISON
+
+        block.stream.queue.append(Kernel(reuse))
+
+
+class JobFuture(Future[int]):
+    """A future whose waiter makes the world go on."""
+
+    def __init__(self, world: World) -> None:
+        super().__init__()
+        self._world = world
+
+    def result(self, timeout: float | None = None) -> int:
+        self._world.run_until(self.done)
+        return super().result(timeout)
+
+
+class JobExecutor:
+    """In place of a ThreadPoolExecutor."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+
+    def submit(self, run: Callable[[], int]) -> JobFuture:
+        return self._world.submit(run)
+
+    def shutdown(self) -> None:
+        self._world.run_all()
+
+
+class JobEngine:
+    """An engine whose transfers are jobs; the next `read_failures` reads fail."""
+
+    name = "simulated"
+    alignment = ALIGNMENT
+
+    def __init__(self, world: World) -> None:
+        self.read_failures = 0
+        self._world = world
+        self._slots = SlotAllocator(ALIGNMENT)
+        self._bytes: dict[int, bytes] = {}
+
+    def allocate(self, nbytes: int) -> int:
+        return self._slots.allocate(nbytes)
+
+    def free(self, offset: int) -> None:
+        self._slots.free(offset)
+        self._bytes.pop(offset, None)
+
+    def reserve(self, nbytes: int) -> None: ...
+
+    def describe(self, offset: int) -> str:
+        return f"slot {offset}"
+
+    def write(self, view: memoryview, offset: int) -> JobFuture:
+        def run() -> int:
+            self._bytes[offset] = bytes(view)
+            return len(view)
+
+        return self._world.submit(run)
+
+    def read(self, view: memoryview, offset: int) -> JobFuture:
+        def run() -> int:
+            if self.read_failures:
+                self.read_failures -= 1
+                view[:] = bytes([POISON]) * len(view)
+                raise OSError("simulated")
+            view[:] = self._bytes[offset]
+            return len(view)
+
+        return self._world.submit(run)
+
+    def close(self) -> None:
+        self._world.run_all()
+
+
+class WatchedArena(StagingArena):
+    """Poisons a buffer at once when it comes back, and notes that it has a new owner."""
+
+    def __init__(self, world: World, allocate: AllocateFunction, max_bytes: int) -> None:
+        super().__init__(allocate, max_bytes)
+        self._world = world
+
+    def take(self, nbytes: int) -> StagingBuffer:
+        buffer = super().take(nbytes)
+        self._world.host_owners.setdefault(buffer.tensor.data_ptr(), 0)
+        return buffer
+
+    def give(self, buffer: StagingBuffer) -> None:
+        self._world.host_owners[buffer.tensor.data_ptr()] += 1
+        buffer.tensor.fill_(POISON)
+        super().give(buffer)
+
+
+class QueueCopies(TorchFunctionMode):
+    """Copies and clones of tensors go to the current stream.
+
+    Nothing else may run inside, as torch turns the mode off while it is asked.
+    """
+
+    def __init__(self, world: World) -> None:
+        super().__init__()
+        self._world = world
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        world = self._world
+        if world.computes:
+            return func(*args, **(kwargs or {}))
+        if func is torch.Tensor.copy_:
+            world.copy(args[0], args[1], world.current)
+            return args[0]
+        if func is torch.Tensor.clone:
+            source = args[0]
+            stride = torch.empty(source.shape, device="meta").stride()
+            target = world.allocate(source.shape, stride, source.dtype)
+            world.copy(target, source, world.current)
+            return target
+        return func(*args, **(kwargs or {}))
+
+
+@contextlib.contextmanager
+def install(
+    world: World, patch: pytest.MonkeyPatch, staging_bytes: int = 2**20
+) -> Iterator[CudaDevice]:
+    """A CudaDevice on the world, in whose context copies are queued."""
+
+    @contextlib.contextmanager
+    def stream(chosen: Stream) -> Iterator[None]:
+        before, world.current = world.current, chosen
+        yield
+        world.current = before
+
+    def make_stream(_device: torch.device) -> Stream:
+        world.streams.append(Stream(world))
+        return world.streams[-1]
+
+    def make_event(blocking: bool = False) -> Event:
+        return Event(world, blocking)
+
+    cuda = SimpleNamespace(
+        Stream=make_stream,
+        Event=make_event,
+        stream=stream,
+        device=lambda _device: contextlib.nullcontext(),
+        current_stream=lambda: world.current,
+        set_device=lambda _device: None,
+    )
+    simulated = SimpleNamespace(
+        cuda=cuda, empty=world.empty, empty_strided=world.empty_strided, uint8=torch.uint8
+    )
+    patch.setattr(streams, "torch", simulated)
+    device = CudaDevice(CudaStreams(CPU))
+    device.arena = WatchedArena(world, device.streams.empty_host, staging_bytes)
+    device.executor.shutdown()
+    device.executor = JobExecutor(world)  # pyright: ignore[reportAttributeAccessIssue]
+    with QueueCopies(world):
+        yield device

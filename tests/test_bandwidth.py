@@ -1,0 +1,42 @@
+"""The bandwidth probe: positive and round numbers, and nothing left in the engine."""
+
+from __future__ import annotations
+
+import pytest
+
+from fxoffload.errors import StoreFull
+from fxoffload.runtime import bandwidth
+from fxoffload.runtime.bandwidth import Bandwidth, measure_bandwidth, round_down
+from fxoffload.runtime.memory import MemoryEngine
+
+
+# What the probe asks for first, and a quarter of that: smaller slots do too.
+@pytest.mark.parametrize("capacity", [2**23, 2**20])
+def test_bandwidth_is_positive_and_round(monkeypatch: pytest.MonkeyPatch, capacity: int) -> None:
+    monkeypatch.setattr(bandwidth, "PROBE_BYTES", 2**20)
+    engine = MemoryEngine(capacity)
+    for value in measure_bandwidth(engine):
+        assert value > 0
+        assert len(f"{value:.0f}".rstrip("0")) == 1
+    assert engine.end_bytes == 0
+    engine.close()
+
+
+def test_an_engine_without_room_cannot_be_measured() -> None:
+    engine = MemoryEngine(4096)
+    with pytest.raises(StoreFull):
+        measure_bandwidth(engine)
+    assert engine.end_bytes == 0
+    engine.close()
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"), [(1.0, 1.0), (9.99e8, 9e8), (1e9, 1e9), (123456.0, 1e5), (4.5e10, 4e10)]
+)
+def test_round_down(value: float, expected: float) -> None:
+    assert round_down(value) == expected
+
+
+def test_round_trip_is_slower_than_either_way() -> None:
+    assert Bandwidth(2e9, 2e9).round_trip == pytest.approx(1e9)
+    assert Bandwidth(1e9, 3e9).round_trip == pytest.approx(7.5e8)

@@ -1,0 +1,165 @@
+"""The choice of an engine, what it opens, and that its numbers are those of every process."""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from fxoffload.backend import build_partitioner
+from fxoffload.config import IOEngineName, OffloadConfig
+from fxoffload.errors import ConfigError, StoreFull
+from fxoffload.runtime import choice, spill_file
+from fxoffload.runtime.bandwidth import Bandwidth
+from fxoffload.runtime.choice import choose_engine, open_engine
+from fxoffload.runtime.posix import PosixEngine
+from fxoffload.runtime.probe_cache import cache_path
+from fxoffload.runtime.spill_file import SpillFile
+
+PROBES = (choice._probe_directory, choice._probe_memory)
+
+
+def forget_probes() -> None:
+    """What a new process knows."""
+    for probe in PROBES:
+        probe.cache_clear()
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    forget_probes()
+    yield
+    forget_probes()
+
+
+@pytest.fixture
+def directories(spill_directory: Path) -> list[Path]:
+    found = [spill_directory / "a", spill_directory / "b"]
+    for directory in found:
+        directory.mkdir()
+    return found
+
+
+def test_posix_over_all_directories(directories: list[Path]) -> None:
+    engine = open_engine(OffloadConfig(directory=directories, ioengine="posix"))
+    assert isinstance(engine, PosixEngine)
+    places = {engine.describe(engine.allocate(1)).split(" at ")[0] for _ in range(2)}
+    assert places == {f"the spill file in {directory}" for directory in directories}
+    engine.close()
+
+
+def test_the_speeds_of_the_directories_reach_the_engine(
+    directories: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    speeds = {"a": 3e9, "b": 1e9}
+    monkeypatch.setattr(
+        choice,
+        "_probe_directory",
+        lambda kind, path: (path.name, Bandwidth(speeds[path.name], speeds[path.name])),
+    )
+    config = OffloadConfig(directory=directories, ioengine="posix")
+    assert choose_engine(config).bandwidth == (4e9, 4e9)
+    engine = open_engine(config)
+    files = [engine.allocate(4096) >> 48 for _ in range(40)]
+    assert (files.count(0), files.count(1)) == (30, 10)
+    engine.close()
+
+
+def test_one_file_system_is_counted_once(directories: list[Path]) -> None:
+    chosen = choose_engine(OffloadConfig(directory=directories, ioengine="posix"))
+    assert chosen.bandwidths[0] == chosen.bandwidths[1] == chosen.bandwidth
+    assert str(chosen) == 'posix: ioengine="posix" was asked for'
+
+
+def test_memory_is_capped_by_the_host_budget() -> None:
+    engine = open_engine(OffloadConfig(ioengine="memory", host_budget=4096))
+    assert engine.name == "memory"
+    engine.reserve(4096)
+    with pytest.raises(StoreFull, match="the limit is 4\\.0 KiB"):
+        engine.reserve(4097)
+    engine.close()
+
+
+def test_every_directory_is_checked(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="missing"):
+        open_engine(OffloadConfig(directory=[tmp_path, tmp_path / "missing"]))
+
+
+def test_a_failed_opening_leaves_no_descriptor(
+    directories: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail_in_b(directory: Path) -> SpillFile:
+        if directory.name == "b":
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return SpillFile(directory)
+
+    monkeypatch.setattr(choice, "SpillFile", fail_in_b)
+    before = set(os.listdir("/proc/self/fd"))
+    with pytest.raises(OSError, match="Input/output"):
+        open_engine(OffloadConfig(directory=directories, ioengine="posix"))
+    assert set(os.listdir("/proc/self/fd")) == before
+
+
+def test_a_buffered_file_is_warned_of_once(
+    spill_directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(spill_file, "_enable_direct", lambda fd: None)
+    with pytest.warns(RuntimeWarning, match="refuses direct I/O") as caught:
+        engine = open_engine(OffloadConfig(directory=spill_directory, ioengine="posix"))
+    assert len(caught) == 1
+    assert engine.name == "posix buffered"
+    engine.close()
+
+
+@pytest.mark.parametrize("name", ["posix", "memory"])
+def test_a_new_process_keeps_the_numbers_and_the_compile_cache(
+    spill_directory: Path, monkeypatch: pytest.MonkeyPatch, name: IOEngineName
+) -> None:
+    noise = itertools.count(1)
+    monkeypatch.setattr(
+        choice, "measure_bandwidth", lambda engine: Bandwidth(next(noise) * 1e9, 1e9)
+    )
+    config = OffloadConfig(directory=spill_directory, ioengine=name)
+    first, identity = choose_engine(config), build_partitioner(config, "store").uuid()
+    forget_probes()
+    assert choose_engine(config) == first
+    assert build_partitioner(config, "store").uuid() == identity
+    cache_path().unlink()
+    forget_probes()
+    assert choose_engine(config).bandwidth == (2e9, 1e9)
+    assert build_partitioner(config, "store").uuid() != identity
+
+
+def test_a_process_that_cannot_keep_its_numbers_stays_with_them(
+    spill_directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "cache").write_text("a file where the folder should be")
+    noise = itertools.count(1)
+    monkeypatch.setattr(
+        choice, "measure_bandwidth", lambda engine: Bandwidth(next(noise) * 1e9, 1e9)
+    )
+    config = OffloadConfig(directory=spill_directory, ioengine="posix")
+    assert choose_engine(config) == choose_engine(config)
+
+
+def test_another_process_finds_the_numbers(
+    spill_directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = (
+        "import sys; from fxoffload.config import OffloadConfig; from fxoffload.runtime import *;"
+        "choice = choose_engine(OffloadConfig(directory=sys.argv[1], ioengine='posix'));"
+        "print(*choice.bandwidth)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, spill_directory], capture_output=True, text=True, check=True
+    )
+    monkeypatch.delattr(choice, "measure_bandwidth")
+    chosen = choose_engine(OffloadConfig(directory=spill_directory, ioengine="posix"))
+    assert tuple(map(float, done.stdout.split())) == chosen.bandwidth

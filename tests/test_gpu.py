@@ -1,0 +1,368 @@
+"""What only a CUDA device can show; all of it is skipped without one.
+
+None of this has run on CUDA yet. `benchmarks/gpu_suite.py` runs it together with the measurements.
+The order of streams alone is tested without a device, in test_cuda.py.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import re
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from zoo import CASES
+
+import fxoffload
+from fxoffload.runtime.cuda import CudaDevice
+from fxoffload.runtime.memory import MemoryEngine
+from fxoffload.runtime.store import OffloadStore
+
+# Before the first product of matrices, which reads it: with it, equal runs give equal bits.
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+    pytest.mark.filterwarnings("ignore:.*determinis"),
+]
+
+MIB = 2**20
+CUDA = torch.device("cuda", 0)
+NUM_STEPS = 3
+SLEEP_CYCLES = 50_000_000  # Some 30 ms.
+CASE_NAMES = ("mlp", "attention", "dropout", "views", "tied_head", "conv", "checkpoint",
+              "graph_break", "gpt2")  # fmt: skip
+EXACT_CASES = {"mlp", "views", "checkpoint", "graph_break"}  # Whose kernels add in one order.
+
+
+@pytest.fixture(autouse=True)
+def clean() -> Iterator[None]:
+    """Each test begins and ends with nothing compiled and nothing live."""
+    torch._dynamo.reset()
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = False
+    torch.backends.cudnn.benchmark = False
+    fxoffload.reset_statistics()
+    yield
+    torch.use_deterministic_algorithms(False)
+    torch._dynamo.reset()
+    gc.collect()
+    torch.cuda.synchronize()
+    assert fxoffload.statistics().live_bytes == 0
+
+
+@pytest.fixture
+def store() -> Iterator[OffloadStore]:
+    store = OffloadStore({"nvme": MemoryEngine(8 * 2**30)}, max_inflight_bytes=2**31)
+    yield store
+    store.close()
+    assert store.statistics().live_bytes == 0
+
+
+def find_device(store: OffloadStore, device: torch.device = CUDA) -> CudaDevice:
+    found = store._devices.find(device)
+    assert isinstance(found, CudaDevice)
+    return found
+
+
+def drain(statistics: Callable[[], fxoffload.StoreStatistics] = fxoffload.statistics) -> None:
+    """Let every write end, so that nothing is found in memory."""
+    deadline = time.monotonic() + 60
+    while statistics().inflight_bytes:
+        assert time.monotonic() < deadline, "writes do not finish"
+        time.sleep(0.001)
+
+
+# --- compiled models ----------------------------------------------------------------------------
+
+
+def train(
+    case: str, *, mode: str | None = None, steps: int = NUM_STEPS, **options: Any
+) -> list[list[Tensor]]:
+    """Loss and gradients of some optimizer steps on CUDA, on the host."""
+    torch._dynamo.reset()
+    torch.manual_seed(0)
+    module, inputs = CASES[case]()
+    module.to(CUDA)
+    inputs = tuple(x.to(CUDA) for x in inputs)
+    compiled = fxoffload.compile(module, mode=mode, min_bytes=1, memory_budget="min", **options)
+    optimizer = torch.optim.SGD(module.parameters(), lr=0.01, momentum=0.9)
+    history: list[list[Tensor]] = []
+    for step in range(steps):
+        torch.compiler.cudagraph_mark_step_begin()
+        torch.manual_seed(step)
+        loss = compiled(*inputs)
+        drain()
+        loss.backward()
+        gradients = [p.grad for p in module.parameters() if p.grad is not None]
+        history.append([value.detach().cpu() for value in (loss, *gradients)])
+        optimizer.step()
+        optimizer.zero_grad()
+    return history
+
+
+def are_equal(left: list[list[Tensor]], right: list[list[Tensor]]) -> bool:
+    pairs = zip(left, right, strict=True)
+    return all(torch.equal(a, b) for old, new in pairs for a, b in zip(old, new, strict=True))
+
+
+def assert_moved_and_freed() -> None:
+    done = fxoffload.statistics()
+    assert done.offloaded_bytes > 0
+    assert done.written_bytes == done.read_bytes == done.offloaded_bytes
+    assert done.live_bytes == done.inflight_bytes == done.write_errors == done.read_errors == 0
+
+
+def check_parity(
+    case: str, mode: str | None = None, steps: int = NUM_STEPS, **options: Any
+) -> None:
+    """Bitwise where the graphs that move nothing repeat themselves bitwise; else close."""
+    reference = train(case, enabled=False, steps=steps, **options)
+    repeats = are_equal(reference, train(case, enabled=False, steps=steps, **options))
+    fxoffload.reset_statistics()
+    moved = train(case, mode=mode, steps=steps, **options)
+    torch.testing.assert_close(moved, reference, rtol=1e-4, atol=1e-5)
+    assert repeats or case not in EXACT_CASES
+    if repeats and mode is None:
+        assert are_equal(moved, reference)
+    assert_moved_and_freed()
+
+
+@pytest.mark.parametrize("case", CASE_NAMES)
+def test_parity_eager(case: str, spill_directory: Path) -> None:
+    check_parity(case, compiler="eager", directory=spill_directory)
+
+
+@pytest.mark.parametrize("case", ["mlp", "attention", "gpt2"])
+def test_parity_inductor(case: str, spill_directory: Path) -> None:
+    check_parity(case, directory=spill_directory)
+
+
+def test_parity_kvikio(spill_directory: Path) -> None:
+    pytest.importorskip("kvikio")
+    check_parity("attention", compiler="eager", directory=spill_directory, ioengine="kvikio")
+    assert "kvikio" in fxoffload.statistics().ioengine
+
+
+def test_reduce_overhead_is_right_over_many_steps(spill_directory: Path) -> None:
+    """CUDA graphs are replayed around our ops, which read and write other addresses each time."""
+    from torch._dynamo.utils import counters
+
+    counters.clear()
+    check_parity("gpt2", mode="reduce-overhead", steps=10, directory=spill_directory)
+    # A graph that Inductor divided has more partitions than there are graphs (two).
+    assert counters["inductor"]["cudagraph_partitions"] > 2
+    assert counters["inductor"]["cudagraph_skips"] == 0
+
+
+def test_compute_on_a_stream_of_the_user(spill_directory: Path) -> None:
+    reference = train("attention", compiler="eager", directory=spill_directory, enabled=False)
+    fxoffload.reset_statistics()
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        moved = train("attention", compiler="eager", directory=spill_directory)
+    torch.cuda.current_stream().wait_stream(side)
+    torch.testing.assert_close(moved, reference, rtol=1e-4, atol=1e-5)
+    assert_moved_and_freed()
+
+
+class Chain(nn.Module):
+    """Layers that each save one activation as large as their input."""
+
+    def __init__(self, layers: int, width: int) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(width, width) for _ in range(layers))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers:
+            x = layer(x).tanh()
+        return x.square().mean()
+
+
+def test_retain_graph(spill_directory: Path) -> None:
+    model = Chain(4, 256).to(CUDA)
+    x = torch.randn(512, 256, device=CUDA)
+    options = {"compiler": "eager", "directory": spill_directory, "memory_budget": "min"}
+    compiled = fxoffload.compile(model, min_bytes=1, **options)
+    loss = compiled(x)
+    drain()
+    loss.backward(retain_graph=True)
+    once = [p.grad.clone() for p in model.parameters() if p.grad is not None]
+    loss.backward()
+    twice = [p.grad for p in model.parameters()]
+    torch.testing.assert_close(twice, [2 * gradient for gradient in once])
+    del loss
+    assert fxoffload.statistics().read_bytes > 0
+
+
+def test_peak_falls_by_what_is_moved(spill_directory: Path) -> None:
+    """12 activations of 64 MiB; the moved model holds a few of them at a time."""
+    x = torch.randn(8192, 2048, device=CUDA)
+
+    def find_peak(**options: Any) -> int:
+        torch._dynamo.reset()
+        torch.manual_seed(0)
+        model = Chain(12, 2048).to(CUDA)
+        compiled = fxoffload.compile(
+            model, compiler="eager", directory=spill_directory, memory_budget="min", **options
+        )
+        peaks: list[int] = []
+        for _ in range(2):
+            model.zero_grad()
+            torch.cuda.synchronize()
+            before = torch.cuda.memory_allocated()
+            torch.cuda.reset_peak_memory_stats()
+            compiled(x).backward()
+            torch.cuda.synchronize()
+            peaks.append(torch.cuda.max_memory_allocated() - before)
+        return peaks[-1]
+
+    plain = find_peak(enabled=False)
+    moved = find_peak()
+    assert plain >= 12 * 64 * MIB
+    # Gradients (12 x 16 MiB) stay in both.
+    assert moved < 0.6 * plain
+
+
+def read_kernels(code: str) -> list[tuple[list[str], list[int]]]:
+    """Of each Triton kernel in generated code: its arguments' types, and which are aligned."""
+    found: list[tuple[list[str], list[int]]] = []
+    for line in code.splitlines():
+        signature = re.search(r"'signature': \{(.*?)\}", line)
+        aligned = re.search(r"'configs': \[\{(.*?)\}\]", line)
+        if signature and aligned:
+            types = re.findall(r"'\w+': '([^']*)'", signature[1])
+            found.append((types, [int(i) for i in re.findall(r"\((\d+),\)", aligned[1])]))
+    return found
+
+
+def test_reloaded_values_are_aligned_in_generated_code(spill_directory: Path) -> None:
+    from torch._inductor.utils import run_fw_bw_and_get_code
+
+    model = Chain(4, 512).to(CUDA)
+    x = torch.randn(512, 512, device=CUDA)
+    compiled = fxoffload.compile(model, directory=spill_directory, memory_budget="min", min_bytes=1)
+    _, (_, backward) = run_fw_bw_and_get_code(lambda: compiled(x))
+    assert backward.count("fxoffload.wait.default(") > 0
+    assert re.search(r"assert_alignment\(\w+, 16, .torch.ops.fxoffload.wait", backward)
+    assert "fxoffload.wait.default) is assumed to be not aligned" not in backward
+    kernels = read_kernels(backward)
+    assert kernels
+    for types, aligned in kernels:
+        pointers = {index for index, kind in enumerate(types) if kind.startswith("*")}
+        assert pointers <= set(aligned)
+
+
+# --- the store ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("own_stream", [False, True])
+def test_large_values_under_a_slow_stream(store: OffloadStore, own_stream: bool) -> None:
+    """8192 x 8192: copies take so long that one which is not waited for is caught half done."""
+    stream = torch.cuda.Stream() if own_stream else torch.cuda.default_stream()
+    shape, count = (8192, 8192), 6
+    with torch.cuda.stream(stream):
+        for step in range(2):
+            tickets = []
+            for number in range(count):
+                torch.cuda._sleep(SLEEP_CYCLES)
+                x = torch.full(shape, float(10 * step + number), device=CUDA)
+                ticket = store.offload(x, f"x{number}", "nvme", True)
+                store.release(ticket, block=True)
+                del x
+                # Takes the memory of x at once.
+                scratch = torch.full(shape, -1.0, device=CUDA)
+                del scratch
+                tickets.append(ticket)
+            if step:
+                drain(store.statistics)
+            for number in reversed(range(count)):
+                ticket = tickets.pop()
+                layout = ticket.layout
+                y = store.prefetch(ticket, shape, layout.stride, layout.dtype, layout.device)
+                torch.cuda._sleep(SLEEP_CYCLES)
+                store.wait(ticket, y)
+                assert y.data_ptr() % 512 == 0
+                low, high = (value.item() for value in torch.aminmax(y))
+                assert low == high == 10 * step + number
+                del y
+                store.free(ticket)
+    done = store.statistics()
+    assert done.read_bytes >= count * 8192 * 8192 * 4
+    assert done.read_bytes + done.forwarded_bytes == done.offloaded_bytes
+
+
+def test_a_value_that_is_given_up_overwrites_nothing(store: OffloadStore) -> None:
+    nbytes = 64 * MIB
+    for _ in range(20):
+        x = torch.ones(nbytes // 4, device=CUDA)
+        ticket = store.offload(x, "x", "nvme", True)
+        store.release(ticket, block=True)
+        del x
+        drain(store.statistics)
+        layout = ticket.layout
+        y = store.prefetch(ticket, ticket.size, layout.stride, layout.dtype, CUDA)
+        del y
+        store.free(ticket)
+        other = torch.full((nbytes // 4,), 2.0, device=CUDA)
+        torch.cuda._sleep(SLEEP_CYCLES)
+        assert torch.aminmax(other) == (2, 2)
+
+
+def test_a_steady_step_pins_nothing(store: OffloadStore) -> None:
+    def step() -> None:
+        tickets = []
+        for number in range(4):
+            x = torch.full((MIB,), float(number), device=CUDA)
+            ticket = store.offload(x, f"x{number}", "nvme", True)
+            store.release(ticket, block=True)
+            tickets.append(ticket)
+        drain(store.statistics)
+        for number in reversed(range(4)):
+            ticket = tickets.pop()
+            layout = ticket.layout
+            y = store.prefetch(ticket, ticket.size, layout.stride, layout.dtype, CUDA)
+            store.wait(ticket, y)
+            assert torch.aminmax(y) == (number, number)
+            store.free(ticket)
+
+    step()
+    calls = torch.cuda.host_memory_stats()["num_host_alloc"]
+    arena = find_device(store).arena
+    assert 0 < arena.pinned_bytes <= 64 * MIB
+    for _ in range(10):
+        step()
+    assert torch.cuda.host_memory_stats()["num_host_alloc"] == calls
+    assert arena.pinned_bytes <= 64 * MIB
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
+def test_two_devices(store: OffloadStore) -> None:
+    """Each has streams of its own; the current device of the caller is the other one."""
+    values = {}
+    for index in (0, 1):
+        device = torch.device("cuda", index)
+        with torch.cuda.device(1 - index):
+            x = torch.full((16 * MIB,), float(index), device=device)
+            ticket = store.offload(x, f"x{index}", "nvme", True)
+            store.release(ticket, block=True)
+            values[device] = ticket
+            del x
+    drain(store.statistics)
+    for device, ticket in values.items():
+        with torch.cuda.device(1 - device.index):
+            y = store.prefetch(ticket, ticket.size, (1,), torch.float32, device)
+            store.wait(ticket, y)
+            assert y.device == device
+            assert torch.aminmax(y) == (device.index, device.index)
+            assert torch.cuda.current_device() == 1 - device.index
+        store.free(ticket)
+    assert find_device(store, torch.device("cuda", 1)).arena.pinned_bytes > 0

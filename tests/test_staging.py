@@ -1,0 +1,90 @@
+"""Staging buffers cut from pinned chunks: no overlap, a bound, and reuse."""
+
+from __future__ import annotations
+
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fxoffload.runtime.buffers import STAGING_ALIGNMENT, StagingBuffer
+from fxoffload.runtime.staging import StagingArena
+
+MIB = 2**20
+
+
+class Memory:
+    """Counts what was asked for; `shift` moves the addresses off the pages."""
+
+    def __init__(self, shift: int = 0) -> None:
+        self.shift = shift
+        self.pinned: list[int] = []
+        self.pageable: list[int] = []
+
+    def allocate(self, nbytes: int, pinned: bool) -> torch.Tensor:
+        (self.pinned if pinned else self.pageable).append(nbytes)
+        memory = torch.empty(nbytes + 2 * STAGING_ALIGNMENT, dtype=torch.uint8)
+        start = -memory.data_ptr() % STAGING_ALIGNMENT + self.shift
+        return memory[start : start + nbytes]
+
+
+def find_range(buffer: StagingBuffer) -> range:
+    start = buffer.tensor.data_ptr()
+    return range(start, start + len(buffer.view))
+
+
+def test_equal_demands_are_met_by_one_chunk() -> None:
+    memory = Memory()
+    arena = StagingArena(memory.allocate, 256 * MIB)
+    for _ in range(5):
+        buffers = [arena.take(5 * MIB) for _ in range(10)]
+        assert arena.used_bytes == 50 * MIB
+        for buffer in buffers:
+            arena.give(buffer)
+    assert memory.pinned == [64 * MIB]  # A power of two: torch rounds up to one.
+    assert memory.pageable == []
+    assert (arena.pinned_bytes, arena.used_bytes) == (64 * MIB, 0)
+
+
+def test_beyond_the_bound_memory_is_pageable() -> None:
+    memory = Memory()
+    arena = StagingArena(memory.allocate, 3 * MIB)
+    buffers = [arena.take(MIB) for _ in range(4)]
+    assert memory.pinned == [2 * MIB, MIB]
+    assert memory.pageable == [MIB]
+    assert arena.pinned_bytes == 3 * MIB
+    for buffer in buffers:
+        arena.give(buffer)
+    assert arena.used_bytes == 0
+    arena.take(MIB)
+    assert memory.pageable == [MIB]
+
+
+def test_a_value_larger_than_a_chunk_has_one_of_its_own() -> None:
+    memory = Memory()
+    arena = StagingArena(memory.allocate, 256 * MIB)
+    arena.take(65 * MIB)
+    assert memory.pinned == [128 * MIB]
+
+
+@given(
+    shift=st.sampled_from([0, 64]),
+    sizes=st.lists(st.tuples(st.integers(0, 40_000), st.booleans()), max_size=30),
+)
+def test_buffers_in_use_do_not_overlap(shift: int, sizes: list[tuple[int, bool]]) -> None:
+    arena = StagingArena(Memory(shift).allocate, 2**17)
+    held: list[StagingBuffer] = []
+    for nbytes, keep in sizes:
+        buffer = arena.take(nbytes)
+        taken = find_range(buffer)
+        assert len(taken) == nbytes
+        assert buffer.tensor.numel() == nbytes
+        assert taken.start % STAGING_ALIGNMENT == 0
+        for other in map(find_range, held):
+            assert taken.stop <= other.start or other.stop <= taken.start or nbytes == 0
+        held.append(buffer)
+        if not keep:
+            arena.give(held.pop(0))
+        assert arena.pinned_bytes <= 2**17
+    for buffer in held:
+        arena.give(buffer)
+    assert arena.used_bytes == 0
