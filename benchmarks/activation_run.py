@@ -52,10 +52,10 @@ class PassRecord:
     plans: list[Plan] = field(default_factory=list[Plan])
     seconds: float = 0.0
 
-    def transform_graph(self, graph: Any, options: PassOptions) -> Plan:
+    def transform_graph(self, graph: Any, options: PassOptions, **kwargs: Any) -> Plan:
         """In place of passes.transform_graph: the same, timed, its plan kept."""
         start = time.perf_counter()
-        plan = _transform_graph(graph, options)
+        plan = _transform_graph(graph, options, **kwargs)
         self.seconds += time.perf_counter() - start
         self.plans.append(plan)
         return plan

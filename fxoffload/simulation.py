@@ -10,9 +10,11 @@ explain, and to ask what other hardware would do.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from functools import cached_property
+from heapq import heappop, heappush
 from itertools import accumulate
 from operator import add
 
@@ -139,7 +141,7 @@ def simulate(
     written: dict[str, float] = {}
     read: dict[str, float] = {}
     inflight: list[tuple[float, int]] = []
-    forwarded_bytes = 0
+    inflight_bytes = forwarded_bytes = 0
     for position, seconds in enumerate(step.seconds):
         arrivals.append(clock)
         if position not in busy:
@@ -163,16 +165,19 @@ def simulate(
         exposed += clock - before
         clock += seconds
         for value in offloads.get(position, ()):
-            inflight = [(end, nbytes) for end, nbytes in inflight if end > clock]
-            while inflight and sum(n for _, n in inflight) + value.nbytes > max_inflight_bytes:
-                end, _ = inflight.pop(inflight.index(min(inflight)))
+            while inflight and (
+                inflight[0][0] <= clock or inflight_bytes + value.nbytes > max_inflight_bytes
+            ):
+                end, nbytes = heappop(inflight)
+                inflight_bytes -= nbytes
                 exposed += max(0.0, end - clock)
                 clock = max(clock, end)
             tier = transfers[value.name].tier
             clock += links[tier].compute_seconds_per_byte * value.nbytes
             end = writes[tier].add(clock, value.nbytes)
             written[value.name] = end
-            inflight.append((end, value.nbytes))
+            heappush(inflight, (end, value.nbytes))
+            inflight_bytes += value.nbytes
     moved_bytes = sum(value.nbytes for value in step.values if value.name in transfers)
     return Simulation(
         step_seconds=clock,
@@ -258,9 +263,7 @@ def _find_residences(
         if transfer.release >= step.forward_length:
             # Nothing blocks: the store holds it until it is written. What a node waits for has
             # its memory by then, so that what counts is when the waiting begins.
-            end = written[value.name]
-            while last + 1 < len(arrivals) and arrivals[last + 1] < end:
-                last += 1
+            last = max(last, bisect_left(arrivals, written[value.name]) - 1)
         last = min(max(last, value.last_use), step.freed(value))
         first = max(min(transfer.prefetch, step.first_use(value)), last + 1)
         residences.append(Residence(value.name, value.nbytes, value.born, last))

@@ -226,9 +226,8 @@ def _find_readers(base: fx.Node) -> list[fx.Node]:
 
 def _erase_dead_views(graph: fx.Graph) -> None:
     """Saved views that a ticket replaced have no reader left, nor has a split of such views."""
-    for node in reversed(graph.nodes):
-        is_tuple = isinstance(node.meta.get("val"), list | tuple) and not node.is_impure()
-        if not node.users and (is_view(node) or (node.op == "call_function" and is_tuple)):
+    for node in reversed([node for node in graph.nodes if is_view(node)]):
+        if not node.users:
             graph.erase_node(node)
 
 

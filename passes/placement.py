@@ -145,8 +145,8 @@ def _place_releases(
             tier = tiers[value.name]
             free[tier] = max(clock, free[tier]) + links[tier].write_seconds(value.nbytes)
             ends[value.name] = free[tier] + links[tier].latency_seconds
-    for value in dead.get(step.forward_length - 1, ()):
-        pending.append((ends[value.name], value.name, value.nbytes))
+    last = dead.get(step.forward_length - 1, ())
+    pending += [(ends[value.name], value.name, value.nbytes) for value in last]
     return releases, _Tail(step, pending, clock)
 
 

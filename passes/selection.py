@@ -31,8 +31,8 @@ from fxoffload.simulation import (
 # Part of a link's bandwidth that a plan counts on: the rest absorbs noise and other users.
 LINK_UTILISATION = 0.8
 # Nodes that may be simulated in one selection, about a second's worth: small steps are searched
-# through, large ones get fifty trials.
-MAX_NODE_VISITS = 250_000
+# through, large ones get thirty trials.
+MAX_NODE_VISITS = 150_000
 _MIB = 2**20
 
 

@@ -194,11 +194,14 @@ class Footprint:
 
 
 def _find_names(nodes: Sequence[fx.Node]) -> tuple[str, ...]:
-    """Names of nodes to stand in front of: a view may be moved or go, so the next other node."""
+    """Names of nodes to stand in front of: a view or dead node may go, so the next other node."""
     names: list[str] = []
+    alive: set[fx.Node] = set()
     name = nodes[-1].name
     for node in reversed(nodes):
-        name = name if is_view(node) else node.name
+        if node.op == "output" or node.is_impure() or not alive.isdisjoint(node.users):
+            alive.add(node)
+            name = name if is_view(node) else node.name
         names.append(name)
     return tuple(reversed(names))
 

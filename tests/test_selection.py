@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import milp
@@ -139,7 +139,7 @@ def test_without_budget_a_value_reused_too_soon_stays() -> None:
 
 
 def test_without_budget_a_full_link_takes_no_more() -> None:
-    """Reads of 3 seconds each, wanted at 18; the first may start at 10, where 8 seconds are left."""
+    """Reads of 3 seconds each, wanted at 18; the first may start at 10, 8 seconds earlier."""
     step = make_step([make_value(f"v{index}", nbytes=300) for index in range(4)])
     plan = choose_offloads(step, {"nvme": Link(1e9, 100, 0.0)}, **EXACT)
     assert len(moved(plan)) == 2
@@ -261,10 +261,14 @@ def draw_instance(seed: int) -> tuple[Step, Link, int]:
             return step, links["nvme"], budget_bytes
 
 
-@pytest.mark.parametrize("block", range(10))
-def test_plan_is_within_five_percent_of_the_optimum(block: int) -> None:
+# Where a search that only drops, or starts from the most promising values alone, misses.
+HARD = (220, 322, 473, 839)
+
+
+@pytest.mark.parametrize("seeds", [*(range(i, i + 20) for i in range(0, 200, 20)), HARD])
+def test_plan_is_within_five_percent_of_the_optimum(seeds: Iterable[int]) -> None:
     """200 instances in all; the optimum's own plan is simulated, so that both mean the same."""
-    for seed in range(20 * block, 20 * block + 20):
+    for seed in seeds:
         step, link, budget_bytes = draw_instance(seed)
         optimum = milp.solve(step, link, budget_bytes)
         assert optimum is not None, "what is not below the lower bound can be met"
