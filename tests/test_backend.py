@@ -217,7 +217,7 @@ def test_budget_that_cannot_be_met_is_an_error(spill_directory: Path, way: str) 
         compiled = torch.compile(model, backend="fxoffload", options=options)
     else:
         compiled = fxoffload.compile(model, memory_budget=1, **options)
-    with pytest.raises(fxoffload.BudgetError, match="memory_budget=1 .* lowest peak .* at"):
+    with pytest.raises(fxoffload.BudgetError, match=r"memory_budget=1 .* lowest peak .* at"):
         compiled(torch.randn(16, WIDTH))
 
 

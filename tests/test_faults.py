@@ -1,0 +1,270 @@
+"""Faults of the drive while a model trains: nothing is lost, or an error says what is.
+
+Each fault is put into the system calls of the posix engine, so that all above it is the real thing.
+"""
+
+from __future__ import annotations
+
+import errno
+import gc
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import fxoffload
+from fxoffload.runtime import kernels
+from fxoffload.runtime.store import OffloadStore
+
+WIDTH = 64
+BATCH = 512
+VALUE_BYTES = BATCH * WIDTH * 4
+
+
+@dataclass
+class Job:
+    """A compiled model, its store, and what a step without a fault gives."""
+
+    model: nn.Module
+    compiled: Callable[[Tensor], Tensor]
+    x: Tensor
+    store: OffloadStore
+    gradients: list[Tensor]
+    calls: int  # Writes of a step, and reads too.
+
+    def forward(self) -> Tensor:
+        """The loss, everything written: the backward finds nothing in memory."""
+        self.model.zero_grad()
+        loss = self.compiled(self.x).sum()
+        deadline = time.monotonic() + 30
+        while fxoffload.statistics().inflight_bytes:
+            assert time.monotonic() < deadline, "writes do not end"
+            time.sleep(0.001)
+        return loss
+
+    def step(self) -> fxoffload.StoreStatistics:
+        """Run a step; its statistics, when its gradients are right to the last bit."""
+        fxoffload.reset_statistics()
+        self.forward().backward()
+        self.check_gradients()
+        gc.collect()
+        return fxoffload.statistics()
+
+    def check_gradients(self) -> None:
+        for parameter, expected in zip(self.model.parameters(), self.gradients, strict=True):
+            assert parameter.grad is not None
+            assert torch.equal(parameter.grad, expected)
+
+
+@pytest.fixture(scope="module")
+def job(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Job]:
+    directory = tmp_path_factory.mktemp("faults")
+    torch.manual_seed(0)
+    layers = [layer for _ in range(6) for layer in (nn.Linear(WIDTH, WIDTH), nn.Tanh())]
+    model = nn.Sequential(*layers)
+    torch._dynamo.reset()
+    options: dict[str, Any] = {"compiler": "eager", "min_bytes": 1, "memory_budget": "min"}
+    options |= {"directory": directory, "ioengine": "posix"}
+    x = torch.randn(BATCH, WIDTH)
+    reference = fxoffload.compile(model, enabled=False, **options)
+    reference(x).sum().backward()
+    gradients = [
+        parameter.grad.clone() for parameter in model.parameters() if parameter.grad is not None
+    ]
+    known = set(kernels._stores)
+    compiled = fxoffload.compile(model, **options)
+    (key,) = set(kernels._stores) - known
+    job = Job(model, compiled, x, kernels._stores[key], gradients, 0)
+    done = job.step()
+    assert done.offloaded_bytes == done.written_bytes == done.read_bytes > 3 * VALUE_BYTES
+    job.calls = done.offloads
+    yield job
+    kernels._stores.pop(key).close()
+
+
+@pytest.fixture(autouse=True)
+def warn_again(job: Job) -> None:
+    job.store._ledger._warned = False
+
+
+class Faulty:
+    """In place of a system call: the `index`-th call since it was made goes wrong."""
+
+    def __init__(self, call: Callable[..., int], index: int, fault: Callable[..., int]) -> None:
+        self._call = call
+        self._index = index
+        self._fault = fault
+        self._lock = threading.Lock()
+        self.calls = 0
+
+    def __call__(self, *args: Any) -> int:
+        with self._lock:
+            index, self.calls = self.calls, self.calls + 1
+        if index == self._index or self._index < 0:
+            return self._fault(self._call, *args)
+        return self._call(*args)
+
+
+def fail(number: int) -> Callable[..., int]:
+    def fault(call: Callable[..., int], *args: Any) -> int:
+        raise OSError(number, os.strerror(number))
+
+    return fault
+
+
+def move_nothing(call: Callable[..., int], *args: Any) -> int:
+    return 0
+
+
+def stall(call: Callable[..., int], *args: Any) -> int:
+    time.sleep(0.2)
+    return call(*args)
+
+
+def find_half(view: memoryview) -> int:
+    """Half of its bytes, as direct I/O can have them."""
+    return len(view) // 2 // 4096 * 4096
+
+
+def write_half(call: Callable[..., int], fd: int, view: memoryview, position: int) -> int:
+    return call(fd, view[: find_half(view)], position)
+
+
+def read_half(call: Callable[..., int], fd: int, views: list[memoryview], position: int) -> int:
+    return call(fd, [views[0][: find_half(views[0])]], position)
+
+
+@pytest.mark.parametrize(
+    "fault", [fail(errno.ENOSPC), fail(errno.EIO), move_nothing], ids=["ENOSPC", "EIO", "nothing"]
+)
+def test_each_write_in_turn_fails(
+    job: Job, fault: Callable[..., int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for index in range(job.calls):
+        job.store._ledger._warned = False
+        with monkeypatch.context() as patch:
+            faulty = Faulty(os.pwrite, index, fault)
+            patch.setattr(os, "pwrite", faulty)
+            with pytest.warns(RuntimeWarning) as caught:
+                done = job.step()
+        assert faulty.calls == job.calls
+        (warning,) = caught
+        assert "could not be offloaded" in str(warning.message)
+        assert "nothing is lost" in str(warning.message)
+        assert done.write_errors == 1
+        kept_bytes = done.offloaded_bytes - done.written_bytes
+        assert 0 < kept_bytes < done.offloaded_bytes
+        assert done.forwarded_bytes == kept_bytes
+        assert done.read_bytes == done.written_bytes
+        assert (done.live_bytes, done.inflight_bytes) == (0, 0)
+
+
+@pytest.mark.parametrize("fault", [stall, write_half], ids=["stall", "half"])
+def test_each_write_in_turn_takes_longer(
+    job: Job, fault: Callable[..., int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for index in range(job.calls):
+        with monkeypatch.context() as patch:
+            faulty = Faulty(os.pwrite, index, fault)
+            patch.setattr(os, "pwrite", faulty)
+            done = job.step()
+        assert faulty.calls == job.calls + (fault is write_half)
+        assert done.write_errors == 0
+        assert done.offloaded_bytes == done.written_bytes == done.read_bytes
+
+
+@pytest.mark.parametrize(
+    ("fault", "errors"),
+    [(fail(errno.EIO), 1), (move_nothing, 1), (stall, 0), (read_half, 0)],
+    ids=["EIO", "nothing", "stall", "half"],
+)
+def test_each_read_in_turn_fails_once(
+    job: Job, fault: Callable[..., int], errors: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for index in range(job.calls):
+        with monkeypatch.context() as patch:
+            faulty = Faulty(os.preadv, index, fault)
+            patch.setattr(os, "preadv", faulty)
+            done = job.step()
+        assert faulty.calls == job.calls + (fault is not stall)
+        assert done.read_errors == errors
+        assert done.offloaded_bytes == done.written_bytes == done.read_bytes
+        assert (done.live_bytes, done.inflight_bytes) == (0, 0)
+
+
+def test_a_read_that_fails_for_good_is_an_error_in_the_backward(
+    job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fxoffload.reset_statistics()
+    loss = job.forward()
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "preadv", Faulty(os.preadv, -1, fail(errno.EIO)))
+        with pytest.raises(fxoffload.TransferError) as caught:
+            loss.backward()
+    message = str(caught.value)
+    for part in ("Input/output error", "twice", "bytes", "spill file", "posix direct"):
+        assert part in message
+    del loss, caught
+    gc.collect()
+    assert fxoffload.statistics().read_errors >= 2
+    done = job.step()  # The process goes on.
+    assert done.offloaded_bytes == done.written_bytes == done.read_bytes
+    assert (done.live_bytes, done.inflight_bytes) == (0, 0)
+
+
+def test_a_drive_that_takes_nothing_any_more(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "pwrite", Faulty(os.pwrite, -1, fail(errno.EROFS)))
+        with pytest.warns(RuntimeWarning, match="Read-only file system") as caught:
+            steps = [job.step() for _ in range(3)]
+    assert len(caught) == 1
+    for done in steps:
+        assert done.written_bytes == done.read_bytes == 0
+        assert done.write_errors == done.offloads == job.calls
+        assert done.forwarded_bytes == done.offloaded_bytes
+    assert job.step().written_bytes > 0  # A warning would be an error here.
+
+
+def test_a_slow_drive_is_waited_for_and_memory_stays_in_bounds(
+    job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cap, delay = 2 * VALUE_BYTES, 0.05
+    monkeypatch.setattr(job.store._ledger, "_max_inflight_bytes", cap)
+
+    def crawl(call: Callable[..., int], *args: Any) -> int:
+        time.sleep(delay)
+        return call(*args)
+
+    monkeypatch.setattr(os, "pwrite", Faulty(os.pwrite, -1, crawl))
+    monkeypatch.setattr(os, "preadv", Faulty(os.preadv, -1, crawl))
+    done = job.step()
+    assert 0 < done.peak_inflight_bytes <= cap
+    # Two values are written at a time; all others waited for one of them.
+    assert done.exposed_seconds >= (job.calls - 2) // 2 * delay
+    assert done.offloaded_bytes == done.written_bytes == done.read_bytes
+
+
+def test_a_directory_that_is_deleted_under_a_job(job: Job, tmp_path: Path) -> None:
+    directory = tmp_path / "gone"
+    directory.mkdir()
+    torch._dynamo.reset()
+    compiled = fxoffload.compile(
+        job.model,
+        compiler="eager",
+        min_bytes=1,
+        memory_budget="min",
+        directory=directory,
+        ioengine="posix",
+    )
+    other = Job(job.model, compiled, job.x, job.store, job.gradients, 0)
+    other.step()
+    directory.rmdir()
+    done = other.step()
+    assert done.offloaded_bytes == done.written_bytes == done.read_bytes > 0

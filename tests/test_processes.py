@@ -1,0 +1,235 @@
+"""Processes that end, fork or share a directory while bytes are moving."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import pytest
+
+# Moves values through a store of its own for ever, and looks at each that comes back.
+WORK = """
+import os, sys
+import torch
+from fxoffload.runtime.posix import PosixEngine
+from fxoffload.runtime.spill_file import SpillFile
+from fxoffload.runtime.store import OffloadStore
+
+def open_store(directory):
+    engine = PosixEngine([SpillFile(directory)])
+    return OffloadStore({"nvme": engine}, max_inflight_bytes=2**28)
+
+def work(store, rounds, say=lambda: None):
+    values = [torch.full((300_000 + i,), float(i)) for i in range(8)]
+    for _ in range(rounds):
+        tickets = [store.offload(value.clone(), "value", "nvme", True) for value in values]
+        say()
+        for ticket in tickets:
+            store.release(ticket, True)
+        for ticket, value in zip(tickets, values):
+            y = store.prefetch(ticket, value.shape, value.stride(), value.dtype, value.device)
+            store.wait(ticket, y)
+            assert torch.equal(y, value)
+            store.free(ticket)
+"""
+
+
+def start(script: str, directory: Path) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-c", WORK + textwrap.dedent(script), str(directory)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def finish(process: subprocess.Popen[str], timeout: float = 120) -> tuple[int, str, str]:
+    try:
+        out, err = process.communicate(timeout=timeout)
+    finally:
+        process.kill()
+    return process.returncode, out, err
+
+
+def free_bytes(directory: Path) -> int:
+    status = os.statvfs(directory)
+    return status.f_bavail * status.f_frsize
+
+
+def test_killed_at_any_moment_leaves_nothing(spill_directory: Path) -> None:
+    script = """
+        import random, signal, time
+        from pathlib import Path
+        random.seed(0)
+        for _ in range(50):
+            reader, writer = os.pipe()
+            child = os.fork()
+            if child == 0:  # No store and no thread is older than the fork.
+                work(open_store(Path(sys.argv[1])), 10**9, lambda: os.write(writer, b"."))
+            os.read(reader, 1)  # It moves bytes.
+            time.sleep(random.uniform(0, 0.05))
+            os.kill(child, signal.SIGKILL)
+            assert os.waitpid(child, 0)[1] == signal.SIGKILL
+            os.close(reader), os.close(writer)
+            assert os.listdir(sys.argv[1]) == []
+        print("done")
+        """
+    code, out, err = finish(start(script, spill_directory))
+    assert (code, out.strip()) == (0, "done"), err
+    assert list(spill_directory.iterdir()) == []
+
+
+def test_killed_frees_the_space(spill_directory: Path) -> None:
+    script = """
+        from pathlib import Path
+        store = open_store(Path(sys.argv[1]))
+        store.reserve(2**28, "nvme")
+        work(store, 10**9, lambda: print("moving", flush=True))
+        """
+    process = start(script, spill_directory)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "moving\n"
+    held = free_bytes(spill_directory)
+    process.kill()
+    finish(process)
+    deadline = time.monotonic() + 20
+    while free_bytes(spill_directory) < held + 2**27:
+        assert time.monotonic() < deadline, "the space does not come back"
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_a_job_soon(spill_directory: Path, number: signal.Signals) -> None:
+    script = """
+        from pathlib import Path
+        pwrite = os.pwrite
+        def crawl(*args):
+            import time
+            time.sleep(0.05)
+            return pwrite(*args)
+        os.pwrite = crawl  # Writes are queued when the signal comes.
+        work(open_store(Path(sys.argv[1])), 10**9, lambda: print("moving", flush=True))
+        """
+    process = start(script, spill_directory)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "moving\n"
+    process.send_signal(number)
+    code, _, err = finish(process, timeout=30)
+    assert code == -number
+    if number == signal.SIGINT:
+        assert err.strip().endswith("KeyboardInterrupt")
+    assert list(spill_directory.iterdir()) == []
+
+
+def test_exit_with_work_queued_is_clean(spill_directory: Path) -> None:
+    script = """
+        from fxoffload.config import OffloadConfig
+        from fxoffload.runtime import register_store
+        import fxoffload
+        key = register_store(OffloadConfig(directory=sys.argv[1], ioengine="posix"))
+        kept = [
+            torch.ops.fxoffload.offload(torch.ones(2_000_000), key, "value", "nvme", True, 0)
+            for _ in range(20)
+        ]
+        torch.ops.fxoffload.prefetch(kept[0])
+        """
+    code, out, err = finish(start(script, spill_directory))
+    assert (code, out, err) == (0, "", "")
+    assert list(spill_directory.iterdir()) == []
+
+
+def test_a_fork_while_bytes_move(spill_directory: Path) -> None:
+    """As DataLoader workers do: the child leaves the values of its parent alone, and can end."""
+    script = """
+        from fxoffload.config import OffloadConfig
+        from fxoffload.errors import StoreError
+        from fxoffload.runtime import register_store, statistics
+        key = register_store(OffloadConfig(directory=sys.argv[1], ioengine="posix"))
+        ops = torch.ops.fxoffload
+        values = [torch.full((500_000,), float(i)) for i in range(16)]
+        tickets = [ops.offload(v.clone(), key, "value", "nvme", True, 0) for v in values]
+        children = []
+        for _ in range(4):
+            child = os.fork()
+            if child == 0:
+                try:
+                    ops.prefetch(tickets[0])
+                except StoreError:
+                    tickets.clear()  # Frees nothing of the parent's.
+                    os._exit(7)
+                os._exit(1)
+            children.append(child)
+        for ticket, value in zip(tickets, values):
+            y = ops.wait(ticket, value.shape, value.stride(), value.dtype, value.device)
+            assert torch.equal(y, value)
+        codes = {os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children}
+        tickets.clear()
+        del ticket
+        done = statistics()
+        print(codes, done.live_bytes, done.write_errors + done.read_errors)
+        """
+    code, out, err = finish(start(script, spill_directory))
+    assert (code, out.strip()) == (0, "{7} 0 0"), err
+
+
+def test_spawned_workers_have_stores_of_their_own(spill_directory: Path) -> None:
+    script = """
+        from pathlib import Path
+        import subprocess
+        store = open_store(Path(sys.argv[1]))
+        value = torch.arange(500_000.0)
+        ticket = store.offload(value.clone(), "value", "nvme", True)
+        code = "import fxoffload; print(fxoffload.statistics().live_bytes)"
+        command = [sys.executable, "-c", code]
+        other = subprocess.run(command, capture_output=True, text=True, check=True)
+        y = store.prefetch(ticket, value.shape, value.stride(), value.dtype, value.device)
+        store.wait(ticket, y)
+        assert torch.equal(y, value)
+        print(other.stdout.strip())
+        """
+    code, out, err = finish(start(script, spill_directory))
+    assert (code, out.strip()) == (0, "0"), err
+
+
+def test_two_jobs_in_one_directory(spill_directory: Path) -> None:
+    script = """
+        from pathlib import Path
+        store = open_store(Path(sys.argv[1]))
+        work(store, 30)
+        done = store.statistics()
+        assert done.offloaded_bytes == 30 * 4 * sum(300_000 + i for i in range(8))
+        assert done.live_bytes == done.write_errors == done.read_errors == 0
+        """
+    jobs = [start(script, spill_directory) for _ in range(2)]
+    for job in jobs:
+        code, _, err = finish(job)
+        assert code == 0, err
+    assert list(spill_directory.iterdir()) == []
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+def test_another_user_cannot_reach_the_values(spill_directory: Path) -> None:
+    script = """
+        from pathlib import Path
+        engine = PosixEngine([SpillFile(Path(sys.argv[1]))])
+        fd = engine._fds[0]
+        assert os.fstat(fd).st_mode & 0o777 == 0o600
+        path = f"/proc/{os.getpid()}/fd/{fd}"
+        child = os.fork()
+        if child == 0:
+            os.setgid(65534)
+            os.setuid(65534)
+            try:
+                os.open(path, os.O_RDONLY)
+            except PermissionError:
+                os._exit(7)
+            os._exit(1)
+        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+        """
+    code, out, err = finish(start(script, spill_directory))
+    assert (code, out.strip()) == (0, "7"), err
