@@ -154,7 +154,8 @@ def measure_tiny(spill_directory: Path, *arguments: str) -> dict[str, Any]:
 def assert_measured(record: dict[str, Any]) -> None:
     """Both variants did the same, and the bytes of the second went to disk and came back."""
     moved, plain = record["moved"], record["plain"]
-    assert 0 < moved["predicted_peak_bytes"] <= moved["peak_bytes"]
+    # A model of what fused code keeps in memory, for a graph of small tensors.
+    assert 0.8 < moved["predicted_peak_bytes"] / moved["peak_bytes"] < 1.25
     assert record["peak_ratio"] == moved["peak_bytes"] / plain["peak_bytes"]
     assert moved["rss_bytes"] > 100 * MIB
     assert 0 < moved["pass_seconds"] < moved["compile_seconds"]
