@@ -67,7 +67,8 @@ class OffloadStore:
         ledger.catch_up()
         engine = self._find_engine(tier, name)
         device = self._devices.find(x.device)
-        x = x.detach()
+        if x.requires_grad:
+            x = x.detach()
         nbytes = min(find_span(x), x.nbytes)
         ledger.enter_flight(name, nbytes)
         try:

@@ -89,7 +89,10 @@ class StripedEngine(abc.ABC):
         """The offset of a slot of `nbytes`; StoreFull when no file can hold it."""
         self._settle()
         full: StoreFull | None = None
-        for stripe in sorted(self._stripes, key=partial(_rank, now=time.monotonic())):
+        stripes = self._stripes
+        if len(stripes) > 1:
+            stripes = sorted(stripes, key=partial(_rank, now=time.monotonic()))
+        for stripe in stripes:
             position = stripe.slots.allocate(nbytes)
             try:
                 stripe.file.reserve(stripe.slots.end_bytes)
