@@ -126,7 +126,7 @@ class LargestBatch:
         cases = {"nothing moved": self.unmoved, "moved": self.moved, "merged": self.merged}
         for name, case in cases.items():
             if case is None:
-                rows.append((name, "none fits", *[""] * 6))
+                rows.append((name, "none fits", "", "", "", "", "", ""))
                 continue
             rows.append(
                 (

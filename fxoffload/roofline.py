@@ -57,8 +57,8 @@ def simulate(
 
     with torch_internals.without_memory() as copy_without_memory:
         shadow = copy_without_memory(model)
-        inputs = copy_without_memory((args, kwargs))
-        partition_graphs(shadow, *inputs, config.compiler, make_partitioner, dynamic=False)
+        args, kwargs = copy_without_memory((args, kwargs))
+        partition_graphs(shadow, args, kwargs, config.compiler, make_partitioner, dynamic=False)
     return Forecast(tuple(plans), count_resident_bytes(model), hardware)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from functools import wraps
 from operator import getitem
@@ -181,7 +181,7 @@ def unlimited_recompiles() -> AbstractContextManager[None]:
 
 
 @contextmanager
-def without_memory() -> Iterator[Callable[[Any], Any]]:
+def without_memory() -> Generator[Callable[[Any], Any], None, None]:
     """Within, tensors have sizes, strides and a device, but no memory, and nothing is computed.
 
     Yields what makes such a copy of a module, or of tensors in lists, tuples and dicts. Tensors on
