@@ -8,6 +8,7 @@ from __future__ import annotations
 import statistics
 import sys
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,11 @@ import fxoffload
 
 sys.path.append(str(Path(__file__).resolve().parent.parent))
 
-from benchmarks.activation_run import RunSettings, Trainer, Variant, prove_transfers
+from benchmarks.activation_run import prove_transfers
 from benchmarks.fresh_process import report, run_child
 from benchmarks.measure import record_step
 from benchmarks.models import Shape, build_model, make_tokens
+from benchmarks.trainer import Trainer, Variant, compile_variant
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,14 +41,12 @@ class ModelWork:
 def measure_model(work: ModelWork) -> None:
     """Report the seconds, losses and statistics of paired steps, and both peaks."""
     shape = Shape(**work.shape)
-    settings = RunSettings(
-        "paired", work.model, work.shape, work.steps, 1, work.device, options=work.options
-    )
 
     def build(variant: Variant) -> Trainer:
         torch.manual_seed(0)
         model = build_model(work.model, shape).to(work.device, getattr(torch, work.dtype))
-        return Trainer(model, make_tokens(shape).to(work.device), variant, settings)
+        compile_model = partial(compile_variant, variant=variant, **work.options)
+        return Trainer(model, make_tokens(shape).to(work.device), compile_model)
 
     plain, moved = build("plain"), build("fxoffload")
     for trainer in (plain, moved):
@@ -70,9 +70,7 @@ def measure_model(work: ModelWork) -> None:
         {
             "peak_bytes": peaks,
             "peak_ratio": peaks["fxoffload"] / peaks["plain"],
-            "predicted_peak_bytes": max(
-                (plan.peak_bytes for plan in moved.passes.plans), default=0
-            ),
+            "predicted_peak_bytes": moved.passes.peak_bytes,
             "step_ratio": statistics.median(
                 pair["fxoffload_seconds"] / pair["plain_seconds"] for pair in pairs
             ),

@@ -18,16 +18,23 @@ from fxoffload.errors import (
     StoreFull,
     TransferError,
 )
+from fxoffload.forecast import BatchForecast, Forecast, LargestBatch
+from fxoffload.hardware import Hardware
 from fxoffload.inspection import Explanation, explain
+from fxoffload.roofline import largest_batch, simulate
 from fxoffload.runtime import StoreStatistics, drive_lifetimes, reset_statistics, statistics
 
 __all__ = [
+    "BatchForecast",
     "BudgetError",
     "ChecksumError",
     "ConfigError",
     "EnduranceProjection",
     "Explanation",
+    "Forecast",
     "GraphError",
+    "Hardware",
+    "LargestBatch",
     "OffloadConfig",
     "OffloadError",
     "PlanError",
@@ -39,7 +46,9 @@ __all__ = [
     "compile",
     "drive_lifetimes",
     "explain",
+    "largest_batch",
     "project_endurance",
     "reset_statistics",
+    "simulate",
     "statistics",
 ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -94,14 +95,17 @@ def build_partitioner(
     config: OffloadConfig,
     store: str,
     *,
+    cost: CostModel | None = None,
     on_transformed: TransformCallback | None = None,
     on_partitioned: Callable[[TrainingGraph], None] | None = None,
 ) -> OffloadPartitioner:
     """A partitioner that plans and rewrites.
 
-    on_partitioned sees the chosen partition before it is rewritten, on_transformed the result.
+    store: key of the store that must hold what moves; "" where nothing will run. cost: of other
+    hardware than this machine. on_partitioned sees the chosen partition before it is rewritten,
+    on_transformed the result.
     """
-    links = measure_links(config) if config.enabled else {}
+    links = measure_links(config) if config.enabled and cost is None else {}
 
     def choose(
         partition: PartitionFunction, num_outputs: int, static_inputs: tuple[int, ...]
@@ -118,11 +122,14 @@ def build_partitioner(
         graph = build(None)
         if config.enabled:
             options = build_options(config, graph, links, store)
+            if cost is not None:
+                options = replace(options, cost=cost)
             plan = passes.transform_graph(
                 graph, options, repartition=build, before_rewrite=on_partitioned
             )
             log.info("%s", plan)
-            _reserve(store, plan)
+            if store:
+                _reserve(store, plan)
             if on_transformed is not None:
                 on_transformed(graph, plan)
         return graph.forward, graph.backward

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,10 +12,13 @@ from torch import fx
 
 from fxoffload import backend as offload_backend
 from fxoffload import runtime, torch_internals
-from fxoffload.config import OffloadConfig
+from fxoffload.config import CompilerName, OffloadConfig
+from fxoffload.errors import OffloadError
 from fxoffload.graph import TrainingGraph
 from fxoffload.ops import OPS, PREFETCH, RELEASE
 from fxoffload.plan import Offload, Plan
+from fxoffload.tables import format_table
+from fxoffload.torch_internals import OffloadPartitioner
 
 MIB = 2**20
 
@@ -89,7 +92,7 @@ def explain(
     store = offload_backend.open_store(config)
     found: list[GraphExplanation] = []
 
-    def trace(gm: fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
+    def make_partitioner() -> OffloadPartitioner:
         before: list[TrainingGraph] = []
 
         def keep_copy(graph: TrainingGraph) -> None:
@@ -105,20 +108,46 @@ def explain(
                 )
             )
 
-        partitioner = offload_backend.build_partitioner(
+        return offload_backend.build_partitioner(
             config, store, on_partitioned=keep_copy, on_transformed=record
         )
-        # The compiler may change what it is given; a copy would lose which inputs are static.
-        original = copy.deepcopy(gm)
-        if config.compiler == "eager":
-            torch_internals.compile_with_aot(gm, inputs, partitioner)
-        else:
-            torch_internals.trace_with_inductor(gm, inputs, partitioner)
-        return original.forward
 
-    torch.compile(model, backend=trace)(*args, **kwargs)
+    partition_graphs(model, args, kwargs, config.compiler, make_partitioner)
     ioengine = str(runtime.choose_engine(config)) if config.enabled else ""
     return Explanation(tuple(found), ioengine)
+
+
+def partition_graphs(
+    model: Callable[..., Any],
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+    compiler: CompilerName,
+    make_partitioner: Callable[[], OffloadPartitioner],
+    *,
+    dynamic: bool | None = None,
+) -> None:
+    """Compile every graph of `model(*args, **kwargs)` up to its partition, each by a new one.
+
+    No code is generated. The model runs forward in eager mode, so that all graphs behind a graph
+    break are seen; no backward runs. dynamic: as in torch.compile. What a partitioner raises under
+    OffloadError comes out as it is.
+    """
+
+    def trace(gm: fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
+        # The compiler may change what it is given; a copy would lose which inputs are static.
+        original = copy.deepcopy(gm)
+        partitioner = make_partitioner()
+        try:
+            if compiler == "eager":
+                torch_internals.compile_with_aot(gm, inputs, partitioner)
+            else:
+                torch_internals.trace_with_inductor(gm, inputs, partitioner)
+        except OffloadError as error:
+            raise torch_internals.as_user_error(error) from None
+        return original.forward
+
+    with torch_internals.unlimited_recompiles():
+        torch.compile(model, backend=trace, dynamic=dynamic)(*args, **kwargs)
 
 
 def find_released_after(graph: fx.Graph, ticket: str) -> str:
@@ -136,16 +165,6 @@ def find_prefetched_before(graph: fx.Graph, ticket: str) -> str:
         if str(node.args[0]) == ticket:
             return _find_neighbour(node, step="next")
     raise KeyError(ticket)
-
-
-def format_table(rows: Sequence[tuple[str, ...]]) -> str:
-    """Columns of text, the first row as the heading."""
-    widths = [max(len(row[index]) for row in rows) for index in range(len(rows[0]))]
-    lines = [
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in rows
-    ]
-    return "\n".join([lines[0], "  ".join("-" * width for width in widths), *lines[1:]])
 
 
 def _copy(module: fx.GraphModule) -> fx.GraphModule:

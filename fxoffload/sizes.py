@@ -56,3 +56,33 @@ def parse_endurance(field: str, value: int | str) -> int:
             'pass the one of the drive\'s data sheet, such as "600TBW", or bytes'
         )
     return rating
+
+
+def parse_byte_rate(field: str, value: float | str) -> float:
+    """Bytes a second of `value`: a number, or text such as "6.5GB/s"; more than 0.
+
+    Raises ConfigError naming `field` and the accepted forms.
+    """
+    return _parse_rate(field, value, r"([KMGTP]I?)?B", "GB/s")
+
+
+def parse_flop_rate(field: str, value: float | str) -> float:
+    """Operations a second of `value`: a number, or text such as "312TFLOP/s"; more than 0.
+
+    Raises ConfigError naming `field` and the accepted forms.
+    """
+    return _parse_rate(field, value, r"([KMGTP])?FLOP", "TFLOP/s")
+
+
+def _parse_rate(field: str, value: float | str, unit: str, example: str) -> float:
+    rate = value
+    if isinstance(value, str):
+        match = re.fullmatch(rf"(?i)\s*(\d+(?:\.\d+)?)\s*(?:({unit})/s)?\s*", value)
+        prefix = ((match[3] or "") if match else "").upper()
+        rate = float(match[1]) * _UNITS[f"{prefix}B"] if match else 0.0
+    if isinstance(rate, bool) or not isinstance(rate, int | float) or not 0 < rate < float("inf"):
+        raise ConfigError(
+            f"{field}={value!r} is not a rate; pass a number above 0 or a string such as "
+            f'"6.5{example}"'
+        )
+    return float(rate)

@@ -6,8 +6,10 @@ that a torch release breaks this file alone and a test says where.
 
 from __future__ import annotations
 
+import copy
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from functools import wraps
 from operator import getitem
 from typing import Any
@@ -17,6 +19,7 @@ import torch
 from functorch.compile import aot_module_simplified, make_boxed_func
 from functorch.compile import min_cut_rematerialization_partition as min_cut_partition
 from torch import fx
+from torch._dynamo import config as dynamo_config
 from torch._dynamo.exc import ShortenTraceback
 from torch._functorch import config as functorch_config
 from torch._inductor import inductor_prims
@@ -25,7 +28,9 @@ from torch._inductor.custom_graph_pass import CustomPartitionerFn
 from torch._inductor.virtualized import V
 from torch._ops import OpOverload
 from torch._prims.rng_prims import run_and_save_rng_state
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
+from torch.utils._pytree import tree_map_only
 from torch.utils._sympy.interp import sympy_interp
 from torch.utils._sympy.reference import PythonReferenceAnalysis
 from torch.utils.flop_counter import flop_registry
@@ -163,6 +168,46 @@ def trace_with_inductor(
     # A cached graph would come back without a call of the partitioner.
     with functorch_config.patch(enable_autograd_cache=False):
         compile_with_inductor(gm, inputs, partitioner, mode=None, inner_compile=skip)
+
+
+def unlimited_recompiles() -> AbstractContextManager[None]:
+    """Within, Dynamo traces a function anew however often it was traced for other arguments.
+
+    At its limit it would run the function in eager mode, and no graph would be seen. Source:
+    torch._dynamo.config.recompile_limit, accumulated_recompile_limit.
+    """
+    limit = 2**31
+    return dynamo_config.patch(recompile_limit=limit, accumulated_recompile_limit=limit)
+
+
+@contextmanager
+def without_memory() -> Generator[Callable[[Any], Any], None, None]:
+    """Within, tensors have sizes, strides and a device, but no memory, and nothing is computed.
+
+    Yields what makes such a copy of a module, or of tensors in lists, tuples and dicts. Tensors on
+    the meta device come out as those of a CPU, which they stand for. Source:
+    torch._subclasses.fake_tensor.FakeTensorMode; Dynamo traces what it makes.
+    """
+
+    def copy_tensor(tensor: torch.Tensor) -> torch.Tensor:
+        device = torch.device("cpu") if tensor.device.type == "meta" else tensor.device
+        copied = torch.empty_strided(
+            tensor.size(), tensor.stride(), dtype=tensor.dtype, device=device
+        )
+        if isinstance(tensor, torch.nn.Parameter):
+            return torch.nn.Parameter(copied, requires_grad=tensor.requires_grad)
+        return copied.requires_grad_(tensor.requires_grad)
+
+    def copy_value(value: Any) -> Any:
+        if isinstance(value, torch.nn.Module):
+            tensors = (*value.parameters(), *value.buffers())
+            # deepcopy takes these for copies that it has made already.
+            return copy.deepcopy(value, {id(tensor): copy_tensor(tensor) for tensor in tensors})
+        return tree_map_only(torch.Tensor, copy_tensor, value)
+
+    # What a function or a module holds beside parameters and buffers is real.
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        yield copy_value
 
 
 def as_user_error(error: OffloadError) -> Exception:

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from zoo import CASES
 
 import fxoffload
-from fxoffload.inspection import format_table
 from fxoffload.ops import OFFLOAD, OPS, PREFETCH, RELEASE, WAIT
 
 
@@ -97,11 +96,3 @@ def test_model_without_gradients(spill_directory: Path) -> None:
 def test_unknown_option_is_refused() -> None:
     with pytest.raises(fxoffload.ConfigError, match="did you mean 'min_bytes'"):
         fxoffload.explain(nn.Linear(2, 2), torch.ones(2, 2), options={"min_byte": 1})
-
-
-def test_format_table_aligns_columns() -> None:
-    assert format_table([("a", "bb"), ("ccc", "d")]).splitlines() == [
-        "a    bb",
-        "---  --",
-        "ccc  d",
-    ]

@@ -43,6 +43,8 @@ from fxoffload.torch_internals import (
     set_results,
     take_as_aligned,
     trace_with_inductor,
+    unlimited_recompiles,
+    without_memory,
 )
 
 pytestmark = pytest.mark.usefixtures("fresh_dynamo")
@@ -470,3 +472,49 @@ def test_constant_expression_is_an_int() -> None:
 def sympy_int(size: torch.SymInt) -> Any:
     """A SymInt whose expression is the constant 12."""
     return size.node.shape_env.create_symintnode(sympy.Integer(12), hint=12)
+
+
+# --- tensors without memory ---------------------------------------------------------------------
+
+
+def test_tensors_without_memory() -> None:
+    with torch.device("meta"):
+        module = torch.nn.Linear(2**20, 2**20)  # Four TiB.
+    module.bias.requires_grad_(False)
+    with without_memory() as copy_without_memory:
+        shadow = copy_without_memory(module)
+        x, (y, one) = copy_without_memory((torch.ones(2, 2**20).t(), [torch.ones(3), 1]))
+        made = shadow(x.t())
+    assert (shadow.weight.device.type, shadow.weight.size()) == ("cpu", module.weight.size())
+    assert isinstance(shadow.weight, torch.nn.Parameter)
+    assert (shadow.weight.requires_grad, shadow.bias.requires_grad) == (True, False)
+    assert (x.stride(), y.size(), one) == ((1, 2**20), (3,), 1)
+    assert made.size() == (2, 2**20)
+    assert module.weight.device.type == "meta"
+
+
+def test_tied_parameters_stay_tied_without_memory() -> None:
+    module = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Linear(4, 4))
+    module[1].weight = module[0].weight
+    with without_memory() as copy_without_memory:
+        shadow = copy_without_memory(module)
+    assert shadow[0].weight is shadow[1].weight
+
+
+def test_every_size_is_traced_anew() -> None:
+    """Dynamo would stop at its limit, and run what follows in eager mode."""
+    traced: list[int] = []
+
+    def backend(gm: fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
+        traced.append(inputs[0].size(0))
+        return gm.forward
+
+    def double(x: Tensor) -> Tensor:
+        return 2 * x
+
+    sizes = list(range(2, 2 + 2 * torch._dynamo.config.recompile_limit))
+    compiled = torch.compile(double, backend=backend, dynamic=False)
+    with unlimited_recompiles():
+        for size in sizes:
+            compiled(torch.ones(size))
+    assert traced == sizes

@@ -1,0 +1,66 @@
+"""Hardware as a record: what a device, its drives and the link between them sustain."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from fxoffload.cost import CostModel, DeviceSpeed, Link
+from fxoffload.errors import ConfigError
+from fxoffload.sizes import parse_byte_rate, parse_bytes, parse_flop_rate
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """What to ask about: numbers in the units of the field names, or text such as "6.5GB/s".
+
+    Each is what is sustained, not what a data sheet promises.
+
+    flops_per_second: of the device, multiply-adds counted as two ("300 TFLOP/s").
+    memory_bytes_per_second: of its memory ("2TB/s"). memory_bytes: how much of it there is.
+    drive_write_bytes_per_second, drive_read_bytes_per_second: of all drives together.
+    host_link_bytes_per_second: between device and host, in each direction (PCIe); what goes to a
+    drive passes it too. transfer_latency_seconds: of one transfer.
+
+    Raises ConfigError naming a field that is no size, or no rate above 0.
+    """
+
+    flops_per_second: float | str
+    memory_bytes_per_second: float | str
+    memory_bytes: int | str
+    drive_write_bytes_per_second: float | str
+    drive_read_bytes_per_second: float | str
+    host_link_bytes_per_second: float | str
+    transfer_latency_seconds: float = 0.0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "memory_bytes", parse_bytes("memory_bytes", self.memory_bytes))
+        flops = parse_flop_rate("flops_per_second", self.flops_per_second)
+        object.__setattr__(self, "flops_per_second", flops)
+        for field in (
+            "memory_bytes_per_second",
+            "drive_write_bytes_per_second",
+            "drive_read_bytes_per_second",
+            "host_link_bytes_per_second",
+        ):
+            object.__setattr__(self, field, parse_byte_rate(field, getattr(self, field)))
+        if self.transfer_latency_seconds < 0:
+            raise ConfigError(
+                f"transfer_latency_seconds={self.transfer_latency_seconds} is negative; "
+                "pass seconds, 0 for none"
+            )
+
+    @property
+    def device_bytes(self) -> int:
+        """`memory_bytes` as an int."""
+        return int(self.memory_bytes)
+
+    def make_cost_model(self, *, with_host_tier: bool = False) -> CostModel:
+        """The speed and the links of this hardware, as the planner takes them."""
+        link = float(self.host_link_bytes_per_second)
+        latency = self.transfer_latency_seconds
+        write, read = self.drive_write_bytes_per_second, self.drive_read_bytes_per_second
+        links = {"nvme": Link(min(float(write), link), min(float(read), link), latency)}
+        if with_host_tier:
+            links["host"] = Link(link, link, latency)
+        speed = DeviceSpeed(float(self.flops_per_second), float(self.memory_bytes_per_second))
+        return CostModel(links=links, speed=speed)

@@ -1,0 +1,145 @@
+"""What if: a training step on other hardware, and how far its micro-batch can grow.
+
+    hardware = Hardware("150TFLOP/s", "1.2TB/s", "80GiB", "6GB/s", "6.5GB/s", "25GB/s")
+    print(simulate(model, x, hardware=hardware, memory_budget="8GiB"))
+    print(largest_batch(model, lambda batch: (torch.empty(batch, 512),), hardware=hardware))
+
+Nothing runs and nothing is allocated: the model is traced with tensors that have no memory, so it
+may be larger than this machine (build it under `torch.device("meta")`). The graphs are those of
+the device its tensors are on (meta: a CPU's), and the numbers those of a plan: see
+`fxoffload.explain`, which tells the same of the hardware at hand.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from torch import nn
+
+from fxoffload import backend, torch_internals
+from fxoffload.config import OffloadConfig
+from fxoffload.errors import BudgetError, ConfigError
+from fxoffload.forecast import BatchForecast, Forecast, LargestBatch
+from fxoffload.graph import TrainingGraph
+from fxoffload.hardware import Hardware
+from fxoffload.inspection import partition_graphs
+from fxoffload.plan import Plan
+from fxoffload.torch_internals import OffloadPartitioner
+
+
+def simulate(
+    model: Callable[..., Any],
+    *args: Any,
+    hardware: Hardware,
+    memory_budget: int | str | None = None,
+    options: Mapping[str, Any] | None = None,
+    **kwargs: Any,
+) -> Forecast:
+    """A training step of `model(*args, **kwargs)` on `hardware`, by plan; nothing is run.
+
+    args, kwargs: tensors of any device; only sizes, strides and types of them are looked at.
+    memory_budget: see OffloadConfig. options: its other fields; those about directories and engines
+    say nothing here. A model whose path depends on values of tensors cannot be traced.
+    Raises BudgetError where no plan fits, ConfigError for an option that cannot work.
+    """
+    # The default would be looked for on the disks of this machine.
+    chosen = {"directory": ".", **(options or {}), "memory_budget": memory_budget}
+    config = OffloadConfig.from_options(chosen)
+    cost = hardware.make_cost_model(with_host_tier=config.host_bytes is not None)
+    plans: list[Plan] = []
+
+    def record(graph: TrainingGraph, plan: Plan) -> None:
+        plans.append(plan)
+
+    def make_partitioner() -> OffloadPartitioner:
+        return backend.build_partitioner(config, "", cost=cost, on_transformed=record)
+
+    with torch_internals.without_memory() as copy_without_memory:
+        shadow = copy_without_memory(model)
+        args, kwargs = copy_without_memory((args, kwargs))
+        partition_graphs(shadow, args, kwargs, config.compiler, make_partitioner, dynamic=False)
+    return Forecast(tuple(plans), count_resident_bytes(model), hardware)
+
+
+def largest_batch(
+    model: Callable[..., Any],
+    make_inputs: Callable[[int], Sequence[Any]],
+    *,
+    hardware: Hardware,
+    memory_budget: int | str | None = None,
+    options: Mapping[str, Any] | None = None,
+    stages: int = 1,
+    microbatches: int = 1,
+    max_batch: int = 2**16,
+) -> LargestBatch:
+    """How big the micro-batch of `model` can grow under `memory_budget` on `hardware`.
+
+    make_inputs(batch): the arguments of the model; what tensors it makes have no memory.
+    memory_budget: activation peak of one micro-batch; default: what parameters and buffers leave of
+    the device's memory. stages, microbatches: of a pipeline of which `model` is one stage;
+    microbatches is their number at the batch that fits with nothing moved.
+
+    Doubles the batch and then bisects, so it takes for granted that a smaller batch fits where a
+    larger one does: plans are searched for, so that close to the limit this can be off by a little.
+    Raises BudgetError where one sample does not fit, ConfigError as `simulate`.
+    """
+    if stages < 1 or microbatches < 1 or max_batch < 1:
+        raise ConfigError(
+            f"stages={stages}, microbatches={microbatches}, max_batch={max_batch}: "
+            "each counts something; pass at least 1"
+        )
+    budget = hardware.device_bytes - count_resident_bytes(model)
+    budget = budget if memory_budget is None else memory_budget
+    config = OffloadConfig.from_options({"directory": ".", "memory_budget": budget})
+    if config.budget_bytes is None:
+        raise ConfigError('memory_budget="min" is no limit for a batch; pass bytes or "8GiB"')
+    found: dict[int, Forecast] = {}
+
+    def forecast(batch: int) -> Forecast:
+        if batch not in found:
+            with torch_internals.without_memory():
+                inputs = tuple(make_inputs(batch))
+            found[batch] = simulate(
+                model, *inputs, hardware=hardware, memory_budget=budget, options=options
+            )
+        return found[batch]
+
+    def fits(batch: int) -> bool:
+        try:
+            return bool(forecast(batch).plans)
+        except BudgetError:
+            return False
+
+    def fits_unmoved(batch: int) -> bool:
+        return fits(batch) and found[batch].keeps_all
+
+    forecast(1)
+    batch = find_largest(fits, max_batch)
+    unmoved = find_largest(fits_unmoved, batch)
+    samples = max(unmoved, 1) * microbatches
+    return LargestBatch(
+        memory_budget_bytes=config.budget_bytes,
+        unmoved=BatchForecast(unmoved, microbatches, stages, found[unmoved]) if unmoved else None,
+        moved=BatchForecast(batch, microbatches, stages, found[batch]),
+        merged=BatchForecast(batch, -(-samples // batch), stages, found[batch]),
+    )
+
+
+def find_largest(holds: Callable[[int], bool], limit: int) -> int:
+    """The largest number from 1 to `limit` that `holds`, as all below it do; 0 for none."""
+    low, high = 0, 1
+    while high <= limit and holds(high):
+        low, high = high, 2 * high
+    high = min(high, limit + 1)
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if holds(middle) else (low, middle)
+    return low
+
+
+def count_resident_bytes(model: Callable[..., Any]) -> int:
+    """Bytes of the parameters and buffers of `model`; 0 for a function."""
+    if not isinstance(model, nn.Module):
+        return 0
+    return sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))

@@ -1,0 +1,52 @@
+"""Hardware: what users type becomes numbers and links, and what makes no sense is refused."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from fxoffload import ConfigError, Hardware
+from fxoffload.cost import DeviceSpeed, Link
+
+TEXT = Hardware("312TFLOP/s", "2TB/s", "80GiB", "6.5GB/s", "7GB/s", "25GB/s", 1e-4)
+
+
+def test_text_and_numbers_say_the_same() -> None:
+    numbers = Hardware(312e12, 2e12, 80 * 2**30, 6.5e9, 7e9, 25e9, 1e-4)
+    assert numbers == TEXT
+    assert hash(numbers) == hash(TEXT)
+    assert TEXT.device_bytes == 80 * 2**30
+
+
+def test_cost_model() -> None:
+    cost = TEXT.make_cost_model()
+    assert cost.speed == DeviceSpeed(312e12, 2e12)
+    assert cost.links == {"nvme": Link(6.5e9, 7e9, 1e-4)}
+
+
+def test_host_tier_is_as_fast_as_its_link() -> None:
+    assert TEXT.make_cost_model(with_host_tier=True).links["host"] == Link(25e9, 25e9, 1e-4)
+
+
+def test_a_drive_is_no_faster_than_the_way_there() -> None:
+    narrow = dataclasses.replace(TEXT, host_link_bytes_per_second="6GB/s")
+    assert narrow.make_cost_model().links["nvme"] == Link(6e9, 6e9, 1e-4)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("flops_per_second", "312TB/s"),
+        ("flops_per_second", 0),
+        ("memory_bytes_per_second", "2TB"),
+        ("memory_bytes", "80GiB/s"),
+        ("drive_write_bytes_per_second", -1.0),
+        ("drive_read_bytes_per_second", "fast"),
+        ("host_link_bytes_per_second", float("inf")),
+        ("transfer_latency_seconds", -0.1),
+    ],
+)
+def test_what_makes_no_sense_is_refused_by_name(field: str, value: object) -> None:
+    with pytest.raises(ConfigError, match=f"^{field}="):
+        dataclasses.replace(TEXT, **{field: value})
