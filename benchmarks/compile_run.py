@@ -1,0 +1,44 @@
+"""What compile_time.py measures, in the fresh process that it starts."""
+
+from __future__ import annotations
+
+import sys
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import fxoffload
+
+sys.path.append(str(Path(__file__).resolve().parent.parent))
+
+from benchmarks.fresh_process import report, run_child
+from benchmarks.models import Shape
+from benchmarks.trainer import Trainer, compile_variant, make_inputs
+
+
+def work(settings: dict[str, Any]) -> None:
+    """Report the seconds of the first step beyond those of the second, and what was moved."""
+    torch.set_num_threads(settings["threads"])
+    model, tokens = make_inputs(settings["model"], Shape(**settings["shape"]), "cpu")
+    compile_model = partial(compile_variant, variant=settings["variant"], **settings["options"])
+    start = time.process_time()
+    trainer = Trainer(model, tokens, compile_model)
+    core_seconds = time.process_time() - start
+    fxoffload.reset_statistics()
+    _, seconds = trainer.step()
+    report(
+        {
+            "compile_seconds": trainer.first_seconds - seconds,
+            "core_seconds": core_seconds,
+            "pass_seconds": trainer.passes.seconds,
+            "plans": len(trainer.passes.plans),
+            "offloaded_bytes": fxoffload.statistics().offloaded_bytes,
+        }
+    )
+
+
+if __name__ == "__main__":
+    run_child(work)
