@@ -51,6 +51,18 @@ class Job:
         gc.collect()
         return fxoffload.statistics()
 
+    def overfill(self) -> None:
+        """Forwards before any backward until a write fails; then their backwards, all right."""
+        fxoffload.reset_statistics()
+        losses: list[Tensor] = []
+        while not fxoffload.statistics().write_errors:
+            assert len(losses) < 1000, "there is room for everything"
+            losses.append(self.forward())
+        while losses:
+            self.model.zero_grad()
+            losses.pop().backward()
+            self.check_gradients()
+
     def check_gradients(self) -> None:
         for parameter, expected in zip(self.model.parameters(), self.gradients, strict=True):
             assert parameter.grad is not None
