@@ -70,7 +70,7 @@ class Job:
 
 
 @contextmanager
-def open_job(directory: Path, **options: Any) -> Iterator[Job]:
+def open_job(directory: Path, *, batch: int = BATCH, **options: Any) -> Iterator[Job]:
     """Compile a model with its spill file in `directory` and run a step; closes the store."""
     torch.manual_seed(0)
     layers = [layer for _ in range(6) for layer in (nn.Linear(WIDTH, WIDTH), nn.Tanh())]
@@ -80,7 +80,7 @@ def open_job(directory: Path, **options: Any) -> Iterator[Job]:
         "compiler": "eager", "min_bytes": 1, "memory_budget": "min",
         "directory": directory, "ioengine": "posix", **options,
     }  # fmt: skip
-    x = torch.randn(BATCH, WIDTH)
+    x = torch.randn(batch, WIDTH)
     reference = fxoffload.compile(model, enabled=False, **options)
     reference(x).sum().backward()
     gradients = [
@@ -92,7 +92,7 @@ def open_job(directory: Path, **options: Any) -> Iterator[Job]:
     job = Job(model, compiled, x, kernels._stores[key], gradients, 0)
     try:
         done = job.step()
-        assert done.offloaded_bytes == done.written_bytes == done.read_bytes > 3 * VALUE_BYTES
+        assert done.offloaded_bytes == done.written_bytes == done.read_bytes > 3 * x.nbytes
         job.calls = done.offloads
         yield job
     finally:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from job import VALUE_BYTES, Job, open_job
+from job import VALUE_BYTES, WIDTH, Job, open_job
 
 import fxoffload
 from fxoffload.runtime.checksum import CheckedEngine
@@ -173,22 +173,42 @@ def test_a_drive_that_takes_nothing_any_more(job: Job, monkeypatch: pytest.Monke
 
 
 def test_a_slow_drive_is_waited_for_and_memory_stays_in_bounds(
-    job: Job, monkeypatch: pytest.MonkeyPatch
+    spill_directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    cap, delay = 2 * VALUE_BYTES, 0.05
-    monkeypatch.setattr(job.store._ledger, "_max_inflight_bytes", cap)
+    """Values below 64 KiB are copied, so that nothing but the cap holds the forward up."""
+    value_bytes = 32 * 2**10
+    cap, delay = 2 * value_bytes, 0.05
+    bytes_per_second = value_bytes / delay
 
-    def crawl(call: Callable[..., int], *args: Any) -> int:
-        time.sleep(delay)
-        return call(*args)
+    def write(call: Callable[..., int], fd: int, view: memoryview, position: int) -> int:
+        time.sleep(len(view) / bytes_per_second)
+        return call(fd, view, position)
 
-    monkeypatch.setattr(os, "pwrite", Faulty(os.pwrite, -1, crawl))
-    monkeypatch.setattr(os, "preadv", Faulty(os.preadv, -1, crawl))
-    done = job.step()
-    assert 0 < done.peak_inflight_bytes <= cap
-    # Two values are written at a time; all others waited for one of them.
-    assert done.exposed_seconds >= (job.calls - 2) // 2 * delay
+    def read(call: Callable[..., int], fd: int, views: list[memoryview], position: int) -> int:
+        time.sleep(len(views[0]) / bytes_per_second)
+        return call(fd, views, position)
+
+    with open_job(spill_directory, batch=value_bytes // WIDTH // 4, max_inflight_bytes=cap) as job:
+        monkeypatch.setattr(os, "pwrite", Faulty(os.pwrite, -1, write))
+        monkeypatch.setattr(os, "preadv", Faulty(os.preadv, -1, read))
+        fxoffload.reset_statistics()
+        loss = job.forward()
+        # Two values are written at a time; all others waited for one of them.
+        waited_seconds = fxoffload.statistics().exposed_seconds
+        assert waited_seconds >= (job.calls - 2) // 2 * delay
+        start = time.perf_counter()
+        loss.backward()
+        backward_seconds = time.perf_counter() - start
+        job.check_gradients()
+        gc.collect()
+        done = fxoffload.statistics()
+    assert done.offloaded_bytes == job.calls * value_bytes
+    assert value_bytes < done.peak_inflight_bytes <= cap
+    # Two are read at a time, and next to nothing is computed meanwhile.
+    exposed_seconds = done.exposed_seconds - waited_seconds
+    assert (job.calls // 2) * delay / 2 <= exposed_seconds <= backward_seconds
     assert done.offloaded_bytes == done.written_bytes == done.read_bytes
+    assert done.live_bytes == 0
 
 
 def test_a_quota_that_is_used_up_when_the_spill_file_grows(

@@ -8,6 +8,7 @@ import threading
 from pathlib import Path
 from typing import NamedTuple
 
+import pytest
 import torch
 from job import Job, open_job
 
@@ -46,6 +47,7 @@ def find_held(job: Job) -> Held:
     )
 
 
+@pytest.mark.slow
 def test_a_thousand_steps(spill_directory: Path) -> None:
     with open_job(spill_directory) as job:
         optimizer = torch.optim.SGD(job.model.parameters(), lr=1e-6)
