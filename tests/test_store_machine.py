@@ -73,6 +73,7 @@ class ScriptedEngine:
 
     inner: IOEngine
     tier: str
+    waits: bool  # For each transfer that is not held up, so that the same steps do the same.
     full: bool = False
     next_write: str = "now"
     next_reads: list[str] = field(default_factory=list)
@@ -140,6 +141,8 @@ class ScriptedEngine:
     ) -> IOFuture:
         if kind == "now":
             future = move(view, slot.offset)
+            if self.waits:
+                find_outcome(future)
         elif kind in BAD:
             future = Future[int]()
             if kind == "error":
@@ -213,15 +216,17 @@ class Sums:
 
 
 class StoreMachine(RuleBasedStateMachine):
-    """Random use of a store, on memory."""
+    """Random use of a store, on memory; one transfer after the other."""
+
+    waits = True
 
     def open_inner(self) -> IOEngine:
         return MemoryEngine(2**24)
 
     def __init__(self) -> None:
         super().__init__()
-        self.nvme = ScriptedEngine(self.open_inner(), "nvme")
-        self.host = ScriptedEngine(MemoryEngine(HOST_BYTES), "host")
+        self.nvme = ScriptedEngine(self.open_inner(), "nvme", self.waits)
+        self.host = ScriptedEngine(MemoryEngine(HOST_BYTES), "host", self.waits)
         self.engines = (self.nvme, self.host)
         self.last = False
         self.store = OffloadStore(
@@ -380,7 +385,7 @@ class StoreMachine(RuleBasedStateMachine):
     def settle(self, reset: bool) -> None:
         """When every transfer has ended, the store is what the model is."""
         self.let_go()
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 5
         while True:
             with self.count_warnings():
                 record = self.store.statistics()
@@ -485,8 +490,9 @@ class StoreMachine(RuleBasedStateMachine):
 
 
 class PosixStoreMachine(StoreMachine):
-    """On a spill file."""
+    """On a spill file; transfers end at any time."""
 
+    waits = False
     directory: Path
 
     def open_inner(self) -> IOEngine:
