@@ -37,6 +37,7 @@ HOST_BYTES = 500_000
 # How a transfer goes: at once, not before it is let go, not before that and beyond cancelling, ...
 GOOD = ("now", "queued", "running")
 BAD = ("error", "short")
+READS = st.lists(st.sampled_from([*GOOD, *BAD]), max_size=2)
 COUNTED = (
     "offloads", "offloaded_bytes", "read_bytes", "host_read_bytes", "forwarded_bytes",
     "host_overflow_bytes", "read_errors",
@@ -311,29 +312,31 @@ class StoreMachine(RuleBasedStateMachine):
             value.x.zero_()
 
     @precondition(lambda self: self.values)
-    @rule(data=st.data(), last=st.booleans(), ahead=st.booleans())
-    def prefetch(self, data: st.DataObject, last: bool, ahead: bool) -> None:
+    @rule(data=st.data(), last=st.booleans(), ahead=st.booleans(), reads=READS)
+    def prefetch(self, data: st.DataObject, last: bool, ahead: bool, reads: list[str]) -> None:
         value = self.pick(data)
+        self.plan_reads(reads)
         x, ticket = value.x, value.ticket
         self.last = last
         if value.lent:
             with self.count_warnings(), pytest.raises(StoreError, match="was to be the last"):
                 self.store.prefetch_ahead(ticket)
             return
-        plan, reads = self.find_plan(value), self.count_reads()
+        plan, before = self.find_plan(value), self.count_reads()
         y = None
         with self.count_warnings():
             if ahead:
                 self.store.prefetch_ahead(ticket)
             else:
                 y = self.store.prefetch(ticket, x.shape, x.stride(), x.dtype, CPU)
-        attempts = plan[: self.count_reads() - reads]
+        attempts = plan[: self.count_reads() - before]
         self.note_forward(value, attempts)
         (value.ahead if ahead else value.targets).append(Target(y, attempts))
 
     @precondition(lambda self: any(value.targets for value in self.values))
-    @rule(data=st.data())
-    def wait(self, data: st.DataObject) -> None:
+    @rule(data=st.data(), reads=READS)
+    def wait(self, data: st.DataObject, reads: list[str]) -> None:
+        self.plan_reads(reads)
         waiting = [value for value in self.values if value.targets]
         value = waiting[data.draw(st.integers(0, len(waiting) - 1))]
         target = value.targets.pop(data.draw(st.integers(0, len(value.targets) - 1)))
@@ -347,9 +350,10 @@ class StoreMachine(RuleBasedStateMachine):
         self.end_transfer(value, target.attempts, wait)
 
     @precondition(lambda self: self.values)
-    @rule(data=st.data(), last=st.booleans())
-    def take(self, data: st.DataObject, last: bool) -> None:
+    @rule(data=st.data(), last=st.booleans(), reads=READS)
+    def take(self, data: st.DataObject, last: bool, reads: list[str]) -> None:
         """What was prefetched ahead, the latest first; what was not is brought back now."""
+        self.plan_reads(reads)
         value = self.pick(data)
         self.last = last
         if value.ahead:
@@ -366,11 +370,6 @@ class StoreMachine(RuleBasedStateMachine):
         value = self.pick(data)
         self.values.remove(value)
         self.store.free(value.ticket)
-
-    @rule(kinds=st.lists(st.sampled_from([*GOOD, *BAD]), min_size=1, max_size=4))
-    def plan_reads(self, kinds: list[str]) -> None:
-        for engine in self.engines:
-            engine.next_reads = list(kinds)
 
     @rule(tier=st.sampled_from(["nvme", "host"]), full=st.booleans())
     def fill(self, tier: str, full: bool) -> None:
@@ -437,6 +436,10 @@ class StoreMachine(RuleBasedStateMachine):
 
     def pick(self, data: st.DataObject) -> Value:
         return self.values[data.draw(st.integers(0, len(self.values) - 1))]
+
+    def plan_reads(self, kinds: list[str]) -> None:
+        for engine in self.engines:
+            engine.next_reads = list(kinds)
 
     def count_reads(self) -> int:
         return sum(engine.reads for engine in self.engines)
