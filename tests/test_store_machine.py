@@ -249,10 +249,19 @@ class StoreMachine(RuleBasedStateMachine):
         owned=st.booleans(),
         tier=st.sampled_from(["nvme", "host"]),
         write=st.sampled_from([*GOOD, *GOOD, *BAD]),
+        block=st.sampled_from([True, True, False, None]),
     )
     def offload(
-        self, numel: int, dtype: torch.dtype, layout: str, owned: bool, tier: str, write: str
+        self,
+        numel: int,
+        dtype: torch.dtype,
+        layout: str,
+        owned: bool,
+        tier: str,
+        write: str,
+        block: bool | None,
     ) -> None:
+        """`block` is that of the release, which comes later, or not at all, when it is None."""
         self.count += 1
         generator = torch.Generator().manual_seed(self.count)
         x = torch.randn(2 * numel + 6, generator=generator).to(dtype)
@@ -296,13 +305,17 @@ class StoreMachine(RuleBasedStateMachine):
                 assert (engine, slot.tier) == (self.host, "nvme")
                 sums.host_overflow_bytes += value.nbytes
             self.failed |= write in BAD
+        if block is not None:
+            self.release_value(value, block)
 
     @precondition(lambda self: self.values)
     @rule(data=st.data(), block=st.booleans())
     def release(self, data: st.DataObject, block: bool) -> None:
         value = self.pick(data)
-        if value.released:
-            return
+        if not value.released:
+            self.release_value(value, block)
+
+    def release_value(self, value: Value, block: bool) -> None:
         if block:
             self.let_go()  # It waits for the write.
         with self.count_warnings():
