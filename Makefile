@@ -7,7 +7,7 @@ SOURCES := fxoffload passes runtime tests examples benchmarks
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check format typing accept bench
+.PHONY: help setup demo test check format typing accept bench gpu
 
 help:  ## this list
 	@grep -hE '^[a-z]+:.*## ' Makefile | sed -E 's/^([a-z]+):.*## (.*)/\1\t\2/' | expand -t 10
@@ -37,6 +37,9 @@ bench: $(READY)  ## activation peak and step time of GPT, BERT and T5 (many minu
 	set -e; for model in gpt bert t5; do \
 	  $(BIN)/python benchmarks/activation_peak.py --model $$model $(ARGS); \
 	done
+
+gpu: $(READY)  ## every GPU test and measurement, into build/gpu.json (8 minutes, needs CUDA)
+	$(BIN)/python benchmarks/gpu_suite.py --output build/gpu.json $(ARGS)
 
 # The type checker does not know package-dir: it sees the package in a tree of links.
 typing: $(READY)  ## link tree for the type checker

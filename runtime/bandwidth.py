@@ -69,7 +69,9 @@ def take_slots(engine: IOEngine) -> ProbeSlots:
 
 def time_transfers(engine: IOEngine, slots: ProbeSlots) -> Bandwidth:
     """As measure_bandwidth, with slots that the caller took and will free."""
-    memory = memoryview(mmap.mmap(-1, slots.nbytes * len(slots.offsets)))
+    # Private, as tensors are: a shared map is a file in memory, whose pages cost direct I/O more.
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+    memory = memoryview(mmap.mmap(-1, slots.nbytes * len(slots.offsets), flags=flags))
     # Random bytes: disks that compress would make a constant block look too fast.
     block = os.urandom(slots.nbytes)
     views: list[memoryview] = []

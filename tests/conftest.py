@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -16,6 +17,20 @@ from fxoffload.config import find_filesystem
 from fxoffload.graph import TrainingGraph
 
 BUILD = Path(__file__).parent.parent / "build"
+
+
+_cache = pytest.StashKey[tempfile.TemporaryDirectory[str]]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """What the package keeps between runs, and the processes that tests start: a place apart."""
+    config.stash[_cache] = tempfile.TemporaryDirectory(prefix="fxoffload-cache-")
+    os.environ["XDG_CACHE_HOME"] = config.stash[_cache].name
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Delete that place."""
+    config.stash[_cache].cleanup()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

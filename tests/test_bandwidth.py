@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import numpy as np
 import pytest
 
 from fxoffload.errors import StoreFull
 from fxoffload.runtime import bandwidth
 from fxoffload.runtime.bandwidth import Bandwidth, measure_bandwidth, round_down
 from fxoffload.runtime.memory import MemoryEngine
+from fxoffload.runtime.workers import Transfer
 
 
 # What the probe asks for first, and a quarter of that: smaller slots do too.
@@ -28,6 +32,34 @@ def test_an_engine_without_room_cannot_be_measured() -> None:
         measure_bandwidth(engine)
     assert engine.end_bytes == 0
     engine.close()
+
+
+def test_the_probe_moves_private_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As tensors have it: direct I/O of shared pages costs something else."""
+    monkeypatch.setattr(bandwidth, "PROBE_BYTES", 2**20)
+    permissions: set[str] = set()
+
+    class Looking(MemoryEngine):
+        def _look(self, view: memoryview) -> None:
+            address = np.frombuffer(view, np.uint8).ctypes.data
+            for line in Path("/proc/self/maps").read_text().splitlines():
+                place, kind, *_ = line.split()
+                start, end = (int(part, 16) for part in place.split("-"))
+                if start <= address < end:
+                    permissions.add(kind)
+
+        def write(self, view: memoryview, offset: int) -> Transfer:
+            self._look(view)
+            return super().write(view, offset)
+
+        def read(self, view: memoryview, offset: int) -> Transfer:
+            self._look(view)
+            return super().read(view, offset)
+
+    engine = Looking(2**23)
+    measure_bandwidth(engine)
+    engine.close()
+    assert permissions == {"rw-p"}
 
 
 @pytest.mark.parametrize(

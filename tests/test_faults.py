@@ -11,82 +11,20 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from torch import Tensor, nn
+from job import VALUE_BYTES, WIDTH, Job, open_job
 
 import fxoffload
-from fxoffload.runtime import kernels
-from fxoffload.runtime.store import OffloadStore
-
-WIDTH = 64
-BATCH = 512
-VALUE_BYTES = BATCH * WIDTH * 4
-
-
-@dataclass
-class Job:
-    """A compiled model, its store, and what a step without a fault gives."""
-
-    model: nn.Module
-    compiled: Callable[[Tensor], Tensor]
-    x: Tensor
-    store: OffloadStore
-    gradients: list[Tensor]
-    calls: int  # Writes of a step, and reads too.
-
-    def forward(self) -> Tensor:
-        """The loss, everything written: the backward finds nothing in memory."""
-        self.model.zero_grad()
-        loss = self.compiled(self.x).sum()
-        deadline = time.monotonic() + 30
-        while fxoffload.statistics().inflight_bytes:
-            assert time.monotonic() < deadline, "writes do not end"
-            time.sleep(0.001)
-        return loss
-
-    def step(self) -> fxoffload.StoreStatistics:
-        """Run a step; its statistics, when its gradients are right to the last bit."""
-        fxoffload.reset_statistics()
-        self.forward().backward()
-        self.check_gradients()
-        gc.collect()
-        return fxoffload.statistics()
-
-    def check_gradients(self) -> None:
-        for parameter, expected in zip(self.model.parameters(), self.gradients, strict=True):
-            assert parameter.grad is not None
-            assert torch.equal(parameter.grad, expected)
+from fxoffload.runtime.checksum import CheckedEngine
 
 
 @pytest.fixture(scope="module")
 def job(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Job]:
-    directory = tmp_path_factory.mktemp("faults")
-    torch.manual_seed(0)
-    layers = [layer for _ in range(6) for layer in (nn.Linear(WIDTH, WIDTH), nn.Tanh())]
-    model = nn.Sequential(*layers)
-    torch._dynamo.reset()
-    options: dict[str, Any] = {"compiler": "eager", "min_bytes": 1, "memory_budget": "min"}
-    options |= {"directory": directory, "ioengine": "posix"}
-    x = torch.randn(BATCH, WIDTH)
-    reference = fxoffload.compile(model, enabled=False, **options)
-    reference(x).sum().backward()
-    gradients = [
-        parameter.grad.clone() for parameter in model.parameters() if parameter.grad is not None
-    ]
-    known = set(kernels._stores)
-    compiled = fxoffload.compile(model, **options)
-    (key,) = set(kernels._stores) - known
-    job = Job(model, compiled, x, kernels._stores[key], gradients, 0)
-    done = job.step()
-    assert done.offloaded_bytes == done.written_bytes == done.read_bytes > 3 * VALUE_BYTES
-    job.calls = done.offloads
-    yield job
-    kernels._stores.pop(key).close()
+    with open_job(tmp_path_factory.mktemp("faults")) as job:
+        yield job
 
 
 @pytest.fixture(autouse=True)
@@ -142,7 +80,9 @@ def read_half(call: Callable[..., int], fd: int, views: list[memoryview], positi
 
 
 @pytest.mark.parametrize(
-    "fault", [fail(errno.ENOSPC), fail(errno.EIO), move_nothing], ids=["ENOSPC", "EIO", "nothing"]
+    "fault",
+    [fail(errno.ENOSPC), fail(errno.EDQUOT), fail(errno.EIO), move_nothing],
+    ids=["ENOSPC", "EDQUOT", "EIO", "nothing"],
 )
 def test_each_write_in_turn_fails(
     job: Job, fault: Callable[..., int], monkeypatch: pytest.MonkeyPatch
@@ -233,38 +173,90 @@ def test_a_drive_that_takes_nothing_any_more(job: Job, monkeypatch: pytest.Monke
 
 
 def test_a_slow_drive_is_waited_for_and_memory_stays_in_bounds(
+    spill_directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Values below 64 KiB are copied, so that nothing but the cap holds the forward up."""
+    value_bytes = 32 * 2**10
+    cap, delay = 2 * value_bytes, 0.05
+    bytes_per_second = value_bytes / delay
+
+    def write(call: Callable[..., int], fd: int, view: memoryview, position: int) -> int:
+        time.sleep(len(view) / bytes_per_second)
+        return call(fd, view, position)
+
+    def read(call: Callable[..., int], fd: int, views: list[memoryview], position: int) -> int:
+        time.sleep(len(views[0]) / bytes_per_second)
+        return call(fd, views, position)
+
+    with open_job(spill_directory, batch=value_bytes // WIDTH // 4, max_inflight_bytes=cap) as job:
+        monkeypatch.setattr(os, "pwrite", Faulty(os.pwrite, -1, write))
+        monkeypatch.setattr(os, "preadv", Faulty(os.preadv, -1, read))
+        fxoffload.reset_statistics()
+        loss = job.forward()
+        # Two values are written at a time; all others waited for one of them, which had begun.
+        waited_seconds = fxoffload.statistics().exposed_seconds
+        assert waited_seconds >= (job.calls - 2) // 2 * delay / 2
+        start = time.perf_counter()
+        loss.backward()
+        backward_seconds = time.perf_counter() - start
+        job.check_gradients()
+        gc.collect()
+        done = fxoffload.statistics()
+    assert done.offloaded_bytes == job.calls * value_bytes
+    assert value_bytes < done.peak_inflight_bytes <= cap
+    # Two are read at a time, and next to nothing is computed meanwhile.
+    exposed_seconds = done.exposed_seconds - waited_seconds
+    assert (job.calls // 2) * delay / 2 <= exposed_seconds <= backward_seconds
+    assert done.offloaded_bytes == done.written_bytes == done.read_bytes
+    assert done.live_bytes == 0
+
+
+def test_a_quota_that_is_used_up_when_the_spill_file_grows(
     job: Job, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    cap, delay = 2 * VALUE_BYTES, 0.05
-    monkeypatch.setattr(job.store._ledger, "_max_inflight_bytes", cap)
+    """A second forward before the backward needs more than the space of one step."""
 
-    def crawl(call: Callable[..., int], *args: Any) -> int:
-        time.sleep(delay)
-        return call(*args)
+    def refuse(*_: int) -> None:
+        raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
 
-    monkeypatch.setattr(os, "pwrite", Faulty(os.pwrite, -1, crawl))
-    monkeypatch.setattr(os, "preadv", Faulty(os.preadv, -1, crawl))
-    done = job.step()
-    assert 0 < done.peak_inflight_bytes <= cap
-    # Two values are written at a time; all others waited for one of them.
-    assert done.exposed_seconds >= (job.calls - 2) // 2 * delay
-    assert done.offloaded_bytes == done.written_bytes == done.read_bytes
+    (stripe,) = job.store.engines["nvme"]._stripes
+    file = stripe.file
+    size_bytes = file.size_bytes
+    monkeypatch.setattr(os, "posix_fallocate", refuse)
+    with pytest.warns(RuntimeWarning) as caught:
+        job.overfill()
+    assert os.fstat(file.fd).st_size == file.size_bytes == size_bytes
+    (warning,) = caught
+    assert "the spill file needs" in str(warning.message)
+    gc.collect()
+    done = fxoffload.statistics()
+    assert done.forwarded_bytes == done.offloaded_bytes - done.written_bytes > 0
+    assert done.read_bytes == done.written_bytes > 0
+    assert (done.read_errors, done.live_bytes, done.inflight_bytes) == (0, 0, 0)
 
 
-def test_a_directory_that_is_deleted_under_a_job(job: Job, tmp_path: Path) -> None:
-    directory = tmp_path / "gone"
-    directory.mkdir()
-    torch._dynamo.reset()
-    compiled = fxoffload.compile(
-        job.model,
-        compiler="eager",
-        min_bytes=1,
-        memory_budget="min",
-        directory=directory,
-        ioengine="posix",
-    )
-    other = Job(job.model, compiled, job.x, job.store, job.gradients, 0)
-    other.step()
-    directory.rmdir()
-    done = other.step()
-    assert done.offloaded_bytes == done.written_bytes == done.read_bytes > 0
+def test_a_bit_that_flips_on_disk_is_named(spill_directory: Path) -> None:
+    with open_job(spill_directory, checksum=True) as job:
+        fxoffload.reset_statistics()
+        loss = job.forward()
+        engine = job.store.engines["nvme"]
+        assert isinstance(engine, CheckedEngine)
+        (fd,) = engine._inner._fds
+        with open(f"/proc/self/fd/{fd}", "r+b", buffering=0) as disk:
+            disk.seek(VALUE_BYTES // 2)
+            (byte,) = disk.read(1)
+            disk.seek(VALUE_BYTES // 2)
+            disk.write(bytes([byte ^ 1]))
+        with pytest.raises(fxoffload.ChecksumError) as caught:
+            loss.backward()
+        message = str(caught.value)
+        for part in (f"{VALUE_BYTES} bytes", "came back changed", "spill file", "read again"):
+            assert part in message
+        del loss, caught
+        gc.collect()
+        done = fxoffload.statistics()
+        assert done.checksum_errors == done.read_errors == 2  # It was read again.
+        assert done.live_bytes == 0
+        done = job.step()
+        assert done.offloaded_bytes == done.written_bytes == done.read_bytes
+        assert done.checksum_errors == 0

@@ -196,6 +196,55 @@ def test_spawned_workers_have_stores_of_their_own(spill_directory: Path) -> None
     assert (code, out.strip()) == (0, "0"), err
 
 
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_data_loader_workers_that_start_while_a_step_writes(
+    spill_directory: Path, method: str
+) -> None:
+    script = f"""
+        import time
+        import fxoffload
+        from torch import nn
+        from torch.utils.data import DataLoader, TensorDataset
+        pwrite = os.pwrite
+        def crawl(*args):
+            time.sleep(0.1)
+            return pwrite(*args)
+        os.pwrite = crawl  # Small values are copied: nobody waits for their writes.
+        torch.manual_seed(0)
+        layers = [nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, 1)]
+        model = nn.Sequential(*layers)
+        data = TensorDataset(torch.randn(256, 64))
+        options = dict(directory=sys.argv[1], ioengine="posix", compiler="eager")
+        options |= dict(min_bytes=1, memory_budget="min")
+        def load():
+            return iter(DataLoader(data, 128, num_workers=2, multiprocessing_context="{method}"))
+        def train(step):
+            gradients = []
+            for (x,) in load():
+                model.zero_grad()
+                loss = step(x).sum()
+                writing = fxoffload.statistics().inflight_bytes
+                (other,) = next(load())  # Two more workers, and they end.
+                assert torch.equal(other, data.tensors[0][:128])
+                loss.backward()
+                gradients += [parameter.grad.clone() for parameter in model.parameters()]
+                assert writing > 0 or step is plain
+            return gradients
+        if __name__ == "__main__":
+            plain = fxoffload.compile(model, enabled=False, **options)
+            compiled = fxoffload.compile(model, **options)
+            expected, found = train(plain), train(compiled)
+            assert len(found) == 12
+            assert all(map(torch.equal, found, expected))
+            done = fxoffload.statistics()
+            assert done.read_bytes + done.forwarded_bytes == done.offloaded_bytes > 0
+            print(done.live_bytes, done.inflight_bytes, done.write_errors + done.read_errors)
+        """
+    code, out, err = finish(start(script, spill_directory))
+    assert (code, out.strip()) == (0, "0 0 0"), err
+    assert list(spill_directory.iterdir()) == []
+
+
 def test_two_jobs_in_one_directory(spill_directory: Path) -> None:
     script = """
         from pathlib import Path

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import mmap
 import os
 import stat
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -53,6 +55,31 @@ def test_file_is_private_and_has_no_name(
         assert not os.get_inheritable(file.fd)
     finally:
         file.close()
+
+
+@pytest.mark.parametrize("tmpfile", [True, False])
+def test_a_planted_symlink_is_not_followed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tmpfile: bool
+) -> None:
+    """Where a file needs a name for a moment, somebody may have guessed it."""
+    if not tmpfile:
+        refuse_tmpfile(monkeypatch)
+    victim, directory = tmp_path / "victim", tmp_path / "spill"
+    victim.write_text("precious")
+    directory.mkdir()
+    planted = directory / "fxoffload-guessed"
+    planted.symlink_to(victim)
+    names = iter(["guessed", "other"])
+    monkeypatch.setattr(tempfile, "_get_candidate_names", lambda: names)
+    file = SpillFile(directory)
+    try:
+        os.pwrite(file.fd, mmap.mmap(-1, 4096), 0)
+        assert not os.path.samestat(os.fstat(file.fd), victim.stat())
+    finally:
+        file.close()
+    assert victim.read_text() == "precious"
+    assert list(directory.iterdir()) == [planted]
+    assert list(names) == (["guessed", "other"] if tmpfile else [])
 
 
 def test_close_twice_and_no_descriptor_left(tmp_path: Path) -> None:

@@ -1,0 +1,99 @@
+"""A small model that trains through a real spill file, and what its steps must give."""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import fxoffload
+from fxoffload.runtime import kernels
+from fxoffload.runtime.store import OffloadStore
+
+WIDTH = 64
+BATCH = 512
+VALUE_BYTES = BATCH * WIDTH * 4
+
+
+@dataclass
+class Job:
+    """A compiled model, its store, and what a step without a fault gives."""
+
+    model: nn.Module
+    compiled: Callable[[Tensor], Tensor]
+    x: Tensor
+    store: OffloadStore
+    gradients: list[Tensor]
+    calls: int  # Writes of a step, and reads too.
+
+    def forward(self) -> Tensor:
+        """The loss, everything written: the backward finds nothing in memory."""
+        self.model.zero_grad()
+        loss = self.compiled(self.x).sum()
+        deadline = time.monotonic() + 30
+        while fxoffload.statistics().inflight_bytes:
+            assert time.monotonic() < deadline, "writes do not end"
+            time.sleep(0.001)
+        return loss
+
+    def step(self) -> fxoffload.StoreStatistics:
+        """Run a step; its statistics, when its gradients are right to the last bit."""
+        fxoffload.reset_statistics()
+        self.forward().backward()
+        self.check_gradients()
+        gc.collect()
+        return fxoffload.statistics()
+
+    def overfill(self) -> None:
+        """Forwards before any backward until a write fails; then their backwards, all right."""
+        fxoffload.reset_statistics()
+        losses: list[Tensor] = []
+        while not fxoffload.statistics().write_errors:
+            assert len(losses) < 1000, "there is room for everything"
+            losses.append(self.forward())
+        while losses:
+            self.model.zero_grad()
+            losses.pop().backward()
+            self.check_gradients()
+
+    def check_gradients(self) -> None:
+        for parameter, expected in zip(self.model.parameters(), self.gradients, strict=True):
+            assert parameter.grad is not None
+            assert torch.equal(parameter.grad, expected)
+
+
+@contextmanager
+def open_job(directory: Path, *, batch: int = BATCH, **options: Any) -> Iterator[Job]:
+    """Compile a model with its spill file in `directory` and run a step; closes the store."""
+    torch.manual_seed(0)
+    layers = [layer for _ in range(6) for layer in (nn.Linear(WIDTH, WIDTH), nn.Tanh())]
+    model = nn.Sequential(*layers)
+    torch._dynamo.reset()
+    options = {
+        "compiler": "eager", "min_bytes": 1, "memory_budget": "min",
+        "directory": directory, "ioengine": "posix", **options,
+    }  # fmt: skip
+    x = torch.randn(batch, WIDTH)
+    reference = fxoffload.compile(model, enabled=False, **options)
+    reference(x).sum().backward()
+    gradients = [
+        parameter.grad.clone() for parameter in model.parameters() if parameter.grad is not None
+    ]
+    known = set(kernels._stores)
+    compiled = fxoffload.compile(model, **options)
+    (key,) = set(kernels._stores) - known
+    job = Job(model, compiled, x, kernels._stores[key], gradients, 0)
+    try:
+        done = job.step()
+        assert done.offloaded_bytes == done.written_bytes == done.read_bytes > 3 * x.nbytes
+        job.calls = done.offloads
+        yield job
+    finally:
+        kernels._stores.pop(key).close()
