@@ -140,9 +140,9 @@ def run_benchmark(
             sys.exit(1)
         record = {**describe_run(name, arguments, config), **measured}
         records = [record]
-        print(
-            f"{describe_sizes(record)}\n\n{format_table([tuple(row) for row in tabulate(record)])}"
-        )
+        table = format_table([tuple(row) for row in tabulate(record)])
+        parts = (describe_sizes(record), table, conclude(record))
+        print("\n\n".join(part for part in parts if part))
         with arguments.output.open("a") as file:
             file.write(json.dumps(record) + "\n")
     if draw is not None and arguments.plot is not None:
