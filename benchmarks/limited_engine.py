@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
@@ -90,7 +90,7 @@ class _Channel:
 
 
 @contextmanager
-def limit_drives(bytes_per_second: float | None) -> Iterator[None]:
+def limit_drives(bytes_per_second: float | None) -> Generator[None, None, None]:
     """Within, stores that are opened are as slow as that, and so are the links of plans.
 
     None is no limit.

@@ -6,7 +6,7 @@ import os
 import sys
 import tempfile
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import asdict
 from functools import partial
@@ -119,7 +119,7 @@ def use_checkpoints(model: LossOnly) -> None:
 
 
 @contextmanager
-def save_to_files(directory: Path) -> Iterator[None]:
+def save_to_files(directory: Path) -> Generator[None, None, None]:
     """Within, what a forward saves goes to a file of its own, and comes back when it is asked for.
 
     Source: PyTorch's tutorial "Hooks for autograd saved tensors".

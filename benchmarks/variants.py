@@ -43,7 +43,7 @@ class Variant:
     @property
     def label(self) -> str:
         """Its name in tables."""
-        share = {None: "", "min": " min"}.get(self.share, f" {self.share}")
+        share = "" if self.share is None else f" {self.share}"
         return f"{self.kind}{share}{'' if self.recomputes else ', moving only'}"
 
 
