@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import sys
 import tempfile
 import weakref
@@ -62,9 +63,10 @@ def measure(settings: VariantSettings) -> None:
         report(asdict(measured))
     for number in range(settings.rounds):
         seconds: dict[str, float] = {}
-        for label, trainer in trainers.items():
-            _, seconds[label] = trainer.step()
-            trainer.model.zero_grad()  # Its gradients are not part of another's step.
+        # In another order each time, as one may disturb the next: by what it left to be written.
+        for label in random.Random(number).sample(list(trainers), len(trainers)):
+            _, seconds[label] = trainers[label].step()
+            trainers[label].model.zero_grad()  # Its gradients are not part of another's step.
         report({"round": number, "seconds": seconds})
 
 

@@ -308,6 +308,7 @@ def test_slow_drive(
     labels = [item["label"] for item in drive["variants"]]
     assert labels[-1] == "fxoffload 0.95, moving only"
     assert drive["variants"][-1]["saved_share"] is None
+    assert drive["variants"][-2]["saved_share"] is not None  # Far cheaper, at that bandwidth.
     assert plain["offloaded_bytes"] == 0
     assert "step / floor" in capsys.readouterr().out
 
