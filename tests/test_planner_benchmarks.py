@@ -21,10 +21,9 @@ sys.path.append(str(Path(__file__).parent.parent))
 from benchmarks import depth, planner_truth, rok, slow_drive, variant_run, variants
 from benchmarks.command_line import format_markdown
 from benchmarks.limited_engine import LimitedEngine, limit_drives
-from benchmarks.models import Shape
 from benchmarks.trainer import PassRecord
-from benchmarks.variant_run import build_trainer, save_to_files
-from benchmarks.variants import PLAIN, Kind, Measured, Variant, VariantSettings
+from benchmarks.variant_run import save_to_files
+from benchmarks.variants import PLAIN, Kind, Measured, Variant
 from fxoffload import OffloadConfig, backend, runtime
 from fxoffload.runtime.memory import MemoryEngine
 
@@ -58,34 +57,6 @@ def test_labels() -> None:
     assert PLAIN.label == "plain"
     assert Variant("fxoffload", 0.5).label == "fxoffload 0.5"
     assert Variant("fxoffload", "min", recomputes=False).label == "fxoffload min, moving only"
-
-
-def count_saved_bytes(settings: VariantSettings, variant: Variant) -> int:
-    """What autograd keeps between forward and backward, of storages that are no parameters."""
-    trainer = build_trainer(settings, variant, None)
-    mine = {p.untyped_storage().data_ptr() for p in trainer.model.parameters()}
-    found: dict[int, int] = {}
-
-    def pack(tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in mine:
-            found[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        loss = trainer.compiled(trainer.tokens)
-    loss.backward()
-    return sum(found.values())
-
-
-def test_the_others_recompute(fresh_dynamo: None, spill_directory: Path) -> None:
-    """Each saves less than plain; without its setting it would be plain."""
-    shape = asdict(Shape(layers=1, hidden=64, heads=8, batch=2, length=64))
-    options = {"compiler": "eager", "directory": str(spill_directory)}
-    settings = VariantSettings("gpt", shape, [], 1, 1, "cpu", options)
-    plain = count_saved_bytes(settings, PLAIN)
-    assert count_saved_bytes(settings, Variant("recompute", 0.0)) < plain / 2
-    assert count_saved_bytes(settings, Variant("checkpoint")) < plain / 2
 
 
 def test_hooks_save_to_files_that_go(tmp_path: Path) -> None:
@@ -273,9 +244,11 @@ def test_planner_truth_with_inductor(
 def test_rok(in_process: None, spill_directory: Path, capsys: pytest.CaptureFixture[str]) -> None:
     plot = spill_directory / "rok.png"
     points = ("--budgets", "1.5", "--recompute-budgets", "0", "--rounds", "2", "--layers", "1")
-    record = run(rok, spill_directory, *points, *EAGER, "--plot", str(plot))
+    record = run(rok, spill_directory, *points, *EAGER, "--plot", str(plot), "--length", "256")
     kinds = [item["kind"] for item in record["variants"]]
     assert kinds == ["plain", "recompute", "checkpoint", "hooks", "fxoffload"]
+    # Each is another program: Dynamo has not taken the graph of one for that of the next.
+    assert len({item["peak_bytes"] for item in record["variants"]}) == len(kinds)
     assert all(len(item["seconds"]) == 2 for item in record["variants"])
     assert image.imread(plot).std() > 0
     assert "dominated at" in capsys.readouterr().out.splitlines()[-1]
