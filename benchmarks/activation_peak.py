@@ -16,28 +16,31 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
 from rich.table import Table
 
 from fxoffload import ConfigError, OffloadConfig
-from fxoffload.config import find_filesystem
 
 sys.path.append(str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.activation_run import RunSettings
+from benchmarks.command_line import (
+    HEADS,
+    add_model_arguments,
+    check_model_arguments,
+    describe_run,
+    find_options,
+    make_parser,
+)
 from benchmarks.fresh_process import RETURN_FREED_MEMORY, ChildFailed, run_fresh
-from benchmarks.measure import MIB, find_cpu_model
-from benchmarks.models import BUILDERS, Shape
+from benchmarks.measure import MIB
+from benchmarks.models import Shape
 
 PEAK_RATIO_LIMIT = 0.35
 STEP_RATIO_LIMIT = 1.03
-HEADS = 8
-_UNRECORDED = ("output", "check", "directory")  # Files of one machine say nothing elsewhere.
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,10 +75,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     console = Console()
     parser = build_parser()
     arguments = parser.parse_args(argv)
-    if arguments.hidden % HEADS:
-        parser.error(f"--hidden {arguments.hidden} is not a multiple of the {HEADS} heads")
-    if arguments.model == "t5" and arguments.layers % 2:
-        parser.error(f"--layers {arguments.layers} is odd; a T5 has half of them on each side")
+    check_model_arguments(parser, arguments, [arguments.layers])
     try:
         config = OffloadConfig(**find_options(arguments))
         results = measure(arguments, console)
@@ -103,32 +103,14 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        description=(__doc__ or "").splitlines()[0],
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
+    parser = make_parser(__doc__)
+    add_model_arguments(parser)
     add = parser.add_argument
-    add("--model", choices=list(BUILDERS), default="gpt")
-    add("--layers", type=int, default=12, help="of a T5: half of them encode, half decode")
-    add("--hidden", type=int, default=512)
-    add("--batch", type=int, default=8)
-    add("--length", type=int, default=512)
     add("--steps", type=int, default=5, help="pairs of timed steps")
-    add("--threads", type=int, default=2)
-    add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     add("--memory-budget", help='"8GiB", "min", or nothing: what hides behind compute')
-    add("--directory", help="where fxoffload spills to; default: see OffloadConfig")
-    add("--min-bytes", default="1MiB", help="smaller values stay in memory")
-    add("--compiler", choices=["inductor", "eager"], default="inductor")
     add("--output", type=Path, help="file to which the JSON line is appended")
     add("--check", action="store_true", help="exit with status 1 beyond the limits of the project")
     return parser
-
-
-def find_options(arguments: argparse.Namespace) -> dict[str, Any]:
-    """The options of fxoffload."""
-    names = ("directory", "memory_budget", "min_bytes", "compiler")
-    return {name: getattr(arguments, name) for name in names}
 
 
 def measure(arguments: argparse.Namespace, console: Console) -> Results:
@@ -194,16 +176,7 @@ def build_record(
     """Everything that was measured, and on what."""
     ratios = results.step_ratios
     return {
-        "benchmark": "activation_peak",
-        **{key: value for key, value in vars(arguments).items() if key not in _UNRECORDED},
-        "heads": HEADS,
-        "dtype": "float32",
-        "dropout": 0.0,
-        "fxoffload": version("fxoffload"),
-        "torch": torch.__version__,
-        "transformers": version("transformers"),
-        "cpu": find_cpu_model(),
-        "filesystems": [find_filesystem(path) for path in config.directories],
+        **describe_run("activation_peak", arguments, config),
         "peak_ratio": results.peak_ratio,
         "step_ratio": {
             "median": statistics.median(ratios),

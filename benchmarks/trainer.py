@@ -7,12 +7,14 @@ import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 from unittest.mock import patch
 
 import torch
 from torch import Tensor
+from torch._dynamo import lookup_backend
 
 import fxoffload
 from fxoffload import passes
@@ -115,9 +117,11 @@ def compile_variant(model: LossOnly, *, variant: Variant, **options: Any) -> Any
     """The compiled model; this is all that differs between the variants."""
     if variant == "fxoffload":
         return fxoffload.compile(model, **options)
-    if options.get("compiler") == "eager":
-        return torch.compile(model, backend="aot_eager_decomp_partition")
-    return torch.compile(model)
+    eager = options.get("compiler") == "eager"
+    found = lookup_backend("aot_eager_decomp_partition" if eager else "inductor")
+    # A callable of its own: under the same backend Dynamo takes the graph that it compiled for
+    # another model of that class, whatever the configuration was then.
+    return torch.compile(model, backend=partial(found))
 
 
 def make_inputs(name: str, shape: Shape, device: str) -> tuple[LossOnly, Tensor]:

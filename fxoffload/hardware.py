@@ -9,7 +9,7 @@ from fxoffload.errors import ConfigError
 from fxoffload.sizes import parse_byte_rate, parse_bytes, parse_flop_rate
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Hardware:
     """What to ask about: numbers in the units of the field names, or text such as "6.5GB/s".
 

@@ -1,6 +1,6 @@
 """What if: a training step on other hardware, and how far its micro-batch can grow.
 
-    hardware = Hardware("150TFLOP/s", "1.2TB/s", "80GiB", "6GB/s", "6.5GB/s", "25GB/s")
+    hardware = Hardware(flops_per_second="150TFLOP/s", memory_bytes_per_second="1.2TB/s", ...)
     print(simulate(model, x, hardware=hardware, memory_budget="8GiB"))
     print(largest_batch(model, lambda batch: (torch.empty(batch, 512),), hardware=hardware))
 

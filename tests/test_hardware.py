@@ -9,11 +9,27 @@ import pytest
 from fxoffload import ConfigError, Hardware
 from fxoffload.cost import DeviceSpeed, Link
 
-TEXT = Hardware("312TFLOP/s", "2TB/s", "80GiB", "6.5GB/s", "7GB/s", "25GB/s", 1e-4)
+TEXT = Hardware(
+    flops_per_second="312TFLOP/s",
+    memory_bytes_per_second="2TB/s",
+    memory_bytes="80GiB",
+    drive_write_bytes_per_second="6.5GB/s",
+    drive_read_bytes_per_second="7GB/s",
+    host_link_bytes_per_second="25GB/s",
+    transfer_latency_seconds=1e-4,
+)
 
 
 def test_text_and_numbers_say_the_same() -> None:
-    numbers = Hardware(312e12, 2e12, 80 * 2**30, 6.5e9, 7e9, 25e9, 1e-4)
+    numbers = Hardware(
+        flops_per_second=312e12,
+        memory_bytes_per_second=2e12,
+        memory_bytes=80 * 2**30,
+        drive_write_bytes_per_second=6.5e9,
+        drive_read_bytes_per_second=7e9,
+        host_link_bytes_per_second=25e9,
+        transfer_latency_seconds=1e-4,
+    )
     assert numbers == TEXT
     assert hash(numbers) == hash(TEXT)
     assert TEXT.device_bytes == 80 * 2**30

@@ -93,6 +93,11 @@ def test_model_without_gradients(spill_directory: Path) -> None:
     assert "nothing to move" in str(explanation)
 
 
+def test_a_budget_that_cannot_be_met(spill_directory: Path) -> None:
+    with pytest.raises(fxoffload.BudgetError, match="cannot be met"):
+        explain("mlp", spill_directory, memory_budget=1)
+
+
 def test_unknown_option_is_refused() -> None:
     with pytest.raises(fxoffload.ConfigError, match="did you mean 'min_bytes'"):
         fxoffload.explain(nn.Linear(2, 2), torch.ones(2, 2), options={"min_byte": 1})

@@ -22,8 +22,15 @@ WEIGHT_BYTES = 4 * WIDTH * WIDTH
 ROW_BYTES = 4 * WIDTH  # Of one sample, in any layer.
 OPTIONS: dict[str, Any] = {"compiler": "eager", "min_bytes": 1}
 # One operation a second, so that seconds count them; and one byte a second.
-COUNTS_FLOPS = Hardware(1.0, 1e30, "1GiB", 1e30, 1e30, 1e30)
-COUNTS_BYTES = Hardware(1e30, 1.0, "1GiB", 1e30, 1e30, 1e30)
+COUNTS_FLOPS = Hardware(
+    flops_per_second=1.0,
+    memory_bytes_per_second=1e30,
+    memory_bytes="1GiB",
+    drive_write_bytes_per_second=1e30,
+    drive_read_bytes_per_second=1e30,
+    host_link_bytes_per_second=1e30,
+)
+COUNTS_BYTES = dataclasses.replace(COUNTS_FLOPS, flops_per_second=1e30, memory_bytes_per_second=1.0)
 
 
 class Chain(nn.Module):
@@ -110,13 +117,21 @@ def test_what_fits_the_device() -> None:
         assert ("does not fit" in str(found)) != fits
 
 
-@pytest.mark.parametrize("case", ["attention", "graph_break"])
-def test_plans_are_those_of_real_tensors(case: str) -> None:
+@pytest.mark.parametrize(
+    ("case", "compiler"),
+    [
+        ("attention", "eager"),
+        ("graph_break", "eager"),
+        pytest.param("attention", "inductor", marks=pytest.mark.slow),
+    ],
+)
+def test_plans_are_those_of_real_tensors(case: str, compiler: str) -> None:
     torch.manual_seed(0)
     module, inputs = CASES[case]()
-    options = {**OPTIONS, "memory_budget": "min", "ioengine": "memory"}
-    explained = fxoffload.explain(module, *inputs, options=options)
-    found = simulate(module, *inputs, hardware=COUNTS_FLOPS, memory_budget="min", options=OPTIONS)
+    options = {**OPTIONS, "compiler": compiler}
+    real = {**options, "memory_budget": "min", "ioengine": "memory"}
+    explained = fxoffload.explain(module, *inputs, options=real)
+    found = simulate(module, *inputs, hardware=COUNTS_FLOPS, memory_budget="min", options=options)
     assert len(found.plans) == len(explained.graphs)
     for plan, graph in zip(found.plans, explained.graphs, strict=True):
         assert plan.values == graph.plan.values

@@ -1,0 +1,297 @@
+"""The benchmarks of the planner: their verdicts on known numbers, and each at a tiny size."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import wait
+from dataclasses import asdict
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from matplotlib import image
+
+sys.path.append(str(Path(__file__).parent.parent))
+
+from benchmarks import depth, planner_truth, rok, slow_drive, variant_run, variants
+from benchmarks.command_line import format_markdown
+from benchmarks.limited_engine import LimitedEngine, limit_drives
+from benchmarks.trainer import PassRecord
+from benchmarks.variant_run import save_to_files
+from benchmarks.variants import PLAIN, Kind, Measured, Variant
+from fxoffload import OffloadConfig, backend, runtime
+from fxoffload.runtime.memory import MemoryEngine
+
+SIZES = (
+    "--hidden",
+    "64",
+    "--batch",
+    "2",
+    "--length",
+    "64",
+    "--threads",
+    "1",
+    "--min-bytes",
+    "16KiB",
+)
+EAGER = ("--compiler", "eager")
+
+
+def run(module: ModuleType, directory: Path, *arguments: str) -> dict[str, Any]:
+    """The record of a tiny run."""
+    output = directory / "results.jsonl"
+    places = ("--directory", str(directory), "--output", str(output))
+    module.main([*SIZES, *places, *arguments])
+    (line,) = output.read_text().splitlines()
+    assert sorted(directory.iterdir()) == sorted({output, *directory.glob("*.png")})
+    return json.loads(line)
+
+
+def make_measured(kind: Kind, peak: int, *seconds: float, share: float | None = None) -> Measured:
+    variant = Variant(kind, share)
+    return Measured(variant.label, kind, share, peak_bytes=peak, seconds=list(seconds))
+
+
+def make_record(*found: Measured) -> dict[str, Any]:
+    return {"batch": 2, "variants": [asdict(item) for item in found]}
+
+
+# --- variants -----------------------------------------------------------------------------------
+
+
+def test_labels() -> None:
+    assert PLAIN.label == "plain"
+    assert Variant("fxoffload", 0.5).label == "fxoffload 0.5"
+    assert Variant("fxoffload", "min", recomputes=False).label == "fxoffload min, moving only"
+
+
+def test_hooks_save_to_files_that_go(tmp_path: Path) -> None:
+    x = torch.linspace(-1, 1, 2000).requires_grad_()
+    with save_to_files(tmp_path):
+        y = x.sin().sum() + x[:10].sin().sum()
+    # Ten elements stay in memory.
+    assert [path.stat().st_size > 4 * 2000 for path in tmp_path.iterdir()] == [True]
+    y.backward()
+    expected = x.detach().cos()
+    expected[:10] *= 2
+    assert torch.equal(x.grad, expected)
+    del y
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture
+def in_process(fresh_dynamo: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """What a fresh process would do is done in this one, which has imported everything already."""
+    threads, limit = torch.get_num_threads(), torch.compiler.config.recompile_limit
+
+    def run_here(
+        script: Path, settings: dict[str, Any], *, environment: dict[str, str]
+    ) -> Iterator[dict[str, Any]]:
+        assert script.name == "variant_run.py"
+        torch._dynamo.reset()
+        runtime.close_stores()  # One that is open already would not be limited.
+        reports: list[str] = []
+        with monkeypatch.context() as patch:
+            patch.setattr(variant_run, "report", lambda record: reports.append(json.dumps(record)))
+            variant_run.work(json.loads(json.dumps(settings)))
+        return map(json.loads, reports)
+
+    monkeypatch.setattr(variants, "run_fresh", run_here)
+    yield
+    runtime.close_stores()
+    torch.set_num_threads(threads)
+    torch.compiler.config.recompile_limit = limit
+
+
+def test_nothing_is_recorded_of_a_model_without_plans() -> None:
+    assert (PassRecord().peak_bytes, PassRecord().lower_bound_bytes) == (0, 0)
+
+
+# --- limited drives -----------------------------------------------------------------------------
+
+
+def test_limited_engine_moves_bytes_at_its_bandwidth() -> None:
+    size, count = 2**16, 4
+    engine = LimitedEngine(MemoryEngine(None), bytes_per_second=size / 0.05)
+    buffers = [memoryview(bytearray([number]) * size) for number in range(count)]
+    offsets = [engine.allocate(size) for _ in range(count)]
+    start = time.perf_counter()
+    futures = [engine.write(view, at) for view, at in zip(buffers, offsets, strict=True)]
+    assert not futures[-1].done()
+    assert [future.result() for future in futures] == [size] * count
+    # It can only be later than that, however busy the machine is.
+    assert time.perf_counter() - start >= count * 0.05
+    back = memoryview(bytearray(size))
+    assert engine.read(back, offsets[2]).result() == size
+    assert back == buffers[2]
+    engine.close()
+
+
+def test_a_write_that_did_not_begin_can_be_cancelled() -> None:
+    engine = LimitedEngine(MemoryEngine(None), bytes_per_second=2**16 / 0.05)
+    view = memoryview(bytearray(2**16))
+    offset = engine.allocate(2**16)
+    futures = [engine.write(view, offset) for _ in range(3)]
+    assert futures[-1].cancel()
+    wait(futures)
+    engine.close()
+
+
+def test_plans_know_of_limited_drives(spill_directory: Path) -> None:
+    config = OffloadConfig(directory=spill_directory, ioengine="posix")
+    full = backend.measure_links(config)["nvme"]
+    with limit_drives(1000.0):
+        limited = backend.measure_links(config)["nvme"]
+    assert (limited.write_bytes_per_second, limited.read_bytes_per_second) == (1000.0, 1000.0)
+    assert limited.latency_seconds == full.latency_seconds
+    with limit_drives(1e30):
+        assert backend.measure_links(config)["nvme"] == full
+    assert backend.measure_links(config)["nvme"] == full
+
+
+# --- verdicts -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("seconds", "verdict"),
+    [
+        ((2.0, 2.0, 2.1, 2.2), "slower"),
+        ((1.0, 2.0, 0.9, 1.1), "equal"),
+        ((0.9, 0.8, 0.9, 0.7), "faster"),
+    ],
+)
+def test_rok_judges_by_rounds(seconds: tuple[float, ...], verdict: str) -> None:
+    rival = make_measured("checkpoint", 50, 1.0, 1.0, 1.0, 1.0)
+    assert rok.judge(make_measured("fxoffload", 50, *seconds, share=0.5), rival) == verdict
+
+
+def test_rok_names_the_points_that_are_dominated() -> None:
+    plain = make_measured("plain", 101, 1.0, 1.0)  # 1 % above is the same peak.
+    checkpoint = make_measured("checkpoint", 40, 1.5, 1.5)
+    hooks = make_measured("hooks", 30, 9.0, 9.0)
+    tight = make_measured("fxoffload", 39, 5.0, 5.0, share=0.4)  # Only hooks get there.
+    same = make_measured("fxoffload", 100, 1.2, 1.2, share=1.0)
+    slow = make_measured("fxoffload", 60, 1.6, 1.7, share=0.6)
+    found = [plain, checkpoint, hooks, tight, same, slow]
+    rivals = [rok.find_best_rival(item, found) for item in (tight, same, slow)]
+    assert rivals == [hooks, plain, checkpoint]
+    assert rok.conclude(make_record(*found)) == (
+        "dominated at 2 of 3 points: fxoffload 1.0 to plain, fxoffload 0.6 to checkpoint"
+    )
+    refused = make_measured("fxoffload", 0, share=0.1)
+    refused.refused = "cannot be met"
+    assert rok.conclude(make_record(plain, checkpoint, hooks, tight, refused)) == (
+        "not dominated at any of 1 points, within noise; no plan for 1 more"
+    )
+    rows = rok.tabulate(make_record(*found, refused))
+    assert {len(row) for row in rows} == {9}
+    assert rows[4][6:] == ["hooks", "0.556 (0.556 to 0.556)", "faster"]
+
+
+def test_floor_of_a_step() -> None:
+    plain = make_measured("plain", 100, 2.0)
+    moved = make_measured("fxoffload", 50, 3.0)
+    moved.written_bytes, moved.read_bytes = 600, 400
+    assert slow_drive.find_floor_seconds(moved, plain, 250.0) == 4.0
+    assert slow_drive.find_floor_seconds(moved, plain, 1000.0) == 2.0
+
+
+def test_markdown() -> None:
+    assert format_markdown([["a", "b"], ["c", "1"]]) == "| a | b |\n| --- | ---: |\n| c | 1 |"
+
+
+# --- whole runs ---------------------------------------------------------------------------------
+
+
+TRUTH = ("--budgets", "min", "0.95", "0.01", "--rounds", "2", "--layers", "1")
+
+
+def check_truth(record: dict[str, Any], output: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    plain, lowest, share, refused = record["variants"]
+    labels = [item["label"] for item in record["variants"]]
+    assert labels == ["plain", "fxoffload min", "fxoffload 0.95", "fxoffload 0.01"]
+    assert "cannot be met" in refused["refused"]
+    assert refused["seconds"] == []
+    assert plain["predicted_peak_bytes"] is None
+    for item in (lowest, share):
+        assert len(item["seconds"]) == record["rounds"] == 2
+        # A model of what fused code keeps in memory, for a graph of small tensors.
+        assert 0.7 < item["predicted_peak_bytes"] / item["peak_bytes"] < 1.3
+        assert item["predicted_seconds"] > 0
+        assert abs(item["loss"] - plain["loss"]) < 1e-3
+    assert 0 < lowest["offloaded_bytes"] == lowest["written_bytes"]
+    assert 0 < lowest["lower_bound_bytes"] <= lowest["predicted_peak_bytes"]
+    assert share["budget_bytes"] == int(0.95 * plain["peak_bytes"])
+    printed = capsys.readouterr().out
+    assert "no plan fits" in printed
+    planner_truth.main(["--report", "--output", str(output)])
+    reported = capsys.readouterr().out
+    ratio = f"{lowest['peak_bytes'] / lowest['predicted_peak_bytes']:.3f}"
+    assert f"| {ratio} |" in reported
+    assert ratio in printed
+
+
+def test_planner_truth(spill_directory: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """In a fresh process, as users run it."""
+    record = run(planner_truth, spill_directory, *TRUTH, *EAGER)
+    check_truth(record, spill_directory / "results.jsonl", capsys)
+
+
+def test_rok(in_process: None, spill_directory: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    plot = spill_directory / "rok.png"
+    points = ("--budgets", "1.5", "--recompute-budgets", "0", "--rounds", "2", "--layers", "1")
+    record = run(rok, spill_directory, *points, *EAGER, "--plot", str(plot), "--length", "256")
+    kinds = [item["kind"] for item in record["variants"]]
+    assert kinds == ["plain", "recompute", "checkpoint", "hooks", "fxoffload"]
+    # Each is another program: Dynamo has not taken the graph of one for that of the next.
+    assert len({item["peak_bytes"] for item in record["variants"]}) == len(kinds)
+    assert all(len(item["seconds"]) == 2 for item in record["variants"])
+    assert image.imread(plot).std() > 0
+    assert "dominated at" in capsys.readouterr().out.splitlines()[-1]
+
+
+def test_depth(in_process: None, spill_directory: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    plot = spill_directory / "depth.png"
+    record = run(depth, spill_directory, "--layers", "1", *EAGER, "--plot", str(plot))
+    (found,) = record["depths"]
+    _, _, lowest = found["variants"]
+    assert found["layers"] == 1
+    assert 0 < lowest["lower_bound_bytes"] <= lowest["predicted_peak_bytes"]
+    assert lowest["offloaded_bytes"] > 0
+    assert image.imread(plot).std() > 0
+    assert capsys.readouterr().out.splitlines()[-1].startswith("1 ")
+
+
+def test_slow_drive(
+    in_process: None, spill_directory: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shares = ("--shares", "0.02", "--budget", "0.95", "--rounds", "1", "--layers", "1")
+    record = run(slow_drive, spill_directory, *shares, *EAGER)
+    (drive,) = record["drives"]
+    assert drive["bytes_per_second"] == 0.02 * record["hiding_bytes_per_second"]
+    plain, _, lowest, *_ = drive["variants"]
+    assert record["crossing_bytes"] == 2 * lowest["offloaded_bytes"] > 0
+    # The writes alone take that long, whatever else the machine does.
+    assert lowest["seconds"][0] >= 0.9 * lowest["written_bytes"] / drive["bytes_per_second"]
+    assert lowest["exposed_seconds"] > 0
+    labels = [item["label"] for item in drive["variants"]]
+    assert labels[-1] == "fxoffload 0.95, moving only"
+    assert drive["variants"][-1]["saved_share"] is None
+    assert drive["variants"][-2]["saved_share"] is not None  # Far cheaper, at that bandwidth.
+    assert plain["offloaded_bytes"] == 0
+    assert "step / floor" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("module", [planner_truth, rok, depth, slow_drive])
+def test_what_cannot_be_built_is_refused_in_words(
+    module: ModuleType, spill_directory: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stop:
+        run(module, spill_directory, "--model", "t5", "--layers", "3")
+    assert stop.value.code == 2
+    assert "--layers 3 is odd" in capsys.readouterr().err
