@@ -22,7 +22,7 @@ from benchmarks.trainer import Trainer, compile_variant, make_inputs
 def work(settings: dict[str, Any]) -> None:
     """Report the seconds of the first step beyond those of the second, and what was moved."""
     torch.set_num_threads(settings["threads"])
-    model, tokens = make_inputs(settings["model"], Shape(**settings["shape"]), "cpu")
+    model, tokens = make_inputs(settings["model"], Shape(**settings["shape"]), settings["device"])
     compile_model = partial(compile_variant, variant=settings["variant"], **settings["options"])
     start = time.process_time()
     trainer = Trainer(model, tokens, compile_model)

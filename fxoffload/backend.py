@@ -20,6 +20,7 @@ from fxoffload.errors import OffloadError
 from fxoffload.graph import TrainingGraph, get_tensor
 from fxoffload.passes import PassOptions
 from fxoffload.plan import Plan
+from fxoffload.plan_cache import find_plan_path, keep_plan, recall_plan
 from fxoffload.torch_internals import OffloadPartitioner, PartitionFunction
 
 log = logging.getLogger(__name__)
@@ -78,10 +79,21 @@ def compile_graph(
 ) -> Callable[..., Any]:
     """Compile `gm` with the compiler that `config` names, its saved values moved by plan."""
     store = open_store(config)
-    partitioner = build_partitioner(config, store)
+    plans: list[Plan] = []
+    partitioner = build_partitioner(
+        config, store, on_transformed=lambda graph, plan: plans.append(plan)
+    )
     if config.compiler == "eager":
         return torch_internals.compile_with_aot(gm, example_inputs, partitioner)
-    return torch_internals.compile_with_inductor(gm, example_inputs, partitioner, mode=mode)
+    folder = torch_internals.find_cache_folder() / "fxoffload"
+    path = find_plan_path(folder, gm, example_inputs, partitioner.identity)
+    compiled = torch_internals.compile_with_inductor(gm, example_inputs, partitioner, mode=mode)
+    if plans:
+        keep_plan(path, plans[0])
+    elif config.enabled and (plan := recall_plan(path)) is not None:
+        log.info("compiled before, from torch's cache: %s", plan)
+        _reserve(store, plan)
+    return compiled
 
 
 def open_store(config: OffloadConfig) -> str:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from functools import wraps
 from operator import getitem
+from pathlib import Path
 from typing import Any
 
 import sympy
@@ -25,6 +26,7 @@ from torch._functorch import config as functorch_config
 from torch._inductor import inductor_prims
 from torch._inductor.compile_fx import compile_fx
 from torch._inductor.custom_graph_pass import CustomPartitionerFn
+from torch._inductor.runtime.cache_dir_utils import cache_dir
 from torch._inductor.virtualized import V
 from torch._ops import OpOverload
 from torch._prims.rng_prims import run_and_save_rng_state
@@ -235,6 +237,14 @@ def keeps_graph() -> bool:
     """
     autograd: Any = torch._C._autograd  # pyright: ignore[reportAttributeAccessIssue]
     return bool(autograd._get_current_graph_task_keep_graph())
+
+
+def find_cache_folder() -> Path:
+    """Where Inductor keeps what it compiled; also what is here goes when that is deleted.
+
+    Source: torch._inductor.runtime.cache_dir_utils.
+    """
+    return Path(cache_dir())
 
 
 def is_rng_state(node: fx.Node) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import logging
 import re
 import threading
 import time
@@ -298,3 +299,24 @@ def test_graph_with_nothing_to_move_has_no_ops(spill_directory: Path) -> None:
     _, codes = run_fw_bw_and_get_code(lambda: compiled(torch.randn(16, WIDTH)).sum())
     assert len(codes) == 2
     assert all("fxoffload" not in code for code in codes)
+
+
+@pytest.mark.slow
+def test_a_compiled_graph_from_torchs_cache_has_its_plan(
+    spill_directory: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    from torch._inductor.utils import fresh_cache
+
+    x = torch.randn(16, WIDTH)
+    plans: list[str] = []
+    with fresh_cache(), caplog.at_level(logging.INFO, "fxoffload.backend"):
+        for _ in range(2):
+            torch._dynamo.reset()
+            caplog.clear()
+            options = {"min_bytes": 1, "memory_budget": "min"}
+            compiled = fxoffload.compile(make_model(), directory=spill_directory, **options)
+            compiled(x).sum().backward()
+            (record,) = [record for record in caplog.records if "moved" in record.message]
+            plans.append(record.message)
+    assert plans[1] == f"compiled before, from torch's cache: {plans[0]}"
+    assert_empty()

@@ -6,6 +6,7 @@ import copy
 import operator
 import pickle
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -37,6 +38,7 @@ from fxoffload.torch_internals import (
     compile_with_inductor,
     copy_saved_meta,
     find_backward_placeholder,
+    find_cache_folder,
     is_rng_state,
     keeps_graph,
     runs_alone,
@@ -120,6 +122,13 @@ def test_trace_with_inductor_generates_no_code(monkeypatch: pytest.MonkeyPatch) 
     ((_, _, count, _),) = recorder.calls
     assert count == 2
     assert torch._inductor.config.custom_partitioner_fn is None
+
+
+def test_the_cache_folder_is_inductors() -> None:
+    from torch._inductor.codecache import FxGraphCache
+
+    with torch._inductor.utils.fresh_cache():
+        assert find_cache_folder() in Path(FxGraphCache._get_tmp_dir()).parents
 
 
 @pytest.mark.slow
