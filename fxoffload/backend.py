@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from torch import fx
 
 from fxoffload import passes, runtime, torch_internals
 from fxoffload.config import OffloadConfig
-from fxoffload.cost import CPU_SPEED, CUDA_SPEED, CostModel, Link
+from fxoffload.cost import CostModel, DeviceSpeed, Link, counts_flops
 from fxoffload.errors import OffloadError
 from fxoffload.graph import TrainingGraph, get_tensor
 from fxoffload.passes import PassOptions
@@ -133,9 +132,9 @@ def build_partitioner(
 
         graph = build(None)
         if config.enabled:
-            options = build_options(config, graph, links, store)
-            if cost is not None:
-                options = replace(options, cost=cost)
+            options = build_options(
+                config, cost or CostModel(links=links, speed=measure_speed(graph)), store
+            )
             plan = passes.transform_graph(
                 graph, options, repartition=build, before_rewrite=on_partitioned
             )
@@ -146,16 +145,15 @@ def build_partitioner(
                 on_transformed(graph, plan)
         return graph.forward, graph.backward
 
-    identity = f"fxoffload {hash_sources()} {config.key} {sorted(links.items())}"
+    # The speed of the device follows from the graph, which is in every key already.
+    identity = f"fxoffload {hash_sources()} {config.key} {sorted(links.items())} {cost}"
     return OffloadPartitioner(choose, identity)
 
 
-def build_options(
-    config: OffloadConfig, graph: TrainingGraph, links: Mapping[str, Link], store: str
-) -> PassOptions:
-    """What the passes need to know to plan `graph` under `config`."""
+def build_options(config: OffloadConfig, cost: CostModel, store: str) -> PassOptions:
+    """What the passes need to know to plan a graph under `config`."""
     return PassOptions(
-        cost=CostModel(links=links, speed=CUDA_SPEED if _computes_on_cuda(graph) else CPU_SPEED),
+        cost=cost,
         store=store,
         budget_bytes="min" if config.memory_budget == "min" else config.budget_bytes,
         host_bytes=config.host_bytes or 0,
@@ -174,6 +172,23 @@ def measure_links(config: OffloadConfig) -> dict[str, Link]:
     return links
 
 
+def measure_speed(graph: TrainingGraph) -> DeviceSpeed:
+    """What the device of `graph` sustains, at the dtype of its first matrix product.
+
+    Measured once on a machine, so that every process plans with the same numbers.
+    """
+    device, dtype = torch.device("cpu"), torch.float32
+    for node in graph.forward.graph.nodes:
+        tensor = get_tensor(node)
+        if tensor is not None and tensor.is_floating_point():
+            device = tensor.device
+            if counts_flops(node):
+                dtype = tensor.dtype
+                break
+    with torch_internals.outside_of_tracing():
+        return DeviceSpeed(*runtime.recall_speed(device, dtype))
+
+
 @cache
 def hash_sources() -> str:
     """A digest of this package's sources: a changed pass must not meet a cached graph."""
@@ -182,11 +197,6 @@ def hash_sources() -> str:
         for path in sorted(folder.glob("*.py")):
             digest.update(path.read_bytes())
     return digest.hexdigest()[:16]
-
-
-def _computes_on_cuda(graph: TrainingGraph) -> bool:
-    tensors = (get_tensor(node) for node in graph.forward.graph.nodes)
-    return any(tensor is not None and tensor.device.type == "cuda" for tensor in tensors)
 
 
 def _reserve(store: str, plan: Plan) -> None:

@@ -1,7 +1,7 @@
-"""Seconds of a node and seconds of a transfer: a roofline with constants of the device.
+"""Seconds of a node and seconds of a transfer: a roofline of the device and its links.
 
-The constants are deliberately coarse: they decide what hides and how early a transfer starts, and
-a factor of two in either direction is covered by the margin that scheduling adds.
+It is coarse: it decides what hides and how early a transfer starts, and a factor of two in either
+direction is covered by the margin that scheduling adds.
 """
 
 from __future__ import annotations
@@ -53,11 +53,6 @@ class DeviceSpeed:
     memory_bytes_per_second: float
 
 
-# Rounded down from two cores of a server CPU, and from an A100 in bfloat16.
-CPU_SPEED = DeviceSpeed(flops_per_second=1e11, memory_bytes_per_second=1e10)
-CUDA_SPEED = DeviceSpeed(flops_per_second=1.5e14, memory_bytes_per_second=1.2e12)
-
-
 @dataclass(frozen=True, slots=True)
 class CostModel:
     """Links by tier and the speed of the device that computes."""
@@ -78,6 +73,11 @@ class CostModel:
             _count_flops(node) / self.speed.flops_per_second,
             traffic_bytes / self.speed.memory_bytes_per_second,
         )
+
+
+def counts_flops(node: fx.Node) -> bool:
+    """Whether torch.utils.flop_counter knows the op of `node`: matrix products and the like."""
+    return getattr(node.target, "overloadpacket", None) in flop_registry
 
 
 def _count_flops(node: fx.Node) -> float:

@@ -30,7 +30,7 @@ from torch._inductor.runtime.cache_dir_utils import cache_dir
 from torch._inductor.virtualized import V
 from torch._ops import OpOverload
 from torch._prims.rng_prims import run_and_save_rng_state
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from torch.utils._pytree import tree_map_only
 from torch.utils._sympy.interp import sympy_interp
@@ -237,6 +237,14 @@ def keeps_graph() -> bool:
     """
     autograd: Any = torch._C._autograd  # pyright: ignore[reportAttributeAccessIssue]
     return bool(autograd._get_current_graph_task_keep_graph())
+
+
+def outside_of_tracing() -> AbstractContextManager[Any]:
+    """Within, tensors are real and ops run, also while AOTAutograd traces.
+
+    Source: torch._subclasses.fake_tensor.
+    """
+    return unset_fake_temporarily()
 
 
 def find_cache_folder() -> Path:

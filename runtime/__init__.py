@@ -13,8 +13,9 @@
     buffers     raw bytes of tensors, aligned memory, staging
     checksum    an engine around another one, with digests
     choice      which engine, and what it delivers
-    probe_cache measured bandwidths on disk
+    speed       how fast a device computes, from one short probe
     bandwidth   what an engine delivers, from one short probe
+    probe_cache measured speeds on disk
     kvikio_engine, posix, memory    the engines
     striping    slots over several files
     workers     threads that move bytes
@@ -37,14 +38,17 @@ from fxoffload.runtime.kernels import (
     reset_statistics,
     statistics,
 )
+from fxoffload.runtime.speed import Speed, recall_speed
 
 __all__ = [
     "EngineChoice",
+    "Speed",
     "StoreStatistics",
     "choose_engine",
     "close_stores",
     "drive_lifetimes",
     "find_store",
+    "recall_speed",
     "register_store",
     "reset_statistics",
     "statistics",

@@ -86,9 +86,9 @@ def time_transfers(engine: IOEngine, slots: ProbeSlots) -> Bandwidth:
     return Bandwidth(round_down(len(memory) / write), round_down(len(memory) / read))
 
 
-def round_down(value: float) -> float:
-    """`value` > 0 with one significant digit, never more than `value`."""
-    power = 10.0 ** math.floor(math.log10(value))
+def round_down(value: float, *, digits: int = 1) -> float:
+    """`value` > 0 with this many significant digits, never more than `value`."""
+    power = 10.0 ** (math.floor(math.log10(value)) - digits + 1)
     return math.floor(value / power) * power
 
 

@@ -20,7 +20,7 @@ from fxoffload.runtime.ioengine import IOEngine
 from fxoffload.runtime.kvikio_engine import KvikioEngine, find_obstacle
 from fxoffload.runtime.memory import MemoryEngine
 from fxoffload.runtime.posix import PosixEngine
-from fxoffload.runtime.probe_cache import recall_bandwidth
+from fxoffload.runtime.probe_cache import recall_pair
 from fxoffload.runtime.spill_file import SpillFile
 
 log = logging.getLogger(__name__)
@@ -115,7 +115,7 @@ def _probe_directory(kind: EngineKind, directory: Path) -> tuple[int, Bandwidth]
 
     device = os.stat(directory).st_dev
     system = f"{device:x}-{os.statvfs(directory).f_fsid:x}"
-    return device, recall_bandwidth(_make_key(kind, system), measure)
+    return device, Bandwidth(*recall_pair(_make_key(kind, system), measure))
 
 
 @cache
@@ -127,7 +127,7 @@ def _probe_memory() -> Bandwidth:
         finally:
             engine.close()
 
-    return recall_bandwidth(_make_key("memory", "host"), measure)
+    return Bandwidth(*recall_pair(_make_key("memory", "host"), measure))
 
 
 def _make_key(kind: EngineKind, place: str) -> str:

@@ -1,6 +1,6 @@
-"""Measured bandwidths on disk, so that every process on a machine plans with the same numbers.
+"""Measured speeds on disk, so that every process on a machine plans with the same numbers.
 
-They are in `$XDG_CACHE_HOME/fxoffload/bandwidth.json` (`~/.cache/...` without the variable). Delete
+They are in `$XDG_CACHE_HOME/fxoffload/speeds.json` (`~/.cache/...` without the variable). Delete
 the file to measure again. A file that cannot be read or written costs a measurement, nothing else.
 """
 
@@ -14,19 +14,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from fxoffload.runtime.bandwidth import Bandwidth
-
 log = logging.getLogger(__name__)
 
 
 def cache_path() -> Path:
-    """The file that holds the bandwidths that this user's processes measured."""
+    """The file that holds the speeds that this user's processes measured."""
     cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    return Path(cache) / "fxoffload" / "bandwidth.json"
+    return Path(cache) / "fxoffload" / "speeds.json"
 
 
-def recall_bandwidth(key: str, measure: Callable[[], Bandwidth]) -> Bandwidth:
-    """The bandwidth kept under `key`, or what `measure` says, which is kept from then on.
+def recall_pair(key: str, measure: Callable[[], tuple[float, float]]) -> tuple[float, float]:
+    """The two numbers kept under `key`, or what `measure` says, which is kept from then on.
 
     Of several processes that ask at once, one measures and the others wait for it: together they
     would only measure each other.
@@ -35,7 +33,7 @@ def recall_bandwidth(key: str, measure: Callable[[], Bandwidth]) -> Bandwidth:
     try:
         fd = _open_locked(path)
     except OSError as error:
-        log.info("%s cannot be used, bandwidths are measured by each process: %s", path, error)
+        log.info("%s cannot be used, speeds are measured by each process: %s", path, error)
         return measure()
     try:
         known = _read(fd)
@@ -62,7 +60,7 @@ def _open_locked(path: Path) -> int:
     return fd
 
 
-def _read(fd: int) -> dict[str, Bandwidth]:
+def _read(fd: int) -> dict[str, tuple[float, float]]:
     """What is well-formed in the file: a process may have been killed while it wrote."""
     try:
         data: Any = json.loads(os.pread(fd, os.fstat(fd).st_size, 0))
@@ -70,10 +68,10 @@ def _read(fd: int) -> dict[str, Bandwidth]:
         return {}
     if not isinstance(data, dict):
         return {}
-    return {key: Bandwidth(*pair) for key, pair in data.items() if _is_pair(pair)}
+    return {key: (pair[0], pair[1]) for key, pair in data.items() if _is_pair(pair)}
 
 
-def _write(fd: int, known: dict[str, Bandwidth]) -> None:
+def _write(fd: int, known: dict[str, tuple[float, float]]) -> None:
     os.ftruncate(fd, 0)
     os.pwrite(fd, json.dumps(known, indent=1, sort_keys=True).encode(), 0)
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 import fxoffload
+from fxoffload import runtime
 
 WIDTH = 32
 
@@ -320,3 +321,24 @@ def test_a_compiled_graph_from_torchs_cache_has_its_plan(
             plans.append(record.message)
     assert plans[1] == f"compiled before, from torch's cache: {plans[0]}"
     assert_empty()
+
+
+def test_the_plan_uses_the_speed_of_the_work(
+    spill_directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Asked for once a graph, with the dtype of its products, and a slow device hides more."""
+    asked: list[tuple[torch.device, torch.dtype]] = []
+
+    def recall(device: torch.device, dtype: torch.dtype) -> runtime.Speed:
+        asked.append((device, dtype))
+        assert torch.ones(2).sum().item() == 2  # Not in the midst of tracing.
+        return runtime.Speed(1.0, 1.0)
+
+    monkeypatch.setattr(runtime, "recall_speed", recall)
+    model, x = make_model().bfloat16(), torch.randn(16, WIDTH).bfloat16()
+    options = {"compiler": "eager", "directory": spill_directory, "min_bytes": 1}
+    slow = fxoffload.explain(model, x, options=options)
+    assert asked == [(torch.device("cpu"), torch.bfloat16)]
+    assert slow.offloaded_bytes > 0
+    monkeypatch.setattr(runtime, "recall_speed", lambda *_: runtime.Speed(1e20, 1e20))
+    assert fxoffload.explain(model, x, options=options).offloaded_bytes == 0

@@ -69,6 +69,10 @@ def test_round_down(value: float, expected: float) -> None:
     assert round_down(value) == expected
 
 
+def test_round_down_to_more_digits() -> None:
+    assert round_down(1.999e11, digits=2) == 1.9e11
+
+
 def test_round_trip_is_slower_than_either_way() -> None:
     assert Bandwidth(2e9, 2e9).round_trip == pytest.approx(1e9)
     assert Bandwidth(1e9, 3e9).round_trip == pytest.approx(7.5e8)

@@ -9,7 +9,7 @@ import toys
 from torch import fx
 from toys import Half, Sketch, aten
 
-from fxoffload.cost import CPU_SPEED, CostModel, DeviceSpeed, Link
+from fxoffload.cost import CostModel, DeviceSpeed, Link
 from fxoffload.graph import TrainingGraph
 from fxoffload.ops import OFFLOAD
 
@@ -82,7 +82,7 @@ def test_symbolic_sizes_count_by_their_hint() -> None:
 
 
 def test_every_node_of_the_zoo_has_a_time(zoo_graph: TrainingGraph) -> None:
-    cost = CostModel(links={}, speed=CPU_SPEED)
+    cost = CostModel(links={}, speed=toys.CPU_SPEED)
     for module in (zoo_graph.forward, zoo_graph.backward):
         seconds = [cost.node_seconds(node, 1000) for node in module.graph.nodes]
         assert all(0.0 <= second < 1.0 for second in seconds)

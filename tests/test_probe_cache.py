@@ -1,4 +1,4 @@
-"""Bandwidths on disk: measured once, by one process, and never an error."""
+"""Speeds on disk: measured once, by one process, and never an error."""
 
 from __future__ import annotations
 
@@ -14,19 +14,18 @@ from pathlib import Path
 import pytest
 
 from fxoffload.runtime import probe_cache
-from fxoffload.runtime.bandwidth import Bandwidth
-from fxoffload.runtime.probe_cache import cache_path, recall_bandwidth
+from fxoffload.runtime.probe_cache import cache_path, recall_pair
 
 
 class Probe:
-    """Measures another bandwidth each time."""
+    """Measures other numbers each time."""
 
     def __init__(self) -> None:
         self.calls = 0
 
-    def __call__(self) -> Bandwidth:
+    def __call__(self) -> tuple[float, float]:
         self.calls += 1
-        return Bandwidth(self.calls * 1e9, self.calls * 2e9)
+        return self.calls * 1e9, self.calls * 2e9
 
 
 @pytest.fixture(autouse=True)
@@ -36,18 +35,18 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_measured_once_for_each_key() -> None:
     probe = Probe()
-    assert recall_bandwidth("a", probe) == recall_bandwidth("a", probe) == (1e9, 2e9)
-    assert recall_bandwidth("b", probe) == (2e9, 4e9)
-    assert recall_bandwidth("a", probe) == (1e9, 2e9)
+    assert recall_pair("a", probe) == recall_pair("a", probe) == (1e9, 2e9)
+    assert recall_pair("b", probe) == (2e9, 4e9)
+    assert recall_pair("a", probe) == (1e9, 2e9)
     assert probe.calls == 2
     assert stat.S_IMODE(cache_path().stat().st_mode) == 0o600
 
 
 def test_deleting_the_file_measures_again() -> None:
     probe = Probe()
-    recall_bandwidth("a", probe)
+    recall_pair("a", probe)
     cache_path().unlink()
-    assert recall_bandwidth("a", probe) == (2e9, 4e9)
+    assert recall_pair("a", probe) == (2e9, 4e9)
 
 
 def test_the_default_is_in_the_home_directory(
@@ -55,7 +54,7 @@ def test_the_default_is_in_the_home_directory(
 ) -> None:
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert cache_path() == tmp_path / ".cache" / "fxoffload" / "bandwidth.json"
+    assert cache_path() == tmp_path / ".cache" / "fxoffload" / "speeds.json"
 
 
 @pytest.mark.parametrize(
@@ -78,8 +77,8 @@ def test_a_corrupt_file_is_written_anew(text: str) -> None:
     cache_path().parent.mkdir(parents=True)
     cache_path().write_text(text, encoding="latin-1")
     probe = Probe()
-    assert recall_bandwidth("a", probe) == (1e9, 2e9)
-    assert recall_bandwidth("a", probe) == (1e9, 2e9)
+    assert recall_pair("a", probe) == (1e9, 2e9)
+    assert recall_pair("a", probe) == (1e9, 2e9)
     assert probe.calls == 1
 
 
@@ -87,8 +86,8 @@ def test_a_corrupt_entry_leaves_the_others() -> None:
     cache_path().parent.mkdir(parents=True)
     cache_path().write_text('{"a": [3.0, 4.0], "b": null}')
     probe = Probe()
-    assert recall_bandwidth("b", probe) == (1e9, 2e9)
-    assert recall_bandwidth("a", probe) == (3.0, 4.0)
+    assert recall_pair("b", probe) == (1e9, 2e9)
+    assert recall_pair("a", probe) == (3.0, 4.0)
     assert probe.calls == 1
 
 
@@ -99,8 +98,8 @@ def test_a_place_that_cannot_be_opened_only_costs_the_probe(
     cache_path().parent.write_text("a file where the folder should be")
     probe = Probe()
     with caplog.at_level(logging.INFO, "fxoffload.runtime.probe_cache"):
-        assert recall_bandwidth("a", probe) == (1e9, 2e9)
-        assert recall_bandwidth("a", probe) == (2e9, 4e9)
+        assert recall_pair("a", probe) == (1e9, 2e9)
+        assert recall_pair("a", probe) == (2e9, 4e9)
     assert "measured by each process" in caplog.text
 
 
@@ -113,31 +112,31 @@ def test_a_file_that_cannot_be_locked_or_written_only_costs_the_probe(
 
     before = set(os.listdir("/proc/self/fd"))
     monkeypatch.setattr(probe_cache.fcntl if call == "flock" else probe_cache.os, call, refuse)
-    assert recall_bandwidth("a", Probe()) == (1e9, 2e9)
+    assert recall_pair("a", Probe()) == (1e9, 2e9)
     assert set(os.listdir("/proc/self/fd")) == before
 
 
 def test_an_error_of_the_probe_is_raised_and_nothing_kept() -> None:
-    def fail() -> Bandwidth:
+    def fail() -> tuple[float, float]:
         raise OSError(errno.EIO, "broken")
 
     with pytest.raises(OSError, match="broken"):
-        recall_bandwidth("a", fail)
-    assert recall_bandwidth("a", Probe()) == (1e9, 2e9)
+        recall_pair("a", fail)
+    assert recall_pair("a", Probe()) == (1e9, 2e9)
 
 
 def test_of_many_at_once_one_measures() -> None:
     """Each call opens the file itself, so the lock holds between threads as between processes."""
     probe, together = Probe(), threading.Barrier(4)
 
-    def slow() -> Bandwidth:
+    def slow() -> tuple[float, float]:
         found = probe()
         time.sleep(0.05)
         return found
 
-    def ask(_: int) -> Bandwidth:
+    def ask(_: int) -> tuple[float, float]:
         together.wait(30)
-        return recall_bandwidth("a", slow)
+        return recall_pair("a", slow)
 
     with ThreadPoolExecutor(4) as threads:
         assert set(threads.map(ask, range(4))) == {(1e9, 2e9)}

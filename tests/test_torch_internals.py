@@ -20,7 +20,7 @@ from torch._inductor.codecache import compiled_fx_graph_hash
 from torch._inductor.graph import GraphLowering
 from torch._inductor.virtualized import V
 from torch._prims.rng_prims import run_and_save_rng_state
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from toys import WEIGHT, Half, Sketch, aten, make_input
@@ -41,6 +41,7 @@ from fxoffload.torch_internals import (
     find_cache_folder,
     is_rng_state,
     keeps_graph,
+    outside_of_tracing,
     runs_alone,
     set_results,
     take_as_aligned,
@@ -122,6 +123,13 @@ def test_trace_with_inductor_generates_no_code(monkeypatch: pytest.MonkeyPatch) 
     ((_, _, count, _),) = recorder.calls
     assert count == 2
     assert torch._inductor.config.custom_partitioner_fn is None
+
+
+def test_outside_of_tracing_tensors_are_real() -> None:
+    with FakeTensorMode():
+        with outside_of_tracing():
+            assert torch.ones(3).sum().item() == 3
+        assert isinstance(torch.ones(3), FakeTensor)
 
 
 def test_the_cache_folder_is_inductors() -> None:

@@ -20,7 +20,7 @@ from torch import Tensor, fx
 from torch._subclasses import FakeTensorMode
 from torch.nn import functional
 
-from fxoffload.cost import CPU_SPEED, CostModel, Link
+from fxoffload.cost import CostModel, DeviceSpeed, Link
 from fxoffload.graph import TrainingGraph, get_saved, get_tensor, is_view
 from fxoffload.ops import OFFLOAD, OPS, PREFETCH, RELEASE, WAIT
 from fxoffload.plan import Keep, Offload, Plan, SavedValue
@@ -256,6 +256,8 @@ def make_chain(num_layers: int = 4, rows: int = 16) -> TrainingGraph:
 
 
 # --- cost ---------------------------------------------------------------------------------------
+
+CPU_SPEED = DeviceSpeed(flops_per_second=1e11, memory_bytes_per_second=1e10)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,54 @@
+"""The probe of a device's speed: real work, measured once for each kind of work."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from fxoffload.runtime import speed
+from fxoffload.runtime.speed import Speed, measure_speed, recall_speed
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+
+
+def test_seconds_become_speeds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each reading of the clock is half a second after the one before."""
+    monkeypatch.setattr(speed, "_MATRIX_SIZE", {"cpu": 100})
+    monkeypatch.setattr(speed, "_COPY_BYTES", {"cpu": 4000})
+    clock = iter(range(1000))
+    monkeypatch.setattr(speed.time, "perf_counter", lambda: next(clock) / 2)
+    # 2 x 100^3 operations, and 4000 bytes there and back, in half a second each.
+    assert measure_speed(CPU, torch.float32) == Speed(4e6, 1.6e4)
+
+
+def test_a_machine_is_within_reason() -> None:
+    found = measure_speed(CPU, torch.float32)
+    assert 1e8 < found.flops_per_second < 1e15
+    assert 1e8 < found.memory_bytes_per_second < 1e13
+
+
+def test_measured_once_for_each_kind_of_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[torch.dtype] = []
+
+    def measure(_: torch.device, dtype: torch.dtype) -> Speed:
+        calls.append(dtype)
+        return Speed(1e9 * len(calls), 1e9)
+
+    monkeypatch.setattr(speed, "measure_speed", measure)
+    first = recall_speed(CPU, torch.float32)
+    assert recall_speed(CPU, torch.float32) == first
+    assert recall_speed(CPU, torch.bfloat16) != first
+    threads = torch.get_num_threads()
+    torch.set_num_threads(threads + 1)
+    try:
+        recall_speed(CPU, torch.float32)
+    finally:
+        torch.set_num_threads(threads)
+    assert calls == [torch.float32, torch.bfloat16, torch.float32]
