@@ -64,9 +64,12 @@ def build_step(
             end = last if outputs & set(forward.members[root]) else forward.last_use[root]
             fixed.append(Residence(root.name, forward.nbytes(root), forward.born(root), end))
     gradients = {node for node in get_results(graph.backward.graph) if node is not None}
+    saved = {node.name for node in forward.nodes}
     for root in backward.members:
-        if root in backward.in_memory and root.op == "call_function":
-            first, end = backward.born(root), backward.last_use[root]
+        # A placeholder that the forward does not save is the gradient of one of its results.
+        tangent = root.op == "placeholder" and root.name not in saved
+        if root in backward.in_memory and (root.op == "call_function" or tangent):
+            first, end = 0 if tangent else backward.born(root), backward.last_use[root]
             end = last if gradients & set(backward.members[root]) else length + end
             fixed.append(Residence(root.name, backward.nbytes(root), length + first, end))
     return Step(

@@ -16,7 +16,7 @@ from torch import nn
 
 sys.path.append(str(Path(__file__).parent.parent))
 
-from benchmarks import activation_peak, measure
+from benchmarks import activation_peak, compile_time, drive_contention, measure
 from benchmarks.fresh_process import ChildFailed, run_fresh
 from benchmarks.measure import MIB
 from benchmarks.models import BUILDERS, Shape, build_model, make_tokens
@@ -194,3 +194,58 @@ def test_activation_peak_refuses_in_words(
         activation_peak.main(arguments)
     assert stop.value.code == 2
     assert message in capsys.readouterr().err
+
+
+def test_drive_contention(spill_directory: Path) -> None:
+    output = spill_directory / "results.jsonl"
+    sizes = ("--pairs", "2", "--products", "3", "--threads", "1")
+    places = ("--directory", str(spill_directory), "--output", str(output))
+    before = torch.get_num_threads()
+    try:
+        drive_contention.main([*sizes, *places])
+    finally:
+        torch.set_num_threads(before)
+    assert list(spill_directory.iterdir()) == [output]
+    record = json.loads(output.read_text())
+    assert [item["direction"] for item in record["results"]] == ["neither", "write", "read"]
+    for item in record["results"]:
+        assert len(item["moved_gib"]) == len(item["beside_seconds"]) == 2
+        assert min(item["moved_gib"]) > 0
+        assert min(item["alone_seconds"]) > 0
+
+
+def test_drive_contention_in_figures() -> None:
+    """Two threads that take 3 s in place of 2 for half a GiB lost 4 core-seconds per GiB."""
+    item = drive_contention.Contention("read", [2.0], [3.0], [0.5], [0.25])
+    row = drive_contention.make_row(item, threads=2)
+    assert row == ("read", "1.500 (1.500 to 1.500)", "4.000", "0.500")
+
+
+@pytest.mark.slow
+def test_compile_time(spill_directory: Path) -> None:
+    """The graph that comes from the full cache moves what the compiled one moved."""
+    output = spill_directory / "results.jsonl"
+    sizes = ("--layers", "1", "--hidden", "64", "--batch", "2", "--length", "64", "--rounds", "1")
+    options = ("--threads", "1", "--min-bytes", "16KiB", "--memory-budget", "min")
+    places = ("--directory", str(spill_directory), "--output", str(output))
+    compile_time.main([*sizes, *options, *places])
+    (found,) = json.loads(output.read_text())["rounds"]
+    assert found["plain"]["cold"]["offloaded_bytes"] == 0
+    cold, warm = found["fxoffload"]["cold"], found["fxoffload"]["warm"]
+    assert cold["plans"] > 0
+    assert warm["plans"] == 0
+    assert cold["offloaded_bytes"] == warm["offloaded_bytes"] > 0
+    assert 0 < warm["compile_seconds"] < cold["compile_seconds"]
+
+
+def test_compile_time_in_figures() -> None:
+    def make_round(plain: float, moved: float) -> dict[str, Any]:
+        def make(seconds: float) -> dict[str, Any]:
+            record = {"compile_seconds": seconds, "pass_seconds": 0.1, "offloaded_bytes": 5}
+            return {"cold": record, "warm": record}
+
+        return {"plain": make(plain), "fxoffload": make(moved)}
+
+    rounds = [make_round(10, 11), make_round(20, 20), make_round(10, 12)]
+    _, cold, warm = compile_time.tabulate({"rounds": rounds})
+    assert cold[1:] == warm[1:] == ["10.0", "12.0", "1.100 (1.000 to 1.200)", "0.10", "5"]
