@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from functools import wraps
 from operator import getitem
 from pathlib import Path
 from typing import Any
 
+import networkx as nx
 import sympy
 import torch
 from functorch.compile import aot_module_simplified, make_boxed_func
@@ -25,7 +26,7 @@ from torch._dynamo.exc import ShortenTraceback
 from torch._functorch import config as functorch_config
 from torch._inductor import inductor_prims
 from torch._inductor.compile_fx import compile_fx
-from torch._inductor.custom_graph_pass import CustomPartitionerFn
+from torch._inductor.custom_graph_pass import CustomPartitionerFn, CustomSchedulerPass
 from torch._inductor.runtime.cache_dir_utils import cache_dir
 from torch._inductor.virtualized import V
 from torch._ops import OpOverload
@@ -38,7 +39,7 @@ from torch.utils._sympy.reference import PythonReferenceAnalysis
 from torch.utils.flop_counter import flop_registry
 
 from fxoffload.errors import OffloadError
-from fxoffload.ops import WAIT
+from fxoffload.ops import OPS, WAIT
 
 _ALIGNED = "fxoffload_takes_as_aligned"  # Marks a lowering of ours.
 
@@ -107,6 +108,7 @@ def compile_with_inductor(
         "reorder_for_peak_memory": False,
         "layout_optimization": False,
         "allow_buffer_reuse": False,
+        "_post_fusion_custom_pass": FusedAtLast(OPS),
     }
     take_as_aligned(WAIT)
     if inner_compile is not None:
@@ -115,6 +117,36 @@ def compile_with_inductor(
         compiled = compile_fx(gm, inputs, config_patches=patches)
     assert callable(compiled)
     return compiled
+
+
+class FusedAtLast(CustomSchedulerPass):
+    """Lets each fused loop run where the last of its nodes stands, everything else in its order.
+
+    Inductor lets it run where the first one stands, and pulls up all that it needs: prefetches
+    would meet their waits. `ops`: only graphs with one of these are put in order. Source:
+    torch._inductor.scheduler, torch._inductor.config._post_fusion_custom_pass.
+    """
+
+    def __init__(self, ops: Collection[OpOverload]) -> None:
+        self.ops = ops
+
+    def __call__(self, nodes: list[Any]) -> list[Any]:
+        """`nodes` in topological order; of those that are ready, the first in the graph first."""
+        if not any(getattr(node.node, "op_overload", None) in self.ops for node in nodes):
+            return nodes
+        makers = {name: node for node in nodes for name in node.get_buffer_names()}
+        graph = nx.DiGraph()
+        graph.add_nodes_from(nodes)
+        for node in nodes:
+            for dependency in node.unmet_dependencies:
+                maker = makers.get(dependency.name)
+                if maker is not None and maker is not node:
+                    graph.add_edge(maker, node)
+        return list(nx.lexicographical_topological_sort(graph, key=lambda node: node.max_order))
+
+    def uuid(self) -> str:
+        """Part of the keys of Inductor's caches."""
+        return f"fxoffload.FusedAtLast {sorted(map(str, self.ops))}"
 
 
 def take_as_aligned(op: OpOverload) -> None:

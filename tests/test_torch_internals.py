@@ -5,8 +5,10 @@ from __future__ import annotations
 import copy
 import operator
 import pickle
+import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -29,6 +31,7 @@ from fxoffload import errors, torch_internals
 from fxoffload.graph import TrainingGraph, get_saved
 from fxoffload.ops import WAIT
 from fxoffload.torch_internals import (
+    FusedAtLast,
     Graphs,
     OffloadPartitioner,
     PartitionFunction,
@@ -123,6 +126,63 @@ def test_trace_with_inductor_generates_no_code(monkeypatch: pytest.MonkeyPatch) 
     ((_, _, count, _),) = recorder.calls
     assert count == 2
     assert torch._inductor.config.custom_partitioner_fn is None
+
+
+class FakeNode:
+    """A node of Inductor's scheduler: the last of its places in the graph, and what it needs."""
+
+    def __init__(self, name: str, max_order: int, *needs: str, op: object = None) -> None:
+        self.name = name
+        self.max_order = max_order
+        self.unmet_dependencies = [SimpleNamespace(name=need) for need in needs]
+        self.node = SimpleNamespace(op_overload=op)
+
+    def get_buffer_names(self) -> list[str]:
+        return [self.name]
+
+
+def order(*nodes: FakeNode) -> list[str]:
+    return [node.name for node in FusedAtLast([WAIT])(list(nodes))]
+
+
+def test_fused_loops_run_where_their_last_node_stands() -> None:
+    fused, product = FakeNode("fused", 9, "wait"), FakeNode("product", 5, "input")
+    wait = FakeNode("wait", 8, op=WAIT)
+    assert order(wait, fused, product) == ["product", "wait", "fused"]
+    # A later place does not go before what needs it.
+    assert order(wait, FakeNode("reader", 3, "fused"), fused) == ["wait", "fused", "reader"]
+
+
+def test_graphs_without_transfers_keep_inductors_order() -> None:
+    assert order(FakeNode("fused", 9), FakeNode("product", 5)) == ["fused", "product"]
+
+
+@pytest.mark.slow
+def test_inductor_calls_the_pass_behind_fusion(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both sums are one loop; by default it runs in front of the product that it does not need."""
+    from torch._inductor.utils import run_and_get_code
+
+    def compute(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        first = x.sum(0)
+        product = x @ x
+        other = product @ product
+        return first, other, (x + product).sum(0)
+
+    def find_order(*, reorders: bool) -> list[str]:
+        torch._dynamo.reset()
+        monkeypatch.setattr(torch_internals, "OPS", [aten.mm.out] if reorders else [])
+        compiled = torch.compile(compute, backend=compile_plainly)
+        with torch._inductor.utils.fresh_cache(), torch.no_grad():
+            _, (code,) = run_and_get_code(compiled, torch.ones(64, 64))
+        return re.findall(r"^ +(extern_kernels.mm|cpp_fused)", code, re.MULTILINE)
+
+    mm = "extern_kernels.mm"
+    assert find_order(reorders=False) == [mm, "cpp_fused", mm]
+    assert find_order(reorders=True) == [mm, mm, "cpp_fused"]
+
+
+def compile_plainly(gm: fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
+    return compile_with_inductor(gm, inputs, OffloadPartitioner(Recorder(), "plain"), mode=None)
 
 
 def test_outside_of_tracing_tensors_are_real() -> None:
