@@ -148,6 +148,10 @@ class FusedAtLast(CustomSchedulerPass):
         """Part of the keys of Inductor's caches."""
         return f"fxoffload.FusedAtLast {sorted(map(str, self.ops))}"
 
+    def __reduce__(self) -> tuple[type[str], tuple[str]]:
+        """As OffloadPartitioner's."""
+        return str, (self.uuid(),)
+
 
 def take_as_aligned(op: OpOverload) -> None:
     """Let Inductor take CUDA results of `op` as aligned to 16 bytes, so that Triton loads wide.

@@ -153,6 +153,12 @@ def test_fused_loops_run_where_their_last_node_stands() -> None:
     assert order(wait, FakeNode("reader", 3, "fused"), fused) == ["wait", "fused", "reader"]
 
 
+def test_the_order_pickles_as_its_identity() -> None:
+    """AOTAutograd's cache key is a pickle of Inductor's whole configuration."""
+    found = FusedAtLast([WAIT])
+    assert pickle.loads(pickle.dumps(found)) == found.uuid() != FusedAtLast([]).uuid()
+
+
 def test_graphs_without_transfers_keep_inductors_order() -> None:
     assert order(FakeNode("fused", 9), FakeNode("product", 5)) == ["fused", "product"]
 
