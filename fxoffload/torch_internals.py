@@ -11,7 +11,7 @@ import inspect
 from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from functools import wraps
-from operator import getitem
+from operator import attrgetter, getitem
 from pathlib import Path
 from typing import Any
 
@@ -142,7 +142,7 @@ class FusedAtLast(CustomSchedulerPass):
                 maker = makers.get(dependency.name)
                 if maker is not None and maker is not node:
                     graph.add_edge(maker, node)
-        return list(nx.lexicographical_topological_sort(graph, key=lambda node: node.max_order))
+        return list(nx.lexicographical_topological_sort(graph, key=attrgetter("max_order")))
 
     def uuid(self) -> str:
         """Part of the keys of Inductor's caches."""
