@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from unittest.mock import patch
 
-from fxoffload import OffloadConfig, backend
+from fxoffload import OffloadConfig, planning
 from fxoffload.cost import Link
 from fxoffload.runtime import kernels
 from fxoffload.runtime.ioengine import IOEngine, IOFuture
@@ -112,9 +112,9 @@ def limit_drives(bytes_per_second: float | None) -> Generator[None, None, None]:
         )
         return {**links, "nvme": limited}
 
-    open_engine, measure_links = kernels.open_engine, backend.measure_links
+    open_engine, measure_links = kernels.open_engine, planning.measure_links
     with (
         patch.object(kernels, "open_engine", open_limited),
-        patch.object(backend, "measure_links", measure_limited),
+        patch.object(planning, "measure_links", measure_limited),
     ):
         yield

@@ -17,9 +17,10 @@ from torch import Tensor
 from torch._dynamo import lookup_backend
 
 import fxoffload
-from fxoffload import passes
+from fxoffload import passes, runtime
 from fxoffload.passes import PassOptions, pipeline
 from fxoffload.plan import Plan
+from fxoffload.runtime.recorder import RUNS, SKIPPED_RUNS
 from fxoffload.simulation import Step, find_lower_bound
 
 sys.path.append(str(Path(__file__).resolve().parent.parent))
@@ -27,6 +28,7 @@ sys.path.append(str(Path(__file__).resolve().parent.parent))
 from benchmarks.models import LossOnly, Shape, build_model, make_tokens
 
 Variant = Literal["plain", "fxoffload"]
+MEASURED_STEPS = RUNS + SKIPPED_RUNS
 
 
 @dataclass(slots=True)
@@ -76,6 +78,7 @@ class Trainer:
     """One variant of a model, compiled; `step` is a forward and a backward.
 
     compile_model: makes the variant of it. hooks: a context in which every forward runs.
+    Steps are made until nothing will be compiled any more, see the option `replan`.
     """
 
     def __init__(
@@ -90,11 +93,19 @@ class Trainer:
         self.tokens = tokens
         self.passes = PassRecord()
         self._hooks = hooks
-        start = time.perf_counter()
+        start, core_start = time.perf_counter(), time.process_time()
         self.compiled = compile_model(model)
         with patch.object(passes, "transform_graph", self.passes.transform_graph):
             self.step()
-        self.first_seconds = time.perf_counter() - start
+            self.first_seconds = time.perf_counter() - start
+            self.first_core_seconds = time.process_time() - core_start
+            first = len(self.passes.plans)
+            for _ in range(MEASURED_STEPS if runtime.find_recorders() else 0):
+                self.step()
+            # Each model here is one graph: where it was planned anew, that plan is the one.
+            del self.passes.plans[: first if len(self.passes.plans) > first else 0]
+        if runtime.find_recorders():
+            raise RuntimeError(f"a graph is still being measured after {MEASURED_STEPS} steps")
 
     def compute_loss(self) -> Tensor:
         """The forward."""

@@ -3,7 +3,7 @@
 step = torch.compile(model, backend="fxoffload", options={"directory": "/mnt/nvme"})
 """
 
-from fxoffload.backend import compile
+from fxoffload.backend import compile, replan
 from fxoffload.config import OffloadConfig
 from fxoffload.endurance import EnduranceProjection, project_endurance
 from fxoffload.errors import (
@@ -48,6 +48,7 @@ __all__ = [
     "explain",
     "largest_batch",
     "project_endurance",
+    "replan",
     "reset_statistics",
     "simulate",
     "statistics",

@@ -1,35 +1,32 @@
-"""The backend: joins options, passes, store and compiler. The one module that sees all of them."""
+"""The backend: joins options, store, planning and compiler."""
 
 from __future__ import annotations
 
-import hashlib
 import logging
+import os
+import platform
+import time
 from collections.abc import Callable, Sequence
-from functools import cache, partial
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import fx
 
-from fxoffload import passes, runtime, torch_internals
+from fxoffload import replanning, runtime, torch_internals
 from fxoffload.config import OffloadConfig
-from fxoffload.cost import CostModel, DeviceSpeed, Link, counts_flops
 from fxoffload.errors import OffloadError
-from fxoffload.graph import TrainingGraph, get_tensor
-from fxoffload.passes import PassOptions
 from fxoffload.plan import Plan
-from fxoffload.plan_cache import find_plan_path, keep_plan, recall_plan
-from fxoffload.torch_internals import OffloadPartitioner, PartitionFunction
+from fxoffload.plan_cache import find_plan_path, hash_graph, keep_plan, recall_plan, write_whole
+from fxoffload.planning import Review, build_partitioner, build_reviewer, hash_sources, reserve
+from fxoffload.profile import Profile
+from fxoffload.replanning import Clocks, ReplannedGraph
+from fxoffload.simulation import Simulation
+from fxoffload.torch_internals import DynamoGraph
 
 log = logging.getLogger(__name__)
-
-# Memory copies of the host tier; and the delay of one transfer, which is that of a worker thread
-# that waits for the interpreter lock while a compiled kernel runs.
-HOST_LINK = Link(4e9, 4e9, latency_seconds=0.02)
-TRANSFER_LATENCY_SECONDS = 0.02
-
-TransformCallback = Callable[[TrainingGraph, Plan], None]
 
 
 def backend(
@@ -69,6 +66,82 @@ def compile(
     return torch.compile(model, backend=bound, dynamic=dynamic, fullgraph=fullgraph)
 
 
+def replan() -> int:
+    """Let each graph be planned anew at its next call by what its steps took; how many there are.
+
+    In a single process this happens by itself. Ranks of torch.distributed must not decide
+    each for itself: they all call this, once, after as many steps (four or more), and plan by the
+    mean of what they measured. A collective call there.
+    """
+    recorders = runtime.find_recorders()
+    own = {key: clocks for key, it in recorders.items() if (clocks := it.find_clocks()) is not None}
+    agreed = replanning.agree(own)
+    for key, clocks in agreed.items():
+        recorders[key].agreed = clocks
+    return len(agreed)
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """What the compilation of one Dynamo graph depends on beside the graph.
+
+    key: under what the ops of the graph are recorded; "" records nothing.
+    """
+
+    config: OffloadConfig
+    store: str
+    mode: str | None
+    key: str
+
+    def plan_path(self, gm: fx.GraphModule, inputs: Sequence[Any], profile: Profile | None) -> Path:
+        """Of the plan beside torch's compiled graphs."""
+        folder = torch_internals.find_cache_folder() / "fxoffload"
+        identity = build_partitioner(
+            self.config, self.store, key=self.key, profile=profile
+        ).identity
+        return find_plan_path(folder, gm, inputs, identity)
+
+    def compile(
+        self, gm: fx.GraphModule, inputs: Sequence[Any], profile: Profile | None
+    ) -> tuple[Callable[..., Any], Plan | None]:
+        """The compiled graph and its plan; None where nothing is saved, or nothing was asked."""
+        plans: list[Plan] = []
+        partitioner = build_partitioner(
+            self.config,
+            self.store,
+            key=self.key,
+            profile=profile,
+            on_transformed=lambda graph, plan: plans.append(plan),
+        )
+        if self.config.compiler == "eager":
+            compiled = torch_internals.compile_with_aot(gm, inputs, partitioner)
+            return compiled, plans[0] if plans else None
+        path = self.plan_path(gm, inputs, profile)
+        compiled = torch_internals.compile_with_inductor(gm, inputs, partitioner, mode=self.mode)
+        if plans:
+            keep_plan(path, plans[0])
+            return compiled, plans[0]
+        plan = recall_plan(path) if self.config.enabled else None
+        if plan is not None:
+            log.info("compiled before, from torch's cache: %s", plan)
+            reserve(self.store, plan)
+        return compiled, plan
+
+    def review(
+        self, graph: DynamoGraph, inputs: Sequence[Any], plan: Plan, clocks: Clocks
+    ) -> Review:
+        """What `plan` led to, and what is planned by that. No code is generated."""
+        found: list[Review] = []
+        reviewer = build_reviewer(self.config, plan, clocks, found.append)
+        with graph.compiling() as gm:
+            if self.config.compiler == "eager":
+                torch_internals.compile_with_aot(gm, inputs, reviewer)
+            else:
+                torch_internals.trace_with_inductor(gm, inputs, reviewer)
+        (review,) = found
+        return review
+
+
 def compile_graph(
     gm: fx.GraphModule,
     example_inputs: Sequence[Any],
@@ -78,21 +151,47 @@ def compile_graph(
 ) -> Callable[..., Any]:
     """Compile `gm` with the compiler that `config` names, its saved values moved by plan."""
     store = open_store(config)
-    plans: list[Plan] = []
-    partitioner = build_partitioner(
-        config, store, on_transformed=lambda graph, plan: plans.append(plan)
-    )
-    if config.compiler == "eager":
-        return torch_internals.compile_with_aot(gm, example_inputs, partitioner)
-    folder = torch_internals.find_cache_folder() / "fxoffload"
-    path = find_plan_path(folder, gm, example_inputs, partitioner.identity)
-    compiled = torch_internals.compile_with_inductor(gm, example_inputs, partitioner, mode=mode)
-    if plans:
-        keep_plan(path, plans[0])
-    elif config.enabled and (plan := recall_plan(path)) is not None:
-        log.info("compiled before, from torch's cache: %s", plan)
-        _reserve(store, plan)
-    return compiled
+    graph = torch_internals.keep_dynamo_graph(gm) if config.enabled and config.replan else None
+    if graph is None:
+        return _Job(config, store, mode, "").compile(gm, example_inputs, None)[0]
+    # One profile for a graph on a machine, whatever the options; one recorder for each plan of it.
+    name = hash_graph(gm, example_inputs, _describe_machine(config, mode))
+    profile_path = runtime.cache_path().parent / "profiles" / f"{name}.json"
+    profile = Profile.recall(profile_path)
+    job = _Job(config, store, mode, f"{name[:16]} {config.key}")
+    # A measurement that did not pay: the graphs of before are in torch's cache.
+    settled = job.plan_path(gm, example_inputs, None).with_suffix(".settled")
+    if profile is not None and _read(settled) == profile.digest:
+        return job.compile(gm, example_inputs, None)[0]
+    start = time.perf_counter()
+    compiled, plan = job.compile(gm, example_inputs, profile)
+    compile_seconds = time.perf_counter() - start
+    if profile is not None or plan is None or not plan.offloads:
+        return compiled
+    recorder = runtime.start_recorder(job.key)
+
+    def find_clocks() -> tuple[Clocks, bool] | None:
+        if replanning.is_distributed() or recorder.agreed is not None:
+            return None if recorder.agreed is None else (recorder.agreed, True)
+        clocks = recorder.find_clocks()
+        return None if clocks is None else (clocks, False)
+
+    def compile_again(
+        inputs: Sequence[Any], clocks: Clocks, compile_seconds: float
+    ) -> Callable[..., Any] | None:
+        runtime.stop_recorder(job.key)
+        review = job.review(graph, inputs, plan, clocks)
+        review.profile.keep(profile_path)
+        lowers = config.memory_budget is None
+        if not replanning.pays(review.before, review.after, compile_seconds, lowers_peak=lowers):
+            log.info("measured, and the plan stays: it takes %s", _describe(review.before))
+            write_whole(settled, review.profile.digest.encode())
+            return None
+        log.info("measured, and planned anew: the plan took %s", _describe(review.before))
+        with graph.compiling() as gm:
+            return job.compile(gm, inputs, review.profile)[0]
+
+    return ReplannedGraph(compiled, find_clocks, compile_again, compile_seconds=compile_seconds)
 
 
 def open_store(config: OffloadConfig) -> str:
@@ -102,106 +201,20 @@ def open_store(config: OffloadConfig) -> str:
     return runtime.register_store(config, keeps_graph=torch_internals.keeps_graph)
 
 
-def build_partitioner(
-    config: OffloadConfig,
-    store: str,
-    *,
-    cost: CostModel | None = None,
-    on_transformed: TransformCallback | None = None,
-    on_partitioned: Callable[[TrainingGraph], None] | None = None,
-) -> OffloadPartitioner:
-    """A partitioner that plans and rewrites.
-
-    store: key of the store that must hold what moves; "" where nothing will run. cost: of other
-    hardware than this machine. on_partitioned sees the chosen partition before it is rewritten,
-    on_transformed the result.
-    """
-    links = measure_links(config) if config.enabled and cost is None else {}
-
-    def choose(
-        partition: PartitionFunction, num_outputs: int, static_inputs: tuple[int, ...]
-    ) -> tuple[fx.GraphModule, fx.GraphModule]:
-        def build(share: float | None) -> TrainingGraph:
-            forward, backward = partition(share)
-            inputs = forward.graph.find_nodes(op="placeholder")
-            names = frozenset(inputs[index].name for index in static_inputs if index < len(inputs))
-            graph = TrainingGraph(forward, backward, num_outputs, names)
-            # Also where nothing is moved: the parity reference must be the same graphs.
-            passes.hoist_saved(graph)
-            return graph
-
-        graph = build(None)
-        if config.enabled:
-            options = build_options(
-                config, cost or CostModel(links=links, speed=measure_speed(graph)), store
-            )
-            plan = passes.transform_graph(
-                graph, options, repartition=build, before_rewrite=on_partitioned
-            )
-            log.info("%s", plan)
-            if store:
-                _reserve(store, plan)
-            if on_transformed is not None:
-                on_transformed(graph, plan)
-        return graph.forward, graph.backward
-
-    # The speed of the device follows from the graph, which is in every key already.
-    identity = f"fxoffload {hash_sources()} {config.key} {sorted(links.items())} {cost}"
-    return OffloadPartitioner(choose, identity)
+def _describe_machine(config: OffloadConfig, mode: str | None) -> str:
+    cores = f"{platform.node()} {os.cpu_count()} cores, {torch.get_num_threads()} threads"
+    return f"{hash_sources()} {cores} {config.compiler} {mode}"
 
 
-def build_options(config: OffloadConfig, cost: CostModel, store: str) -> PassOptions:
-    """What the passes need to know to plan a graph under `config`."""
-    return PassOptions(
-        cost=cost,
-        store=store,
-        budget_bytes="min" if config.memory_budget == "min" else config.budget_bytes,
-        host_bytes=config.host_bytes or 0,
-        min_bytes=config.min_storage_bytes,
-        max_inflight_bytes=config.inflight_bytes,
-        fuses=config.compiler == "inductor",
+def _describe(simulation: Simulation) -> str:
+    return (
+        f"{simulation.step_seconds:.3f} s, {simulation.exposed_seconds:.3f} s of it exposed, by "
+        "what its nodes took"
     )
 
 
-def measure_links(config: OffloadConfig) -> dict[str, Link]:
-    """Bandwidth and latency to each tier; the same in every process, as compile caches need it."""
-    bandwidth = runtime.choose_engine(config).bandwidth
-    links = {"nvme": Link(bandwidth.write, bandwidth.read, TRANSFER_LATENCY_SECONDS)}
-    if config.host_bytes and config.ioengine != "memory":
-        links["host"] = HOST_LINK
-    return links
-
-
-def measure_speed(graph: TrainingGraph) -> DeviceSpeed:
-    """What the device of `graph` sustains, at the dtype of its first matrix product.
-
-    Measured once on a machine, so that every process plans with the same numbers.
-    """
-    device, dtype = torch.device("cpu"), torch.float32
-    for node in graph.forward.graph.nodes:
-        tensor = get_tensor(node)
-        if tensor is not None and tensor.is_floating_point():
-            device = tensor.device
-            if counts_flops(node):
-                dtype = tensor.dtype
-                break
-    with torch_internals.outside_of_tracing():
-        return DeviceSpeed(*runtime.recall_speed(device, dtype))
-
-
-@cache
-def hash_sources() -> str:
-    """A digest of this package's sources: a changed pass must not meet a cached graph."""
-    digest = hashlib.sha256()
-    for folder in (Path(__file__).parent, Path(passes.__file__).parent):
-        for path in sorted(folder.glob("*.py")):
-            digest.update(path.read_bytes())
-    return digest.hexdigest()[:16]
-
-
-def _reserve(store: str, plan: Plan) -> None:
-    needed: dict[str, int] = {}
-    for value, decision in plan.offloads:
-        needed[decision.tier] = needed.get(decision.tier, 0) + value.nbytes
-    for tier, nbytes in needed.items():
-        runtime.find_store(store).reserve(nbytes, tier)
+def _read(path: Path) -> str | None:
+    try:
+        return path.read_text()
+    except OSError:
+        return None

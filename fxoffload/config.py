@@ -41,6 +41,9 @@ class OffloadConfig:
         what comes back; needs the package xxhash (extra "checksum").
     endurance: what the drives may take in writes in their life ("600TBW", "1.2PBW" or bytes), of
         all directories together; `fxoffload.drive_lifetimes()` projects how long that lasts.
+    replan: True measures the first steps on a CPU, keeps what was measured on disk, and compiles
+        once more where a plan by it is predicted to pay; False plans by the roofline alone, so
+        that a plan follows from graph and machine.
     compiler: "inductor", or "eager" to run the transformed graphs without Inductor.
     enabled: False compiles the same saved values and moves nothing (the parity reference).
 
@@ -55,6 +58,7 @@ class OffloadConfig:
     ioengine: IOEngineName = "auto"
     checksum: bool = False
     endurance: int | str | None = None
+    replan: bool = True
     compiler: CompilerName = "inductor"
     enabled: bool = True
 
@@ -69,7 +73,7 @@ class OffloadConfig:
         _check_choice("compiler", self.compiler, get_args(CompilerName))
         if self.endurance is not None:
             object.__setattr__(self, "endurance", parse_endurance("endurance", self.endurance))
-        for field in ("checksum", "enabled"):
+        for field in ("checksum", "replan", "enabled"):
             value = getattr(self, field)
             if not isinstance(value, bool):
                 raise ConfigError(f"{field}={value!r} is not a bool; pass True or False")

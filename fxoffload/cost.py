@@ -17,6 +17,7 @@ from torch.utils.flop_counter import flop_registry
 
 from fxoffload.graph import has_hints, hint_int, is_view
 from fxoffload.ops import OPS
+from fxoffload.profile import Profile
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,13 +56,17 @@ class DeviceSpeed:
 
 @dataclass(frozen=True, slots=True)
 class CostModel:
-    """Links by tier and the speed of the device that computes."""
+    """Links by tier and the speed of the device that computes.
+
+    profile: what nodes took relative to the roofline, once a step has run.
+    """
 
     links: Mapping[str, Link]
     speed: DeviceSpeed
+    profile: Profile | None = None
 
     def node_seconds(self, node: fx.Node, traffic_bytes: int) -> float:
-        """Roofline estimate of one node: the larger of arithmetic and memory time.
+        """Estimate of one node: the larger of arithmetic and memory time, times its factor.
 
         traffic_bytes: read from and written to memory; 0 for what a fused loop keeps in registers.
         Sizes known only at run time count as nothing, so an estimate can only be too low, and
@@ -69,10 +74,11 @@ class CostModel:
         """
         if node.op != "call_function" or node.target in OPS or is_view(node):
             return 0.0
-        return max(
+        roofline = max(
             _count_flops(node) / self.speed.flops_per_second,
             traffic_bytes / self.speed.memory_bytes_per_second,
         )
+        return roofline if self.profile is None else roofline * self.profile.find_factor(node.name)
 
 
 def counts_flops(node: fx.Node) -> bool:

@@ -17,6 +17,7 @@ from fxoffload.errors import OffloadError
 from fxoffload.graph import TrainingGraph
 from fxoffload.ops import OPS, PREFETCH, RELEASE
 from fxoffload.plan import Offload, Plan
+from fxoffload.planning import build_partitioner
 from fxoffload.tables import format_table
 from fxoffload.torch_internals import OffloadPartitioner
 
@@ -108,9 +109,7 @@ def explain(
                 )
             )
 
-        return offload_backend.build_partitioner(
-            config, store, on_partitioned=keep_copy, on_transformed=record
-        )
+        return build_partitioner(config, store, on_partitioned=keep_copy, on_transformed=record)
 
     partition_graphs(model, args, kwargs, config.compiler, make_partitioner)
     ioengine = str(runtime.choose_engine(config)) if config.enabled else ""

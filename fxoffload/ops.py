@@ -30,8 +30,9 @@ _SCHEMAS = (
     # `name` the saved value in messages, `tier` "nvme" or "host". `owned` is False when x belongs
     # to the caller, so that it may never be handed to the backward as scratch memory.
     # `duplicate_bytes`: bytes of other saved views that this one transfer stands for.
-    "offload(Tensor x, str store, str name, str tier, bool owned, SymInt duplicate_bytes)"
-    " -> Tensor",
+    # `graph`: under what its seconds are recorded; "" records nothing.
+    "offload(Tensor x, str store, str name, str tier, bool owned, SymInt duplicate_bytes, "
+    'str graph="") -> Tensor',
     # No forward node after this one reads x. With block=True the call returns only when the
     # memory of x may be overwritten; block=False (nothing follows) leaves x to the store.
     "release(Tensor(a!) ticket, Tensor x, bool block) -> ()",
@@ -54,7 +55,13 @@ OPS = (OFFLOAD, RELEASE, PREFETCH, WAIT)
 
 
 def _fake_offload(
-    x: torch.Tensor, store: str, name: str, tier: str, owned: bool, duplicate_bytes: int
+    x: torch.Tensor,
+    store: str,
+    name: str,
+    tier: str,
+    owned: bool,
+    duplicate_bytes: int,
+    graph: str = "",
 ) -> torch.Tensor:
     return torch.empty(1, dtype=torch.int64, device="cpu")
 

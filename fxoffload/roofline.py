@@ -17,7 +17,7 @@ from typing import Any
 
 from torch import nn
 
-from fxoffload import backend, torch_internals
+from fxoffload import torch_internals
 from fxoffload.config import OffloadConfig
 from fxoffload.errors import BudgetError, ConfigError
 from fxoffload.forecast import BatchForecast, Forecast, LargestBatch
@@ -25,6 +25,7 @@ from fxoffload.graph import TrainingGraph
 from fxoffload.hardware import Hardware
 from fxoffload.inspection import partition_graphs
 from fxoffload.plan import Plan
+from fxoffload.planning import build_partitioner
 from fxoffload.torch_internals import OffloadPartitioner
 
 
@@ -53,7 +54,7 @@ def simulate(
         plans.append(plan)
 
     def make_partitioner() -> OffloadPartitioner:
-        return backend.build_partitioner(config, "", cost=cost, on_transformed=record)
+        return build_partitioner(config, "", cost=cost, on_transformed=record)
 
     with torch_internals.without_memory() as copy_without_memory:
         shadow = copy_without_memory(model)

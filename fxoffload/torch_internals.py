@@ -10,6 +10,7 @@ import copy
 import inspect
 from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from functools import wraps
 from operator import attrgetter, getitem
 from pathlib import Path
@@ -24,6 +25,7 @@ from torch import fx
 from torch._dynamo import config as dynamo_config
 from torch._dynamo.exc import ShortenTraceback
 from torch._functorch import config as functorch_config
+from torch._guards import TracingContext, tracing
 from torch._inductor import inductor_prims
 from torch._inductor.compile_fx import compile_fx
 from torch._inductor.custom_graph_pass import CustomPartitionerFn, CustomSchedulerPass
@@ -31,7 +33,8 @@ from torch._inductor.runtime.cache_dir_utils import cache_dir
 from torch._inductor.virtualized import V
 from torch._ops import OpOverload
 from torch._prims.rng_prims import run_and_save_rng_state
-from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily
+from torch.fx._lazy_graph_module import _use_lazy_graph_module
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from torch.utils._pytree import tree_map_only
 from torch.utils._sympy.interp import sympy_interp
@@ -193,6 +196,50 @@ def compile_with_aot(
     return aot_module_simplified(
         gm, inputs, fw_compiler=run, bw_compiler=run, partition_fn=partitioner
     )
+
+
+@dataclass(frozen=True)
+class DynamoGraph:
+    """A Dynamo graph, to be compiled once more later."""
+
+    gm: fx.GraphModule
+    fake_mode: FakeTensorMode
+
+    @contextmanager
+    def compiling(self) -> Generator[fx.GraphModule, None, None]:
+        """Within, what backends find when Dynamo calls them: a graph of one's own."""
+        with tracing(TracingContext(self.fake_mode)):
+            yield _copy_dynamo_graph(self.gm)
+
+
+def keep_dynamo_graph(gm: fx.GraphModule) -> DynamoGraph | None:
+    """What compiling `gm` takes, or None where it cannot be compiled outside of Dynamo.
+
+    Not with symbolic sizes, which come as inputs: new guards on them would have to reach Dynamo.
+    Source: torch._dynamo.output_graph.OutputGraph.call_user_compiler.
+    """
+    inputs = [node.meta.get("example_value") for node in gm.graph.find_nodes(op="placeholder")]
+    if not inputs or not all(isinstance(value, FakeTensor) for value in inputs):
+        return None
+    return DynamoGraph(_copy_dynamo_graph(gm), inputs[0].fake_mode)
+
+
+def _copy_dynamo_graph(gm: fx.GraphModule) -> fx.GraphModule:
+    # The key of AOTAutograd's cache has all that is there, and Dynamo's lazy class: the copy must
+    # meet what is compiled of the original in another process.
+    with _use_lazy_graph_module(True):
+        copied = _copy_module(gm, type(gm).__bases__[0])
+    copied.meta = dict(gm.meta)
+    for name, value in vars(gm).items():
+        vars(copied).setdefault(name, value)
+    pairs = zip(
+        gm.graph.find_nodes(op="placeholder"),
+        copied.graph.find_nodes(op="placeholder"),
+        strict=True,
+    )
+    for node, other in pairs:
+        other._dynamo_source = node._dynamo_source  # By this it is known as static.
+    return copied
 
 
 def trace_with_inductor(
@@ -390,13 +437,15 @@ class SymbolicInts:
         return self._values[expression]
 
 
-def _copy_module(module: fx.GraphModule) -> fx.GraphModule:
-    """The same graph, node for node, over the same constants."""
+def _copy_module(
+    module: fx.GraphModule, kind: type[fx.GraphModule] = fx.GraphModule
+) -> fx.GraphModule:
+    """The same graph, node for node, over the same constants, in a module of `kind`."""
     graph = fx.Graph()
     copied: Any = graph.graph_copy(module.graph, val_map={}, return_output_node=True)
     results, output = copied
     graph.output(results).meta = dict(output.meta)
-    return fx.GraphModule(module, graph)
+    return kind(module, graph)
 
 
 def _get_value(node: fx.Node) -> Any:

@@ -8,6 +8,7 @@
 | choose_offloads    | a step                     | a Plan; no graph is looked at                  |
 | insert_transfers   | a plan                     | the four ops, in trivially right places        |
 | schedule_transfers | inserted ops, the plan     | releases and prefetches where the plan says    |
+| find_profile       | a step, when its ops ran   | a Profile: what nodes took, by the roofline    |
 | verify_transfers   | any graph                  | nothing; raises GraphError on a broken rule    |
 
 `choose_offloads` tries sets of values: `place_transfers` says where their transfers stand, and
@@ -16,10 +17,18 @@
 No pass touches a file or a stream, or imports another pass; `pipeline` puts them in order.
 """
 
+from fxoffload.passes.calibration import find_profile, find_transfers
 from fxoffload.passes.hoisting import hoist_saved
 from fxoffload.passes.insertion import insert_transfers
 from fxoffload.passes.lifetimes import find_saved_values
-from fxoffload.passes.pipeline import PassOptions, make_plan, run_passes, transform_graph
+from fxoffload.passes.pipeline import (
+    PassOptions,
+    calibrate,
+    choose_partition,
+    make_plan,
+    run_passes,
+    transform_graph,
+)
 from fxoffload.passes.placement import place_transfers
 from fxoffload.passes.scheduling import schedule_transfers
 from fxoffload.passes.selection import choose_offloads
@@ -29,8 +38,12 @@ from fxoffload.passes.verification import verify_transfers
 __all__ = [
     "PassOptions",
     "build_step",
+    "calibrate",
     "choose_offloads",
+    "choose_partition",
+    "find_profile",
     "find_saved_values",
+    "find_transfers",
     "hoist_saved",
     "insert_transfers",
     "make_plan",

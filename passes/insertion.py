@@ -34,9 +34,10 @@ from fxoffload.plan import Offload, Plan, SavedValue
 from fxoffload.torch_internals import SymbolicInts, copy_saved_meta, set_results
 
 
-def insert_transfers(graph: TrainingGraph, plan: Plan, *, store: str) -> None:
+def insert_transfers(graph: TrainingGraph, plan: Plan, *, store: str, key: str = "") -> None:
     """Add offload, release, prefetch and wait for each value that `plan` moves to `store`.
 
+    key: under what the runtime records the seconds of this graph; "" records nothing.
     Raises PlanError when the plan names a value that the graph does not save.
     """
     if not plan.offloads:
@@ -55,7 +56,7 @@ def insert_transfers(graph: TrainingGraph, plan: Plan, *, store: str) -> None:
         root = nodes[value.name]
         members = [nodes[name] for name in value.members]
         base = _gather(graph.forward.graph, root) if value.gathered else root
-        ticket = _insert_offload(graph.forward.graph, base, root, value, decision, store)
+        ticket = _insert_offload(graph.forward.graph, base, root, value, decision, store, key)
         _insert_release(graph.forward.graph, ticket, base)
         _replace_results(graph, members, ticket)
         _insert_prefetch(graph, base, root, ticket, members, placeholders, symbols)
@@ -73,14 +74,21 @@ def _gather(graph: fx.Graph, window: fx.Node) -> fx.Node:
 
 
 def _insert_offload(
-    graph: fx.Graph, base: fx.Node, root: fx.Node, value: SavedValue, decision: Offload, store: str
+    graph: fx.Graph,
+    base: fx.Node,
+    root: fx.Node,
+    value: SavedValue,
+    decision: Offload,
+    store: str,
+    key: str,
 ) -> fx.Node:
     duplicate_bytes = max(0, value.member_bytes - value.nbytes)
     with graph.inserting_after(_last_sibling(base)):
         ticket = graph.create_node(
             "call_function",
             OFFLOAD,
-            (base, store, value.name, decision.tier, value.owned, duplicate_bytes),
+            (base, store, value.name, decision.tier, value.owned, duplicate_bytes)
+            + ((key,) if key else ()),
             name=f"offload_{root.name}",
         )
     ticket.meta = {"val": _make_fake_ticket(base)}

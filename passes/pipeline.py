@@ -12,7 +12,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal
@@ -20,13 +20,16 @@ from typing import Literal
 from fxoffload.cost import CostModel
 from fxoffload.errors import BudgetError, GraphError
 from fxoffload.graph import TrainingGraph
+from fxoffload.passes.calibration import Event, find_profile, find_transfers
 from fxoffload.passes.insertion import insert_transfers
 from fxoffload.passes.lifetimes import find_saved_values
 from fxoffload.passes.scheduling import schedule_transfers
-from fxoffload.passes.selection import choose_offloads
+from fxoffload.passes.selection import choose_offloads, evaluate_transfers
 from fxoffload.passes.step_model import build_step
 from fxoffload.passes.verification import verify_transfers
 from fxoffload.plan import Plan
+from fxoffload.profile import Profile
+from fxoffload.simulation import Simulation
 
 log = logging.getLogger(__name__)
 
@@ -41,12 +44,13 @@ class PassOptions:
     """What the passes need to know beside the graph.
 
     budget_bytes, host_bytes: see choose_offloads. min_bytes: see find_saved_values.
-    max_inflight_bytes: see place_transfers. store: the key that offload nodes carry. fuses: see
-    build_step.
+    max_inflight_bytes: see place_transfers. store: the key that offload nodes carry. key: see
+    insert_transfers. fuses: see build_step.
     """
 
     cost: CostModel
     store: str
+    key: str = ""
     budget_bytes: int | Literal["min"] | None = None
     host_bytes: int = 0
     min_bytes: int = 2**20
@@ -73,7 +77,7 @@ def transform_graph(
         before_rewrite(graph)
     if plan.offloads:
         rewrites = (
-            partial(insert_transfers, plan=plan, store=options.store),
+            partial(insert_transfers, plan=plan, store=options.store, key=options.key),
             partial(schedule_transfers, plan=plan),
         )
         run_passes(graph, rewrites)
@@ -118,6 +122,28 @@ def make_plan(graph: TrainingGraph, options: PassOptions) -> Plan:
         host_bytes=options.host_bytes,
         max_inflight_bytes=options.max_inflight_bytes,
     )
+
+
+def calibrate(
+    graph: TrainingGraph, plan: Plan, clocks: Mapping[Event, float], options: PassOptions
+) -> tuple[Profile, Simulation]:
+    """What the nodes of `graph` took when it ran by `plan`, and what `plan` then leads to.
+
+    graph: the partition that `plan` was made for, not rewritten. clocks: see find_profile.
+    """
+    values = find_saved_values(graph, min_bytes=options.min_bytes)
+    roofline = replace(options.cost, profile=None)
+    step = build_step(graph, values, roofline, fuses=options.fuses)
+    transfers = find_transfers(step, plan)
+    profile = find_profile(step, transfers, clocks)
+    calibrated = replace(options.cost, profile=profile)
+    simulation = evaluate_transfers(
+        build_step(graph, values, calibrated, fuses=options.fuses),
+        transfers,
+        options.cost.links,
+        max_inflight_bytes=options.max_inflight_bytes,
+    )
+    return profile, simulation
 
 
 def run_passes(graph: TrainingGraph, passes: Sequence[RewritePass]) -> None:

@@ -103,6 +103,19 @@ def choose_offloads(
     return _make_plan(step, best, unmoved, budget_bytes, reason)
 
 
+def evaluate_transfers(
+    step: Step,
+    transfers: Mapping[str, Transfer],
+    links: Mapping[str, Link],
+    *,
+    max_inflight_bytes: int = 2**62,
+    utilisation: float = LINK_UTILISATION,
+) -> Simulation:
+    """What choose_offloads predicts of `transfers`."""
+    used = _derate(links, utilisation)
+    return simulate(step, transfers, used, max_inflight_bytes=max_inflight_bytes)
+
+
 def _choose_hidden(
     step: Step,
     candidates: Sequence[SavedValue],

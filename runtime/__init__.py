@@ -6,6 +6,7 @@
     loading     the way back of a value: forwarded from memory, or read
     ledger      the lock, bytes in flight, how transfers end
     ticket      what is known of one value
+    recorder    when the ops of a graph ran
     devices     finds what moves a device's tensors:  host, cuda
     streams     the side streams of a CUDA device, and their order
     staging     pinned buffers of bounded size, for cuda
@@ -33,23 +34,34 @@ from fxoffload.runtime.counters import StoreStatistics
 from fxoffload.runtime.kernels import (
     close_stores,
     drive_lifetimes,
+    find_recorders,
     find_store,
     register_store,
     reset_statistics,
+    start_recorder,
     statistics,
+    stop_recorder,
 )
+from fxoffload.runtime.probe_cache import cache_path
+from fxoffload.runtime.recorder import Clocks, StepRecorder
 from fxoffload.runtime.speed import Speed, recall_speed
 
 __all__ = [
+    "Clocks",
     "EngineChoice",
     "Speed",
+    "StepRecorder",
     "StoreStatistics",
+    "cache_path",
     "choose_engine",
     "close_stores",
     "drive_lifetimes",
+    "find_recorders",
     "find_store",
     "recall_speed",
     "register_store",
     "reset_statistics",
+    "start_recorder",
     "statistics",
+    "stop_recorder",
 ]

@@ -1,4 +1,4 @@
-"""The real kernels of the four ops, and the process's stores (the only module-level state).
+"""The real kernels of the four ops; the stores and recorders (the only module-level state).
 
 A ticket tensor holds an id that is never used twice. Its memory is a numpy array with a finalizer,
 so the ticket is freed exactly when the tensor's storage dies: after the backward, after the last
@@ -29,6 +29,7 @@ from fxoffload.runtime.choice import open_engine
 from fxoffload.runtime.counters import StoreStatistics, add_statistics, find_past
 from fxoffload.runtime.ioengine import IOEngine
 from fxoffload.runtime.memory import MemoryEngine
+from fxoffload.runtime.recorder import StepRecorder
 from fxoffload.runtime.store import OffloadStore
 from fxoffload.runtime.ticket import Ticket
 
@@ -36,7 +37,8 @@ _lock = threading.Lock()  # Guards changes of _stores; nothing else is called un
 _stores: dict[str, OffloadStore] = {}
 _past = [StoreStatistics()]  # What closed stores did whose place another one took.
 _wear: dict[str, tuple[int, float]] = {}  # Rating of a store's drives, and when counting began.
-_tickets: dict[int, tuple[OffloadStore, Ticket]] = {}
+_recorders: dict[str, StepRecorder] = {}
+_tickets: dict[int, tuple[OffloadStore, Ticket, StepRecorder | None]] = {}
 _ids = itertools.count(1)
 
 
@@ -100,6 +102,21 @@ def drive_lifetimes() -> tuple[EnduranceProjection, ...]:
     )
 
 
+def start_recorder(graph: str) -> StepRecorder:
+    """Record the ops that carry `graph` from now on; until stop_recorder."""
+    return _recorders.setdefault(graph, StepRecorder())
+
+
+def stop_recorder(graph: str) -> None:
+    """Ops that run from now on are not recorded."""
+    _recorders.pop(graph, None)
+
+
+def find_recorders() -> dict[str, StepRecorder]:
+    """The recorders in use, by graph."""
+    return dict(_recorders)
+
+
 def close_stores() -> None:
     """Close every store; registering the same options again opens a new one."""
     for store in list(_stores.values()):
@@ -117,25 +134,40 @@ def _open_store(config: OffloadConfig, keeps_graph: Callable[[], bool]) -> Offlo
 
 
 def _offload(
-    x: torch.Tensor, store: str, name: str, tier: str, owned: bool, duplicate_bytes: int
+    x: torch.Tensor,
+    store: str,
+    name: str,
+    tier: str,
+    owned: bool,
+    duplicate_bytes: int,
+    graph: str = "",
 ) -> torch.Tensor:
-    owner = find_store(store)
+    owner, recorder = find_store(store), _recorders.get(graph)
+    enter = time.perf_counter()
     ticket = owner.offload(x, name, tier, owned, duplicate_bytes)
+    if recorder is not None:
+        recorder.record("offload", name, enter, time.perf_counter())
     number = next(_ids)
     array = np.array([number], np.int64)
-    _tickets[number] = owner, ticket
+    _tickets[number] = owner, ticket, recorder
     weakref.finalize(array, _forget, number).atexit = False
     return torch.from_numpy(array)
 
 
 def _release(ticket: torch.Tensor, x: torch.Tensor, block: bool) -> None:
-    store, found = _find_ticket(ticket)
+    store, found, recorder = _find_ticket(ticket)
+    enter = time.perf_counter()
     store.release(found, block)
+    if recorder is not None:
+        recorder.record("release", found.name, enter, time.perf_counter())
 
 
 def _prefetch(ticket: torch.Tensor) -> None:
-    store, found = _find_ticket(ticket)
+    store, found, recorder = _find_ticket(ticket)
+    enter = time.perf_counter()
     store.prefetch_ahead(found)
+    if recorder is not None:
+        recorder.record("prefetch", found.name, enter, time.perf_counter())
 
 
 def _wait(
@@ -145,8 +177,11 @@ def _wait(
     dtype: torch.dtype,
     device: torch.device,
 ) -> torch.Tensor:
-    store, found = _find_ticket(ticket)
+    store, found, recorder = _find_ticket(ticket)
+    enter = time.perf_counter()
     y = store.take(found)
+    if recorder is not None:
+        recorder.record("wait", found.name, enter, time.perf_counter())
     if (tuple(y.shape), y.dtype, y.device.type) != (tuple(size), dtype, device.type):
         raise StoreError(
             f"{found.name}: {y.dtype}{list(y.shape)} on {y.device} was offloaded and "
@@ -162,7 +197,7 @@ def _wait(
     return other
 
 
-def _find_ticket(tensor: torch.Tensor) -> tuple[OffloadStore, Ticket]:
+def _find_ticket(tensor: torch.Tensor) -> tuple[OffloadStore, Ticket, StepRecorder | None]:
     number = int(tensor.item())
     found = _tickets.get(number)
     if found is None:
@@ -177,7 +212,7 @@ def _find_ticket(tensor: torch.Tensor) -> tuple[OffloadStore, Ticket]:
 def _forget(number: int) -> None:
     found = _tickets.pop(number, None)
     if found is not None:
-        store, ticket = found
+        store, ticket, _ = found
         store.free(ticket)
 
 
@@ -186,6 +221,7 @@ def _forget_all() -> None:
     _past[0] = StoreStatistics()
     _wear.clear()
     _stores.clear()
+    _recorders.clear()
     _tickets.clear()
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from waiting import wait_for_writes
 
 import fxoffload
 from fxoffload.runtime import kernels
@@ -37,10 +37,7 @@ class Job:
         """The loss, everything written: the backward finds nothing in memory."""
         self.model.zero_grad()
         loss = self.compiled(self.x).sum()
-        deadline = time.monotonic() + 30
-        while fxoffload.statistics().inflight_bytes:
-            assert time.monotonic() < deadline, "writes do not end"
-            time.sleep(0.001)
+        wait_for_writes()
         return loss
 
     def step(self) -> fxoffload.StoreStatistics:

@@ -6,13 +6,13 @@ import gc
 import logging
 import re
 import threading
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from waiting import wait_for_writes
 
 import fxoffload
 from fxoffload import runtime
@@ -37,13 +37,6 @@ def compile_eager(model: nn.Module, directory: Path, **options: Any) -> Any:
     return fxoffload.compile(model, directory=directory, **options)
 
 
-def wait_for_writes() -> None:
-    deadline = time.monotonic() + 30
-    while fxoffload.statistics().inflight_bytes:
-        assert time.monotonic() < deadline, "writes do not finish"
-        time.sleep(0.001)
-
-
 def reference_gradients(model: nn.Module, x: Tensor) -> list[Tensor]:
     """Gradients of the uncompiled model, added to nothing."""
     return list(torch.autograd.grad(model(x).sum(), list(model.parameters())))
@@ -57,6 +50,7 @@ def assert_gradients(model: nn.Module, expected: list[Tensor]) -> None:
 
 def assert_empty() -> None:
     gc.collect()
+    wait_for_writes()
     statistics = fxoffload.statistics()
     assert statistics.offloaded_bytes > 0
     assert (statistics.live_bytes, statistics.inflight_bytes) == (0, 0)
@@ -72,6 +66,7 @@ def test_two_forwards_before_two_backwards(
     inputs = [torch.randn(16, WIDTH), torch.randn(16, WIDTH)]
     compiled(inputs[0]).sum().backward()
     model.zero_grad()
+    wait_for_writes()
     fxoffload.reset_statistics()
     losses = [compiled(x).sum() for x in inputs]
     if drain:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from engine_contract import EngineContract, make_view
+from waiting import wait_for_writes
 
 from fxoffload.config import OffloadConfig
 from fxoffload.errors import ChecksumError, ConfigError, TransferError
@@ -83,8 +84,7 @@ def put(store: OffloadStore, nbytes: int) -> tuple[Ticket, torch.Tensor]:
     x = torch.randint(0, 256, (nbytes,), dtype=torch.uint8, generator=generator)
     ticket = store.offload(x, "layer_3.mlp", "nvme", True)
     store.release(ticket, block=True)
-    while store.statistics().inflight_bytes:
-        pass
+    wait_for_writes(store.statistics)
     return ticket, x
 
 

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from fxoffload.backend import build_partitioner
 from fxoffload.config import IOEngineName, OffloadConfig
 from fxoffload.errors import ConfigError, StoreFull
+from fxoffload.planning import build_partitioner
 from fxoffload.runtime import choice, spill_file
 from fxoffload.runtime.bandwidth import Bandwidth
 from fxoffload.runtime.choice import choose_engine, open_engine

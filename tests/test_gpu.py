@@ -9,14 +9,14 @@ from __future__ import annotations
 import gc
 import os
 import re
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from waiting import wait_for_writes
 from zoo import CASES
 
 import fxoffload
@@ -72,14 +72,6 @@ def find_device(store: OffloadStore, device: torch.device = CUDA) -> CudaDevice:
     return found
 
 
-def drain(statistics: Callable[[], fxoffload.StoreStatistics] = fxoffload.statistics) -> None:
-    """Let every write end, so that nothing is found in memory."""
-    deadline = time.monotonic() + 60
-    while statistics().inflight_bytes:
-        assert time.monotonic() < deadline, "writes do not finish"
-        time.sleep(0.001)
-
-
 # --- compiled models ----------------------------------------------------------------------------
 
 
@@ -99,7 +91,7 @@ def train(
         torch.compiler.cudagraph_mark_step_begin()
         torch.manual_seed(step)
         loss = compiled(*inputs)
-        drain()
+        wait_for_writes()
         loss.backward()
         gradients = [p.grad for p in module.parameters() if p.grad is not None]
         history.append([value.detach().cpu() for value in (loss, *gradients)])
@@ -193,7 +185,7 @@ def test_retain_graph(spill_directory: Path) -> None:
     options = {"compiler": "eager", "directory": spill_directory, "memory_budget": "min"}
     compiled = fxoffload.compile(model, min_bytes=1, **options)
     loss = compiled(x)
-    drain()
+    wait_for_writes()
     loss.backward(retain_graph=True)
     once = [p.grad.clone() for p in model.parameters() if p.grad is not None]
     loss.backward()
@@ -283,7 +275,7 @@ def test_large_values_under_a_slow_stream(store: OffloadStore, own_stream: bool)
                 del scratch
                 tickets.append(ticket)
             if step:
-                drain(store.statistics)
+                wait_for_writes(store.statistics)
             for number in reversed(range(count)):
                 ticket = tickets.pop()
                 layout = ticket.layout
@@ -307,7 +299,7 @@ def test_a_value_that_is_given_up_overwrites_nothing(store: OffloadStore) -> Non
         ticket = store.offload(x, "x", "nvme", True)
         store.release(ticket, block=True)
         del x
-        drain(store.statistics)
+        wait_for_writes(store.statistics)
         layout = ticket.layout
         y = store.prefetch(ticket, ticket.size, layout.stride, layout.dtype, CUDA)
         del y
@@ -325,7 +317,7 @@ def test_a_steady_step_pins_nothing(store: OffloadStore) -> None:
             ticket = store.offload(x, f"x{number}", "nvme", True)
             store.release(ticket, block=True)
             tickets.append(ticket)
-        drain(store.statistics)
+        wait_for_writes(store.statistics)
         for number in reversed(range(4)):
             ticket = tickets.pop()
             layout = ticket.layout
@@ -356,7 +348,7 @@ def test_two_devices(store: OffloadStore) -> None:
             store.release(ticket, block=True)
             values[device] = ticket
             del x
-    drain(store.statistics)
+    wait_for_writes(store.statistics)
     for device, ticket in values.items():
         with torch.cuda.device(1 - device.index):
             y = store.prefetch(ticket, ticket.size, (1,), torch.float32, device)

@@ -14,7 +14,10 @@ ROOT = Path(__file__).parent.parent
 FOLDERS = {"fxoffload": "fxoffload", "fxoffload.passes": "passes", "fxoffload.runtime": "runtime"}
 
 # Modules that may see passes and runtime both.
-JOINERS = {"fxoffload", "fxoffload.backend", "fxoffload.inspection", "fxoffload.roofline"}
+JOINERS = {
+    "fxoffload", "fxoffload.backend", "fxoffload.inspection", "fxoffload.planning",
+    "fxoffload.roofline",
+}  # fmt: skip
 # What only torch_internals may touch.
 PRIVATE = (
     "torch._inductor", "torch._dynamo", "torch._functorch", "torch._C", "torch._prims",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import pytest
 import torch
 import torch._inductor.config
 from torch import Tensor, nn
+from waiting import wait_for_writes
 from zoo import CASES
 
 import fxoffload
@@ -25,14 +25,6 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
-
-
-def wait_for_writes() -> None:
-    """Let every write finish, so that the backward finds nothing in memory."""
-    deadline = time.monotonic() + 30
-    while fxoffload.statistics().inflight_bytes:
-        assert time.monotonic() < deadline, "writes do not finish"
-        time.sleep(0.001)
 
 
 def train(case: str, *, drain: bool = True, **options: Any) -> list[tuple[Tensor, ...]]:
@@ -76,6 +68,7 @@ def assert_moved_and_freed() -> None:
 
 
 def assert_nothing_left() -> None:
+    wait_for_writes()
     statistics = fxoffload.statistics()
     assert statistics.live_bytes == 0
     assert statistics.inflight_bytes == 0

@@ -24,7 +24,7 @@ from benchmarks.limited_engine import LimitedEngine, limit_drives
 from benchmarks.trainer import PassRecord
 from benchmarks.variant_run import save_to_files
 from benchmarks.variants import PLAIN, Kind, Measured, Variant
-from fxoffload import OffloadConfig, backend, runtime
+from fxoffload import OffloadConfig, planning, runtime
 from fxoffload.runtime.memory import MemoryEngine
 
 SIZES = (
@@ -144,14 +144,14 @@ def test_a_write_that_did_not_begin_can_be_cancelled() -> None:
 
 def test_plans_know_of_limited_drives(spill_directory: Path) -> None:
     config = OffloadConfig(directory=spill_directory, ioengine="posix")
-    full = backend.measure_links(config)["nvme"]
+    full = planning.measure_links(config)["nvme"]
     with limit_drives(1000.0):
-        limited = backend.measure_links(config)["nvme"]
+        limited = planning.measure_links(config)["nvme"]
     assert (limited.write_bytes_per_second, limited.read_bytes_per_second) == (1000.0, 1000.0)
     assert limited.latency_seconds == full.latency_seconds
     with limit_drives(1e30):
-        assert backend.measure_links(config)["nvme"] == full
-    assert backend.measure_links(config)["nvme"] == full
+        assert planning.measure_links(config)["nvme"] == full
+    assert planning.measure_links(config)["nvme"] == full
 
 
 # --- verdicts -----------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ import operator
 import pickle
 import re
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -31,6 +32,7 @@ from fxoffload import errors, torch_internals
 from fxoffload.graph import TrainingGraph, get_saved
 from fxoffload.ops import WAIT
 from fxoffload.torch_internals import (
+    DynamoGraph,
     FusedAtLast,
     Graphs,
     OffloadPartitioner,
@@ -43,6 +45,7 @@ from fxoffload.torch_internals import (
     find_backward_placeholder,
     find_cache_folder,
     is_rng_state,
+    keep_dynamo_graph,
     keeps_graph,
     outside_of_tracing,
     runs_alone,
@@ -319,6 +322,57 @@ def test_partition_of_a_share_saves_less() -> None:
     result = torch.compile(toys.deep, backend=backend)(make_input())
     torch.testing.assert_close(result, toys.deep(make_input()))
     assert saved[0] == saved[2] > saved[1]
+
+
+def test_a_kept_dynamo_graph_compiles_again_without_dynamo() -> None:
+    """To the same results and static inputs, and what another process would then find in caches."""
+    kept: list[tuple[DynamoGraph, Sequence[Any]]] = []
+    static: list[tuple[int, ...]] = []
+
+    def choose(partition: PartitionFunction, count: int, indices: tuple[int, ...]) -> Graphs:
+        static.append(indices)
+        return partition(None)
+
+    def build(gm: fx.GraphModule, inputs: Sequence[Any], identity: str) -> Callable[..., Any]:
+        partitioner = OffloadPartitioner(choose, identity)
+        return compile_with_inductor(gm, inputs, partitioner, mode=None)
+
+    def keep(gm: fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
+        graph = keep_dynamo_graph(gm)
+        assert graph is not None
+        kept.append((graph, inputs))
+        return build(gm, inputs, "first")  # Which changes gm.
+
+    torch.manual_seed(0)
+    model, x = torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.Tanh()), torch.randn(4, 8)
+    parameters = list(model.parameters())
+    with torch._inductor.utils.fresh_cache():
+        expected = torch.compile(model, backend=keep)(x)
+        gradients = torch.autograd.grad(expected.sum(), parameters)
+        ((graph, inputs),) = kept
+        with graph.compiling() as gm:
+            again = build(gm, inputs, "second")
+        assert len(static) == 2
+        assert static[0] == static[1]
+        assert len(static[0]) == 2
+        (result,) = again(*inputs)
+        torch.testing.assert_close(result, expected)
+        torch.testing.assert_close(torch.autograd.grad(result.sum(), parameters), gradients)
+        torch._dynamo.reset()
+        backend = partial(build, identity="second")
+        torch.testing.assert_close(torch.compile(model, backend=backend)(x), expected)
+        assert len(static) == 2  # Nothing was partitioned: it came out of the cache.
+
+
+def test_a_dynamo_graph_of_symbolic_sizes_is_not_kept() -> None:
+    kept: list[DynamoGraph | None] = []
+
+    def backend(gm: fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
+        kept.append(keep_dynamo_graph(gm))
+        return gm.forward
+
+    torch.compile(lambda x: x.sin() * x.shape[0], backend=backend, dynamic=True)(torch.randn(4, 8))
+    assert kept == [None]
 
 
 # --- errors -------------------------------------------------------------------------------------

@@ -1,0 +1,191 @@
+"""From options to a partitioner: what the passes must know of this machine, and their plan."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+
+import torch
+from torch import fx
+
+from fxoffload import passes, runtime, torch_internals
+from fxoffload.config import OffloadConfig
+from fxoffload.cost import CostModel, DeviceSpeed, Link, counts_flops
+from fxoffload.graph import TrainingGraph, get_tensor
+from fxoffload.passes import PassOptions
+from fxoffload.plan import Plan
+from fxoffload.profile import Profile
+from fxoffload.simulation import Simulation
+from fxoffload.torch_internals import Graphs, OffloadPartitioner, PartitionFunction
+
+log = logging.getLogger(__name__)
+
+# Memory copies of the host tier; and the delay of one transfer, which is that of a worker thread
+# that waits for the interpreter lock while a compiled kernel runs.
+HOST_LINK = Link(4e9, 4e9, latency_seconds=0.02)
+TRANSFER_LATENCY_SECONDS = 0.02
+
+TransformCallback = Callable[[TrainingGraph, Plan], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Review:
+    """What a plan turned out to lead to, and the plan that is made once that is known."""
+
+    profile: Profile
+    before: Simulation
+    after: Plan
+
+
+def build_partitioner(
+    config: OffloadConfig,
+    store: str,
+    *,
+    key: str = "",
+    profile: Profile | None = None,
+    cost: CostModel | None = None,
+    on_transformed: TransformCallback | None = None,
+    on_partitioned: Callable[[TrainingGraph], None] | None = None,
+) -> OffloadPartitioner:
+    """A partitioner that plans and rewrites.
+
+    store: key of the store that must hold what moves; "" where nothing will run. key: under what
+    the runtime records the graph; "" records nothing. profile: what its nodes took before. cost:
+    of other hardware than this machine. on_partitioned sees the chosen partition before it is
+    rewritten, on_transformed the result.
+    """
+    links = measure_links(config) if config.enabled and cost is None else {}
+
+    def choose(
+        partition: PartitionFunction, num_outputs: int, static_inputs: tuple[int, ...]
+    ) -> Graphs:
+        build = _make_builder(partition, num_outputs, static_inputs)
+        graph = build(None)
+        if config.enabled:
+            known = cost or CostModel(links, measure_speed(graph), profile)
+            plan = passes.transform_graph(
+                graph,
+                build_options(config, known, store, key),
+                repartition=build,
+                before_rewrite=on_partitioned,
+            )
+            log.info("%s", plan)
+            if store:
+                reserve(store, plan)
+            if on_transformed is not None:
+                on_transformed(graph, plan)
+        return graph.forward, graph.backward
+
+    # The speed of the device follows from the graph, which is in every key already.
+    identity = f"fxoffload {hash_sources()} {config.key} {key} {sorted(links.items())} {cost}"
+    if profile is not None:
+        identity += f" {profile.digest}"
+    return OffloadPartitioner(choose, identity)
+
+
+def build_reviewer(
+    config: OffloadConfig,
+    plan: Plan,
+    clocks: Mapping[tuple[str, str], float],
+    on_reviewed: Callable[[Review], None],
+) -> OffloadPartitioner:
+    """A partitioner that rewrites nothing: it looks at `plan` in the light of `clocks`.
+
+    clocks: see passes.find_profile.
+    """
+    links = measure_links(config)
+
+    def choose(
+        partition: PartitionFunction, num_outputs: int, static_inputs: tuple[int, ...]
+    ) -> Graphs:
+        build = _make_builder(partition, num_outputs, static_inputs)
+        graph = build(None)
+        options = build_options(config, CostModel(links, measure_speed(graph)))
+        ran = graph if plan.saved_share is None else build(plan.saved_share)
+        profile, before = passes.calibrate(ran, plan, clocks, options)
+        calibrated = replace(options, cost=replace(options.cost, profile=profile))
+        _, after = passes.choose_partition(graph, calibrated, build)
+        on_reviewed(Review(profile, before, after))
+        return graph.forward, graph.backward
+
+    return OffloadPartitioner(choose, "fxoffload review")
+
+
+def build_options(
+    config: OffloadConfig, cost: CostModel, store: str = "", key: str = ""
+) -> PassOptions:
+    """What the passes need to know to plan a graph under `config`."""
+    return PassOptions(
+        cost=cost,
+        store=store,
+        key=key,
+        budget_bytes="min" if config.memory_budget == "min" else config.budget_bytes,
+        host_bytes=config.host_bytes or 0,
+        min_bytes=config.min_storage_bytes,
+        max_inflight_bytes=config.inflight_bytes,
+        fuses=config.compiler == "inductor",
+    )
+
+
+def measure_links(config: OffloadConfig) -> dict[str, Link]:
+    """Bandwidth and latency to each tier; the same in every process, as compile caches need it."""
+    bandwidth = runtime.choose_engine(config).bandwidth
+    links = {"nvme": Link(bandwidth.write, bandwidth.read, TRANSFER_LATENCY_SECONDS)}
+    if config.host_bytes and config.ioengine != "memory":
+        links["host"] = HOST_LINK
+    return links
+
+
+def measure_speed(graph: TrainingGraph) -> DeviceSpeed:
+    """What the device of `graph` sustains, at the dtype of its first matrix product.
+
+    Measured once on a machine, so that every process plans with the same numbers.
+    """
+    device, dtype = torch.device("cpu"), torch.float32
+    for node in graph.forward.graph.nodes:
+        tensor = get_tensor(node)
+        if tensor is not None and tensor.is_floating_point():
+            device = tensor.device
+            if counts_flops(node):
+                dtype = tensor.dtype
+                break
+    with torch_internals.outside_of_tracing():
+        return DeviceSpeed(*runtime.recall_speed(device, dtype))
+
+
+def reserve(store: str, plan: Plan) -> None:
+    """Make sure that `store` can hold what one step by `plan` moves; StoreFull otherwise."""
+    needed: dict[str, int] = {}
+    for value, decision in plan.offloads:
+        needed[decision.tier] = needed.get(decision.tier, 0) + value.nbytes
+    for tier, nbytes in needed.items():
+        runtime.find_store(store).reserve(nbytes, tier)
+
+
+@cache
+def hash_sources() -> str:
+    """A digest of this package's sources: a changed pass must not meet a cached graph."""
+    digest = hashlib.sha256()
+    for folder in (Path(__file__).parent, Path(passes.__file__).parent):
+        for path in sorted(folder.glob("*.py")):
+            digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def _make_builder(
+    partition: PartitionFunction, num_outputs: int, static_inputs: tuple[int, ...]
+) -> Callable[[float | None], TrainingGraph]:
+    def build(share: float | None) -> TrainingGraph:
+        forward, backward = partition(share)
+        inputs: list[fx.Node] = list(forward.graph.find_nodes(op="placeholder"))
+        names = frozenset(inputs[index].name for index in static_inputs if index < len(inputs))
+        graph = TrainingGraph(forward, backward, num_outputs, names)
+        # Also where nothing is moved: the parity reference must be the same graphs.
+        passes.hoist_saved(graph)
+        return graph
+
+    return build
