@@ -77,7 +77,10 @@ class OffloadPartitioner(CustomPartitionerFn):
                 return min_cut_partition(joint, joint_inputs, **kwargs)
 
         static = tuple(kwargs.get("static_lifetime_input_indices") or ())
-        return self.choose(partition, kwargs["num_fwd_outputs"], static)
+        graphs = self.choose(partition, kwargs["num_fwd_outputs"], static)
+        for chosen in graphs:
+            forget_mutation_regions(chosen.graph)
+        return graphs
 
     def uuid(self) -> str:
         """The identity; Inductor hashes it into its cache keys."""
@@ -154,6 +157,18 @@ class FusedAtLast(CustomSchedulerPass):
     def __reduce__(self) -> tuple[type[str], tuple[str]]:
         """As OffloadPartitioner's."""
         return str, (self.uuid(),)
+
+
+def forget_mutation_regions(graph: fx.Graph) -> None:
+    """Let Inductor see the ops of ours that declare a mutation, where it has looked before.
+
+    Its patterns match nothing across a mutation, by marks that are made before the graph is
+    partitioned. With those it would make one addmm of mm and a later add, in the place of the add:
+    what the gradient of a tied embedding reads would stay in memory to the end of the backward.
+    Source: torch._inductor.pattern_matcher.get_mutation_region_id.
+    """
+    for node in graph.nodes:
+        node.meta.pop("mutation_region_id", None)
 
 
 def take_as_aligned(op: OpOverload) -> None:

@@ -305,7 +305,7 @@ def test_a_compiled_graph_from_torchs_cache_has_its_plan(
 
     x = torch.randn(16, WIDTH)
     plans: list[str] = []
-    with fresh_cache(), caplog.at_level(logging.INFO, "fxoffload.backend"):
+    with fresh_cache(), caplog.at_level(logging.INFO, "fxoffload"):
         for _ in range(2):
             torch._dynamo.reset()
             caplog.clear()

@@ -14,8 +14,9 @@ import pytest
 
 # Moves values through a store of its own for ever, and looks at each that comes back.
 WORK = """
-import os, sys
+import os, signal, sys
 import torch
+signal.signal(signal.SIGINT, signal.default_int_handler)  # Jobs in the background ignore it.
 from fxoffload.runtime.posix import PosixEngine
 from fxoffload.runtime.spill_file import SpillFile
 from fxoffload.runtime.store import OffloadStore
@@ -49,10 +50,11 @@ def start(script: str, directory: Path) -> subprocess.Popen[str]:
 
 
 def finish(process: subprocess.Popen[str], timeout: float = 120) -> tuple[int, str, str]:
-    try:
-        out, err = process.communicate(timeout=timeout)
-    finally:
-        process.kill()
+    with process:
+        try:
+            out, err = process.communicate(timeout=timeout)
+        finally:
+            process.kill()
     return process.returncode, out, err
 
 

@@ -30,7 +30,7 @@ from toys import WEIGHT, Half, Sketch, aten, make_input
 
 from fxoffload import errors, torch_internals
 from fxoffload.graph import TrainingGraph, get_saved
-from fxoffload.ops import WAIT
+from fxoffload.ops import PREFETCH, WAIT
 from fxoffload.torch_internals import (
     DynamoGraph,
     FusedAtLast,
@@ -44,6 +44,7 @@ from fxoffload.torch_internals import (
     copy_saved_meta,
     find_backward_placeholder,
     find_cache_folder,
+    forget_mutation_regions,
     is_rng_state,
     keep_dynamo_graph,
     keeps_graph,
@@ -290,6 +291,36 @@ def test_compiling_takes_values_as_aligned(unknown_wait: None) -> None:
 
 def skip_code(gm: fx.GraphModule, *_: Any, **__: Any) -> Callable[..., Any]:
     return make_boxed_func(gm.forward)
+
+
+def test_inductor_matches_nothing_across_ops_that_it_has_not_seen_yet() -> None:
+    from torch._inductor.fx_passes import post_grad
+    from torch._inductor.pattern_matcher import compute_mutation_region_ids
+
+    def folds(change: Callable[[fx.Graph], None]) -> bool:
+        """Whether mm and add become an addmm, with a prefetch put between them."""
+        half = Sketch().backward
+        a, b, c = (half.input(name, torch.empty(8, 8)) for name in "abc")
+        ticket = half.input("ticket", torch.empty(1, dtype=torch.int64))
+        add = half.call(aten.add.Tensor, half.call(aten.mm.default, a, b), c)
+        gm = half.finish([add])
+        compute_mutation_region_ids(gm.graph)  # As in a joint graph.
+        with gm.graph.inserting_before(add):
+            gm.graph.call_function(PREFETCH, (ticket,))
+        change(gm.graph)
+        with V.set_fake_mode(half.mode):
+            post_grad.pass_patterns[2].apply(gm)
+        return bool(gm.graph.find_nodes(op="call_function", target=aten.addmm.default))
+
+    assert folds(lambda graph: None)
+    assert not folds(forget_mutation_regions)
+
+
+def test_a_partition_has_no_mutation_regions() -> None:
+    recorder, _ = run_compiled(two_outputs, trace_only)
+    ((forward, backward, _, _),) = recorder.calls
+    for node in (*forward.graph.nodes, *backward.graph.nodes):
+        assert "mutation_region_id" not in node.meta
 
 
 def test_identity_is_in_inductors_cache_key() -> None:
