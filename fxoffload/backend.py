@@ -180,6 +180,10 @@ def compile_graph(
         inputs: Sequence[Any], clocks: Clocks, compile_seconds: float
     ) -> Callable[..., Any] | None:
         runtime.stop_recorder(job.key)
+        if len(runtime.find_threads()) > 1:
+            # While torch traces a graph, what it has compiled can be called in no other thread.
+            log.info("measured, and the plan stays: several threads run steps")
+            return None
         review = job.review(graph, inputs, plan, clocks)
         review.profile.keep(profile_path)
         lowers = config.memory_budget is None

@@ -1,4 +1,4 @@
-"""The real kernels of the four ops; the stores and recorders (the only module-level state).
+"""The real kernels of the four ops; stores, recorders, threads (the only module-level state).
 
 A ticket tensor holds an id that is never used twice. Its memory is a numpy array with a finalizer,
 so the ticket is freed exactly when the tensor's storage dies: after the backward, after the last
@@ -38,6 +38,7 @@ _stores: dict[str, OffloadStore] = {}
 _past = [StoreStatistics()]  # What closed stores did whose place another one took.
 _wear: dict[str, tuple[int, float]] = {}  # Rating of a store's drives, and when counting began.
 _recorders: dict[str, StepRecorder] = {}
+_threads: dict[int, threading.Thread] = {}  # Those that ran a forward.
 _tickets: dict[int, tuple[OffloadStore, Ticket, StepRecorder | None]] = {}
 _ids = itertools.count(1)
 
@@ -117,6 +118,11 @@ def find_recorders() -> dict[str, StepRecorder]:
     return dict(_recorders)
 
 
+def find_threads() -> list[threading.Thread]:
+    """The threads alive that have run a forward whose values move."""
+    return [thread for thread in list(_threads.values()) if thread.is_alive()]
+
+
 def close_stores() -> None:
     """Close every store; registering the same options again opens a new one."""
     for store in list(_stores.values()):
@@ -143,6 +149,7 @@ def _offload(
     graph: str = "",
 ) -> torch.Tensor:
     owner, recorder = find_store(store), _recorders.get(graph)
+    _threads[threading.get_ident()] = threading.current_thread()
     enter = time.perf_counter()
     ticket = owner.offload(x, name, tier, owned, duplicate_bytes)
     if recorder is not None:
@@ -222,6 +229,7 @@ def _forget_all() -> None:
     _wear.clear()
     _stores.clear()
     _recorders.clear()
+    _threads.clear()
     _tickets.clear()
 
 

@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 import textwrap
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -204,6 +205,31 @@ def test_replan_false_plans_once(options: dict[str, Any], tmp_path: Path) -> Non
     assert len(set(moved)) == 1
     assert moved[0] > 0
     assert find_profiles(tmp_path) == []
+
+
+def test_not_while_other_threads_run_steps(
+    options: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Torch traces in one thread alone: what it compiled before fails in all others meanwhile."""
+    model = make_model()
+    compiled = fxoffload.compile(model, **options)
+    ran, end = threading.Event(), threading.Event()
+
+    def run() -> None:
+        train(compiled, model, 1)
+        ran.set()
+        end.wait()
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    assert ran.wait(60)
+    try:
+        with caplog.at_level(logging.INFO, "fxoffload"):
+            assert min(train(compiled, model, 8)) > 0
+    finally:
+        end.set()
+        thread.join()
+    assert "several threads run steps" in caplog.text
 
 
 def test_graphs_with_symbolic_sizes_are_planned_once(
