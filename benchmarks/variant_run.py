@@ -65,6 +65,9 @@ def measure(settings: VariantSettings) -> None:
         seconds: dict[str, float] = {}
         # In another order each time, as one may disturb the next: by what it left to be written.
         for label in random.Random(number).sample(list(trainers), len(trainers)):
+            # A training run makes the same step again and again: the first one meets what another
+            # variant left in caches and in the heap.
+            trainers[label].step()
             _, seconds[label] = trainers[label].step()
             trainers[label].model.zero_grad()  # Its gradients are not part of another's step.
         report({"round": number, "seconds": seconds})

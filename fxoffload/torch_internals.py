@@ -42,6 +42,7 @@ from torch.utils._sympy.reference import PythonReferenceAnalysis
 from torch.utils.flop_counter import flop_registry
 
 from fxoffload.errors import OffloadError
+from fxoffload.graph import is_view
 from fxoffload.ops import OPS, WAIT
 
 _ALIGNED = "fxoffload_takes_as_aligned"  # Marks a lowering of ours.
@@ -114,6 +115,7 @@ def compile_with_inductor(
         "reorder_for_peak_memory": False,
         "layout_optimization": False,
         "allow_buffer_reuse": False,
+        "_pre_fusion_custom_pass": CountedByGraph(OPS),
         "_post_fusion_custom_pass": FusedAtLast(OPS),
     }
     take_as_aligned(WAIT)
@@ -125,21 +127,64 @@ def compile_with_inductor(
     return compiled
 
 
-class FusedAtLast(CustomSchedulerPass):
-    """Lets each fused loop run where the last of its nodes stands, everything else in its order.
-
-    Inductor lets it run where the first one stands, and pulls up all that it needs: prefetches
-    would meet their waits. `ops`: only graphs with one of these are put in order. Source:
-    torch._inductor.scheduler, torch._inductor.config._post_fusion_custom_pass.
-    """
+class _SchedulerPass(CustomSchedulerPass):
+    """A pass over the nodes of Inductor's scheduler, for graphs with one of `ops` alone."""
 
     def __init__(self, ops: Collection[OpOverload]) -> None:
         self.ops = ops
 
     def __call__(self, nodes: list[Any]) -> list[Any]:
-        """`nodes` in topological order; of those that are ready, the first in the graph first."""
+        """`nodes` after `arrange`."""
         if not any(getattr(node.node, "op_overload", None) in self.ops for node in nodes):
             return nodes
+        return self.arrange(nodes)
+
+    def arrange(self, nodes: list[Any]) -> list[Any]:
+        """What a subclass does."""
+        raise NotImplementedError
+
+    def uuid(self) -> str:
+        """Part of the keys of Inductor's caches."""
+        return f"fxoffload.{type(self).__name__} {sorted(map(str, self.ops))}"
+
+    def __reduce__(self) -> tuple[type[str], tuple[str]]:
+        """As OffloadPartitioner's."""
+        return str, (self.uuid(),)
+
+
+class CountedByGraph(_SchedulerPass):
+    """Lets Inductor count its nodes by the positions in the graph of what they compute.
+
+    It counts them as it makes them, and some loops it makes when their first reader asks for them:
+    these would stand behind transfers that were planned to follow them. It also takes nodes within
+    64 counts for close enough to be fused although one does not need the other, and so keeps what
+    the earlier one reads for that long; positions are several times as many as counts. Source:
+    torch._inductor.scheduler (compute_ancestors, are_long_distant_nodes),
+    torch._inductor.config._pre_fusion_custom_pass.
+    """
+
+    def arrange(self, nodes: list[Any]) -> list[Any]:
+        """`nodes` in the order that they had."""
+        positions = {node: index for index, node in enumerate(V.graph.module.graph.nodes)}
+        position = 0
+        for node in nodes:
+            # A view stands anywhere behind what it views.
+            makers = [origin for origin in node.node.get_origins() if not is_view(origin)]
+            position = max((positions.get(maker, 0) for maker in makers), default=position)
+            node.min_order = node.max_order = position
+        return nodes
+
+
+class FusedAtLast(_SchedulerPass):
+    """Lets each fused loop run where the last of its nodes stands, everything else in its order.
+
+    Inductor lets it run where the first one stands, and pulls up all that it needs: prefetches
+    would meet their waits. Source: torch._inductor.scheduler,
+    torch._inductor.config._post_fusion_custom_pass.
+    """
+
+    def arrange(self, nodes: list[Any]) -> list[Any]:
+        """`nodes` in topological order; of those that are ready, the first in the graph first."""
         makers = {name: node for node in nodes for name in node.get_buffer_names()}
         graph = nx.DiGraph()
         graph.add_nodes_from(nodes)
@@ -149,14 +194,6 @@ class FusedAtLast(CustomSchedulerPass):
                 if maker is not None and maker is not node:
                     graph.add_edge(maker, node)
         return list(nx.lexicographical_topological_sort(graph, key=attrgetter("max_order")))
-
-    def uuid(self) -> str:
-        """Part of the keys of Inductor's caches."""
-        return f"fxoffload.FusedAtLast {sorted(map(str, self.ops))}"
-
-    def __reduce__(self) -> tuple[type[str], tuple[str]]:
-        """As OffloadPartitioner's."""
-        return str, (self.uuid(),)
 
 
 def forget_mutation_regions(graph: fx.Graph) -> None:

@@ -8,7 +8,8 @@
 
 A result that only loops read is taken to live in registers, as Inductor fuses it or computes it
 again in each loop, unless that reads too much; its inputs then live until those loops have run.
-Reads `meta["val"]`; changes nothing.
+One that a call reads through a view is stored for that call, and loops in front of it compute it
+for themselves. Reads `meta["val"]`; changes nothing.
 """
 
 from __future__ import annotations
@@ -99,8 +100,9 @@ class Footprint:
     """Which storages of a graph lie in memory, and until when.
 
     members: the nodes that look at each storage, by the node that makes it. in_memory: the makers
-    of those that are written to memory. last_use: position of the last loop or call that reads it.
-    roots: the maker of the storage that each node looks at.
+    of those that are written to memory. last_use: position of the last loop or call that reads it,
+    be it to compute what lies in registers. roots: the maker of the storage that each node looks
+    at.
     """
 
     def __init__(self, graph: fx.Graph, *, fuses: bool) -> None:
@@ -117,15 +119,18 @@ class Footprint:
             self.members[root] = sorted(component, key=self.position.__getitem__)
             self.roots.update(dict.fromkeys(component, root))
         self._readers = {root: self._find_readers(root) for root in self.members}
-        self.in_memory: set[fx.Node] = set()
+        # From which position on a storage lies in memory; readers before it compute it themselves.
+        self._stored: dict[fx.Node, int] = {}
         self._sources: dict[fx.Node, frozenset[fx.Node]] = {}
-        for root in sorted(self.members, key=self.position.__getitem__):
+        roots = sorted(self.members, key=self.position.__getitem__)
+        for root in roots:
             self._sources[root] = self._find_sources(root)
-            if self._is_in_memory(root):
-                self.in_memory.add(root)
+            self._stored[root] = self._find_stored(root)
+        self.in_memory = {root for root in roots if self._stored[root] < len(self.nodes)}
+        self._computed: dict[fx.Node, int] = {}  # The last position at which each is computed.
         self.last_use: dict[fx.Node, int] = {}
-        for root in sorted(self.members, key=self.position.__getitem__, reverse=True):
-            self.last_use[root] = self._find_last_use(root)
+        for root in reversed(roots):
+            self._computed[root], self.last_use[root] = self._find_last_uses(root)
 
     def born(self, root: fx.Node) -> int:
         """Position of the node that computes the storage of `root`."""
@@ -154,41 +159,53 @@ class Footprint:
         users = {user for member in self.members[root] for user in member.users}
         return [user for user in users if not is_view(user)]
 
-    def _is_in_memory(self, root: fx.Node) -> bool:
+    def _find_stored(self, root: fx.Node) -> int:
+        """As Inductor decides what is stored when it is made, for whom, or computed in each loop."""
         if root.op != "call_function":
-            return root.op == "placeholder"
+            return 0 if root.op == "placeholder" else len(self.nodes)
         maker, readers = _find_maker(root), self._readers[root]
+        born = self.position[maker]
         if self._is_call(maker) or _reduces(maker) or self._results & set(self.members[root]):
-            return True
-        if any(self._is_call(reader) for reader in readers):
-            return True
-        # As Inductor decides what is computed again in each loop that reads it.
+            return born
         reads = len(self._sources[root])
-        return reads > (MAX_READS_REUSED if len(readers) > 1 else MAX_READS)
+        if reads > (MAX_READS_REUSED if len(readers) > 1 else MAX_READS):
+            return born
+        calls = [self.position[reader] for reader in readers if self._is_call(reader)]
+        # Of its users Inductor sees views, not what reads them.
+        if reads > 1 and any(self._is_call(user) for user in root.users if not is_view(user)):
+            return born
+        return min(calls, default=len(self.nodes))
+
+    def _is_stored_for(self, reader: fx.Node, root: fx.Node) -> bool:
+        return self._stored[root] <= self.position[reader]
 
     def _find_sources(self, root: fx.Node) -> frozenset[fx.Node]:
         """The storages in memory that computing `root` reads, through results in registers."""
         sources: set[fx.Node] = set()
-        for operand in _find_maker(root).all_input_nodes:
+        maker = _find_maker(root)
+        for operand in maker.all_input_nodes:
             source = self.roots.get(operand)
             if source is None:
                 continue
-            if source in self.in_memory:
+            if self._is_stored_for(maker, source):
                 sources.add(source)
             else:
                 sources |= self._sources[source]
         return frozenset(sources)
 
-    def _find_last_use(self, root: fx.Node) -> int:
-        last = self.born(root)
+    def _find_last_uses(self, root: fx.Node) -> tuple[int, int]:
+        """The last positions at which `root` is computed, and at which it is read from memory."""
+        computed = read = self.born(root)
         for reader in self._readers[root]:
             if reader is self._output:
                 continue
-            last = max(last, self.position[reader])
-            for result in self._find_results(reader):
-                if result not in self.in_memory:
-                    last = max(last, self.last_use[result])
-        return last
+            results = (self._computed[result] for result in self._find_results(reader))
+            last = max(self.position[reader], *results, 0)
+            if self._is_stored_for(reader, root):
+                read = max(read, last)
+            else:
+                computed = max(computed, last)
+        return computed, max(read, computed)
 
     def _find_results(self, node: fx.Node) -> list[fx.Node]:
         """The storages that `node` makes."""

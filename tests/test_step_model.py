@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+import pytest
 import torch
 import toys
 from hypothesis import given, settings
@@ -132,6 +133,25 @@ def test_reader_through_a_view_counts() -> None:
     step = build(sketch.finish([out], [gradient]))
     assert lives(step)["mm"] == ("mm", "out")
     assert "view" not in lives(step)
+
+
+@pytest.mark.parametrize(("through_view", "last"), [(True, "total"), (False, "mul")])
+def test_what_a_call_reads_through_a_view_is_stored_for_it(through_view: bool, last: str) -> None:
+    """The sum in front of the call computes mul for itself, and reads mm for that."""
+    sketch = Sketch()
+    x = sketch.forward.input("x", torch.empty(16, 16))
+    mm = sketch.forward.call(aten.mm.default, x, x, name="mm")
+    mul = sketch.forward.call(aten.mul.Tensor, mm, x, name="mul")
+    sum_ = sketch.forward.call(aten.sum.dim_IntList, mul, [0], name="total")
+    product = sketch.forward.call(aten.t.default, mul, name="view") if through_view else mul
+    out = sketch.forward.call(aten.mm.default, product, x, name="out")
+    tangent = sketch.backward.input("tangents_1", torch.empty(16, 16))
+    gradient = sketch.backward.call(aten.sin.default, tangent, name="g")
+    step = build(sketch.finish([out, sum_], [gradient]), cost=BYTES)
+    assert lives(step)["mm"] == ("mm", last)
+    assert lives(step)["mul"] == ("mul", "out")
+    # The sum reads mm and x in place of mul.
+    assert traffic(step)["total"] == (2 if through_view else 1)
 
 
 def test_items_of_one_op_are_storages_of_their_own() -> None:

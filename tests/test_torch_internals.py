@@ -33,6 +33,7 @@ from fxoffload.graph import TrainingGraph, get_saved
 from fxoffload.ops import PREFETCH, WAIT
 from fxoffload.torch_internals import (
     DynamoGraph,
+    CountedByGraph,
     FusedAtLast,
     Graphs,
     OffloadPartitioner,
@@ -157,20 +158,40 @@ def test_fused_loops_run_where_their_last_node_stands() -> None:
     assert order(wait, FakeNode("reader", 3, "fused"), fused) == ["wait", "fused", "reader"]
 
 
-def test_the_order_pickles_as_its_identity() -> None:
+@pytest.mark.parametrize("kind", [FusedAtLast, CountedByGraph])
+def test_the_order_pickles_as_its_identity(kind: Callable[..., Any]) -> None:
     """AOTAutograd's cache key is a pickle of Inductor's whole configuration."""
-    found = FusedAtLast([WAIT])
-    assert pickle.loads(pickle.dumps(found)) == found.uuid() != FusedAtLast([]).uuid()
+    found = kind([WAIT])
+    assert pickle.loads(pickle.dumps(found)) == found.uuid() != kind([]).uuid()
+    assert FusedAtLast([]).uuid() != CountedByGraph([]).uuid()
 
 
 def test_graphs_without_transfers_keep_inductors_order() -> None:
     assert order(FakeNode("fused", 9), FakeNode("product", 5)) == ["fused", "product"]
 
 
-@pytest.mark.slow
-def test_inductor_calls_the_pass_behind_fusion(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Both sums are one loop; by default it runs in front of the product that it does not need."""
+MM, LOOP = "extern_kernels.mm", "cpp_fused"
+
+
+@pytest.fixture
+def find_order(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[str]]:
+    """What the code calls that Inductor makes of a function of a matrix, ours in charge or not."""
     from torch._inductor.utils import run_and_get_code
+
+    def find(compute: Callable[[Tensor], object], *, arranges: bool) -> list[str]:
+        torch._dynamo.reset()
+        monkeypatch.setattr(torch_internals, "OPS", [aten.mm.out] if arranges else [])
+        compiled = torch.compile(compute, backend=compile_plainly)
+        with torch._inductor.utils.fresh_cache(), torch.no_grad():
+            _, (code,) = run_and_get_code(compiled, torch.ones(64, 64))
+        return re.findall(r"^ +(extern_kernels.mm|cpp_fused)", code, re.MULTILINE)
+
+    return find
+
+
+@pytest.mark.slow
+def test_inductor_calls_the_pass_behind_fusion(find_order: Callable[..., list[str]]) -> None:
+    """Both sums are one loop; by default it runs in front of the product that it does not need."""
 
     def compute(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         first = x.sum(0)
@@ -178,17 +199,37 @@ def test_inductor_calls_the_pass_behind_fusion(monkeypatch: pytest.MonkeyPatch) 
         other = product @ product
         return first, other, (x + product).sum(0)
 
-    def find_order(*, reorders: bool) -> list[str]:
-        torch._dynamo.reset()
-        monkeypatch.setattr(torch_internals, "OPS", [aten.mm.out] if reorders else [])
-        compiled = torch.compile(compute, backend=compile_plainly)
-        with torch._inductor.utils.fresh_cache(), torch.no_grad():
-            _, (code,) = run_and_get_code(compiled, torch.ones(64, 64))
-        return re.findall(r"^ +(extern_kernels.mm|cpp_fused)", code, re.MULTILINE)
+    assert find_order(compute, arranges=False) == [MM, LOOP, MM]
+    assert find_order(compute, arranges=True) == [MM, MM, LOOP]
 
-    mm = "extern_kernels.mm"
-    assert find_order(reorders=False) == [mm, "cpp_fused", mm]
-    assert find_order(reorders=True) == [mm, mm, "cpp_fused"]
+
+@pytest.mark.slow
+def test_loops_stand_where_the_graph_has_them(find_order: Callable[..., list[str]]) -> None:
+    """By default a loop that a product reads through a view is made, and runs, right before it."""
+
+    def compute(x: Tensor) -> Tensor:
+        loop = x * 2
+        product = x @ x
+        return loop.t() @ product
+
+    assert find_order(compute, arranges=False) == [MM, LOOP, MM]
+    assert find_order(compute, arranges=True) == [LOOP, MM, MM]
+
+
+@pytest.mark.slow
+def test_loops_far_apart_in_the_graph_are_not_fused(find_order: Callable[..., list[str]]) -> None:
+    """However few buffers they are apart."""
+
+    def compute(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        first = x.sum(0)
+        product = x @ x
+        scaled = product
+        for number in range(70):
+            scaled = scaled * (number + 2)
+        return first, product, (scaled * x).sum(0)
+
+    assert find_order(compute, arranges=False) == [MM, LOOP]
+    assert find_order(compute, arranges=True) == [LOOP, MM, LOOP]
 
 
 def compile_plainly(gm: fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
