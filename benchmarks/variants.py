@@ -6,8 +6,9 @@ recompute    torch.compile with torch._functorch.config.activation_memory_budget
 checkpoint   torch.compile with each layer under torch.utils.checkpoint
 hooks        torch.compile with saved tensors saved to files, one by one, by saved-tensor hooks
 
-All run in one fresh process, whose rounds take two steps of each and time the second: what else the
-machine does hits all alike. The prediction is that of the plan, which is made before the first step.
+All run in one fresh process, whose rounds take two steps of each and time the second: what else
+the machine does hits all alike. The prediction is that of the plan, which is made before the first
+step.
 """
 
 from __future__ import annotations

@@ -165,7 +165,8 @@ class CountedByGraph(_SchedulerPass):
 
     def arrange(self, nodes: list[Any]) -> list[Any]:
         """`nodes` in the order that they had."""
-        positions = {node: index for index, node in enumerate(V.graph.module.graph.nodes)}
+        graph: fx.Graph = V.graph.module.graph  # pyright: ignore[reportAssignmentType]
+        positions = {node: index for index, node in enumerate(graph.nodes)}
         position = 0
         for node in nodes:
             # A view stands anywhere behind what it views.

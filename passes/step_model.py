@@ -109,7 +109,6 @@ class Footprint:
         self.nodes = list(graph.nodes)
         self.position = {node: index for index, node in enumerate(self.nodes)}
         self._fuses = fuses
-        self._calls = [self.position[n] for n in self.nodes if self._is_call(n)]
         self._results = {node for node in get_results(graph) if node is not None}
         self._output = get_output(graph)
         self.members: dict[fx.Node, list[fx.Node]] = {}
@@ -160,7 +159,7 @@ class Footprint:
         return [user for user in users if not is_view(user)]
 
     def _find_stored(self, root: fx.Node) -> int:
-        """As Inductor decides what is stored when it is made, for whom, or computed in each loop."""
+        """As Inductor decides: when it is made, for its first call, or not at all."""
         if root.op != "call_function":
             return 0 if root.op == "placeholder" else len(self.nodes)
         maker, readers = _find_maker(root), self._readers[root]

@@ -32,8 +32,8 @@ from fxoffload import errors, torch_internals
 from fxoffload.graph import TrainingGraph, get_saved
 from fxoffload.ops import PREFETCH, WAIT
 from fxoffload.torch_internals import (
-    DynamoGraph,
     CountedByGraph,
+    DynamoGraph,
     FusedAtLast,
     Graphs,
     OffloadPartitioner,
