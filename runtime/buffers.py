@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import mmap
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,6 +11,11 @@ from dataclasses import dataclass
 import torch
 
 STAGING_ALIGNMENT = 4096
+# Memory that a transfer fills comes in huge pages from here on: each page of 4 KiB would be made,
+# zeroed and pinned for itself.
+LEAST_HUGE_BYTES = 4 * 2**20
+
+_libc = ctypes.CDLL(None)
 
 
 def find_span(tensor: torch.Tensor) -> int:
@@ -103,9 +110,22 @@ def empty_at(
     offset 0): views are replayed with `as_strided`, which counts from the start of the storage.
     """
     memory = torch.empty(span + alignment, dtype=torch.uint8)
+    if span >= LEAST_HUGE_BYTES:
+        ask_for_huge_pages(memory)
     start = (phase - memory.data_ptr()) % alignment
     view = memory.numpy().data[start : start + span]
     return torch.frombuffer(view, dtype=dtype).as_strided(size, stride), view
+
+
+def ask_for_huge_pages(memory: torch.Tensor) -> None:
+    """Let Linux back the fresh `memory` with huge pages, where it grants them on request.
+
+    Source: madvise(2), MADV_HUGEPAGE.
+    """
+    start = -(-memory.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
+    nbytes = memory.data_ptr() + memory.nbytes - start
+    # Only advice: what a kernel without huge pages answers changes nothing.
+    _libc.madvise(ctypes.c_void_p(start), ctypes.c_size_t(nbytes), mmap.MADV_HUGEPAGE)
 
 
 @dataclass(slots=True, eq=False)

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
 import torch
 
 from fxoffload.runtime.buffers import (
+    LEAST_HUGE_BYTES,
     STAGING_ALIGNMENT,
     StagingPool,
     byte_view,
@@ -106,6 +110,28 @@ def test_empty_at_has_the_address_and_starts_its_storage(
         assert len(view) == span
         view[:] = bytes(span)
         assert not y.any()
+
+
+def find_flags(address: int) -> set[str]:
+    """What Linux notes of the mapping that `address` is in (VmFlags of /proc/self/smaps)."""
+    inside = False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        if found := re.match(r"([0-9a-f]+)-([0-9a-f]+) ", line):
+            inside = int(found[1], 16) <= address < int(found[2], 16)
+        elif inside and line.startswith("VmFlags:"):
+            return set(line.split()[1:])
+    raise AssertionError(f"no mapping holds {address:#x}")
+
+
+@pytest.mark.skipif(
+    not Path("/sys/kernel/mm/transparent_hugepage").exists(), reason="a kernel without huge pages"
+)
+def test_large_memory_asks_for_huge_pages() -> None:
+    for span, asked in ((LEAST_HUGE_BYTES, True), (LEAST_HUGE_BYTES - 4, False)):
+        y, _ = empty_at(
+            (span // 4,), (1,), torch.float32, span=span, phase=64, alignment=STAGING_ALIGNMENT
+        )
+        assert ("hg" in find_flags(y.data_ptr() + span // 2)) is asked
 
 
 def test_staging_buffers_are_aligned_and_reused() -> None:
