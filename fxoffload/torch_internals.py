@@ -26,8 +26,9 @@ from torch._dynamo import config as dynamo_config
 from torch._dynamo.exc import ShortenTraceback
 from torch._functorch import config as functorch_config
 from torch._guards import TracingContext, tracing
+from torch._inductor import config as inductor_config
 from torch._inductor import inductor_prims
-from torch._inductor.compile_fx import compile_fx
+from torch._inductor.compile_fx import compile_fx, compile_fx_inner
 from torch._inductor.custom_graph_pass import CustomPartitionerFn, CustomSchedulerPass
 from torch._inductor.runtime.cache_dir_utils import cache_dir
 from torch._inductor.virtualized import V
@@ -98,16 +99,17 @@ def compile_with_inductor(
     partitioner: OffloadPartitioner,
     *,
     mode: str | None,
-    inner_compile: Callable[..., Any] | None = None,
+    inner_compile: Callable[..., Any] = compile_fx_inner,
 ) -> Callable[..., Any]:
     """Compile a Dynamo graph with Inductor, its partitioner replaced by ours.
 
-    Three of Inductor's options are off. allow_buffer_reuse keeps dead buffers for later results of
-    the same size as long as that seems to cost nothing, but Inductor does not see the memory that
-    transfers take: the peak would exceed the planned one. reorder_for_peak_memory knows nothing of
-    transfers, and would delay every prefetch to its wait. layout_optimization gives the inputs of
-    convolutions other strides than the graph says; an offload would force them back by a copy, and
-    parity with the unmoved graphs would be lost. Source: torch._inductor.compile_fx.compile_fx.
+    Three of Inductor's options are off in graphs from which something moves. allow_buffer_reuse
+    keeps dead buffers for later results of the same size as long as that seems to cost nothing, but
+    Inductor does not see the memory that transfers take: the peak would exceed the planned one.
+    reorder_for_peak_memory knows nothing of transfers, and would delay every prefetch to its wait.
+    layout_optimization gives the inputs of convolutions other strides than the graph says; an
+    offload would force them back by a copy. It is off in all graphs that are trained, as parity
+    with unmoved ones would be lost. Source: torch._inductor.compile_fx.compile_fx.
     """
     patches: dict[str, Any] = dict(torch._inductor.list_mode_options(mode)) if mode else {}
     patches |= {
@@ -118,11 +120,22 @@ def compile_with_inductor(
         "_pre_fusion_custom_pass": CountedByGraph(OPS),
         "_post_fusion_custom_pass": FusedAtLast(OPS),
     }
+    unmoved = {
+        name: getattr(inductor_config, name)
+        for name in ("reorder_for_peak_memory", "allow_buffer_reuse")
+    }
+    inference = {"layout_optimization": inductor_config.layout_optimization}
+
+    def compile_one(graph: fx.GraphModule, *args: Any, **kwargs: Any) -> Any:
+        moves = any(node.target in OPS for node in graph.graph.nodes)
+        own = {} if moves else unmoved
+        if kwargs.get("is_inference"):
+            own = own | inference
+        with inductor_config.patch(own):
+            return inner_compile(graph, *args, **kwargs)
+
     take_as_aligned(WAIT)
-    if inner_compile is not None:
-        compiled = compile_fx(gm, inputs, inner_compile=inner_compile, config_patches=patches)
-    else:
-        compiled = compile_fx(gm, inputs, config_patches=patches)
+    compiled = compile_fx(gm, inputs, inner_compile=compile_one, config_patches=patches)
     assert callable(compiled)
     return compiled
 
@@ -169,8 +182,9 @@ class CountedByGraph(_SchedulerPass):
         positions = {node: index for index, node in enumerate(graph.nodes)}
         position = 0
         for node in nodes:
+            origins = {o for single in node.get_nodes() for o in single.node.get_origins()}
             # A view stands anywhere behind what it views.
-            makers = [origin for origin in node.node.get_origins() if not is_view(origin)]
+            makers = [origin for origin in origins if not is_view(origin)]
             position = max((positions.get(maker, 0) for maker in makers), default=position)
             node.min_order = node.max_order = position
         return nodes

@@ -18,7 +18,7 @@ from matplotlib import image
 
 sys.path.append(str(Path(__file__).parent.parent))
 
-from benchmarks import depth, planner_truth, rok, slow_drive, variant_run, variants
+from benchmarks import depth, planner_truth, planning_time, rok, slow_drive, variant_run, variants
 from benchmarks.command_line import format_markdown
 from benchmarks.limited_engine import LimitedEngine, limit_drives
 from benchmarks.trainer import PassRecord
@@ -287,7 +287,17 @@ def test_slow_drive(
     assert "step / floor" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("module", [planner_truth, rok, depth, slow_drive])
+def test_planning_time(spill_directory: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    record = run(planning_time, spill_directory, "--layers", "2", "--rounds", "2")
+    assert record["nodes"] > 2 * record["values"] > 100
+    assert len(record["seconds"]) == 7
+    for seconds in record["seconds"].values():
+        assert len(seconds) == 2
+        assert min(seconds) > 0
+    assert f"{record['nodes']} nodes" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("module", [planner_truth, planning_time, rok, depth, slow_drive])
 def test_what_cannot_be_built_is_refused_in_words(
     module: ModuleType, spill_directory: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -330,6 +330,35 @@ def test_compiling_takes_values_as_aligned(unknown_wait: None) -> None:
     assert result not in unaligned
 
 
+OPTIONS = ("allow_buffer_reuse", "reorder_for_peak_memory", "layout_optimization")
+
+
+@pytest.mark.parametrize(
+    ("op", "trains", "expected"),
+    [
+        (aten.mm.default, True, [False, False, False]),  # In both graphs, as if it were ours.
+        (PREFETCH, True, [True, True, False]),  # In none.
+        (PREFETCH, False, [True, True, True]),
+    ],
+)
+def test_graphs_without_transfers_are_plain_inductors(
+    op: object, trains: bool, expected: list[bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found: list[list[bool]] = []
+
+    def spy(gm: fx.GraphModule, *_: Any, **__: Any) -> Callable[..., Any]:
+        found.append([bool(getattr(torch._inductor.config, name)) for name in OPTIONS])
+        return make_boxed_func(gm.forward)
+
+    monkeypatch.setattr(torch_internals, "OPS", [op])
+    defaults = dict.fromkeys(OPTIONS, True)
+    with torch.set_grad_enabled(trains), torch._inductor.config.patch(defaults):
+        _, results = run_compiled(two_outputs, compile_with_inductor, mode=None, inner_compile=spy)
+        if trains:
+            results[1].backward()
+    assert found == [expected] * (2 if trains else 1)
+
+
 def skip_code(gm: fx.GraphModule, *_: Any, **__: Any) -> Callable[..., Any]:
     return make_boxed_func(gm.forward)
 

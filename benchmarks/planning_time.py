@@ -1,0 +1,155 @@
+"""Seconds that deciding takes, on a graph as deep as asked for.
+
+    python benchmarks/planning_time.py --layers 48
+
+Nothing runs and no code is generated; the model has no memory. Timed are the parts of planning, on
+the partition that torch makes by itself: analysis, one simulation of a step, and the selection at
+each budget, which places and simulates candidates. Budgets are shares of the peak with nothing
+moved.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from rich.console import Console
+
+from fxoffload import BudgetError, Hardware, OffloadConfig, torch_internals
+from fxoffload.graph import TrainingGraph
+from fxoffload.inspection import partition_graphs
+from fxoffload.passes.calibration import find_transfers
+from fxoffload.passes.lifetimes import find_saved_values
+from fxoffload.passes.selection import choose_offloads
+from fxoffload.passes.step_model import build_step
+from fxoffload.planning import build_partitioner
+from fxoffload.simulation import simulate
+
+sys.path.append(str(Path(__file__).resolve().parent.parent))
+
+from benchmarks.command_line import (
+    HEADS,
+    Record,
+    Rows,
+    add_model_arguments,
+    add_record_arguments,
+    find_options,
+    make_parser,
+    run_benchmark,
+)
+from benchmarks.models import Shape, build_model, make_tokens
+
+NAME = "planning_time"
+Result = TypeVar("Result")
+SHARES = (0.5, 0.25)
+# Any hardware: what hides and what does not both occur on it.
+HARDWARE = Hardware(
+    flops_per_second="150TFLOP/s",
+    memory_bytes_per_second="1.2TB/s",
+    memory_bytes="80GiB",
+    drive_write_bytes_per_second="6GB/s",
+    drive_read_bytes_per_second="6.5GB/s",
+    host_link_bytes_per_second="25GB/s",
+)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Measure, print the table and append the record."""
+    run_benchmark(NAME, build_parser(), argv, measure, tabulate)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = make_parser(__doc__)
+    add_model_arguments(parser, layers=48)
+    parser.add_argument("--rounds", type=int, default=5)
+    add_record_arguments(parser, NAME)
+    return parser
+
+
+def measure(arguments: argparse.Namespace, console: Console) -> dict[str, Any]:
+    """Nodes of the graph, and the seconds of each part in every round."""
+    shape = Shape(arguments.layers, arguments.hidden, HEADS, arguments.batch, arguments.length)
+    config = OffloadConfig(**find_options(arguments), memory_budget="min")
+    found: list[dict[str, Any]] = []
+
+    def time_parts(graph: TrainingGraph) -> None:
+        found.append(time_planning(graph, config.min_storage_bytes, arguments.rounds))
+
+    with (
+        console.status("tracing and planning"),
+        torch_internals.without_memory() as copy_without_memory,
+    ):
+        with torch.device("meta"):
+            model, tokens = build_model(arguments.model, shape), make_tokens(shape)
+        partition_graphs(
+            copy_without_memory(model),
+            copy_without_memory((tokens,)),
+            {},
+            arguments.compiler,
+            lambda: build_partitioner(
+                config, "", cost=HARDWARE.make_cost_model(), on_partitioned=time_parts
+            ),
+            dynamic=False,
+        )
+    # A loss may be a graph of its own.
+    return max(found, key=lambda record: record["nodes"])
+
+
+def time_planning(graph: TrainingGraph, min_bytes: int, rounds: int) -> dict[str, Any]:
+    """Nodes and values of `graph`, and the seconds of each part of planning in every round."""
+    cost = HARDWARE.make_cost_model()
+    values, analysis = time_calls(lambda: find_saved_values(graph, min_bytes=min_bytes), rounds)
+    step, modelling = time_calls(lambda: build_step(graph, values, cost), rounds)
+    lowest, selection = time_calls(
+        lambda: choose_offloads(step, cost.links, budget_bytes="min"), rounds
+    )
+    transfers = find_transfers(step, lowest)
+    _, simulation = time_calls(lambda: simulate(step, transfers, cost.links), rounds)
+    seconds = {
+        "saved values": analysis,
+        "step model": modelling,
+        "one simulation": simulation,
+        "selection, no budget": time_calls(lambda: choose_offloads(step, cost.links), rounds)[1],
+        "selection, min": selection,
+    }
+    for share in SHARES:
+        budget = int(share * lowest.unmoved_peak_bytes)
+
+        def select(budget: int = budget) -> None:
+            with suppress(BudgetError):  # That is as much work, and an answer too.
+                choose_offloads(step, cost.links, budget_bytes=budget)
+
+        seconds[f"selection, {share}"] = time_calls(select, rounds)[1]
+    return {"nodes": len(step.names), "values": len(values), "seconds": seconds}
+
+
+def time_calls(call: Callable[[], Result], rounds: int) -> tuple[Result, list[float]]:
+    """What `call` returns, and its seconds in every round."""
+    seconds: list[float] = []
+    while True:
+        start = time.perf_counter()
+        result = call()
+        seconds.append(time.perf_counter() - start)
+        if len(seconds) == rounds:
+            return result, seconds
+
+
+def tabulate(record: Record) -> Rows:
+    """A row for each part."""
+    rows = [[f"{record['nodes']} nodes, {record['values']} values", "seconds (range)"]]
+    for part, seconds in record["seconds"].items():
+        middle = statistics.median(seconds)
+        rows.append([part, f"{middle:.4f} ({min(seconds):.4f} to {max(seconds):.4f})"])
+    return rows
+
+
+if __name__ == "__main__":
+    main()
