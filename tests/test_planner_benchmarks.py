@@ -289,7 +289,8 @@ def test_slow_drive(
 
 def test_planning_time(spill_directory: Path, capsys: pytest.CaptureFixture[str]) -> None:
     record = run(planning_time, spill_directory, "--layers", "2", "--rounds", "2")
-    assert record["nodes"] > 2 * record["values"] > 100
+    assert record["nodes"] > 200
+    assert record["values"] > 20
     assert len(record["seconds"]) == 7
     for seconds in record["seconds"].values():
         assert len(seconds) == 2
