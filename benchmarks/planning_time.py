@@ -16,19 +16,21 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 from rich.console import Console
 
-from fxoffload import BudgetError, Hardware, OffloadConfig, torch_internals
+from fxoffload import BudgetError, Hardware, OffloadConfig
 from fxoffload.graph import TrainingGraph
-from fxoffload.inspection import partition_graphs
+from fxoffload.inspection import partition_without_memory
 from fxoffload.passes.calibration import find_transfers
 from fxoffload.passes.lifetimes import find_saved_values
 from fxoffload.passes.selection import choose_offloads
 from fxoffload.passes.step_model import build_step
+from fxoffload.plan import Plan
 from fxoffload.planning import build_partitioner
 from fxoffload.simulation import simulate
 
@@ -83,21 +85,17 @@ def measure(arguments: argparse.Namespace, console: Console) -> dict[str, Any]:
     def time_parts(graph: TrainingGraph) -> None:
         found.append(time_planning(graph, config.min_storage_bytes, arguments.rounds))
 
-    with (
-        console.status("tracing and planning"),
-        torch_internals.without_memory() as copy_without_memory,
-    ):
+    with console.status("tracing and planning"):
         with torch.device("meta"):
             model, tokens = build_model(arguments.model, shape), make_tokens(shape)
-        partition_graphs(
-            copy_without_memory(model),
-            copy_without_memory((tokens,)),
+        partition_without_memory(
+            model,
+            (tokens,),
             {},
             arguments.compiler,
             lambda: build_partitioner(
                 config, "", cost=HARDWARE.make_cost_model(), on_partitioned=time_parts
             ),
-            dynamic=False,
         )
     # A loss may be a graph of its own.
     return max(found, key=lambda record: record["nodes"])
@@ -106,40 +104,40 @@ def measure(arguments: argparse.Namespace, console: Console) -> dict[str, Any]:
 def time_planning(graph: TrainingGraph, min_bytes: int, rounds: int) -> dict[str, Any]:
     """Nodes and values of `graph`, and the seconds of each part of planning in every round."""
     cost = HARDWARE.make_cost_model()
+
+    def select(budget: int | Literal["min"] | None) -> Plan | None:
+        with suppress(BudgetError):  # That is as much work, and an answer too.
+            return choose_offloads(step, cost.links, budget_bytes=budget)
+        return None
+
     values, analysis = time_calls(lambda: find_saved_values(graph, min_bytes=min_bytes), rounds)
     step, modelling = time_calls(lambda: build_step(graph, values, cost), rounds)
-    lowest, selection = time_calls(
-        lambda: choose_offloads(step, cost.links, budget_bytes="min"), rounds
-    )
+    lowest, selection = time_calls(partial(select, "min"), rounds)
+    assert lowest is not None, '"min" is no budget that could be missed'
     transfers = find_transfers(step, lowest)
     _, simulation = time_calls(lambda: simulate(step, transfers, cost.links), rounds)
     seconds = {
         "saved values": analysis,
         "step model": modelling,
         "one simulation": simulation,
-        "selection, no budget": time_calls(lambda: choose_offloads(step, cost.links), rounds)[1],
+        "selection, no budget": time_calls(partial(select, None), rounds)[1],
         "selection, min": selection,
     }
     for share in SHARES:
         budget = int(share * lowest.unmoved_peak_bytes)
-
-        def select(budget: int = budget) -> None:
-            with suppress(BudgetError):  # That is as much work, and an answer too.
-                choose_offloads(step, cost.links, budget_bytes=budget)
-
-        seconds[f"selection, {share}"] = time_calls(select, rounds)[1]
+        seconds[f"selection, {share}"] = time_calls(partial(select, budget), rounds)[1]
     return {"nodes": len(step.names), "values": len(values), "seconds": seconds}
 
 
 def time_calls(call: Callable[[], Result], rounds: int) -> tuple[Result, list[float]]:
     """What `call` returns, and its seconds in every round."""
+    results: list[Result] = []
     seconds: list[float] = []
-    while True:
+    for _ in range(rounds):
         start = time.perf_counter()
-        result = call()
+        results.append(call())
         seconds.append(time.perf_counter() - start)
-        if len(seconds) == rounds:
-            return result, seconds
+    return results[-1], seconds
 
 
 def tabulate(record: Record) -> Rows:

@@ -93,7 +93,11 @@ class Trainer:
         self.tokens = tokens
         self.passes = PassRecord()
         self._hooks = hooks
-        before = set(runtime.find_recorders())
+        others = set(runtime.find_recorders())
+
+        def is_measured() -> bool:
+            return not runtime.find_recorders().keys() <= others
+
         start, core_start = time.perf_counter(), time.process_time()
         self.compiled = compile_model(model)
         with patch.object(passes, "transform_graph", self.passes.transform_graph):
@@ -101,11 +105,11 @@ class Trainer:
             self.first_seconds = time.perf_counter() - start
             self.first_core_seconds = time.process_time() - core_start
             first = len(self.passes.plans)
-            for _ in range(MEASURED_STEPS if set(runtime.find_recorders()) - before else 0):
+            for _ in range(MEASURED_STEPS if is_measured() else 0):
                 self.step()
             # Each model here is one graph: where it was planned anew, that plan is the one.
             del self.passes.plans[: first if len(self.passes.plans) > first else 0]
-        if set(runtime.find_recorders()) - before:
+        if is_measured():
             raise RuntimeError(f"a graph is still being measured after {MEASURED_STEPS} steps")
 
     def compute_loss(self) -> Tensor:

@@ -149,6 +149,20 @@ def partition_graphs(
         torch.compile(model, backend=trace, dynamic=dynamic)(*args, **kwargs)
 
 
+def partition_without_memory(
+    model: Callable[..., Any],
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+    compiler: CompilerName,
+    make_partitioner: Callable[[], OffloadPartitioner],
+) -> None:
+    """As partition_graphs, with sizes as they are, and nothing is allocated or computed."""
+    with torch_internals.without_memory() as copy_without_memory:
+        shadow = copy_without_memory(model)
+        args, kwargs = copy_without_memory((args, kwargs))
+        partition_graphs(shadow, args, kwargs, compiler, make_partitioner, dynamic=False)
+
+
 def find_released_after(graph: fx.Graph, ticket: str) -> str:
     """The last computing node before the release of `ticket`; "end" when it does not block."""
     for node in graph.find_nodes(op="call_function", target=RELEASE):

@@ -23,7 +23,7 @@ from fxoffload.errors import BudgetError, ConfigError
 from fxoffload.forecast import BatchForecast, Forecast, LargestBatch
 from fxoffload.graph import TrainingGraph
 from fxoffload.hardware import Hardware
-from fxoffload.inspection import partition_graphs
+from fxoffload.inspection import partition_without_memory
 from fxoffload.plan import Plan
 from fxoffload.planning import build_partitioner
 from fxoffload.torch_internals import OffloadPartitioner
@@ -56,10 +56,7 @@ def simulate(
     def make_partitioner() -> OffloadPartitioner:
         return build_partitioner(config, "", cost=cost, on_transformed=record)
 
-    with torch_internals.without_memory() as copy_without_memory:
-        shadow = copy_without_memory(model)
-        args, kwargs = copy_without_memory((args, kwargs))
-        partition_graphs(shadow, args, kwargs, config.compiler, make_partitioner, dynamic=False)
+    partition_without_memory(model, args, kwargs, config.compiler, make_partitioner)
     return Forecast(tuple(plans), count_resident_bytes(model), hardware)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+from abc import abstractmethod
 from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -114,24 +115,17 @@ def compile_with_inductor(
     patches: dict[str, Any] = dict(torch._inductor.list_mode_options(mode)) if mode else {}
     patches |= {
         "custom_partitioner_fn": partitioner,
-        "reorder_for_peak_memory": False,
-        "layout_optimization": False,
-        "allow_buffer_reuse": False,
         "_pre_fusion_custom_pass": CountedByGraph(OPS),
         "_post_fusion_custom_pass": FusedAtLast(OPS),
     }
-    unmoved = {
-        name: getattr(inductor_config, name)
-        for name in ("reorder_for_peak_memory", "allow_buffer_reuse")
-    }
-    inference = {"layout_optimization": inductor_config.layout_optimization}
 
     def compile_one(graph: fx.GraphModule, *args: Any, **kwargs: Any) -> Any:
-        moves = any(node.target in OPS for node in graph.graph.nodes)
-        own = {} if moves else unmoved
-        if kwargs.get("is_inference"):
-            own = own | inference
-        with inductor_config.patch(own):
+        off: list[str] = []
+        if any(node.target in OPS for node in graph.graph.nodes):
+            off += ["allow_buffer_reuse", "reorder_for_peak_memory"]
+        if not kwargs.get("is_inference"):
+            off.append("layout_optimization")
+        with inductor_config.patch(dict.fromkeys(off, False)):
             return inner_compile(graph, *args, **kwargs)
 
     take_as_aligned(WAIT)
@@ -152,9 +146,9 @@ class _SchedulerPass(CustomSchedulerPass):
             return nodes
         return self.arrange(nodes)
 
+    @abstractmethod
     def arrange(self, nodes: list[Any]) -> list[Any]:
-        """What a subclass does."""
-        raise NotImplementedError
+        """The nodes of a graph with one of the ops, in the order that they shall have."""
 
     def uuid(self) -> str:
         """Part of the keys of Inductor's caches."""

@@ -169,10 +169,10 @@ class Footprint:
         reads = len(self._sources[root])
         if reads > (MAX_READS_REUSED if len(readers) > 1 else MAX_READS):
             return born
-        calls = [self.position[reader] for reader in readers if self._is_call(reader)]
         # Of its users Inductor sees views, not what reads them.
         if reads > 1 and any(self._is_call(user) for user in root.users if not is_view(user)):
             return born
+        calls = (self.position[reader] for reader in readers if self._is_call(reader))
         return min(calls, default=len(self.nodes))
 
     def _is_stored_for(self, reader: fx.Node, root: fx.Node) -> bool:
@@ -198,8 +198,8 @@ class Footprint:
         for reader in self._readers[root]:
             if reader is self._output:
                 continue
-            results = (self._computed[result] for result in self._find_results(reader))
-            last = max(self.position[reader], *results, 0)
+            results = [self._computed[result] for result in self._find_results(reader)]
+            last = max([self.position[reader], *results])
             if self._is_stored_for(reader, root):
                 read = max(read, last)
             else:
