@@ -15,6 +15,7 @@ from typing import Literal, NamedTuple, Protocol
 import numpy as np
 import torch
 
+from fxoffload.runtime.buffers import LEAST_HUGE_BYTES
 from fxoffload.runtime.ioengine import IOEngine, IOFuture
 from fxoffload.runtime.store import OffloadStore
 from fxoffload.runtime.ticket import Ticket
@@ -40,7 +41,8 @@ class Timing(NamedTuple):
 class Values:
     """`window` values of `nbytes` each, all different: memory to write from, and to read into.
 
-    Aligned memory for engines, a tensor where torch would put it for stores.
+    Aligned memory for engines, a tensor where torch would put it for stores. What is read into
+    comes in huge pages from the size on from which the store asks for them.
     """
 
     def __init__(self, nbytes: int, window: int) -> None:
@@ -51,7 +53,8 @@ class Values:
         self.nbytes = nbytes
         self.window = window
         self.sources = [each[:nbytes] for each in memory]
-        self.targets = [_map_memory(nbytes) for _ in range(window)]
+        huge = nbytes >= LEAST_HUGE_BYTES
+        self.targets = [_map_memory(nbytes, huge=huge) for _ in range(window)]
         self.tensors = [
             torch.frombuffer(each, dtype=torch.uint8)[_PHASE : _PHASE + nbytes] for each in memory
         ]
@@ -196,9 +199,12 @@ class StoreTransfers:
             raise RuntimeError(f"the store has {done} {nbytes} of {expected} bytes")
 
 
-def _map_memory(nbytes: int) -> memoryview:
+def _map_memory(nbytes: int, *, huge: bool = False) -> memoryview:
     # Private, as the memory of programs is: pages of a shared map are slower to write from.
-    return memoryview(mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS))
+    memory = mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    if huge:
+        memory.madvise(mmap.MADV_HUGEPAGE)
+    return memoryview(memory)
 
 
 def _check_value(source: np.ndarray, value: np.ndarray) -> None:

@@ -25,7 +25,8 @@ class Link:
     """A path to a tier: sustained bytes per second each way, and the latency of one transfer.
 
     Transfers overlap their latencies and queue for the bandwidth. compute_seconds_per_byte is what
-    a transfer takes from the compute beside it: nothing on a GPU, some of a core's time on a CPU.
+    a transfer takes, each way, from the compute beside it: nothing on a GPU, but a CPU's cores do
+    both.
     """
 
     write_bytes_per_second: float

@@ -82,9 +82,8 @@ class Plan:
 
     peak_bytes: predicted activation peak; unmoved_peak_bytes: the same with nothing moved.
     budget_bytes: the peak that was asked for, None when there was none. step_seconds,
-    exposed_seconds: predicted, the latter spent waiting for transfers. saved_share: of the
-    activation memory that torch's partitioner was let save, the rest being recomputed; None is its
-    own choice.
+    exposed_seconds, contended_seconds: predicted; see Simulation. saved_share: of the activation
+    memory that torch's partitioner was let save, the rest being recomputed; None is its own choice.
     Hashable and comparable: equal graphs and options give equal plans.
     """
 
@@ -95,6 +94,7 @@ class Plan:
     budget_bytes: int | None = None
     step_seconds: float = 0.0
     exposed_seconds: float = 0.0
+    contended_seconds: float = 0.0
     saved_share: float | None = None
 
     @property
@@ -129,6 +129,8 @@ class Plan:
             f"({self.unmoved_peak_bytes / mib:.1f} MiB with nothing moved), "
             f"step {self.step_seconds:.3f} s, {self.exposed_seconds:.3f} s of it exposed"
         ]
+        if self.contended_seconds > 0.0:
+            lines[0] += f", {self.contended_seconds:.3f} s taken from compute by transfers"
         if self.budget_bytes is not None and not self.offloads:
             lines.append(
                 f"memory_budget of {self.budget_bytes / mib:.1f} MiB is met with nothing moved"

@@ -66,7 +66,7 @@ def build_partitioner(
         build = _make_builder(partition, num_outputs, static_inputs)
         graph = build(None)
         if config.enabled:
-            known = cost or CostModel(links, measure_speed(graph), profile)
+            known = cost or measure_cost(config, links, graph, profile)
             plan = passes.transform_graph(
                 graph,
                 build_options(config, known, store, key),
@@ -80,7 +80,7 @@ def build_partitioner(
                 on_transformed(graph, plan)
         return graph.forward, graph.backward
 
-    # The speed of the device follows from the graph, which is in every key already.
+    # Speed and contention follow from the graph and the options, which are in every key already.
     identity = f"fxoffload {hash_sources()} {config.key} {key} {sorted(links.items())} {cost}"
     if profile is not None:
         identity += f" {profile.digest}"
@@ -104,7 +104,7 @@ def build_reviewer(
     ) -> Graphs:
         build = _make_builder(partition, num_outputs, static_inputs)
         graph = build(None)
-        options = build_options(config, CostModel(links, measure_speed(graph)))
+        options = build_options(config, measure_cost(config, links, graph))
         ran = graph if plan.saved_share is None else build(plan.saved_share)
         profile, before = passes.calibrate(ran, plan, clocks, options)
         calibrated = replace(options, cost=replace(options.cost, profile=profile))
@@ -140,10 +140,16 @@ def measure_links(config: OffloadConfig) -> dict[str, Link]:
     return links
 
 
-def measure_speed(graph: TrainingGraph) -> DeviceSpeed:
-    """What the device of `graph` sustains, at the dtype of its first matrix product.
+def measure_cost(
+    config: OffloadConfig,
+    links: Mapping[str, Link],
+    graph: TrainingGraph,
+    profile: Profile | None = None,
+) -> CostModel:
+    """What the device of `graph` sustains, and what transfers over `links` take from it.
 
-    Measured once on a machine, so that every process plans with the same numbers.
+    The speed is that at the dtype of the first matrix product. Measured once on a machine, so that
+    every process plans with the same numbers. Raises as measure_links.
     """
     device, dtype = torch.device("cpu"), torch.float32
     for node in graph.forward.graph.nodes:
@@ -154,7 +160,14 @@ def measure_speed(graph: TrainingGraph) -> DeviceSpeed:
                 dtype = tensor.dtype
                 break
     with torch_internals.outside_of_tracing():
-        return DeviceSpeed(*runtime.recall_speed(device, dtype))
+        speed = DeviceSpeed(*runtime.recall_speed(device, dtype))
+        # The cores that transfers take from are those of the graph; the host tier's no others.
+        if device.type == "cpu":
+            taken = runtime.recall_contention(config).mean
+            links = {
+                tier: replace(link, compute_seconds_per_byte=taken) for tier, link in links.items()
+            }
+    return CostModel(links, speed, profile)
 
 
 def reserve(store: str, plan: Plan) -> None:

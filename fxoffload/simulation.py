@@ -85,11 +85,13 @@ class Simulation:
     """What a step is predicted to take.
 
     live_bytes: on the device while each node runs. exposed_seconds: of waiting for transfers.
-    forwarded_bytes: still in memory when they were asked for, so that nothing was read.
+    contended_seconds: that transfers take from the compute beside them. forwarded_bytes: still in
+    memory when they were asked for, so that nothing was read.
     """
 
     step_seconds: float
     exposed_seconds: float
+    contended_seconds: float
     live_bytes: tuple[int, ...]
     written_bytes: int
     read_bytes: int
@@ -136,7 +138,7 @@ def simulate(
     reads = {
         tier: _Channel(k.read_bytes_per_second, k.latency_seconds) for tier, k in links.items()
     }
-    clock = exposed = 0.0
+    clock = exposed = contended = 0.0
     arrivals: list[float] = []
     written: dict[str, float] = {}
     read: dict[str, float] = {}
@@ -156,8 +158,9 @@ def simulate(
                 forwarded_bytes += value.nbytes
                 read[value.name] = clock
             else:
-                link = links[transfers[value.name].tier]
-                clock += link.compute_seconds_per_byte * value.nbytes
+                taken = links[transfers[value.name].tier].compute_seconds_per_byte * value.nbytes
+                contended += taken
+                clock += taken
                 read[value.name] = reads[transfers[value.name].tier].add(clock, value.nbytes)
         before = clock
         for value in waits.get(position, ()):
@@ -173,7 +176,9 @@ def simulate(
                 exposed += max(0.0, end - clock)
                 clock = max(clock, end)
             tier = transfers[value.name].tier
-            clock += links[tier].compute_seconds_per_byte * value.nbytes
+            taken = links[tier].compute_seconds_per_byte * value.nbytes
+            contended += taken
+            clock += taken
             end = writes[tier].add(clock, value.nbytes)
             written[value.name] = end
             heappush(inflight, (end, value.nbytes))
@@ -182,6 +187,7 @@ def simulate(
     return Simulation(
         step_seconds=clock,
         exposed_seconds=exposed,
+        contended_seconds=contended,
         live_bytes=_sum_residences(step, _find_residences(step, transfers, arrivals, written)),
         written_bytes=moved_bytes,
         read_bytes=moved_bytes - forwarded_bytes,

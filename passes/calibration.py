@@ -14,24 +14,36 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from itertools import accumulate
 
+from fxoffload.cost import Link
 from fxoffload.plan import Plan
 from fxoffload.profile import Profile
 from fxoffload.simulation import Step, Transfer
 
 # Of the roofline seconds of a forward or a backward: what is shorter is noise.
 MIN_SHARE = 0.01
+# Of the measured seconds, the least that is held to be the nodes' own.
+LEAST_OWN_SHARE = 0.5
 
 Event = tuple[str, str]  # Kind of op, and name of the value.
 
 
 def find_profile(
-    step: Step, transfers: Mapping[str, Transfer], clocks: Mapping[Event, float]
+    step: Step,
+    transfers: Mapping[str, Transfer],
+    clocks: Mapping[Event, float],
+    links: Mapping[str, Link],
 ) -> Profile:
     """The Profile of a `step` that ran with `transfers`, whose seconds are those of the roofline.
 
     clocks: seconds by op, see above; ops that are not in it were not seen. Nodes before the first
-    and behind the last op of a graph get the mean factor of that graph.
+    and behind the last op of a graph get the mean factor of that graph. What the transfers took
+    from compute, by `links`, is taken off: from all nodes of a graph in equal parts, as a transfer
+    goes on for longer than it takes to start it.
     """
+    moved = [value for value in step.values if value.name in transfers]
+    taken = sum(
+        links[transfers[value.name].tier].compute_seconds_per_byte * value.nbytes for value in moved
+    )
     factors: dict[str, float] = {}
     graphs = (
         (range(step.forward_length), ("offload", "release")),
@@ -42,6 +54,10 @@ def find_profile(
         points = _find_points(step, transfers, clocks, kinds)
         found, segments = _divide(step, positions, points)
         seconds = sum(end - start for start, end in segments)
+        # A probe in a bad minute must not explain everything away.
+        own = max(LEAST_OWN_SHARE, 1.0 - taken / seconds) if seconds else 1.0
+        found = {position: own * factor for position, factor in found.items()}
+        seconds *= own
         roofline = sum(step.seconds[position] for position in found)
         measured, predicted = measured + seconds, predicted + roofline
         mean = seconds / roofline if roofline else 1.0

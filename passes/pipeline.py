@@ -33,8 +33,12 @@ from fxoffload.simulation import Simulation
 
 log = logging.getLogger(__name__)
 
-# Shares of the saved bytes tried when moving alone would be waited for; the rest is recomputed.
-SAVED_SHARES = (0.8, 0.6, 0.4, 0.2, 0.0)
+# Shares of the saved bytes tried when moving alone costs time; the rest is recomputed. The sweep
+# ends when so many in a row were no better.
+SAVED_SHARES = (0.9, 0.8, 0.6, 0.4, 0.2, 0.0)
+PATIENCE = 2
+# Of a step: a prediction tells no smaller part of it.
+LEAST_COST = 0.01
 
 RewritePass = Callable[[TrainingGraph], None]
 
@@ -89,27 +93,45 @@ def choose_partition(
     options: PassOptions,
     repartition: Callable[[float], TrainingGraph] | None,
 ) -> tuple[TrainingGraph, Plan]:
-    """The partition with the fastest plan: `graph` itself unless its plan waits or does not fit.
+    """The partition with the fastest plan: `graph` itself where its plan fits and costs no time.
 
     Only a budget in bytes is a reason to recompute more than torch does by itself.
     """
-    found: list[tuple[TrainingGraph, Plan]] = []
+    best: tuple[TrainingGraph, Plan] | None = None
     errors: list[BudgetError] = []
 
-    def attempt(graph: TrainingGraph, share: float | None) -> None:
+    def attempt(graph: TrainingGraph, share: float | None) -> bool:
+        """Whether this is the best so far."""
+        nonlocal best
         try:
-            found.append((graph, replace(make_plan(graph, options), saved_share=share)))
+            plan = replace(make_plan(graph, options), saved_share=share)
         except BudgetError as error:
             errors.append(error)
+            return False
+        if best is not None and _find_cost(plan) >= _find_cost(best[1]):
+            return False
+        best = graph, plan
+        return True
 
     attempt(graph, None)
-    waits = not found or found[0][1].exposed_seconds > 0.0
-    if repartition is not None and isinstance(options.budget_bytes, int) and waits:
+    if repartition is not None and isinstance(options.budget_bytes, int):
+        missed = 0
         for share in SAVED_SHARES:
-            attempt(repartition(share), share)
-    if not found:
+            if best is not None and (missed == PATIENCE or not _costs_time(best[1])):
+                break
+            missed = 0 if attempt(repartition(share), share) else missed + 1
+    if best is None:
         raise min(errors, key=lambda error: error.lowest_peak_bytes)
-    return min(found, key=lambda item: (item[1].step_seconds, item[1].offloaded_bytes))
+    return best
+
+
+def _find_cost(plan: Plan) -> tuple[float, int]:
+    return plan.step_seconds, plan.offloaded_bytes
+
+
+def _costs_time(plan: Plan) -> bool:
+    taken = plan.contended_seconds
+    return plan.exposed_seconds > 0.0 or taken > LEAST_COST * plan.step_seconds
 
 
 def make_plan(graph: TrainingGraph, options: PassOptions) -> Plan:
@@ -135,7 +157,7 @@ def calibrate(
     roofline = replace(options.cost, profile=None)
     step = build_step(graph, values, roofline, fuses=options.fuses)
     transfers = find_transfers(step, plan)
-    profile = find_profile(step, transfers, clocks)
+    profile = find_profile(step, transfers, clocks, options.cost.links)
     calibrated = replace(options.cost, profile=profile)
     simulation = evaluate_transfers(
         build_step(graph, values, calibrated, fuses=options.fuses),

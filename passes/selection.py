@@ -284,6 +284,7 @@ def _make_plan(
         budget_bytes=budget_bytes if isinstance(budget_bytes, int) else None,
         step_seconds=best.simulation.step_seconds,
         exposed_seconds=best.simulation.exposed_seconds,
+        contended_seconds=best.simulation.contended_seconds,
     )
 
 

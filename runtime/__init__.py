@@ -13,6 +13,7 @@
     transfer    the protocols of devices, and the layout of bytes in a slot
     buffers     raw bytes of tensors, aligned memory, staging
     checksum    an engine around another one, with digests
+    contention  what transfers take from compute on the same cores, from one short probe
     choice      which engine, and what it delivers
     speed       how fast a device computes, from one short probe
     bandwidth   what an engine delivers, from one short probe
@@ -30,6 +31,7 @@ sees a graph.
 """
 
 from fxoffload.runtime.choice import EngineChoice, choose_engine
+from fxoffload.runtime.contention import Contention, recall_contention
 from fxoffload.runtime.counters import StoreStatistics
 from fxoffload.runtime.kernels import (
     close_stores,
@@ -49,6 +51,7 @@ from fxoffload.runtime.speed import Speed, recall_speed
 
 __all__ = [
     "Clocks",
+    "Contention",
     "EngineChoice",
     "Speed",
     "StepRecorder",
@@ -60,6 +63,7 @@ __all__ = [
     "find_recorders",
     "find_store",
     "find_threads",
+    "recall_contention",
     "recall_speed",
     "register_store",
     "reset_statistics",

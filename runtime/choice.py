@@ -35,10 +35,14 @@ _DISTRIBUTIONS = ("fxoffload", "kvikio-cu13", "kvikio-cu12")
 
 @dataclass(frozen=True, slots=True)
 class EngineChoice:
-    """An engine with the reason for it, and what it delivers: in each directory, and in all."""
+    """An engine with the reason for it, and what it delivers: in each directory, and in all.
+
+    key: under which what is measured of it is kept.
+    """
 
     kind: EngineKind
     reason: str
+    key: str
     bandwidths: tuple[Bandwidth, ...]
     bandwidth: Bandwidth
 
@@ -53,8 +57,8 @@ def choose_engine(config: OffloadConfig) -> EngineChoice:
     where a directory cannot be probed.
     """
     if config.ioengine == "memory":
-        bandwidth = _probe_memory()
-        return EngineChoice("memory", 'ioengine="memory" was asked for', (bandwidth,), bandwidth)
+        bandwidth, reason = _probe_memory(), 'ioengine="memory" was asked for'
+        return EngineChoice("memory", reason, _make_key("memory", "host"), (bandwidth,), bandwidth)
     directories = config.directories
     if config.ioengine == "posix":
         return _choose("posix", 'ioengine="posix" was asked for', directories)
@@ -93,15 +97,18 @@ def open_engine(config: OffloadConfig) -> IOEngine:
 def _choose(kind: EngineKind, reason: str, directories: Sequence[Path]) -> EngineChoice:
     probes = [_probe_directory(kind, directory) for directory in directories]
     # Directories of one file system share its speed.
-    systems = dict(probes).values()
-    total = Bandwidth(sum(each.write for each in systems), sum(each.read for each in systems))
-    return EngineChoice(kind, reason, tuple(bandwidth for _, bandwidth in probes), total)
+    systems = dict(probes)
+    total = Bandwidth(
+        sum(each.write for each in systems.values()), sum(each.read for each in systems.values())
+    )
+    key = " ".join(_make_key(kind, system) for system in systems)
+    return EngineChoice(kind, reason, key, tuple(bandwidth for _, bandwidth in probes), total)
 
 
 # Cached here too, so that a process that cannot keep its numbers on disk stays with them.
 @cache
-def _probe_directory(kind: EngineKind, directory: Path) -> tuple[int, Bandwidth]:
-    """The device of the file system that holds `directory`, and what the engine delivers there."""
+def _probe_directory(kind: EngineKind, directory: Path) -> tuple[str, Bandwidth]:
+    """The file system that holds `directory`, and what the engine delivers there."""
 
     def measure() -> Bandwidth:
         with warnings.catch_warnings():
@@ -113,9 +120,8 @@ def _probe_directory(kind: EngineKind, directory: Path) -> tuple[int, Bandwidth]
         finally:
             engine.close()
 
-    device = os.stat(directory).st_dev
-    system = f"{device:x}-{os.statvfs(directory).f_fsid:x}"
-    return device, Bandwidth(*recall_pair(_make_key(kind, system), measure))
+    system = f"{os.stat(directory).st_dev:x}-{os.statvfs(directory).f_fsid:x}"
+    return system, Bandwidth(*recall_pair(_make_key(kind, system), measure))
 
 
 @cache

@@ -51,7 +51,7 @@ def test_nodes_between_two_ops_share_a_factor() -> None:
         ("prefetch", "a"): 6.5,
         ("wait", "a"): 7.0,
     }
-    profile = find_profile(step, transfers, clocks)
+    profile = find_profile(step, transfers, clocks, LINKS)
     forward = {f"f{i}": 2.0 for i in (2, 3, 4)} | {f"f{i}": 0.5 for i in (5, 6, 7)}
     backward = {f"b{i}": 3.0 for i in (1, 2)} | {f"b{i}": 0.25 for i in (3, 4, 5, 6)}
     assert {name: profile.find_factor(name) for name in forward} == pytest.approx(forward)
@@ -63,7 +63,7 @@ def test_nodes_between_two_ops_share_a_factor() -> None:
 
 
 def test_nothing_moved_tells_nothing() -> None:
-    profile = find_profile(make_step([make_value("a")]), {}, {})
+    profile = find_profile(make_step([make_value("a")]), {}, {}, LINKS)
     assert profile.default == 1.0
     assert {factor for _, factor in profile.factors} == {1.0}
 
@@ -74,7 +74,7 @@ def test_clocks_of_neighbours_that_changed_places_do_no_harm() -> None:
     step = make_step([a, b])
     transfers = {"a": Transfer("nvme", 7, 15), "b": Transfer("nvme", 10, 12)}
     clocks = {("offload", "a"): 0.5, ("offload", "b"): 0.0, ("release", "a"): 8.5}
-    profile = find_profile(step, transfers, clocks)
+    profile = find_profile(step, transfers, clocks, LINKS)
     assert all(factor > 0.0 for _, factor in profile.factors)
     assert profile.find_factor("f5") == pytest.approx(8.0 / 5)
 
@@ -88,11 +88,31 @@ def test_what_every_node_took_alike_is_found(data: st.DataObject) -> None:
     if not transfers:
         return
     clocks = run_clocks(step, transfers, [factor * seconds for seconds in step.seconds])
-    profile = find_profile(step, transfers, clocks)
+    profile = find_profile(step, transfers, clocks, LINKS)
     for _, found in profile.factors:
         # Where no two ops of a graph are apart, nothing is known of it.
         assert found == pytest.approx(factor) or found == 1.0
     assert profile.default == pytest.approx(factor) or profile.default == 1.0
+
+
+def test_what_transfers_took_from_compute_is_taken_off() -> None:
+    """A second of each transfer of 10 bytes; every node would have taken two by itself."""
+    a = make_value("a", nbytes=10, born=1, last_use=2, first_use=7, freed=8)
+    b = make_value("b", nbytes=20, born=4, last_use=5, first_use=3, freed=4)
+    step = make_step([a, b])
+    transfers = {"a": Transfer("nvme", 8, 15), "b": Transfer("nvme", 9, 11)}
+    clocks = {
+        ("offload", "a"): 0.0,  # In front of f2.
+        ("release", "a"): 2.0 * 6 + 3.0,  # In front of f8.
+        ("prefetch", "b"): 0.0,  # In front of b1.
+        ("wait", "a"): 2.0 * 6 + 3.0,
+    }
+    links = {"nvme": make_link(1.0, 1.0, compute=10.0)}
+    profile = find_profile(step, transfers, clocks, links)
+    assert {factor for _, factor in profile.factors} == {2.0}
+    assert profile.default == 2.0
+    greedy = find_profile(step, transfers, clocks, {"nvme": make_link(1.0, 1.0, compute=1e6)})
+    assert greedy.default == 1.25, "half of what was measured is the nodes' own"
 
 
 @given(st.data())

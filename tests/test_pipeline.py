@@ -17,7 +17,7 @@ from fxoffload.graph import TrainingGraph
 from fxoffload.ops import OFFLOAD, OPS, RELEASE
 from fxoffload.passes import PassOptions, make_plan, run_passes, transform_graph
 from fxoffload.passes.insertion import insert_transfers
-from fxoffload.passes.pipeline import count_ops
+from fxoffload.passes.pipeline import PATIENCE, SAVED_SHARES, count_ops
 
 NBYTES = 16 * 16 * 4
 OPTIONS = PassOptions(
@@ -113,6 +113,51 @@ def test_other_partitions_are_tried_where_the_first_waits() -> None:
     assert plan.saved_share == asked[0]
     assert shown == [graph]
     toys.assert_same_step(toys.make_chain(6), graph)
+
+
+def make_contended_options(taken_seconds: float) -> PassOptions:
+    """Transfers that hide, and take that much from compute each way."""
+    cost = make_cost(0.1)
+    taken = taken_seconds / NBYTES
+    links = {
+        tier: dataclasses.replace(link, compute_seconds_per_byte=taken)
+        for tier, link in cost.links.items()
+    }
+    cost = dataclasses.replace(cost, links=links)
+    return dataclasses.replace(OPTIONS, cost=cost, budget_bytes=5 * NBYTES)
+
+
+def test_other_partitions_are_tried_where_transfers_slow_compute_down() -> None:
+    asked: list[float] = []
+
+    def repartition(share: float) -> TrainingGraph:
+        asked.append(share)
+        return make_recomputing_chain(6)
+
+    dear = make_contended_options(100.0)
+    graph = toys.make_chain(6)
+    alone = transform_graph(toys.copy_graph(graph), dear)
+    assert alone.exposed_seconds == 0.0
+    assert alone.contended_seconds == 200.0 * len(alone.offloads) > 0.0
+    plan = transform_graph(graph, dear, repartition=repartition)
+    assert plan.saved_share == asked[0]
+    assert plan.step_seconds < alone.step_seconds
+
+
+def test_the_sweep_of_partitions_ends_when_it_gets_no_better() -> None:
+    asked: list[float] = []
+
+    def repartition(share: float) -> TrainingGraph:
+        asked.append(share)
+        return toys.make_chain(6)
+
+    plan = transform_graph(toys.make_chain(6), make_contended_options(1.0), repartition=repartition)
+    assert plan.offloads
+    assert plan.saved_share is None
+    assert asked == list(SAVED_SHARES[:PATIENCE])
+    asked.clear()
+    transform_graph(toys.make_chain(6), make_contended_options(1e-4), repartition=repartition)
+    assert not asked, "what costs less than a prediction can tell"
 
 
 @pytest.mark.parametrize("budget", [None, 2**20])

@@ -28,7 +28,7 @@ EVENT = ("wait", "a")
 
 
 def make_simulation(seconds: float, peak_bytes: int = 1000) -> Simulation:
-    return Simulation(seconds, 0.0, (peak_bytes,), 0, 0, 0)
+    return Simulation(seconds, 0.0, 0.0, (peak_bytes,), 0, 0, 0)
 
 
 def make_plan(seconds: float, peak_bytes: int = 1000) -> Plan:
@@ -282,6 +282,7 @@ torch.distributed.init_process_group(
     "gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2
 )
 runtime.recall_speed = lambda *_: runtime.Speed(1e3, 1e3)
+runtime.recall_contention = lambda *_: runtime.Contention(1e-10, 1e-10)
 reviews = []
 review = backend._Job.review
 def keep_review(self, *args):

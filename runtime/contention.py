@@ -1,0 +1,156 @@
+"""What transfers take from compute that runs beside them on the same cores, from one short probe.
+
+On a CPU whose threads all compute, a transfer is never free: system calls, interrupts, page faults
+and, in a virtual machine, the drive's emulation stop the threads of a parallel loop.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+
+from fxoffload.config import OffloadConfig
+from fxoffload.errors import StoreFull
+from fxoffload.runtime.bandwidth import round_down
+from fxoffload.runtime.choice import choose_engine, open_engine
+from fxoffload.runtime.probe_cache import recall_pair
+from fxoffload.runtime.store import OffloadStore
+from fxoffload.runtime.ticket import Ticket
+
+ROUNDS = 5
+VALUES = 8
+VALUE_BYTES = 16 * 2**20
+# One timed stretch of compute: the transfers beside it must end before it does.
+WINDOW_SECONDS = 0.15
+_MATRIX_SIZE = 512
+_TRIALS = 16
+_LEAST_VALUE_BYTES = 2**16
+_TIER = "nvme"
+# What is lost in the noise: next to nothing, but above 0, as numbers of a probe must be.
+_LEAST_SECONDS_PER_BYTE = 1e-13
+
+_Compute = Callable[[Callable[[int], object] | None], float]
+
+
+class Contention(NamedTuple):
+    """Seconds that compute on all threads loses for each byte written, and for each byte read."""
+
+    write: float
+    read: float
+
+    @property
+    def mean(self) -> float:
+        """For a byte in either direction."""
+        return (self.write + self.read) / 2
+
+
+def recall_contention(config: OffloadConfig) -> Contention:
+    """What transfers by the engine of `config` take, by a probe that is made once on a machine.
+
+    With as many threads as torch uses now. Raises as choose_engine.
+    """
+    choice = choose_engine(config)
+
+    def measure() -> Contention:
+        store = OffloadStore({_TIER: open_engine(config)}, max_inflight_bytes=2**62)
+        try:
+            return measure_contention(store, min(choice.bandwidth))
+        finally:
+            store.close()
+
+    key = f"{choice.key} contention, {torch.get_num_threads()} threads torch {torch.__version__}"
+    return Contention(*recall_pair(key, measure))
+
+
+def measure_contention(store: OffloadStore, bytes_per_second: float) -> Contention:
+    """Medians over rounds in which compute runs alone, beside writes, alone, and beside reads.
+
+    bytes_per_second: of the slower direction. Nothing else may use the store. Raises StoreFull
+    where it has no room.
+    """
+    nbytes = _find_value_bytes(store, bytes_per_second)
+    values = [torch.rand(nbytes // 4) for _ in range(VALUES)]
+    compute = _make_compute()
+    rounds = [_run_round(store, values, compute) for _ in range(ROUNDS)]
+    return Contention(
+        *(
+            _find_typical([seconds / (VALUES * nbytes) for seconds in each])
+            for each in zip(*rounds, strict=True)
+        )
+    )
+
+
+def _run_round(
+    store: OffloadStore, values: Sequence[torch.Tensor], compute: _Compute
+) -> tuple[float, float]:
+    """Seconds lost beside writes, and beside reads, of all values."""
+    tickets: list[Ticket] = []
+    before = compute(None)
+    writing = compute(
+        lambda index: tickets.append(store.offload(values[index], "probe", _TIER, False))
+    )
+    for ticket in tickets:
+        store.release(ticket, True)
+    between = compute(None)
+    reading = compute(lambda index: store.prefetch_ahead(tickets[index]))
+    for ticket in tickets:
+        store.take(ticket)
+    after = compute(None)
+    for ticket in tickets:
+        store.free(ticket)
+    return writing - (before + between) / 2, reading - (between + after) / 2
+
+
+def _find_value_bytes(store: OffloadStore, bytes_per_second: float) -> int:
+    """Of each value: what is done in time, and what there is room for."""
+    nbytes = VALUE_BYTES
+    while nbytes > _LEAST_VALUE_BYTES and VALUES * nbytes > bytes_per_second * WINDOW_SECONDS / 2:
+        nbytes //= 2
+    while True:
+        try:
+            store.reserve(VALUES * nbytes, _TIER)
+        except StoreFull:
+            if nbytes <= _LEAST_VALUE_BYTES:
+                raise
+            nbytes //= 2
+        else:
+            return nbytes
+
+
+def _make_compute() -> _Compute:
+    """A function that computes for about WINDOW_SECONDS and returns how long it took.
+
+    It calls what it is given with 0, 1, ... VALUES - 1, spread over the first half of that time.
+    """
+    left = torch.ones(_MATRIX_SIZE, _MATRIX_SIZE)
+    product = torch.empty_like(left)
+
+    def multiply(count: int) -> None:
+        for _ in range(count):
+            torch.mm(left, left, out=product)
+
+    multiply(1)
+    start = time.perf_counter()
+    multiply(_TRIALS)
+    seconds = (time.perf_counter() - start) / _TRIALS
+    count = max(1, round(WINDOW_SECONDS / (2 * VALUES) / seconds))
+
+    def compute(move: Callable[[int], object] | None) -> float:
+        start = time.perf_counter()
+        for index in range(VALUES):
+            if move is not None:
+                move(index)
+            multiply(count)
+        multiply(VALUES * count)
+        return time.perf_counter() - start
+
+    return compute
+
+
+def _find_typical(samples: list[float]) -> float:
+    typical = statistics.median(samples)
+    return round_down(typical) if typical > _LEAST_SECONDS_PER_BYTE else _LEAST_SECONDS_PER_BYTE

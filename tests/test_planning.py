@@ -1,0 +1,40 @@
+"""What the passes are told of this machine: speed, links, and what transfers take from compute."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+import toys
+
+from fxoffload import runtime
+from fxoffload.config import OffloadConfig
+from fxoffload.planning import measure_cost, measure_links
+
+
+def test_transfers_take_from_compute_on_a_cpu_alone(
+    spill_directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = OffloadConfig(directory=spill_directory, ioengine="posix", host_budget="1MiB")
+    monkeypatch.setattr(runtime, "recall_contention", lambda _: runtime.Contention(2e-10, 4e-10))
+    monkeypatch.setattr(runtime, "recall_speed", lambda *_: runtime.Speed(1.0, 2.0))
+    links = measure_links(config)
+    graph = toys.make_chain(2)
+    cost = measure_cost(config, links, graph)
+    assert {tier: link.compute_seconds_per_byte for tier, link in cost.links.items()} == {
+        "nvme": pytest.approx(3e-10),
+        "host": pytest.approx(3e-10),
+    }
+    assert cost.links["nvme"].read_bytes_per_second == links["nvme"].read_bytes_per_second
+    for node in graph.forward.graph.nodes:
+        node.meta["val"] = FakeOnCuda()
+    assert measure_cost(config, links, graph).links == links
+
+
+class FakeOnCuda(torch.Tensor):
+    """A tensor that says that it is on a GPU."""
+
+    @property
+    def device(self) -> torch.device:
+        return torch.device("cuda", 0)
