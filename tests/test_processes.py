@@ -40,9 +40,11 @@ def work(store, rounds, say=lambda: None):
 """
 
 
-def start(script: str, directory: Path) -> subprocess.Popen[str]:
+def start(script: str, directory: Path, *, before: str = "") -> subprocess.Popen[str]:
+    """A process that runs `before`, then imports the package, then runs `script`."""
+    text = textwrap.dedent(before) + WORK + textwrap.dedent(script)
     return subprocess.Popen(
-        [sys.executable, "-c", WORK + textwrap.dedent(script), str(directory)],
+        [sys.executable, "-c", text, str(directory)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -129,19 +131,26 @@ def test_a_signal_ends_a_job_soon(spill_directory: Path, number: signal.Signals)
 
 
 def test_exit_with_work_queued_is_clean(spill_directory: Path) -> None:
+    # What is registered first runs last.
+    before = """
+        import atexit
+        opened = []
+        atexit.register(lambda: print([store.closed for store in opened]))
+        """
     script = """
         from fxoffload.config import OffloadConfig
-        from fxoffload.runtime import register_store
+        from fxoffload.runtime import find_store, register_store
         import fxoffload
         key = register_store(OffloadConfig(directory=sys.argv[1], ioengine="posix"))
+        opened.append(find_store(key))
         kept = [
             torch.ops.fxoffload.offload(torch.ones(2_000_000), key, "value", "nvme", True, 0)
             for _ in range(20)
         ]
         torch.ops.fxoffload.prefetch(kept[0])
         """
-    code, out, err = finish(start(script, spill_directory))
-    assert (code, out, err) == (0, "", "")
+    code, out, err = finish(start(script, spill_directory, before=before))
+    assert (code, out, err) == (0, "[True]\n", "")
     assert list(spill_directory.iterdir()) == []
 
 
