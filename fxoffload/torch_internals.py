@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import inspect
 from abc import abstractmethod
+from bisect import bisect_left
 from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -48,6 +49,7 @@ from fxoffload.graph import is_view
 from fxoffload.ops import OPS, WAIT
 
 _ALIGNED = "fxoffload_takes_as_aligned"  # Marks a lowering of ours.
+_REGION = "mutation_region_id"  # Under which Inductor's patterns look for it in meta.
 
 Graphs = tuple[fx.GraphModule, fx.GraphModule]
 PartitionFunction = Callable[[float | None], Graphs]
@@ -82,7 +84,7 @@ class OffloadPartitioner(CustomPartitionerFn):
         static = tuple(kwargs.get("static_lifetime_input_indices") or ())
         graphs = self.choose(partition, kwargs["num_fwd_outputs"], static)
         for chosen in graphs:
-            forget_mutation_regions(chosen.graph)
+            mark_regions(chosen.graph, OPS)
         return graphs
 
     def uuid(self) -> str:
@@ -164,23 +166,32 @@ class CountedByGraph(_SchedulerPass):
 
     It counts them as it makes them, and some loops it makes when their first reader asks for them:
     these would stand behind transfers that were planned to follow them. It also takes nodes within
-    64 counts for close enough to be fused although one does not need the other, and so keeps what
-    the earlier one reads for that long; positions are several times as many as counts. Source:
-    torch._inductor.scheduler (compute_ancestors, are_long_distant_nodes),
-    torch._inductor.config._pre_fusion_custom_pass.
+    FAR counts for close enough to be fused although one does not need the other, and so keeps what
+    the earlier one reads for that long. Here each call between them, such as a matrix product,
+    makes them far apart. Source: torch._inductor.scheduler (compute_ancestors,
+    are_long_distant_nodes), torch._inductor.config._pre_fusion_custom_pass.
     """
+
+    FAR = 64
 
     def arrange(self, nodes: list[Any]) -> list[Any]:
         """`nodes` in the order that they had."""
         graph: fx.Graph = V.graph.module.graph  # pyright: ignore[reportAssignmentType]
-        positions = {node: index for index, node in enumerate(graph.nodes)}
-        position = 0
+        indices = {node: index for index, node in enumerate(graph.nodes)}
+        positions: list[int] = []
+        calls: list[int] = []
         for node in nodes:
             origins = {o for single in node.get_nodes() for o in single.node.get_origins()}
             # A view stands anywhere behind what it views.
             makers = [origin for origin in origins if not is_view(origin)]
-            position = max((positions.get(maker, 0) for maker in makers), default=position)
-            node.min_order = node.max_order = position
+            before = positions[-1] if positions else 0
+            positions.append(max((indices.get(maker, 0) for maker in makers), default=before))
+            if node.is_extern() and getattr(node.node, "op_overload", None) not in self.ops:
+                calls.append(positions[-1])
+        calls.sort()
+        for node, position in zip(nodes, positions, strict=True):
+            node.min_order = position + self.FAR * bisect_left(calls, position)
+            node.max_order = node.min_order
         return nodes
 
 
@@ -205,16 +216,24 @@ class FusedAtLast(_SchedulerPass):
         return list(nx.lexicographical_topological_sort(graph, key=attrgetter("max_order")))
 
 
-def forget_mutation_regions(graph: fx.Graph) -> None:
-    """Let Inductor see the ops of ours that declare a mutation, where it has looked before.
+def mark_regions(graph: fx.Graph, ops: Collection[OpOverload]) -> None:
+    """Divide `graph` into regions across which Inductor's patterns match nothing.
 
-    Its patterns match nothing across a mutation, by marks that are made before the graph is
-    partitioned. With those it would make one addmm of mm and a later add, in the place of the add:
-    what the gradient of a tied embedding reads would stay in memory to the end of the backward.
-    Source: torch._inductor.pattern_matcher.get_mutation_region_id.
+    It divides at mutations, by marks that are made before the graph is partitioned; where none of
+    `ops` is put in, it is left to make them anew. With the ops, every call divides, a matrix
+    product as well: else one addmm is made of mm and an add far behind it, in the place of the add,
+    and what the gradient of a tied embedding reads stays in memory to the end of the backward.
+    Source: torch._inductor.pattern_matcher.compute_mutation_region_ids.
     """
+    from torch._inductor.pattern_matcher import is_mutation_op  # Dear to import.
+
+    divides = any(node.target in ops for node in graph.nodes)
+    region = 0
     for node in graph.nodes:
-        node.meta.pop("mutation_region_id", None)
+        node.meta.pop(_REGION, None)
+        if divides:
+            region += is_mutation_op(node) or runs_alone(node)
+            node.meta[_REGION] = region
 
 
 def take_as_aligned(op: OpOverload) -> None:

@@ -37,8 +37,6 @@ log = logging.getLogger(__name__)
 # ends when so many in a row were no better.
 SAVED_SHARES = (0.9, 0.8, 0.6, 0.4, 0.2, 0.0)
 PATIENCE = 2
-# Of a step: a prediction tells no smaller part of it.
-LEAST_COST = 0.01
 
 RewritePass = Callable[[TrainingGraph], None]
 
@@ -117,7 +115,7 @@ def choose_partition(
     if repartition is not None and isinstance(options.budget_bytes, int):
         missed = 0
         for share in SAVED_SHARES:
-            if best is not None and (missed == PATIENCE or not _costs_time(best[1])):
+            if best is not None and (missed == PATIENCE or _costs_nothing(best[1])):
                 break
             missed = 0 if attempt(repartition(share), share) else missed + 1
     if best is None:
@@ -129,9 +127,8 @@ def _find_cost(plan: Plan) -> tuple[float, int]:
     return plan.step_seconds, plan.offloaded_bytes
 
 
-def _costs_time(plan: Plan) -> bool:
-    taken = plan.contended_seconds
-    return plan.exposed_seconds > 0.0 or taken > LEAST_COST * plan.step_seconds
+def _costs_nothing(plan: Plan) -> bool:
+    return plan.exposed_seconds == plan.contended_seconds == 0.0
 
 
 def make_plan(graph: TrainingGraph, options: PassOptions) -> Plan:

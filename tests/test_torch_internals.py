@@ -30,7 +30,7 @@ from toys import WEIGHT, Half, Sketch, aten, make_input
 
 from fxoffload import errors, torch_internals
 from fxoffload.graph import TrainingGraph, get_saved
-from fxoffload.ops import PREFETCH, WAIT
+from fxoffload.ops import OPS, PREFETCH, WAIT
 from fxoffload.torch_internals import (
     CountedByGraph,
     DynamoGraph,
@@ -45,10 +45,10 @@ from fxoffload.torch_internals import (
     copy_saved_meta,
     find_backward_placeholder,
     find_cache_folder,
-    forget_mutation_regions,
     is_rng_state,
     keep_dynamo_graph,
     keeps_graph,
+    mark_regions,
     outside_of_tracing,
     runs_alone,
     set_results,
@@ -168,6 +168,49 @@ def test_the_order_pickles_as_its_identity(kind: Callable[..., Any]) -> None:
 
 def test_graphs_without_transfers_keep_inductors_order() -> None:
     assert order(FakeNode("fused", 9), FakeNode("product", 5)) == ["fused", "product"]
+
+
+class LoweredNode:
+    """A node of Inductor's scheduler that has not been counted yet."""
+
+    def __init__(self, *origins: fx.Node, extern: bool = False, op: object = None) -> None:
+        self.min_order = self.max_order = -1
+        self.node = SimpleNamespace(op_overload=op, get_origins=lambda: set(origins))
+        self._extern = extern
+
+    def get_nodes(self) -> list[LoweredNode]:
+        return [self]
+
+    def is_extern(self) -> bool:
+        return self._extern
+
+
+def test_calls_make_loops_far_apart_and_transfers_do_not() -> None:
+    from torch._inductor.scheduler import Scheduler
+
+    def are_far(one: LoweredNode, other: LoweredNode) -> bool:
+        return Scheduler.are_long_distant_nodes(None, one, other)  # pyright: ignore
+
+    graph = fx.Graph()
+    x = graph.placeholder("x")
+    before, product, between, wait, behind = (
+        graph.call_function(op, (x,))
+        for op in (aten.sum.default, aten.mm.default, aten.sum.default, WAIT, aten.sum.default)
+    )
+    nodes = [
+        LoweredNode(behind),  # Made before its turn.
+        LoweredNode(before),
+        LoweredNode(product, extern=True),
+        LoweredNode(between),
+        LoweredNode(wait, extern=True, op=WAIT),
+    ]
+    with V.set_graph_handler(SimpleNamespace(module=SimpleNamespace(graph=graph))):
+        assert CountedByGraph([WAIT])(nodes) == nodes
+    orders = [node.min_order for node in nodes]
+    assert sorted(orders) == [orders[index] for index in (1, 2, 3, 4, 0)]
+    assert are_far(nodes[1], nodes[3]), "a product stands between them"
+    assert are_far(nodes[1], nodes[0])
+    assert not are_far(nodes[3], nodes[0]), "a wait takes no part in what loops may do"
 
 
 MM, LOOP = "extern_kernels.mm", "cpp_fused"
@@ -363,27 +406,43 @@ def skip_code(gm: fx.GraphModule, *_: Any, **__: Any) -> Callable[..., Any]:
     return make_boxed_func(gm.forward)
 
 
-def test_inductor_matches_nothing_across_ops_that_it_has_not_seen_yet() -> None:
+def keep_regions(graph: fx.Graph, ops: Sequence[object]) -> None:
+    """In place of mark_regions."""
+
+
+@pytest.mark.parametrize(
+    ("between", "mark", "folded"),
+    [
+        ("prefetch", keep_regions, True),  # Inductor has not seen it.
+        ("prefetch", mark_regions, False),
+        ("product", mark_regions, False),  # Of a graph with transfers.
+        ("product", lambda graph, ops: mark_regions(graph, []), True),
+        ("nothing", mark_regions, True),
+    ],
+)
+def test_inductor_matches_nothing_across_transfers_and_calls(
+    between: str, mark: Callable[..., None], folded: bool
+) -> None:
     from torch._inductor.fx_passes import post_grad
     from torch._inductor.pattern_matcher import compute_mutation_region_ids
 
-    def folds(change: Callable[[fx.Graph], None]) -> bool:
-        """Whether mm and add become an addmm, with a prefetch put between them."""
-        half = Sketch().backward
-        a, b, c = (half.input(name, torch.empty(8, 8)) for name in "abc")
-        ticket = half.input("ticket", torch.empty(1, dtype=torch.int64))
-        add = half.call(aten.add.Tensor, half.call(aten.mm.default, a, b), c)
-        gm = half.finish([add])
-        compute_mutation_region_ids(gm.graph)  # As in a joint graph.
+    half = Sketch().backward
+    a, b, c = (half.input(name, torch.empty(8, 8)) for name in "abc")
+    ticket = half.input("ticket", torch.empty(1, dtype=torch.int64))
+    product = half.call(aten.mm.default, a, b)
+    add = half.call(aten.add.Tensor, product, c)
+    gm = half.finish([add])
+    compute_mutation_region_ids(gm.graph)  # As in a joint graph.
+    with gm.graph.inserting_before(add if between == "prefetch" else product):
+        gm.graph.call_function(PREFETCH, (ticket,))
+    if between == "product":
         with gm.graph.inserting_before(add):
-            gm.graph.call_function(PREFETCH, (ticket,))
-        change(gm.graph)
-        with V.set_fake_mode(half.mode):
-            post_grad.pass_patterns[2].apply(gm)
-        return bool(gm.graph.find_nodes(op="call_function", target=aten.addmm.default))
-
-    assert folds(lambda graph: None)
-    assert not folds(forget_mutation_regions)
+            gm.graph.call_function(aten.mm.default, (a, b))
+    mark(gm.graph, OPS)
+    with V.set_fake_mode(half.mode):
+        post_grad.pass_patterns[2].apply(gm)
+    found = bool(gm.graph.find_nodes(op="call_function", target=aten.addmm.default))
+    assert found is folded
 
 
 def test_a_partition_has_no_mutation_regions() -> None:
