@@ -1,6 +1,7 @@
 """Tensors, bytes, files and streams: the asynchronous store behind the four ops.
 
     kernels     the ops on real tensors; the stores of this process
+    contention  what transfers take from compute on the same cores, from one short probe
     store       offload, release, prefetch, wait, free
     storing     the way out of a value: a slot, and a write
     loading     the way back of a value: forwarded from memory, or read
@@ -13,7 +14,6 @@
     transfer    the protocols of devices, and the layout of bytes in a slot
     buffers     raw bytes of tensors, aligned memory, staging
     checksum    an engine around another one, with digests
-    contention  what transfers take from compute on the same cores, from one short probe
     choice      which engine, and what it delivers
     speed       how fast a device computes, from one short probe
     bandwidth   what an engine delivers, from one short probe

@@ -74,7 +74,8 @@ def measure_contention(store: OffloadStore, bytes_per_second: float) -> Contenti
     where it has no room.
     """
     nbytes = _find_value_bytes(store, bytes_per_second)
-    values = [torch.rand(nbytes // 4) for _ in range(VALUES)]
+    generator = torch.Generator()  # Not the program's own: its numbers must not depend on probes.
+    values = [torch.rand(nbytes // 4, generator=generator) for _ in range(VALUES)]
     compute = _make_compute()
     rounds = [_run_round(store, values, compute) for _ in range(ROUNDS)]
     return Contention(

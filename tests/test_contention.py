@@ -99,6 +99,12 @@ def test_little_room_is_enough(clock: Clock) -> None:
     assert engine.moved_bytes["write"] == contention.ROUNDS * contention.VALUES * MIB
 
 
+def test_the_programs_random_numbers_stay(clock: Clock) -> None:
+    before = torch.get_rng_state()
+    probe(GreedyEngine(clock, 0.0, 0.0, 2**30))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 def test_without_room_there_is_no_number(clock: Clock) -> None:
     with pytest.raises(StoreFull):
         probe(GreedyEngine(clock, 0.0, 0.0, 4096))
