@@ -25,6 +25,7 @@ from functorch.compile import aot_module_simplified, make_boxed_func
 from functorch.compile import min_cut_rematerialization_partition as min_cut_partition
 from torch import fx
 from torch._dynamo import config as dynamo_config
+from torch._dynamo.backends.debugging import boxed_nop
 from torch._dynamo.exc import ShortenTraceback
 from torch._functorch import config as functorch_config
 from torch._guards import TracingContext, tracing
@@ -268,10 +269,13 @@ def take_as_aligned(op: OpOverload) -> None:
 def compile_with_aot(
     gm: fx.GraphModule, inputs: Sequence[Any], partitioner: OffloadPartitioner
 ) -> Callable[..., Any]:
-    """Run the transformed graphs as they are, without Inductor (functorch.compile)."""
+    """Run the transformed graphs as they are, without Inductor (functorch.compile).
+
+    As code of Inductor does, they let go of each input once its last reader has run.
+    """
 
     def run(gm: fx.GraphModule, example_inputs: Sequence[Any]) -> Any:
-        return make_boxed_func(gm.forward)
+        return boxed_nop(gm, list(example_inputs))
 
     return aot_module_simplified(
         gm, inputs, fw_compiler=run, bw_compiler=run, partition_fn=partitioner

@@ -220,13 +220,13 @@ def check_truth(record: dict[str, Any], output: Path, capsys: pytest.CaptureFixt
     assert plain["predicted_peak_bytes"] is None
     for item in (lowest, share):
         assert len(item["seconds"]) == record["rounds"] == 2
-        # A model of what fused code keeps in memory, for a graph of small tensors.
-        assert 0.7 < item["predicted_peak_bytes"] / item["peak_bytes"] < 1.3
+        # The logits, an eighth, live to the end of the step for the planner; the caller drops them.
+        assert 0.8 < item["peak_bytes"] / item["predicted_peak_bytes"] < 1.05
         assert item["predicted_seconds"] > 0
         assert abs(item["loss"] - plain["loss"]) < 1e-3
     assert 0 < lowest["offloaded_bytes"] == lowest["written_bytes"]
     assert 0 < lowest["lower_bound_bytes"] <= lowest["predicted_peak_bytes"]
-    assert share["budget_bytes"] == int(0.95 * plain["peak_bytes"])
+    assert share["peak_bytes"] <= share["budget_bytes"] == int(0.95 * plain["peak_bytes"])
     printed = capsys.readouterr().out
     assert "no plan fits" in printed
     planner_truth.main(["--report", "--output", str(output)])

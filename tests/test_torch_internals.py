@@ -26,6 +26,8 @@ from torch._prims.rng_prims import run_and_save_rng_state
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
 from toys import WEIGHT, Half, Sketch, aten, make_input
 
 from fxoffload import errors, torch_internals
@@ -102,6 +104,30 @@ def test_compile_with_aot() -> None:
     assert backward.graph.find_nodes(op="call_function", target=aten.mm.default)
     expected = torch.autograd.grad(two_outputs(make_input())[1], WEIGHT)
     torch.testing.assert_close(torch.autograd.grad(results[1], WEIGHT), expected)
+
+
+class ExpiredCounts(TorchDispatchMode):
+    """How many of `storages` are gone when each op runs for the last time."""
+
+    def __init__(self, storages: Sequence[StorageWeakRef]) -> None:
+        super().__init__()
+        self.storages = storages
+        self.counts: dict[object, int] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.counts[func] = sum(storage.expired() for storage in self.storages)
+        return func(*args, **(kwargs or {}))
+
+
+def test_graphs_run_as_they_are_let_go_of_their_inputs() -> None:
+    def cube(x: Tensor) -> Tensor:
+        return ((x @ WEIGHT).tanh() @ WEIGHT).tanh()
+
+    _, result = run_compiled(cube, compile_with_aot)
+    saved = [StorageWeakRef(t.untyped_storage()) for t in result.grad_fn.saved_tensors]
+    with ExpiredCounts(saved) as mode:
+        result.backward(torch.ones_like(result))
+    assert mode.counts[aten.tanh_backward.default] == 0 < mode.counts[aten.mm.default]
 
 
 def test_static_inputs_are_parameters_and_buffers() -> None:
