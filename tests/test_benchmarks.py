@@ -138,24 +138,25 @@ def run_benchmark(*arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def measure_tiny(spill_directory: Path, *arguments: str) -> dict[str, Any]:
+def measure_tiny(spill_directory: Path) -> dict[str, Any]:
     """The JSON record of a tiny GPT; no such size can keep the limits, so --check must fail."""
     output = spill_directory / "results.jsonl"
     sizes = ("--layers", "1", "--hidden", "64", "--batch", "2", "--length", "64", "--steps", "2")
     options = ("--threads", "1", "--min-bytes", "1", "--memory-budget", "min", "--check")
     places = ("--directory", str(spill_directory), "--output", str(output))
-    done = run_benchmark("--model", "gpt", *sizes, *options, *places, *arguments)
+    done = run_benchmark("--model", "gpt", "--compiler", "eager", *sizes, *options, *places)
     assert done.returncode == 1, done.stderr
     assert "beyond the limits: peak ratio" in done.stdout, done.stdout + done.stderr
     (line,) = output.read_text().splitlines()
     return json.loads(line)
 
 
-def assert_measured(record: dict[str, Any]) -> None:
+def test_activation_peak(spill_directory: Path) -> None:
     """Both variants did the same, and the bytes of the second went to disk and came back."""
+    record = measure_tiny(spill_directory)
     moved, plain = record["moved"], record["plain"]
-    # A model of what fused code keeps in memory, for a graph of small tensors.
-    assert 0.8 < moved["predicted_peak_bytes"] / moved["peak_bytes"] < 1.25
+    # The logits, an eighth, live to the end of the step for the planner; the caller drops them.
+    assert 0.8 < moved["peak_bytes"] / moved["predicted_peak_bytes"] < 1.05
     assert record["peak_ratio"] == moved["peak_bytes"] / plain["peak_bytes"]
     assert moved["rss_bytes"] > 100 * MIB
     assert 0 < moved["pass_seconds"] < moved["compile_seconds"]
@@ -168,15 +169,6 @@ def assert_measured(record: dict[str, Any]) -> None:
         assert pair["statistics"]["offloaded_bytes"] == proof["offloaded_bytes"]
         assert pair["statistics"]["live_bytes"] == 0
     assert record["filesystems"]
-
-
-def test_activation_peak(spill_directory: Path) -> None:
-    assert_measured(measure_tiny(spill_directory, "--compiler", "eager"))
-
-
-@pytest.mark.slow
-def test_activation_peak_with_inductor(spill_directory: Path) -> None:
-    assert_measured(measure_tiny(spill_directory))
 
 
 @pytest.mark.parametrize(
