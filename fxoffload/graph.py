@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from operator import getitem
 
 import torch
@@ -146,34 +147,51 @@ def find_mutated(node: fx.Node) -> list[fx.Node]:
     """The arguments of `node` that its schema says it writes to."""
     if node.op != "call_function" or not isinstance(node.target, torch._ops.OpOverload):
         return []
-    return [
-        value
-        for argument, value in _bind(node)
-        if argument.alias_info is not None and argument.alias_info.is_write
-    ]
+    return [value for parameter, value in _bind(node) if parameter.is_written]
 
 
 def _schema_operands(node: fx.Node) -> Iterator[tuple[fx.Node, bool]]:
     """Every tensor argument of `node`, and whether the schema says a result aliases it."""
-    if not isinstance(node.target, torch._ops.OpOverload):
-        return
+    if isinstance(node.target, torch._ops.OpOverload):
+        for parameter, value in _bind(node):
+            yield value, parameter.is_returned
+
+
+@dataclass(frozen=True, slots=True)
+class _Parameter:
+    """What the schema of an op says of a parameter: may a result alias it, is it written to."""
+
+    name: str
+    is_returned: bool
+    is_written: bool
+
+
+@cache
+def _find_parameters(op: torch._ops.OpOverload) -> tuple[_Parameter, ...]:
+    """The parameters of `op`, in order. A schema never changes, and is slow to read."""
     returned: set[str] = set()
-    for result in node.target._schema.returns:
+    for result in op._schema.returns:
         if result.alias_info is not None:
             returned |= set(result.alias_info.before_set)
-    for argument, value in _bind(node):
-        info = argument.alias_info
-        yield value, info is not None and bool(returned & set(info.before_set))
+    return tuple(
+        _Parameter(
+            argument.name,
+            is_returned=info is not None and bool(returned & set(info.before_set)),
+            is_written=info is not None and info.is_write,
+        )
+        for argument in op._schema.arguments
+        for info in [argument.alias_info]
+    )
 
 
-def _bind(node: fx.Node) -> Iterator[tuple[torch.Argument, fx.Node]]:
-    """Pairs of schema argument and node passed for it; a list argument gives several pairs."""
+def _bind(node: fx.Node) -> Iterator[tuple[_Parameter, fx.Node]]:
+    """Pairs of parameter and node passed for it; a list argument gives several pairs."""
     assert isinstance(node.target, torch._ops.OpOverload)
-    for index, argument in enumerate(node.target._schema.arguments):
-        value = node.args[index] if index < len(node.args) else node.kwargs.get(argument.name)
+    for index, parameter in enumerate(_find_parameters(node.target)):
+        value = node.args[index] if index < len(node.args) else node.kwargs.get(parameter.name)
         for item in value if isinstance(value, list | tuple) else (value,):
             if isinstance(item, fx.Node):
-                yield argument, item
+                yield parameter, item
 
 
 def _storage_id(node: fx.Node) -> int | None:
