@@ -17,7 +17,7 @@ from fxoffload.graph import TrainingGraph
 from fxoffload.ops import OFFLOAD, OPS, RELEASE
 from fxoffload.passes import PassOptions, make_plan, run_passes, transform_graph
 from fxoffload.passes.insertion import insert_transfers
-from fxoffload.passes.pipeline import PATIENCE, SAVED_SHARES, count_ops
+from fxoffload.passes.pipeline import LEAST_LOSS, PATIENCE, SAVED_SHARES, count_ops
 
 NBYTES = 16 * 16 * 4
 OPTIONS = PassOptions(
@@ -157,13 +157,29 @@ def test_the_sweep_of_partitions_ends_when_it_gets_no_better() -> None:
     assert asked == list(SAVED_SHARES[:PATIENCE])
 
 
+def refuse(share: float) -> TrainingGraph:
+    """In place of a partitioner that must not be asked."""
+    raise AssertionError(share)
+
+
 @pytest.mark.parametrize("budget", [None, 2**20])
 def test_other_partitions_are_not_tried_without_need(budget: int | None) -> None:
-    def refuse(share: float) -> TrainingGraph:
-        raise AssertionError(share)
-
     options = dataclasses.replace(OPTIONS, budget_bytes=budget)
     assert transform_graph(toys.make_chain(3), options, repartition=refuse).saved_share is None
+
+
+def test_other_partitions_are_not_tried_to_gain_next_to_nothing() -> None:
+    graph = toys.make_chain(6)
+    alone = transform_graph(toys.copy_graph(graph), make_contended_options(0.0))
+    transfers = 2 * len(alone.offloads)
+    cheap, dear = (
+        make_contended_options(share * LEAST_LOSS * alone.step_seconds / transfers)
+        for share in (0.9, 1.1)
+    )
+    plan = transform_graph(toys.copy_graph(graph), cheap, repartition=refuse)
+    assert plan.contended_seconds > 0.0
+    with pytest.raises(AssertionError):
+        transform_graph(graph, dear, repartition=refuse)
 
 
 def test_recomputed_reader_of_a_moved_value_gets_the_restored_one() -> None:
