@@ -18,6 +18,7 @@ from unittest.mock import patch
 import torch
 from torch import Tensor
 from torch._functorch import config as functorch_config
+from torch._inductor import config as inductor_config
 
 import fxoffload
 from fxoffload import BudgetError, OffloadConfig
@@ -86,7 +87,9 @@ def measure_trainer(trainer: Trainer, measured: Measured) -> None:
     measured.peak_bytes = record_step(trainer.compute_loss, trainer.tokens.device).peak_bytes
     trainer.model.zero_grad()
     passes = trainer.passes
-    if passes.plans:
+    if measured.kind == "fxoffload":
+        if not passes.plans:
+            raise RuntimeError(f"{measured.label}: its graphs came from a cache, not from a plan")
         measured.predicted_peak_bytes = passes.peak_bytes
         measured.predicted_seconds = passes.step_seconds
         measured.lower_bound_bytes = passes.lower_bound_bytes
@@ -104,6 +107,9 @@ def build_trainer(settings: VariantSettings, variant: Variant, budget_bytes: int
             options["memory_budget"] = "min" if variant.share == "min" else budget_bytes
             if not variant.recomputes:
                 stack.enter_context(patch.object(pipeline, "SAVED_SHARES", ()))
+                # The keys of torch's caches do not know of that.
+                stack.enter_context(inductor_config.patch(fx_graph_cache=False))
+                stack.enter_context(functorch_config.patch(enable_autograd_cache=False))
         elif variant.kind == "recompute":
             budget = functorch_config.patch(activation_memory_budget=variant.share)
             stack.enter_context(budget)
