@@ -18,7 +18,6 @@ from unittest.mock import patch
 import torch
 from torch import Tensor
 from torch._functorch import config as functorch_config
-from torch._inductor import config as inductor_config
 
 import fxoffload
 from fxoffload import BudgetError, OffloadConfig
@@ -107,8 +106,7 @@ def build_trainer(settings: VariantSettings, variant: Variant, budget_bytes: int
             options["memory_budget"] = "min" if variant.share == "min" else budget_bytes
             if not variant.recomputes:
                 stack.enter_context(patch.object(pipeline, "SAVED_SHARES", ()))
-                # The keys of torch's caches do not know of that.
-                stack.enter_context(inductor_config.patch(fx_graph_cache=False))
+                # The key of AOTAutograd's cache does not know of that.
                 stack.enter_context(functorch_config.patch(enable_autograd_cache=False))
         elif variant.kind == "recompute":
             budget = functorch_config.patch(activation_memory_budget=variant.share)

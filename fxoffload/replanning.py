@@ -11,14 +11,13 @@ from typing import Any
 import torch
 
 from fxoffload.plan import Plan
-from fxoffload.simulation import Simulation
+from fxoffload.simulation import RESOLUTION, Simulation
 
 log = logging.getLogger(__name__)
 
 # Steps in which a new plan must have saved what compiling it takes.
 REPAID_STEPS = 1000
-# Of the predicted step or peak: a prediction tells no smaller difference.
-LEAST_GAIN = 0.01
+# Of the predicted peak.
 LEAST_GAIN_WITHOUT_BUDGET = 0.05
 
 Clocks = Mapping[tuple[str, str], float]
@@ -69,7 +68,7 @@ def pays(
     lowers_peak: whether a lower peak at no more time is a reason too: not under a budget.
     """
     saved_seconds = before.step_seconds - after.step_seconds
-    least_seconds = max(compile_seconds / REPAID_STEPS, LEAST_GAIN * before.step_seconds)
+    least_seconds = max(compile_seconds / REPAID_STEPS, RESOLUTION * before.step_seconds)
     if saved_seconds > least_seconds:
         return True
     lower = after.peak_bytes < (1.0 - LEAST_GAIN_WITHOUT_BUDGET) * before.peak_bytes

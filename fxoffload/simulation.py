@@ -21,6 +21,9 @@ from operator import add
 from fxoffload.cost import Link
 from fxoffload.plan import SavedValue, Tier
 
+# Of what is predicted: no smaller share of it is told apart.
+RESOLUTION = 0.01
+
 
 @dataclass(frozen=True, slots=True)
 class Residence:

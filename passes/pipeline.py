@@ -29,16 +29,15 @@ from fxoffload.passes.step_model import build_step
 from fxoffload.passes.verification import verify_transfers
 from fxoffload.plan import Plan
 from fxoffload.profile import Profile
-from fxoffload.simulation import Simulation
+from fxoffload.simulation import RESOLUTION, Simulation
 
 log = logging.getLogger(__name__)
 
 # Shares of the saved bytes tried when moving alone costs time; the rest is recomputed. The sweep
-# ends when so many in a row were no better, or when what is left to gain is less than that share of
-# the step: no prediction is so exact, and each partition of a large graph takes seconds.
+# ends when so many in a row were no better, or when no more than RESOLUTION is left to gain, as
+# each partition of a large graph takes seconds.
 SAVED_SHARES = (0.9, 0.8, 0.6, 0.4, 0.2, 0.0)
 PATIENCE = 2
-LEAST_LOSS = 0.01
 
 RewritePass = Callable[[TrainingGraph], None]
 
@@ -130,7 +129,7 @@ def _find_cost(plan: Plan) -> tuple[float, int]:
 
 
 def _costs_little(plan: Plan) -> bool:
-    return plan.exposed_seconds + plan.contended_seconds <= LEAST_LOSS * plan.step_seconds
+    return plan.exposed_seconds + plan.contended_seconds <= RESOLUTION * plan.step_seconds
 
 
 def make_plan(graph: TrainingGraph, options: PassOptions) -> Plan:

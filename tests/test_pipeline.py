@@ -17,7 +17,8 @@ from fxoffload.graph import TrainingGraph
 from fxoffload.ops import OFFLOAD, OPS, RELEASE
 from fxoffload.passes import PassOptions, make_plan, run_passes, transform_graph
 from fxoffload.passes.insertion import insert_transfers
-from fxoffload.passes.pipeline import LEAST_LOSS, PATIENCE, SAVED_SHARES, count_ops
+from fxoffload.passes.pipeline import PATIENCE, SAVED_SHARES, count_ops
+from fxoffload.simulation import RESOLUTION
 
 NBYTES = 16 * 16 * 4
 OPTIONS = PassOptions(
@@ -173,7 +174,7 @@ def test_other_partitions_are_not_tried_to_gain_next_to_nothing() -> None:
     alone = transform_graph(toys.copy_graph(graph), make_contended_options(0.0))
     transfers = 2 * len(alone.offloads)
     cheap, dear = (
-        make_contended_options(share * LEAST_LOSS * alone.step_seconds / transfers)
+        make_contended_options(share * RESOLUTION * alone.step_seconds / transfers)
         for share in (0.9, 1.1)
     )
     plan = transform_graph(toys.copy_graph(graph), cheap, repartition=refuse)

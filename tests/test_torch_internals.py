@@ -120,10 +120,10 @@ class ExpiredCounts(TorchDispatchMode):
 
 
 def test_graphs_run_as_they_are_let_go_of_their_inputs() -> None:
-    def cube(x: Tensor) -> Tensor:
+    def two_layers(x: Tensor) -> Tensor:
         return ((x @ WEIGHT).tanh() @ WEIGHT).tanh()
 
-    _, result = run_compiled(cube, compile_with_aot)
+    _, result = run_compiled(two_layers, compile_with_aot)
     saved = [StorageWeakRef(t.untyped_storage()) for t in result.grad_fn.saved_tensors]
     with ExpiredCounts(saved) as mode:
         result.backward(torch.ones_like(result))
