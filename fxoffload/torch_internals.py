@@ -11,7 +11,7 @@ import inspect
 from abc import abstractmethod
 from bisect import bisect_left
 from collections.abc import Callable, Collection, Generator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import wraps
 from operator import attrgetter, getitem
@@ -124,11 +124,13 @@ def compile_with_inductor(
 
     def compile_one(graph: fx.GraphModule, *args: Any, **kwargs: Any) -> Any:
         off: list[str] = []
-        if any(node.target in OPS for node in graph.graph.nodes):
-            off += ["allow_buffer_reuse", "reorder_for_peak_memory"]
-        if not kwargs.get("is_inference"):
-            off.append("layout_optimization")
-        with inductor_config.patch(dict.fromkeys(off, False)):
+        with ExitStack() as stack:
+            if any(node.target in OPS for node in graph.graph.nodes):
+                off += ["allow_buffer_reuse", "reorder_for_peak_memory"]
+                stack.enter_context(fuse_between_calls())
+            if not kwargs.get("is_inference"):
+                off.append("layout_optimization")
+            stack.enter_context(inductor_config.patch(dict.fromkeys(off, False)))
             return inner_compile(graph, *args, **kwargs)
 
     take_as_aligned(WAIT)
@@ -166,14 +168,12 @@ class CountedByGraph(_SchedulerPass):
     """Lets Inductor count its nodes by the positions in the graph of what they compute.
 
     It counts them as it makes them, and some loops it makes when their first reader asks for them:
-    these would stand behind transfers that were planned to follow them. It also takes nodes within
-    FAR counts for close enough to be fused although one does not need the other, and so keeps what
-    the earlier one reads for that long. Here each call between them, such as a matrix product,
-    makes them far apart. Source: torch._inductor.scheduler (compute_ancestors,
-    are_long_distant_nodes), torch._inductor.config._pre_fusion_custom_pass.
+    these would stand behind transfers that were planned to follow them. Each call, such as a matrix
+    product, takes what is behind it CALL counts further on: see fuse_between_calls. Source:
+    torch._inductor.scheduler (compute_ancestors), torch._inductor.config._pre_fusion_custom_pass.
     """
 
-    FAR = 64
+    CALL = 2**32  # More than any graph has nodes.
 
     def arrange(self, nodes: list[Any]) -> list[Any]:
         """`nodes` in the order that they had."""
@@ -187,13 +187,47 @@ class CountedByGraph(_SchedulerPass):
             makers = [origin for origin in origins if not is_view(origin)]
             before = positions[-1] if positions else 0
             positions.append(max((indices.get(maker, 0) for maker in makers), default=before))
-            if node.is_extern() and getattr(node.node, "op_overload", None) not in self.ops:
+            if _is_call(node) and getattr(node.node, "op_overload", None) not in self.ops:
                 calls.append(positions[-1])
         calls.sort()
         for node, position in zip(nodes, positions, strict=True):
-            node.min_order = position + self.FAR * bisect_left(calls, position)
+            node.min_order = position + self.CALL * bisect_left(calls, position)
             node.max_order = node.min_order
         return nodes
+
+
+def _is_call(node: Any) -> bool:
+    """Whether Inductor calls something for a node of its scheduler."""
+    from torch._inductor.ir import MultiOutput  # Dear to import, and Inductor does.
+
+    # Results of a call are nodes of their own behind it.
+    return node.is_extern() and not isinstance(node.node, MultiOutput)
+
+
+@contextmanager
+def fuse_between_calls() -> Generator[None, None, None]:
+    """Within, Inductor fuses no loops between which CountedByGraph met a call.
+
+    By itself it fuses a loop with any that reads its result or, up to 64 counts apart, with one
+    that reads what it reads. It runs the two in one place: what the earlier reads is kept for the
+    later, or the later makes its result too soon. Source: torch._inductor.choices.InductorChoices.
+    """
+    choices: Any = V.choices
+
+    class Choices(type(choices)):
+        """Those that were made before, and this one."""
+
+        @staticmethod
+        def can_fuse(scheduler: Any, node1: Any, node2: Any, shared_data_score: int) -> bool:
+            counts = {
+                count // CountedByGraph.CALL
+                for node in (node1, node2)
+                for count in (node.min_order, node.max_order)
+            }
+            return len(counts) == 1 and choices.can_fuse(scheduler, node1, node2, shared_data_score)
+
+    with V.set_choices_handler(Choices()):
+        yield
 
 
 class FusedAtLast(_SchedulerPass):
@@ -448,6 +482,43 @@ def runs_alone(node: fx.Node) -> bool:
 
     packet = getattr(node.target, "overloadpacket", None)
     return packet in flop_registry or node.target in lowering.fallbacks
+
+
+@dataclass(frozen=True, slots=True)
+class StorePolicy:
+    """When Inductor stores a result instead of computing it in the loop of each of its readers.
+
+    reads: from memory, beyond which it does; reused_reads: the same where several nodes read the
+    result. ops: in the loop, beyond which it does. dear_ops: those whose results it stores where
+    several nodes read them.
+    """
+
+    reads: int
+    reused_reads: int
+    ops: int
+    dear_ops: frozenset[str]
+
+
+def find_store_policy(device: torch.device) -> StorePolicy:
+    """What Inductor does on `device`.
+
+    Source: torch._inductor.ir.StorageBox (should_realize_on_reuse, has_exceeded_max_reads) and
+    torch._inductor.config; releases before 2.13 know no thresholds of a CPU's own.
+    """
+    config: Any = inductor_config
+    on_cpu = device.type == "cpu"
+    reads, ops = config.realize_acc_reads_threshold, config.realize_opcount_threshold
+    if reads is None:
+        cpu_reads, others = (
+            "realize_cpu_acc_reads_threshold",
+            "_realize_acc_reads_threshold_default",
+        )
+        reads = getattr(config, cpu_reads if on_cpu else others)
+    if ops is None:
+        cpu_ops, others = "realize_cpu_opcount_threshold", "_realize_opcount_threshold_default"
+        ops = getattr(config, cpu_ops if on_cpu else others)
+    dear = ("exp", "log", "log10", "log1p", "log2", "sigmoid", "tanh") if on_cpu else ()
+    return StorePolicy(reads, config.realize_reads_threshold, ops, frozenset(dear))
 
 
 def is_wrapper_subclass(tensor: torch.Tensor) -> bool:

@@ -14,8 +14,9 @@ for themselves. Reads `meta["val"]`; changes nothing.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from operator import getitem
 
 import networkx as nx
@@ -35,13 +36,7 @@ from fxoffload.graph import (
 from fxoffload.passes.lifetimes import build_alias_graph
 from fxoffload.plan import SavedValue
 from fxoffload.simulation import Residence, Step
-from fxoffload.torch_internals import runs_alone
-
-# Reads from memory beyond which Inductor stores a result instead of computing it again, when
-# several nodes read it and when one does: torch._inductor.config.realize_reads_threshold and
-# realize_acc_reads_threshold, torch 2.13.
-MAX_READS_REUSED = 4
-MAX_READS = 8
+from fxoffload.torch_internals import find_store_policy, runs_alone
 
 
 def build_step(
@@ -96,6 +91,24 @@ def build_step(
     )
 
 
+@dataclass(frozen=True, slots=True)
+class Loop:
+    """What one result is computed by: the storages that are read, and the nodes."""
+
+    reads: frozenset[fx.Node]
+    nodes: frozenset[fx.Node]
+
+    def count_ops(self) -> int:
+        """Ops as Inductor counts them: reads and constants are some too."""
+        arguments = {
+            argument
+            for node in self.nodes
+            for argument in node.args
+            if isinstance(argument, int | float)
+        }
+        return len(self.reads) + len(self.nodes) + len(arguments)
+
+
 class Footprint:
     """Which storages of a graph lie in memory, and until when.
 
@@ -120,16 +133,22 @@ class Footprint:
         self._readers = {root: self._find_readers(root) for root in self.members}
         # From which position on a storage lies in memory; readers before it compute it themselves.
         self._stored: dict[fx.Node, int] = {}
+        # What each storage is computed from, in memory, and in what way.
         self._sources: dict[fx.Node, frozenset[fx.Node]] = {}
+        self._loops: dict[fx.Node, Loop] = {}
+        self._realized: set[fx.Node] = set()  # Those that no other loop computes again.
+        self._calls = [index for index, node in enumerate(self.nodes) if self._is_call(node)]
         roots = sorted(self.members, key=self.position.__getitem__)
         for root in roots:
-            self._sources[root] = self._find_sources(root)
+            self._sources[root], self._loops[root] = self._find_loop(root)
             self._stored[root] = self._find_stored(root)
-        self.in_memory = {root for root in roots if self._stored[root] < len(self.nodes)}
         self._computed: dict[fx.Node, int] = {}  # The last position at which each is computed.
         self.last_use: dict[fx.Node, int] = {}
         for root in reversed(roots):
             self._computed[root], self.last_use[root] = self._find_last_uses(root)
+            if root in self._realized and self._is_divided(root, self._computed[root]):
+                self._stored[root] = self._computed[root] = self.born(root)
+        self.in_memory = {root for root in roots if self._stored[root] < len(self.nodes)}
 
     def born(self, root: fx.Node) -> int:
         """Position of the node that computes the storage of `root`."""
@@ -166,31 +185,59 @@ class Footprint:
         born = self.position[maker]
         if self._is_call(maker) or _reduces(maker) or self._results & set(self.members[root]):
             return born
-        reads = len(self._sources[root])
-        if reads > (MAX_READS_REUSED if len(readers) > 1 else MAX_READS):
-            return born
+        if self._is_too_much(root, reused=len(readers) > 1):
+            self._realized.add(root)
+            if any(self._is_divided(root, self.position[reader]) for reader in readers):
+                return born
         # Of its users Inductor sees views, not what reads them.
-        if reads > 1 and any(self._is_call(user) for user in root.users if not is_view(user)):
+        if len(self._loops[root].reads) > 1 and any(
+            self._is_call(user) for user in root.users if not is_view(user)
+        ):
             return born
         calls = (self.position[reader] for reader in readers if self._is_call(reader))
         return min(calls, default=len(self.nodes))
 
+    def _is_too_much(self, root: fx.Node, *, reused: bool) -> bool:
+        """Whether Inductor would rather store `root` than compute it again."""
+        tensor = get_tensor(root)
+        if tensor is None:
+            return False
+        policy = find_store_policy(tensor.device)
+        loop = self._loops[root]
+        reads, ops = len(loop.reads), loop.count_ops()
+        if not reused:
+            return reads > 1 and (reads > policy.reads or ops > policy.ops)
+        is_dear = any(_get_op_name(node) in policy.dear_ops for node in loop.nodes)
+        return is_dear or reads > policy.reused_reads or ops > policy.ops
+
+    def _is_divided(self, root: fx.Node, position: int) -> bool:
+        """Whether a call stands between the maker of `root` and `position`: else they are fused."""
+        return bisect_left(self._calls, self.born(root)) < bisect_left(self._calls, position)
+
     def _is_stored_for(self, reader: fx.Node, root: fx.Node) -> bool:
         return self._stored[root] <= self.position[reader]
 
-    def _find_sources(self, root: fx.Node) -> frozenset[fx.Node]:
-        """The storages in memory that computing `root` reads, through results in registers."""
+    def _find_loop(self, root: fx.Node) -> tuple[frozenset[fx.Node], Loop]:
+        """The storages that computing `root` reads from memory, and its loop."""
         sources: set[fx.Node] = set()
         maker = _find_maker(root)
+        reads: set[fx.Node] = set()
+        nodes = {maker}
         for operand in maker.all_input_nodes:
             source = self.roots.get(operand)
             if source is None:
                 continue
             if self._is_stored_for(maker, source):
                 sources.add(source)
+                reads.add(source)
+                continue
+            sources |= self._sources[source]
+            if source in self._realized:
+                reads.add(source)
             else:
-                sources |= self._sources[source]
-        return frozenset(sources)
+                reads |= self._loops[source].reads
+                nodes |= self._loops[source].nodes
+        return frozenset(sources), Loop(frozenset(reads), frozenset(nodes))
 
     def _find_last_uses(self, root: fx.Node) -> tuple[int, int]:
         """The last positions at which `root` is computed, and at which it is read from memory."""
@@ -238,6 +285,10 @@ def _reduces(node: fx.Node) -> bool:
     return isinstance(node.target, torch._ops.OpOverload) and (
         torch.Tag.reduction in node.target.tags
     )
+
+
+def _get_op_name(node: fx.Node) -> str:
+    return getattr(getattr(node.target, "overloadpacket", None), "__name__", "")
 
 
 def _count_inputs(nodes: Iterable[fx.Node]) -> int:

@@ -40,6 +40,7 @@ from fxoffload.torch_internals import (
     Graphs,
     OffloadPartitioner,
     PartitionFunction,
+    StorePolicy,
     SymbolicInts,
     as_user_error,
     compile_with_aot,
@@ -47,6 +48,7 @@ from fxoffload.torch_internals import (
     copy_saved_meta,
     find_backward_placeholder,
     find_cache_folder,
+    find_store_policy,
     is_rng_state,
     keep_dynamo_graph,
     keeps_graph,
@@ -239,7 +241,7 @@ def test_calls_make_loops_far_apart_and_transfers_do_not() -> None:
     assert not are_far(nodes[3], nodes[0]), "a wait takes no part in what loops may do"
 
 
-MM, LOOP = "extern_kernels.mm", "cpp_fused"
+MM, LOOP, OURS = "extern_kernels.mm", "cpp_fused", "aten.histc"
 
 
 @pytest.fixture
@@ -247,29 +249,41 @@ def find_order(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[str]]:
     """What the code calls that Inductor makes of a function of a matrix, ours in charge or not."""
     from torch._inductor.utils import run_and_get_code
 
-    def find(compute: Callable[[Tensor], object], *, arranges: bool) -> list[str]:
+    # Only what will not be trained is brought into another order by Inductor.
+    @torch._inductor.config.patch(reorder_for_locality=False)
+    def find(
+        compute: Callable[[Tensor], object], *, arranges: bool, calls: Sequence[str] = (MM, LOOP)
+    ) -> list[str]:
         torch._dynamo.reset()
-        monkeypatch.setattr(torch_internals, "OPS", [aten.mm.out] if arranges else [])
-        compiled = torch.compile(compute, backend=compile_plainly)
+        # A call that takes part in nothing stands for our ops.
+        monkeypatch.setattr(torch_internals, "OPS", [aten.histc.default] if arranges else [])
+
+        def compute_both(x: Tensor) -> tuple[object, Tensor]:
+            return compute(x), torch.histc(x, 2)
+
+        compiled = torch.compile(compute_both, backend=compile_plainly)
         with torch._inductor.utils.fresh_cache(), torch.no_grad():
             _, (code,) = run_and_get_code(compiled, torch.ones(64, 64))
-        return re.findall(r"^ +(extern_kernels.mm|cpp_fused)", code, re.MULTILINE)
+        return re.findall(
+            rf"^ +.*({'|'.join(calls)})\S*\(", code.split("def call(")[1], re.MULTILINE
+        )
 
     return find
 
 
 @pytest.mark.slow
 def test_inductor_calls_the_pass_behind_fusion(find_order: Callable[..., list[str]]) -> None:
-    """Both sums are one loop; by default it runs in front of the product that it does not need."""
+    """Both sums are one loop; by default it runs in front of the op that it does not need."""
 
     def compute(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        first = x.sum(0)
         product = x @ x
-        other = product @ product
-        return first, other, (x + product).sum(0)
+        first = product.sum(0)
+        bins = torch.histc(x, 3)
+        return first, bins, (x + product).sum(0)
 
-    assert find_order(compute, arranges=False) == [MM, LOOP, MM]
-    assert find_order(compute, arranges=True) == [MM, MM, LOOP]
+    calls = (MM, LOOP, OURS)
+    assert find_order(compute, arranges=False, calls=calls) == [MM, LOOP, OURS, OURS]
+    assert find_order(compute, arranges=True, calls=calls) == [MM, OURS, LOOP, OURS]
 
 
 @pytest.mark.slow
@@ -299,6 +313,82 @@ def test_loops_far_apart_in_the_graph_are_not_fused(find_order: Callable[..., li
 
     assert find_order(compute, arranges=False) == [MM, LOOP]
     assert find_order(compute, arranges=True) == [LOOP, MM, LOOP]
+
+
+@pytest.mark.slow
+def test_a_loop_far_behind_is_not_fused_with_what_it_reads(
+    find_order: Callable[..., list[str]],
+) -> None:
+    """By default the sums are made where they are read, and what they sum is kept until then."""
+
+    def compute(x: Tensor) -> tuple[Tensor, Tensor]:
+        sums = x.sum(1, keepdim=True)
+        product = x @ x
+        return product, (product - sums).exp()
+
+    assert find_order(compute, arranges=False) == [MM, LOOP]
+    assert find_order(compute, arranges=True) == [LOOP, MM, LOOP]
+
+
+CPU_POLICY = find_store_policy(torch.device("cpu"))
+OTHERS = [torch.ones(64, 64) for _ in range(20)]
+
+
+def sum_others(x: Tensor, reads: int) -> Tensor:
+    return sum(OTHERS[: reads - 1], start=x)
+
+
+def scale(x: Tensor, ops: int) -> Tensor:
+    """A loop of so many ops: the read, the constant, and the products."""
+    for _ in range(ops - 2):
+        x = x * 1.5
+    return x
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("loop", "is_stored"),
+    [
+        *((getattr(torch, op), True) for op in sorted(CPU_POLICY.dear_ops)),
+        *((op, False) for op in (torch.sin, torch.erf, torch.rsqrt)),
+        (partial(sum_others, reads=CPU_POLICY.reused_reads), False),
+        (partial(sum_others, reads=CPU_POLICY.reused_reads + 1), True),
+        (partial(scale, ops=CPU_POLICY.ops), False),
+        (partial(scale, ops=CPU_POLICY.ops + 1), True),
+    ],
+)
+def test_what_inductor_stores_for_several_readers(
+    find_order: Callable[..., list[str]], loop: Callable[[Tensor], Tensor], is_stored: bool
+) -> None:
+    def compute(x: Tensor) -> tuple[Tensor, Tensor]:
+        result = loop(x)
+        product = x @ x
+        return result - product, result * product
+
+    assert find_order(compute, arranges=True) == [LOOP] * is_stored + [MM, LOOP]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("reads", "is_stored"), [(CPU_POLICY.reads, False), (CPU_POLICY.reads + 1, True)]
+)
+def test_what_inductor_stores_for_one_reader(
+    find_order: Callable[..., list[str]], reads: int, is_stored: bool
+) -> None:
+    def compute(x: Tensor) -> Tensor:
+        result = sum_others(x, reads)
+        return result.sin() - x @ x
+
+    assert find_order(compute, arranges=True) == [LOOP] * is_stored + [MM, LOOP]
+
+
+def test_thresholds_of_other_devices_and_releases() -> None:
+    assert find_store_policy(torch.device("cuda")) == StorePolicy(8, 4, 30, frozenset())
+    as_before_2_13 = {"realize_acc_reads_threshold": 6, "realize_opcount_threshold": 20}
+    with torch._inductor.config.patch(as_before_2_13):
+        policy = find_store_policy(torch.device("cpu"))
+    assert (policy.reads, policy.ops) == (6, 20)
+    assert policy.dear_ops == CPU_POLICY.dear_ops
 
 
 def compile_plainly(gm: fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
