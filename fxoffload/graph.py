@@ -143,6 +143,13 @@ def is_view(node: fx.Node) -> bool:
     return bool(find_alias_sources(node)) and not find_mutated(node)
 
 
+def is_reduction(node: fx.Node) -> bool:
+    """Whether `node` reduces a tensor along some of its axes, by the tags of its op."""
+    return isinstance(node.target, torch._ops.OpOverload) and (
+        torch.Tag.reduction in node.target.tags
+    )
+
+
 def find_mutated(node: fx.Node) -> list[fx.Node]:
     """The arguments of `node` that its schema says it writes to."""
     if node.op != "call_function" or not isinstance(node.target, torch._ops.OpOverload):

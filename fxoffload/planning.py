@@ -199,6 +199,7 @@ def _make_builder(
         graph = TrainingGraph(forward, backward, num_outputs, names)
         # Also where nothing is moved: the parity reference must be the same graphs.
         passes.hoist_saved(graph)
+        passes.hoist_reductions(graph)
         return graph
 
     return build

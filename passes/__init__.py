@@ -3,6 +3,7 @@
 | pass               | needs                      | leaves                                         |
 |--------------------|----------------------------|------------------------------------------------|
 | hoist_saved        | partitioned graphs         | early what only the backward needs             |
+| hoist_reductions   | partitioned graphs         | early sums in the backward                     |
 | find_saved_values  | partitioned graphs         | a SavedValue for each saved storage            |
 | build_step         | saved values, cost model   | a Step; seconds of nodes, lives of storages    |
 | choose_offloads    | a step                     | a Plan; no graph is looked at                  |
@@ -18,7 +19,7 @@ No pass touches a file or a stream, or imports another pass; `pipeline` puts the
 """
 
 from fxoffload.passes.calibration import find_profile, find_transfers
-from fxoffload.passes.hoisting import hoist_saved
+from fxoffload.passes.hoisting import hoist_reductions, hoist_saved
 from fxoffload.passes.insertion import insert_transfers
 from fxoffload.passes.lifetimes import find_saved_values
 from fxoffload.passes.pipeline import (
@@ -44,6 +45,7 @@ __all__ = [
     "find_profile",
     "find_saved_values",
     "find_transfers",
+    "hoist_reductions",
     "hoist_saved",
     "insert_transfers",
     "make_plan",

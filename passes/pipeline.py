@@ -1,6 +1,6 @@
 """The pipeline: analyse, choose, then rewrite step by step, verifying after each.
 
-    hoist_saved -> find_saved_values -> build_step -> choose_offloads
+    hoist_saved -> hoist_reductions -> find_saved_values -> build_step -> choose_offloads
         -> insert_transfers -> schedule_transfers
 
 `transform_graph` is the one place where passes are put in order; the passes do not know each

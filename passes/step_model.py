@@ -20,7 +20,6 @@ from dataclasses import dataclass, replace
 from operator import getitem
 
 import networkx as nx
-import torch
 from torch import fx
 
 from fxoffload.cost import CostModel
@@ -31,6 +30,7 @@ from fxoffload.graph import (
     get_results,
     get_tensor,
     has_hints,
+    is_reduction,
     is_view,
 )
 from fxoffload.passes.lifetimes import build_alias_graph
@@ -183,7 +183,7 @@ class Footprint:
             return 0 if root.op == "placeholder" else len(self.nodes)
         maker, readers = _find_maker(root), self._readers[root]
         born = self.position[maker]
-        if self._is_call(maker) or _reduces(maker) or self._results & set(self.members[root]):
+        if self._is_call(maker) or is_reduction(maker) or self._results & set(self.members[root]):
             return born
         if self._is_too_much(root, reused=len(readers) > 1):
             self._realized.add(root)
@@ -279,12 +279,6 @@ def _find_maker(root: fx.Node) -> fx.Node:
     maker = root.args[0]
     assert isinstance(maker, fx.Node)
     return maker
-
-
-def _reduces(node: fx.Node) -> bool:
-    return isinstance(node.target, torch._ops.OpOverload) and (
-        torch.Tag.reduction in node.target.tags
-    )
 
 
 def _get_op_name(node: fx.Node) -> str:

@@ -1,14 +1,17 @@
-"""hoist_saved: what only the backward needs is computed next to its operands."""
+"""Hoisting: what makes little of what it reads is computed next to its operands."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import pytest
 import toys
 from hypothesis import given, settings
 from torch import fx
 from toys import Sketch, aten, names_of
 
 from fxoffload.graph import TrainingGraph, get_tensor, is_view
-from fxoffload.passes.hoisting import hoist_saved
+from fxoffload.passes.hoisting import hoist_reductions, hoist_saved
 
 
 def make_late(target: object, *args: object, returned: bool = False) -> TrainingGraph:
@@ -130,3 +133,55 @@ def test_graph_with_nothing_to_move_is_untouched() -> None:
     before = toys.describe(graph.forward.graph)
     hoist_saved(graph)
     assert toys.describe(graph.forward.graph) == before
+
+
+def make_summed(*, dims: Sequence[int] = (0,), reads: str = "grad") -> TrainingGraph:
+    """In the backward: a product of `grad`, and then `total`, a sum of what is called `reads`."""
+    sketch = Sketch()
+    x = sketch.forward.input("x", toys.make_input())
+    out = sketch.forward.call(aten.sin.default, x, name="out")
+    saved = sketch.save(sketch.forward.call(aten.cos.default, x, name="cos"))[0]
+    tangent = sketch.backward.input("tangents_1", toys.make_input())
+    grad = sketch.backward.call(aten.mul.Tensor, tangent, saved, name="grad")
+    product = sketch.backward.call(aten.t.default, grad, name="view")
+    product = sketch.backward.call(aten.mm.default, grad, product, name="product")
+    nodes = {"grad": grad, "product": product, "tangents_1": tangent}
+    total = sketch.backward.call(aten.sum.dim_IntList, nodes[reads], list(dims), name="total")
+    return sketch.finish([out], [product, total])
+
+
+def sum_early(graph: TrainingGraph) -> list[str]:
+    before = toys.copy_graph(graph)
+    hoist_reductions(graph)
+    toys.assert_same_step(before, graph)
+    assert names_of(graph.forward.graph) == names_of(before.forward.graph)
+    assert sorted(names_of(graph.backward.graph)) == sorted(names_of(before.backward.graph))
+    return names_of(graph.backward.graph)
+
+
+def test_sum_moves_in_front_of_products() -> None:
+    assert sum_early(make_summed()) == ["grad", "total", "view", "product"]
+
+
+@pytest.mark.parametrize("reads", ["product", "tangents_1"])
+def test_sum_of_what_comes_late_or_was_there_stays(reads: str) -> None:
+    assert sum_early(make_summed(reads=reads)) == ["grad", "view", "product", "total"]
+
+
+def test_only_reductions_move_in_the_backward() -> None:
+    graph = make_summed()
+    (total,) = (node for node in graph.backward.graph.nodes if node.name == "total")
+    total.target, total.args = aten.neg.default, total.args[:1]
+    total.meta["val"] = total.args[0].meta["val"]
+    assert sum_early(graph) == ["grad", "view", "product", "total"]
+
+
+@settings(deadline=None, max_examples=100)
+@given(toys.random_graphs())
+def test_sums_of_random_graphs_are_the_same_bits(graph: TrainingGraph) -> None:
+    sum_early(graph)
+
+
+def test_sums_of_the_zoo_are_the_same_bits(zoo_graph: TrainingGraph) -> None:
+    once = sum_early(zoo_graph)
+    assert sum_early(zoo_graph) == once, "a second time changes nothing"
