@@ -1,11 +1,11 @@
 """Whether plans come true: measured over predicted activation peak and step time, by budget.
 
     python benchmarks/planner_truth.py --model bert
-    python benchmarks/planner_truth.py --report   # the tables of docs/planner.md
+    python benchmarks/planner_truth.py --report --output benchmarks/results/rok.jsonl
 
 Budgets are shares of plain Inductor's activation peak, "none" and "min". See variants.py for how
 all of them are measured. Plans are by what nodes took in an earlier process, see the option
-`replan`.
+`replan`. rok.py measures the same of more variants: its records give these tables as well.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ def tabulate(record: Record) -> Rows:
     rows[0] += ["step / plain (range)", "moved MiB"]
     rows.append([plain.label, f"{plain.peak_bytes / MIB:.1f}", "", ""])
     rows[1] += [f"{plain.median_seconds:.3f}", "", "", "1", ""]
-    return rows + [make_row(item, plain) for item in others]
+    return rows + [make_row(item, plain) for item in others if item.kind == "fxoffload"]
 
 
 def make_row(item: Measured, plain: Measured) -> list[str]:

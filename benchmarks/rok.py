@@ -2,7 +2,8 @@
 
     python benchmarks/rok.py --model gpt --plot rok.png
 
-Compares what variants.py lists. An fxoffload point holds its own where no other one of the same or
+Compares what variants.py lists, and fxoffload without a budget of the checkpointed model, whose
+layers it may save instead. An fxoffload point holds its own where no other one of the same or
 a lower peak (1 % is the same) is faster by more than noise. They are compared round by round: a
 point is faster where it is in more than three quarters of the rounds.
 """
@@ -65,7 +66,10 @@ def measure(arguments: argparse.Namespace, console: Console) -> dict[str, Any]:
         Variant("checkpoint"),
         Variant("hooks"),
         *(Variant("fxoffload", share) for share in arguments.budgets),
+        Variant("fxoffload", checkpoints=True),
     ]
+    # The first process leaves what nodes took on disk; all plans of the second one are by that.
+    run_variants(arguments, [PLAIN, Variant("fxoffload")], console, rounds=0)
     found = run_variants(arguments, variants, console, rounds=arguments.rounds)
     return {"variants": [asdict(item) for item in found]}
 

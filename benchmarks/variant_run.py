@@ -101,6 +101,8 @@ def build_trainer(settings: VariantSettings, variant: Variant, budget_bytes: int
     model, tokens = make_inputs(settings.model, Shape(**settings.shape), settings.device)
     options = dict(settings.options)
     hooks: Callable[[], AbstractContextManager[Any]] = nullcontext
+    if variant.checkpoints or variant.kind == "checkpoint":
+        use_checkpoints(model)
     with ExitStack() as stack:
         if variant.kind == "fxoffload":
             options["memory_budget"] = "min" if variant.share == "min" else budget_bytes
@@ -111,8 +113,6 @@ def build_trainer(settings: VariantSettings, variant: Variant, budget_bytes: int
         elif variant.kind == "recompute":
             budget = functorch_config.patch(activation_memory_budget=variant.share)
             stack.enter_context(budget)
-        elif variant.kind == "checkpoint":
-            use_checkpoints(model)
         elif variant.kind == "hooks":
             (directory, *_) = OffloadConfig(directory=options["directory"]).directories
             hooks = partial(save_to_files, directory)

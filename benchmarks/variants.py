@@ -35,17 +35,22 @@ Kind = Literal["plain", "fxoffload", "recompute", "checkpoint", "hooks"]
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """`share`: see fxoffload and recompute above. recomputes: False plans without recomputation."""
+    """`share`: see fxoffload and recompute above. recomputes: False plans without recomputation.
+
+    checkpoints: whether the model has each layer under torch.utils.checkpoint.
+    """
 
     kind: Kind
     share: float | Literal["min"] | None = None
     recomputes: bool = True
+    checkpoints: bool = False
 
     @property
     def label(self) -> str:
         """Its name in tables."""
         share = "" if self.share is None else f" {self.share}"
-        return f"{self.kind}{share}{'' if self.recomputes else ', moving only'}"
+        only = "" if self.recomputes else ", moving only"
+        return f"{self.kind}{share}{only}{', of checkpoints' if self.checkpoints else ''}"
 
 
 PLAIN = Variant("plain")

@@ -83,7 +83,8 @@ class Plan:
     peak_bytes: predicted activation peak; unmoved_peak_bytes: the same with nothing moved.
     budget_bytes: the peak that was asked for, None when there was none. step_seconds,
     exposed_seconds, contended_seconds: predicted; see Simulation. saved_share: of the activation
-    memory that torch's partitioner was let save, the rest being recomputed; None is its own choice.
+    memory that torch's partitioner was let save, the rest being recomputed; 1.0 are no checkpoints,
+    and None is what the program says.
     Hashable and comparable: equal graphs and options give equal plans.
     """
 
@@ -136,7 +137,10 @@ class Plan:
                 f"memory_budget of {self.budget_bytes / mib:.1f} MiB is met with nothing moved"
             )
         if self.saved_share is not None:
-            lines.append(f"recomputed: all but {self.saved_share:.0%} of the saved bytes")
+            recomputed = f"all but {self.saved_share:.0%} of the saved bytes"
+            if self.saved_share == 1.0:
+                recomputed = "nothing that checkpoints would"
+            lines.append(f"recomputed: {recomputed}")
         lines += [
             f"kept {nbytes / mib:.1f} MiB: {reason}"
             for reason, nbytes in self.kept_bytes_by_reason().items()

@@ -35,7 +35,7 @@ from torch._inductor.compile_fx import compile_fx, compile_fx_inner
 from torch._inductor.custom_graph_pass import CustomPartitionerFn, CustomSchedulerPass
 from torch._inductor.runtime.cache_dir_utils import cache_dir
 from torch._inductor.virtualized import V
-from torch._ops import OpOverload
+from torch._ops import HigherOrderOperator, OpOverload
 from torch._prims.rng_prims import run_and_save_rng_state
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily
 from torch.fx._lazy_graph_module import _use_lazy_graph_module
@@ -43,6 +43,7 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from torch.utils._pytree import tree_map_only
 from torch.utils._sympy.interp import sympy_interp
 from torch.utils._sympy.reference import PythonReferenceAnalysis
+from torch.utils.checkpoint import CheckpointPolicy
 from torch.utils.flop_counter import flop_registry
 
 from fxoffload.errors import OffloadError
@@ -50,6 +51,7 @@ from fxoffload.graph import is_view
 from fxoffload.ops import OPS, WAIT
 
 _ALIGNED = "fxoffload_takes_as_aligned"  # Marks a lowering of ours.
+_RNG_STATE = "rng_state_output"  # What its placeholders in the backward are called.
 _REGION = "mutation_region_id"  # Under which Inductor's patterns look for it in meta.
 
 Graphs = tuple[fx.GraphModule, fx.GraphModule]
@@ -61,8 +63,9 @@ class OffloadPartitioner(CustomPartitionerFn):
     """Lets `choose` make the forward and the backward from torch's min-cut partitions.
 
     choose(partition, num_outputs, static_input_indices), where partition(share) cuts the joint
-    graph so that `share` of the activation memory is saved and the rest recomputed (None: as
-    configured in torch._functorch.config.activation_memory_budget). `identity` names everything
+    graph so that `share` of the activation memory is saved and the rest recomputed, whatever the
+    program has under torch.utils.checkpoint (None: as the program and
+    torch._functorch.config.activation_memory_budget say). `identity` names everything
     that the result depends on beside the graph: it is this partitioner's part of the keys of
     Inductor's and AOTAutograd's caches. Source: torch._inductor.config.custom_partitioner_fn.
     """
@@ -77,10 +80,14 @@ class OffloadPartitioner(CustomPartitionerFn):
         def partition(share: float | None) -> Graphs:
             # The partitioner changes what it is given, and another share may be asked for.
             joint = _copy_module(gm)
-            if share is None:
-                return min_cut_partition(joint, joint_inputs, **kwargs)
-            with functorch_config.patch(activation_memory_budget=share):
-                return min_cut_partition(joint, joint_inputs, **kwargs)
+            patches: dict[str, Any] = {}
+            if share is not None:
+                lift_checkpoints(joint.graph)
+                patches["activation_memory_budget"] = share
+            with functorch_config.patch(patches):
+                forward, backward = min_cut_partition(joint, joint_inputs, **kwargs)
+            name_rng_states(forward.graph, backward.graph)
+            return forward, backward
 
         static = tuple(kwargs.get("static_lifetime_input_indices") or ())
         graphs = self.choose(partition, kwargs["num_fwd_outputs"], static)
@@ -95,6 +102,25 @@ class OffloadPartitioner(CustomPartitionerFn):
     def __reduce__(self) -> tuple[type[str], tuple[str]]:
         """AOTAutograd pickles its whole configuration for its cache key: pickle as identity."""
         return str, (self.identity,)
+
+
+def is_checkpointed(graph: fx.Graph) -> bool:
+    """Whether the program would rather have a node of `graph` recomputed, but leaves it to us.
+
+    That is what torch.utils.checkpoint says of all that runs under it, unless a policy of selective
+    checkpointing says what must be. Source: torch.utils.checkpoint.CheckpointPolicy.
+    """
+    return any(_is_checkpointed(node) for node in graph.nodes)
+
+
+def lift_checkpoints(graph: fx.Graph) -> None:
+    """Let the partitioner save what is_checkpointed looks for, as everything else."""
+    for node in filter(_is_checkpointed, graph.nodes):
+        del node.meta["recompute"]
+
+
+def _is_checkpointed(node: fx.Node) -> bool:
+    return node.meta.get("recompute") is CheckpointPolicy.PREFER_RECOMPUTE
 
 
 def compile_with_inductor(
@@ -213,8 +239,9 @@ def fuse_between_calls() -> Generator[None, None, None]:
     later, or the later makes its result too soon. Source: torch._inductor.choices.InductorChoices.
     """
     choices: Any = V.choices
+    kind: Any = type(choices)
 
-    class Choices(type(choices)):
+    class Choices(kind):
         """Those that were made before, and this one."""
 
         @staticmethod
@@ -464,12 +491,18 @@ def is_rng_state(node: fx.Node) -> bool:
     """
     if node.target in (inductor_prims.seed, inductor_prims.seeds):
         return True
-    if node.target is getitem:
-        source, index = node.args
-        assert isinstance(source, fx.Node)
-        # The state, then what the random op returned.
-        return source.target is run_and_save_rng_state and bool(index == 0)
+    if _is_saved_rng_state(node):
+        return True
     return node.op == "placeholder" and "rng_state" in node.name
+
+
+def _is_saved_rng_state(node: fx.Node) -> bool:
+    if node.target is not getitem:
+        return False
+    source, index = node.args
+    assert isinstance(source, fx.Node)
+    # The state, then what the random op returned.
+    return source.target is run_and_save_rng_state and bool(index == 0)
 
 
 def runs_alone(node: fx.Node) -> bool:
@@ -481,7 +514,11 @@ def runs_alone(node: fx.Node) -> bool:
     from torch._inductor import lowering  # Dear to import, and Inductor does when it compiles.
 
     packet = getattr(node.target, "overloadpacket", None)
-    return packet in flop_registry or node.target in lowering.fallbacks
+    return (
+        packet in flop_registry
+        or node.target in lowering.fallbacks
+        or isinstance(node.target, HigherOrderOperator)
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -535,6 +572,22 @@ def find_backward_placeholder(placeholders: Mapping[str, fx.Node], saved: fx.Nod
     torch's partitioners give both the same name. Source: torch._functorch.partitioners.
     """
     return placeholders[saved.name]
+
+
+def name_rng_states(forward: fx.Graph, backward: fx.Graph) -> None:
+    """Give the states that checkpoints save for random ops one name in both graphs.
+
+    Other saved values have that from the start. Source:
+    torch._functorch.partitioners.functionalize_rng_ops, which saves and takes them in one order.
+    """
+    (results,) = next(iter(forward.find_nodes(op="output"))).args
+    assert isinstance(results, list | tuple)
+    saved = [node for node in results if isinstance(node, fx.Node) and _is_saved_rng_state(node)]
+    taken = [
+        node for node in backward.find_nodes(op="placeholder") if node.name.startswith(_RNG_STATE)
+    ]
+    for node, placeholder in zip(saved, taken, strict=True):
+        node._rename(placeholder.name)
 
 
 def copy_saved_meta(source: fx.Node, target: fx.Node) -> None:

@@ -30,6 +30,7 @@ from fxoffload.passes.verification import verify_transfers
 from fxoffload.plan import Plan
 from fxoffload.profile import Profile
 from fxoffload.simulation import RESOLUTION, Simulation
+from fxoffload.torch_internals import is_checkpointed
 
 log = logging.getLogger(__name__)
 
@@ -37,6 +38,7 @@ log = logging.getLogger(__name__)
 # ends when so many in a row were no better, or when no more than RESOLUTION is left to gain, as
 # each partition of a large graph takes seconds.
 SAVED_SHARES = (0.9, 0.8, 0.6, 0.4, 0.2, 0.0)
+ALL_SAVED = 1.0
 PATIENCE = 2
 
 RewritePass = Callable[[TrainingGraph], None]
@@ -92,9 +94,11 @@ def choose_partition(
     options: PassOptions,
     repartition: Callable[[float], TrainingGraph] | None,
 ) -> tuple[TrainingGraph, Plan]:
-    """The partition with the fastest plan: `graph` itself where moving costs next to no time.
+    """The partition with the best plan: `graph` itself where moving costs next to no time.
 
-    Only a budget in bytes is a reason to recompute more than torch does by itself.
+    Only a budget in bytes is a reason to recompute more than the program does by itself. A program
+    with checkpoints is also tried without them: what they recompute may move instead. Without a
+    budget, that must take no more memory than the checkpoints, with nothing moved.
     """
     best: tuple[TrainingGraph, Plan] | None = None
     errors: list[BudgetError] = []
@@ -104,18 +108,22 @@ def choose_partition(
         nonlocal best
         try:
             plan = replace(make_plan(graph, options), saved_share=share)
+            if best is not None and options.budget_bytes is None:
+                plan = _limit_peak(graph, options, plan, best[1].unmoved_peak_bytes)
         except BudgetError as error:
             errors.append(error)
             return False
-        if best is not None and _find_cost(plan) >= _find_cost(best[1]):
+        if best is not None and _find_cost(plan, options) >= _find_cost(best[1], options):
             return False
         best = graph, plan
         return True
 
     attempt(graph, None)
-    if repartition is not None and isinstance(options.budget_bytes, int):
+    if repartition is not None:
+        if is_checkpointed(graph.forward.graph):
+            attempt(repartition(ALL_SAVED), ALL_SAVED)
         missed = 0
-        for share in SAVED_SHARES:
+        for share in SAVED_SHARES if isinstance(options.budget_bytes, int) else ():
             if best is not None and (missed == PATIENCE or _costs_little(best[1])):
                 break
             missed = 0 if attempt(repartition(share), share) else missed + 1
@@ -124,8 +132,17 @@ def choose_partition(
     return best
 
 
-def _find_cost(plan: Plan) -> tuple[float, int]:
-    return plan.step_seconds, plan.offloaded_bytes
+def _limit_peak(graph: TrainingGraph, options: PassOptions, plan: Plan, peak_bytes: int) -> Plan:
+    """`plan`, which has no budget, or one that moves more. Raises BudgetError if none does."""
+    if plan.peak_bytes <= peak_bytes:
+        return plan
+    limited = make_plan(graph, replace(options, budget_bytes=peak_bytes))
+    return replace(limited, budget_bytes=None, saved_share=plan.saved_share)
+
+
+def _find_cost(plan: Plan, options: PassOptions) -> tuple[float, ...]:
+    cost = plan.step_seconds, plan.offloaded_bytes
+    return (plan.peak_bytes, *cost) if options.budget_bytes == "min" else cost
 
 
 def _costs_little(plan: Plan) -> bool:

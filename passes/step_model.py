@@ -274,10 +274,10 @@ def _find_names(nodes: Sequence[fx.Node]) -> tuple[str, ...]:
 
 def _find_maker(root: fx.Node) -> fx.Node:
     """The op whose result, or whose item of a tuple, is `root`."""
-    if root.target is not getitem:
-        return root
-    maker = root.args[0]
-    assert isinstance(maker, fx.Node)
+    maker = root
+    while maker.target is getitem:
+        (maker, *_) = maker.args
+        assert isinstance(maker, fx.Node)
     return maker
 
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import dataclasses
 import logging
 from functools import partial
+from typing import Literal
 
 import pytest
 import toys
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils.checkpoint import CheckpointPolicy
 from toys import make_cost, names_of
 
 from fxoffload.errors import BudgetError, GraphError
@@ -17,7 +19,7 @@ from fxoffload.graph import TrainingGraph
 from fxoffload.ops import OFFLOAD, OPS, RELEASE
 from fxoffload.passes import PassOptions, make_plan, run_passes, transform_graph
 from fxoffload.passes.insertion import insert_transfers
-from fxoffload.passes.pipeline import PATIENCE, SAVED_SHARES, count_ops
+from fxoffload.passes.pipeline import ALL_SAVED, PATIENCE, SAVED_SHARES, count_ops
 from fxoffload.simulation import RESOLUTION
 
 NBYTES = 16 * 16 * 4
@@ -181,6 +183,50 @@ def test_other_partitions_are_not_tried_to_gain_next_to_nothing() -> None:
     assert plan.contended_seconds > 0.0
     with pytest.raises(AssertionError):
         transform_graph(graph, dear, repartition=refuse)
+
+
+def make_checkpointed_chain(num_layers: int) -> TrainingGraph:
+    graph = make_recomputing_chain(num_layers)
+    for node in graph.forward.graph.nodes:
+        node.meta["recompute"] = CheckpointPolicy.PREFER_RECOMPUTE
+    return graph
+
+
+@pytest.mark.parametrize(
+    ("budget", "transfer_seconds", "share"),
+    [
+        (None, 0.1, ALL_SAVED),  # What hides fits into the memory of the checkpoints.
+        (None, 1.0, ALL_SAVED),  # More must move for that: at a price, and a lower one.
+        (None, 600.0, None),
+        ("min", 0.1, ALL_SAVED),
+        ("min", 600.0, ALL_SAVED),  # However long it takes.
+        (2**20, 0.1, ALL_SAVED),  # With nothing moved.
+        (6 * NBYTES, 0.1, ALL_SAVED),
+        (6 * NBYTES, 600.0, None),
+    ],
+)
+def test_what_checkpoints_recompute_moves_where_that_is_better(
+    budget: int | Literal["min"] | None, transfer_seconds: float, share: float | None
+) -> None:
+    asked: list[float] = []
+
+    def repartition(share: float) -> TrainingGraph:
+        asked.append(share)
+        return toys.make_chain(6)
+
+    graph = make_checkpointed_chain(6)
+    options = dataclasses.replace(OPTIONS, cost=make_cost(transfer_seconds), budget_bytes=budget)
+    own = make_plan(toys.copy_graph(graph), options)
+    plan = transform_graph(graph, options, repartition=repartition)
+    assert plan.saved_share == share
+    assert asked == [ALL_SAVED], "no more is recomputed where what is costs no waiting"
+    assert plan.budget_bytes == own.budget_bytes
+    if budget == "min":
+        assert plan.peak_bytes < own.peak_bytes
+    elif share is not None:
+        assert plan.step_seconds < own.step_seconds
+        assert plan.peak_bytes <= (own.unmoved_peak_bytes if budget is None else budget)
+    toys.assert_same_step(toys.make_chain(6), graph)
 
 
 def test_recomputed_reader_of_a_moved_value_gets_the_restored_one() -> None:

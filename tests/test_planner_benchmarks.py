@@ -68,6 +68,7 @@ def test_labels() -> None:
     assert PLAIN.label == "plain"
     assert Variant("fxoffload", 0.5).label == "fxoffload 0.5"
     assert Variant("fxoffload", "min", recomputes=False).label == "fxoffload min, moving only"
+    assert Variant("fxoffload", checkpoints=True).label == "fxoffload, of checkpoints"
 
 
 def test_hooks_save_to_files_that_go(tmp_path: Path) -> None:
@@ -246,10 +247,13 @@ def test_rok(in_process: None, spill_directory: Path, capsys: pytest.CaptureFixt
     plot = spill_directory / "rok.png"
     points = ("--budgets", "1.5", "--recompute-budgets", "0", "--rounds", "2", "--layers", "1")
     record = run(rok, spill_directory, *points, *EAGER, "--plot", str(plot), "--length", "256")
-    kinds = [item["kind"] for item in record["variants"]]
+    *others, lifted = record["variants"]
+    kinds = [item["kind"] for item in others]
     assert kinds == ["plain", "recompute", "checkpoint", "hooks", "fxoffload"]
+    assert lifted["label"] == "fxoffload, of checkpoints"
     # Each is another program: Dynamo has not taken the graph of one for that of the next.
-    assert len({item["peak_bytes"] for item in record["variants"]}) == len(kinds)
+    assert len({item["peak_bytes"] for item in others}) == len(kinds)
+    assert lifted["peak_bytes"] <= others[kinds.index("checkpoint")]["peak_bytes"]
     assert all(len(item["seconds"]) == 2 for item in record["variants"])
     assert image.imread(plot).std() > 0
     assert "dominated at" in capsys.readouterr().out.splitlines()[-1]

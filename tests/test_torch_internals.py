@@ -28,6 +28,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.checkpoint import CheckpointPolicy
 from toys import WEIGHT, Half, Sketch, aten, make_input
 
 from fxoffload import errors, torch_internals
@@ -49,6 +50,7 @@ from fxoffload.torch_internals import (
     find_backward_placeholder,
     find_cache_folder,
     find_store_policy,
+    is_checkpointed,
     is_rng_state,
     keep_dynamo_graph,
     keeps_graph,
@@ -582,22 +584,80 @@ def test_partitioner_pickles_as_its_identity() -> None:
         assert b"identity" in pickle.dumps(torch._inductor.config.save_config_portable())
 
 
-def test_partition_of_a_share_saves_less() -> None:
-    """Asked for twice, so that the first must have left the joint graph as it was."""
-    saved: list[int] = []
+def partition_by_shares(
+    function: Callable[..., Any], *shares: float | None
+) -> tuple[list[TrainingGraph], Any]:
+    """The partition for each share, and the result of the last one."""
+    graphs: list[TrainingGraph] = []
 
     def choose(partition: PartitionFunction, count: int, static: Any) -> Graphs:
-        for share in (None, 0.0, None):
+        for share in shares:
             forward, backward = partition(share)
-            saved.append(len(get_saved(TrainingGraph(forward, backward, count))))
+            graphs.append(TrainingGraph(forward, backward, count))
         return forward, backward
 
     def backend(gm: fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
         return compile_with_aot(gm, inputs, OffloadPartitioner(choose, "test"))
 
-    result = torch.compile(toys.deep, backend=backend)(make_input())
+    return graphs, torch.compile(function, backend=backend)(make_input())
+
+
+def test_partition_of_a_share_saves_less() -> None:
+    """Asked for twice, so that the first must have left the joint graph as it was."""
+    graphs, result = partition_by_shares(toys.deep, None, 0.0, None)
     torch.testing.assert_close(result, toys.deep(make_input()))
-    assert saved[0] == saved[2] > saved[1]
+    first, less, again = (len(get_saved(graph)) for graph in graphs)
+    assert first == again > less
+
+
+def checkpointed(x: Tensor) -> Tensor:
+    return torch.utils.checkpoint.checkpoint(toys.deep, x, use_reentrant=False)
+
+
+def test_what_is_checkpointed_may_be_saved_all_the_same() -> None:
+    graphs, result = partition_by_shares(checkpointed, None, 1.0, None)
+    torch.testing.assert_close(result, toys.deep(make_input()))
+    (plain, _) = partition_by_shares(toys.deep, None)
+    assert [is_checkpointed(graph.forward.graph) for graph in graphs] == [True, False, True]
+    own, lifted, again = (len(get_saved(graph)) for graph in graphs)
+    assert own == again < lifted == len(get_saved(plain[0]))
+
+
+def test_what_must_be_recomputed_is() -> None:
+    """By a policy of selective checkpointing, which leaves nothing to the compiler."""
+
+    def decide(*_: Any, **__: Any) -> CheckpointPolicy:
+        return CheckpointPolicy.MUST_RECOMPUTE
+
+    contexts = partial(torch.utils.checkpoint.create_selective_checkpoint_contexts, decide)
+
+    def function(x: Tensor) -> Tensor:
+        return torch.utils.checkpoint.checkpoint(
+            toys.deep, x, use_reentrant=False, context_fn=contexts
+        )
+
+    graphs, _ = partition_by_shares(function, None, 1.0)
+    own, lifted = (len(get_saved(graph)) for graph in graphs)
+    (plain, _) = partition_by_shares(toys.deep, None)
+    assert not is_checkpointed(graphs[0].forward.graph)
+    assert own == lifted < len(get_saved(plain[0]))
+
+
+def test_rng_states_of_checkpoints_have_one_name_in_both_graphs() -> None:
+    def dropped(x: Tensor) -> Tensor:
+        return torch.nn.functional.dropout((x @ WEIGHT).tanh(), 0.5) @ WEIGHT
+
+    def function(x: Tensor) -> Tensor:
+        x = torch.utils.checkpoint.checkpoint(dropped, x, use_reentrant=False)
+        return torch.utils.checkpoint.checkpoint(dropped, x, use_reentrant=False).sum()
+
+    (graph,), _ = partition_by_shares(function, None)
+    placeholders = {node.name for node in graph.backward.graph.find_nodes(op="placeholder")}
+    saved = get_saved(graph)
+    states = [node.name for node in saved if is_rng_state(node)]
+    assert len(states) == 2
+    assert states == sorted(name for name in placeholders if "rng_state" in name)
+    assert {node.name for node in saved} <= placeholders
 
 
 def test_a_kept_dynamo_graph_compiles_again_without_dynamo() -> None:
@@ -806,6 +866,7 @@ def test_inductors_seeds_are_rng_states() -> None:
         (aten._scaled_dot_product_flash_attention_for_cpu.default, True),
         (aten._scaled_dot_product_flash_attention_for_cpu_backward.default, True),
         (aten.histc.default, True),
+        (run_and_save_rng_state, True),
         (aten.sin.default, False),
         (aten.sum.dim_IntList, False),
         (aten.gather.default, False),

@@ -122,7 +122,8 @@ class Autocast(nn.Module):
 class Checkpointed(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.first = nn.Sequential(nn.Linear(32, 64), nn.GELU(), nn.Linear(64, 32))
+        layers = nn.Linear(32, 64), nn.GELU(), nn.Dropout(0.25), nn.Linear(64, 32), nn.Dropout(0.25)
+        self.first = nn.Sequential(*layers)
         self.second = nn.Sequential(nn.Linear(32, 64), nn.GELU(), nn.Linear(64, 32))
 
     def forward(self, x: Tensor) -> Tensor:
