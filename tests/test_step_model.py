@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
 import toys
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch._prims.rng_prims import run_and_save_rng_state
 from toys import Sketch, aten, make_cost
 
 from fxoffload.cost import CostModel, DeviceSpeed
@@ -17,6 +19,7 @@ from fxoffload.graph import TrainingGraph
 from fxoffload.passes.lifetimes import find_saved_values
 from fxoffload.passes.step_model import build_step
 from fxoffload.simulation import Step, find_lower_bound, simulate
+from fxoffload.torch_internals import find_store_policy
 
 NBYTES = 16 * 16 * 4
 # One byte a second: seconds are traffic.
@@ -152,6 +155,72 @@ def test_what_a_call_reads_through_a_view_is_stored_for_it(through_view: bool, l
     assert lives(step)["mul"] == ("mul", "out")
     # The sum reads mm and x in place of mul.
     assert traffic(step)["total"] == (2 if through_view else 1)
+
+
+def make_read_twice(
+    target: object, *, call_between: bool, through: bool = False, reads: int = 1
+) -> TrainingGraph:
+    """`loop`, target of the sum of so many inputs, read by two sums, one behind a call if asked.
+
+    through: the later one reads it through a sine that stands with the earlier one.
+    """
+    sketch = Sketch()
+    half = sketch.forward
+    summed, *others = (half.input(f"x{index}", torch.empty(16, 16)) for index in range(reads))
+    for other in others:
+        summed = half.call(aten.add.Tensor, summed, other)
+    # In memory, and not an input: its life shows.
+    made = half.call(aten.mm.default, summed, summed, name="made")
+    loop = half.call(target, made, name="inner" if others else "loop")
+    for number, other in enumerate(others, start=1):
+        name = "loop" if number == len(others) else f"inner{number}"
+        loop = half.call(aten.add.Tensor, loop, other, name=name)
+    last = half.call(aten.sin.default, loop, name="sine") if through else loop
+    first = half.call(aten.sum.default, loop, name="first")
+    between = half.call(aten.mm.default, summed, summed, name="call") if call_between else summed
+    second = half.call(aten.sum.default, last, name="second")
+    tangent = sketch.backward.input("tangents_1", torch.empty(16, 16))
+    gradient = sketch.backward.call(aten.sin.default, tangent, name="g")
+    return sketch.finish([first, second, between], [gradient])
+
+
+@pytest.mark.parametrize("through", [False, True])
+def test_dear_loop_is_stored_for_readers_behind_a_call(through: bool) -> None:
+    """Others are computed again, so that what they read lives on."""
+    build_one = partial(make_read_twice, through=through)
+    dear = build(build_one(aten.tanh.default, call_between=True))
+    assert lives(dear)["made"] == ("made", "loop")
+    assert lives(dear)["loop"] == ("loop", "second")
+    cheap = build(build_one(aten.cos.default, call_between=True))
+    assert lives(cheap)["made"] == ("made", "second")
+    assert "loop" not in lives(cheap)
+    fused = build(build_one(aten.tanh.default, call_between=False))
+    assert lives(fused)["made"] == ("made", "second")
+    assert "loop" not in lives(fused)
+
+
+@pytest.mark.parametrize(("more", "is_stored"), [(0, False), (1, True)])
+def test_loop_of_many_reads_is_stored_for_readers_behind_a_call(more: int, is_stored: bool) -> None:
+    policy = find_store_policy(torch.device("cpu"))
+    step = build(
+        make_read_twice(aten.cos.default, call_between=True, reads=policy.reused_reads + more)
+    )
+    assert ("loop" in lives(step)) is is_stored
+
+
+def test_operator_of_higher_order_is_a_call() -> None:
+    """What it returns lies in memory, however deep in its results."""
+    sketch = Sketch()
+    x = sketch.forward.input("x", torch.empty(16, 16))
+    both = sketch.forward.graph.call_function(run_and_save_rng_state, (aten.sort.default, x))
+    sort = sketch.forward.graph.call_function(toys.operator.getitem, (both, 1))
+    values = sketch.forward.graph.call_function(toys.operator.getitem, (sort, 0))
+    values.meta["val"] = x.meta["val"].clone()
+    out = sketch.forward.call(aten.sin.default, values, name="out")
+    tangent = sketch.backward.input("tangents_1", torch.empty(16, 16))
+    gradient = sketch.backward.call(aten.sin.default, tangent, name="g")
+    step = build(sketch.finish([out], [gradient]))
+    assert lives(step)[values.name] == (both.name, "out")
 
 
 def test_items_of_one_op_are_storages_of_their_own() -> None:
