@@ -5,7 +5,8 @@
 Compares what variants.py lists, and fxoffload without a budget of the checkpointed model, whose
 layers it may save instead. An fxoffload point holds its own where no other one of the same or
 a lower peak (1 % is the same) is faster by more than noise. They are compared round by round: a
-point is faster where it is in more than three quarters of the rounds.
+point is faster where it is in more than three quarters of the rounds, by more than the upper
+quartile of what tells plain from plain, again: the same code, in other memory.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from benchmarks.command_line import (
 )
 from benchmarks.measure import MIB
 from benchmarks.plots import make_axes, save_figure
-from benchmarks.variants import PLAIN, Measured, Variant, parse_measured, run_variants
+from benchmarks.variants import PLAIN, PLAIN_AGAIN, Measured, Variant, parse_measured, run_variants
 
 NAME = "rok"
 SAME_PEAK = 1.01
@@ -67,6 +68,7 @@ def measure(arguments: argparse.Namespace, console: Console) -> dict[str, Any]:
         Variant("hooks"),
         *(Variant("fxoffload", share) for share in arguments.budgets),
         Variant("fxoffload", checkpoints=True),
+        PLAIN_AGAIN,
     ]
     # The first process leaves what nodes took on disk; all plans of the second one are by that.
     run_variants(arguments, [PLAIN, Variant("fxoffload")], console, rounds=0)
@@ -77,6 +79,7 @@ def measure(arguments: argparse.Namespace, console: Console) -> dict[str, Any]:
 def tabulate(record: Record) -> Rows:
     """A row for each variant, with its best rival where it is one of fxoffload's."""
     found = parse_measured(dict(record))
+    noise = find_noise(found)
     rows = [["variant", "peak MiB", "of plain", "samples/s (quartiles)", "step / plain"]]
     rows[0] += ["moved MiB", "best rival", "step / rival (quartiles)", ""]
     for item in found:
@@ -93,20 +96,27 @@ def tabulate(record: Record) -> Rows:
             f"{item.offloaded_bytes / MIB:.1f}",
         ]
         rival = find_best_rival(item, found) if item.kind == "fxoffload" else None
-        rows.append(row + ([""] * 3 if rival is None else compare(item, rival)))
+        rows.append(row + ([""] * 3 if rival is None else compare(item, rival, noise)))
     return rows
 
 
-def compare(item: Measured, rival: Measured) -> list[str]:
+def find_noise(found: Sequence[Measured]) -> float:
+    """The ratio of steps up to which two variants are the same."""
+    (again,) = (item for item in found if item.label == PLAIN_AGAIN.label)
+    low, _, high = find_quartiles(again.find_ratios(found[0]))
+    return max(high, 1 / low)
+
+
+def compare(item: Measured, rival: Measured, noise: float) -> list[str]:
     """The rival, the ratio of steps, and what it means."""
     low, middle, high = find_quartiles(item.find_ratios(rival))
-    return [rival.label, f"{middle:.3f} ({low:.3f} to {high:.3f})", judge(item, rival)]
+    return [rival.label, f"{middle:.3f} ({low:.3f} to {high:.3f})", judge(item, rival, noise)]
 
 
-def judge(item: Measured, rival: Measured) -> str:
+def judge(item: Measured, rival: Measured, noise: float) -> str:
     """ "faster" or "slower" where three quarters of the rounds say so, else "equal"."""
     low, _, high = find_quartiles(item.find_ratios(rival))
-    return "slower" if low > 1 else "faster" if high < 1 else "equal"
+    return "slower" if low > noise else "faster" if high < 1 / noise else "equal"
 
 
 def find_best_rival(item: Measured, found: Sequence[Measured]) -> Measured | None:
@@ -114,7 +124,9 @@ def find_best_rival(item: Measured, found: Sequence[Measured]) -> Measured | Non
     rivals = [
         other
         for other in found
-        if other.kind != "fxoffload" and other.peak_bytes <= SAME_PEAK * item.peak_bytes
+        if other.kind != "fxoffload"
+        and other.label != PLAIN_AGAIN.label
+        and other.peak_bytes <= SAME_PEAK * item.peak_bytes
     ]
     return min(rivals, key=lambda other: other.median_seconds, default=None)
 
@@ -122,18 +134,20 @@ def find_best_rival(item: Measured, found: Sequence[Measured]) -> Measured | Non
 def conclude(record: Record) -> str:
     """Whether every point of fxoffload holds its own."""
     found = parse_measured(dict(record))
+    noise = find_noise(found)
     points = [item for item in found if item.kind == "fxoffload"]
     reached = [item for item in points if item.refused is None]
     lost = [
         f"{item.label} to {rival.label}"
         for item in reached
-        if (rival := find_best_rival(item, found)) and judge(item, rival) == "slower"
+        if (rival := find_best_rival(item, found)) and judge(item, rival, noise) == "slower"
     ]
     refused = len(points) - len(reached)
     unreached = f"; no plan for {refused} more" if refused else ""
     if lost:
         return f"dominated at {len(lost)} of {len(reached)} points: {', '.join(lost)}{unreached}"
-    return f"not dominated at any of {len(reached)} points, within noise{unreached}"
+    within = f"within noise of {noise - 1:.1%}"
+    return f"not dominated at any of {len(reached)} points, {within}{unreached}"
 
 
 def find_quartiles(values: Sequence[float]) -> tuple[float, float, float]:

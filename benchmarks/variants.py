@@ -37,23 +37,27 @@ Kind = Literal["plain", "fxoffload", "recompute", "checkpoint", "hooks"]
 class Variant:
     """`share`: see fxoffload and recompute above. recomputes: False plans without recomputation.
 
-    checkpoints: whether the model has each layer under torch.utils.checkpoint.
+    checkpoints: whether the model has each layer under torch.utils.checkpoint. again: nothing else
+    than what has been measured before, as another model in other memory: what differs is noise.
     """
 
     kind: Kind
     share: float | Literal["min"] | None = None
     recomputes: bool = True
     checkpoints: bool = False
+    again: bool = False
 
     @property
     def label(self) -> str:
         """Its name in tables."""
         share = "" if self.share is None else f" {self.share}"
         only = "" if self.recomputes else ", moving only"
-        return f"{self.kind}{share}{only}{', of checkpoints' if self.checkpoints else ''}"
+        only += ", of checkpoints" if self.checkpoints else ""
+        return f"{self.kind}{share}{only}{', again' if self.again else ''}"
 
 
 PLAIN = Variant("plain")
+PLAIN_AGAIN = Variant("plain", again=True)
 
 
 @dataclass(slots=True)

@@ -23,7 +23,7 @@ from benchmarks.command_line import format_markdown
 from benchmarks.limited_engine import LimitedEngine, limit_drives
 from benchmarks.trainer import PassRecord
 from benchmarks.variant_run import save_to_files
-from benchmarks.variants import PLAIN, Kind, Measured, Variant
+from benchmarks.variants import PLAIN, PLAIN_AGAIN, Kind, Measured, Variant
 from fxoffload import OffloadConfig, planning, runtime
 from fxoffload.runtime.memory import MemoryEngine
 
@@ -55,6 +55,10 @@ def run(module: ModuleType, directory: Path, *arguments: str) -> dict[str, Any]:
 def make_measured(kind: Kind, peak: int, *seconds: float, share: float | None = None) -> Measured:
     variant = Variant(kind, share)
     return Measured(variant.label, kind, share, peak_bytes=peak, seconds=list(seconds))
+
+
+def make_again(*seconds: float) -> Measured:
+    return Measured(PLAIN_AGAIN.label, "plain", peak_bytes=101, seconds=list(seconds))
 
 
 def make_record(*found: Measured) -> dict[str, Any]:
@@ -168,7 +172,14 @@ def test_plans_know_of_limited_drives(spill_directory: Path) -> None:
 )
 def test_rok_judges_by_rounds(seconds: tuple[float, ...], verdict: str) -> None:
     rival = make_measured("checkpoint", 50, 1.0, 1.0, 1.0, 1.0)
-    assert rok.judge(make_measured("fxoffload", 50, *seconds, share=0.5), rival) == verdict
+    item = make_measured("fxoffload", 50, *seconds, share=0.5)
+    assert rok.judge(item, rival, 1.0) == verdict
+    assert rok.judge(item, rival, 3.0) == "equal"
+
+
+@pytest.mark.parametrize(("seconds", "noise"), [((1.5, 1.5), 1.5), ((0.5, 0.5), 2.0)])
+def test_noise_is_what_tells_plain_from_plain(seconds: tuple[float, ...], noise: float) -> None:
+    assert rok.find_noise([make_measured("plain", 101, 1.0, 1.0), make_again(*seconds)]) == noise
 
 
 def test_rok_names_the_points_that_are_dominated() -> None:
@@ -178,7 +189,8 @@ def test_rok_names_the_points_that_are_dominated() -> None:
     tight = make_measured("fxoffload", 39, 5.0, 5.0, share=0.4)  # Only hooks get there.
     same = make_measured("fxoffload", 100, 1.2, 1.2, share=1.0)
     slow = make_measured("fxoffload", 60, 1.6, 1.7, share=0.6)
-    found = [plain, checkpoint, hooks, tight, same, slow]
+    again = make_again(1.05, 1.05)
+    found = [plain, checkpoint, hooks, tight, same, slow, again]
     rivals = [rok.find_best_rival(item, found) for item in (tight, same, slow)]
     assert rivals == [hooks, plain, checkpoint]
     assert rok.conclude(make_record(*found)) == (
@@ -186,8 +198,8 @@ def test_rok_names_the_points_that_are_dominated() -> None:
     )
     refused = make_measured("fxoffload", 0, share=0.1)
     refused.refused = "cannot be met"
-    assert rok.conclude(make_record(plain, checkpoint, hooks, tight, refused)) == (
-        "not dominated at any of 1 points, within noise; no plan for 1 more"
+    assert rok.conclude(make_record(plain, checkpoint, hooks, tight, refused, again)) == (
+        "not dominated at any of 1 points, within noise of 5.0%; no plan for 1 more"
     )
     rows = rok.tabulate(make_record(*found, refused))
     assert {len(row) for row in rows} == {9}
@@ -247,7 +259,8 @@ def test_rok(in_process: None, spill_directory: Path, capsys: pytest.CaptureFixt
     plot = spill_directory / "rok.png"
     points = ("--budgets", "1.5", "--recompute-budgets", "0", "--rounds", "2", "--layers", "1")
     record = run(rok, spill_directory, *points, *EAGER, "--plot", str(plot), "--length", "256")
-    *others, lifted = record["variants"]
+    *others, lifted, again = record["variants"]
+    assert again["label"] == "plain, again"
     kinds = [item["kind"] for item in others]
     assert kinds == ["plain", "recompute", "checkpoint", "hooks", "fxoffload"]
     assert lifted["label"] == "fxoffload, of checkpoints"
