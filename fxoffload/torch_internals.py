@@ -544,18 +544,21 @@ def find_store_policy(device: torch.device) -> StorePolicy:
     """
     config: Any = inductor_config
     on_cpu = device.type == "cpu"
-    reads, ops = config.realize_acc_reads_threshold, config.realize_opcount_threshold
-    if reads is None:
-        cpu_reads, others = (
-            "realize_cpu_acc_reads_threshold",
-            "_realize_acc_reads_threshold_default",
-        )
-        reads = getattr(config, cpu_reads if on_cpu else others)
-    if ops is None:
-        cpu_ops, others = "realize_cpu_opcount_threshold", "_realize_opcount_threshold_default"
-        ops = getattr(config, cpu_ops if on_cpu else others)
+
+    def find_threshold(what: str) -> int:
+        threshold = getattr(config, f"realize_{what}_threshold")
+        if threshold is not None:
+            return threshold
+        of_cpu, of_others = f"realize_cpu_{what}_threshold", f"_realize_{what}_threshold_default"
+        return getattr(config, of_cpu if on_cpu else of_others)
+
     dear = ("exp", "log", "log10", "log1p", "log2", "sigmoid", "tanh") if on_cpu else ()
-    return StorePolicy(reads, config.realize_reads_threshold, ops, frozenset(dear))
+    return StorePolicy(
+        reads=find_threshold("acc_reads"),
+        reused_reads=config.realize_reads_threshold,
+        ops=find_threshold("opcount"),
+        dear_ops=frozenset(dear),
+    )
 
 
 def is_wrapper_subclass(tensor: torch.Tensor) -> bool:
