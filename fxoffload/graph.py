@@ -36,6 +36,13 @@ def get_tensor(node: fx.Node) -> torch.Tensor | None:
     return value if isinstance(value, torch.Tensor) else None
 
 
+def find_maker(node: fx.Node) -> fx.Node:
+    """The op whose result, or whose item of a tuple, `node` is."""
+    while node.target is getitem:
+        (node, *_) = node.all_input_nodes
+    return node
+
+
 def get_output(graph: fx.Graph) -> fx.Node:
     """The output node of `graph`."""
     return next(iter(graph.find_nodes(op="output")))

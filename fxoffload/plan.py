@@ -14,8 +14,8 @@ class SavedValue:
 
     name: the forward node that produces it; members: the saved nodes that look at it.
     nbytes: of the storage; member_bytes: of all members added up.
-    born, last_use: positions in the forward (index of node); `last_use` counts readers of data,
-    through views, and is `born` when there is none.
+    born, last_use: positions in the forward (index of node) of the op that makes it, be it in a
+    tuple, and of the last reader of its data, also through views; `born` when there is none.
     first_use, freed: positions of the first and the last reader in the backward.
     gathered: True when the members cover so little of the storage that the one member `name` is
     copied out of it instead; base_bytes: its share of that storage, which stays when the value

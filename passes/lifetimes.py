@@ -23,6 +23,7 @@ from fxoffload.graph import (
     TrainingGraph,
     count_bytes,
     find_alias_sources,
+    find_maker,
     find_mutated,
     get_output,
     get_results,
@@ -69,13 +70,14 @@ def find_saved_values(graph: TrainingGraph, *, min_bytes: int = 1) -> tuple[Save
         uses = [use for member in members for use in backward_uses[member]]
         if not uses:
             refusal = refusal or UNREAD
+        born = positions[find_maker(root)]
         value = SavedValue(
             name=root.name,
             members=tuple(member.name for member in members),
             nbytes=_tensor_bytes(root),
             member_bytes=sum(_distinct_bytes(member) for member in members),
-            born=positions[root],
-            last_use=max((positions[reader] for reader in readers), default=positions[root]),
+            born=born,
+            last_use=max((positions[reader] for reader in readers), default=born),
             first_use=min(uses, default=0),
             freed=max(uses, default=0),
             owned=root.op != "placeholder",

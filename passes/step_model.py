@@ -26,6 +26,7 @@ from fxoffload.cost import CostModel
 from fxoffload.graph import (
     TrainingGraph,
     count_bytes,
+    find_maker,
     get_output,
     get_results,
     get_tensor,
@@ -152,7 +153,7 @@ class Footprint:
 
     def born(self, root: fx.Node) -> int:
         """Position of the node that computes the storage of `root`."""
-        return self.position[_find_maker(root)]
+        return self.position[find_maker(root)]
 
     def nbytes(self, root: fx.Node) -> int:
         """Bytes of the storage of `root`; 0 when they depend on data."""
@@ -164,7 +165,7 @@ class Footprint:
         traffic = dict.fromkeys(self.nodes, 0)
         for root, sources in self._sources.items():
             if root in self.in_memory and root.op == "call_function":
-                maker = _find_maker(root)
+                maker = find_maker(root)
                 # What several results of one node share is read once.
                 read = 0 if traffic[maker] else sum(self.nbytes(source) for source in sources)
                 traffic[maker] += read + self.nbytes(root)
@@ -181,7 +182,7 @@ class Footprint:
         """As Inductor decides: when it is made, for its first call, or not at all."""
         if root.op != "call_function":
             return 0 if root.op == "placeholder" else len(self.nodes)
-        maker, readers = _find_maker(root), self._readers[root]
+        maker, readers = find_maker(root), self._readers[root]
         born = self.position[maker]
         if self._is_call(maker) or is_reduction(maker) or self._results & set(self.members[root]):
             return born
@@ -220,7 +221,7 @@ class Footprint:
     def _find_loop(self, root: fx.Node) -> tuple[frozenset[fx.Node], Loop]:
         """The storages that computing `root` reads from memory, and its loop."""
         sources: set[fx.Node] = set()
-        maker = _find_maker(root)
+        maker = find_maker(root)
         reads: set[fx.Node] = set()
         nodes = {maker}
         for operand in maker.all_input_nodes:
@@ -270,15 +271,6 @@ def _find_names(nodes: Sequence[fx.Node]) -> tuple[str, ...]:
             name = name if is_view(node) else node.name
         names.append(name)
     return tuple(reversed(names))
-
-
-def _find_maker(root: fx.Node) -> fx.Node:
-    """The op whose result, or whose item of a tuple, is `root`."""
-    maker = root
-    while maker.target is getitem:
-        (maker, *_) = maker.args
-        assert isinstance(maker, fx.Node)
-    return maker
 
 
 def _get_op_name(node: fx.Node) -> str:

@@ -195,6 +195,19 @@ def test_value_that_the_backward_returns_is_read_by_its_end() -> None:
     assert value.first_use == value.freed == len(graph.backward.graph.nodes) - 1
 
 
+def test_item_of_a_tuple_is_born_with_the_op_that_makes_it() -> None:
+    """However far behind it the item is taken out."""
+    sketch = Sketch()
+    x = sketch.forward.input("x", torch.empty(16, 16))
+    sort = sketch.forward.call(aten.sort.default, x, name="sort")
+    other = sketch.forward.call(aten.cos.default, x, name="other")
+    (saved,) = sketch.save(sketch.forward.call(toys.operator.getitem, sort, 0, name="values"))
+    graph = sketch.finish([other], [sketch.backward.call(aten.exp.default, saved)])
+    (value,) = find_saved_values(graph)
+    assert value.name == "values"
+    assert value.born == value.last_use == toys.position(graph.forward.graph, "sort")
+
+
 def test_order_is_of_birth(zoo_graph: TrainingGraph) -> None:
     born = [value.born for value in find_saved_values(zoo_graph)]
     assert born == sorted(born)
