@@ -48,7 +48,6 @@ def measure_alone(settings: RunSettings) -> None:
     curve = record_step(trainer.compute_loss, trainer.tokens.device)
     record: dict[str, Any] = {
         "peak_bytes": curve.peak_bytes,
-        "unseen_free_bytes": curve.unseen_free_bytes,
         "gradient_bytes": sum(
             p.numel() * p.element_size() for p in trainer.model.parameters() if p.requires_grad
         ),

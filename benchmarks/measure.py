@@ -1,30 +1,30 @@
 """How memory and time are measured, for the demo and for the benchmarks.
 
-Activation peak: the peak of torch's allocator over forward and backward, minus what was live
-before. On CPU it comes from the allocation events of torch.profiler, which misses two kinds of
-frees: of memory older than the measurement, and in threads of others (the store's, after a write).
-The latter count as live until their address is allocated again. So a peak can be overstated, by
-what moves above all, and is never understated.
+Activation peak: the most that is allocated during forward and backward, minus what was before. On
+CUDA torch's allocator knows it. On a CPU a thread asks malloc (glibc) every SAMPLE_SECONDS: torch's
+profiler does not see what other threads free, as the store's do after a write. A peak that lasts
+less may be missed; Python's own objects count as well.
 """
 
 from __future__ import annotations
 
-import json
+import ctypes
+import gc
 import os
 import re
-import tempfile
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass
+import threading
+import time
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch.profiler import ProfilerActivity, profile, record_function
 
 MIB = 2**20
-# Values of c10::DeviceType, which the trace gives as numbers.
-_DEVICE_TYPES = {"cpu": 0, "cuda": 1}
-_BACKWARD = "fxoffload measured backward"
+SAMPLE_SECONDS = 0.2e-3
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,14 +32,12 @@ class MemoryCurve:
     """Live bytes of one device through a step, relative to its start.
 
     nbytes[i] holds from seconds[i] to seconds[i + 1]. backward_seconds: when the backward starts.
-    unseen_free_bytes: freed in a thread not seen, and noticed when their address came back.
     """
 
     seconds: tuple[float, ...]
     nbytes: tuple[int, ...]
     peak_bytes: int
     backward_seconds: float | None = None
-    unseen_free_bytes: int = 0
 
     def as_record(self) -> dict[str, Any]:
         """The fields as JSON can hold them; `MemoryCurve(**record)` is the inverse."""
@@ -48,67 +46,86 @@ class MemoryCurve:
 
 def record_step(compute_loss: Callable[[], torch.Tensor], device: torch.device) -> MemoryCurve:
     """The memory curve of one forward and backward; gradients should be None before it."""
+    marks: list[float] = []
 
     def step() -> torch.Tensor:
+        start = time.perf_counter()
         loss = compute_loss()
-        with record_function(_BACKWARD):
-            loss.backward()
+        marks.append(time.perf_counter() - start)
+        loss.backward()
         return loss.detach()
 
-    return record_memory(step, device)
+    return replace(record_memory(step, device), backward_seconds=marks[0])
 
 
 def record_memory(step: Callable[[], object], device: torch.device | None = None) -> MemoryCurve:
     """The memory curve of `step()` on `device` (default: CPU)."""
     device = device or torch.device("cpu")
     on_cuda = device.type == "cuda"
-    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_cuda else [])]
-    before_bytes = 0
+    gc.collect()  # Garbage that the step would free counts for nothing.
     if on_cuda:
         torch.cuda.synchronize(device)
         torch.cuda.reset_peak_memory_stats(device)
-        before_bytes = torch.cuda.memory_allocated(device)
-    with profile(activities=activities, profile_memory=True) as profiler:
+    count = partial(torch.cuda.memory_allocated, device) if on_cuda else count_allocated_bytes
+    before_bytes = count()
+    with _sample(count) as samples:
         result = step()
         if on_cuda:
             torch.cuda.synchronize(device)
     del result
-    curve = build_curve(_read_trace(profiler), device)
-    if not on_cuda:
-        return curve
-    peak_bytes = torch.cuda.max_memory_allocated(device) - before_bytes
-    return MemoryCurve(curve.seconds, curve.nbytes, peak_bytes, curve.backward_seconds)
+    seconds, live = zip(*samples, strict=True)
+    nbytes = tuple(number - before_bytes for number in live)
+    peak_bytes = max(nbytes)
+    if on_cuda:
+        peak_bytes = torch.cuda.max_memory_allocated(device) - before_bytes
+    return MemoryCurve(seconds, nbytes, peak_bytes)
 
 
-def build_curve(events: Iterable[Mapping[str, Any]], device: torch.device) -> MemoryCurve:
-    """The curve from the events of a chrome trace."""
-    events = sorted((event for event in events if "ts" in event), key=lambda event: event["ts"])
-    start = events[0]["ts"] if events else 0.0
-    live_blocks: dict[int, int] = {}
-    seconds, nbytes = [0.0], [0]
-    live = unseen = 0
-    backward_seconds = None
-    for event in events:
-        moment = (event["ts"] - start) / 1e6
-        if event["name"] == _BACKWARD and backward_seconds is None:
-            backward_seconds = moment
-        if event["name"] != "[memory]":
-            continue
-        fields = event["args"]
-        if fields["Device Type"] != _DEVICE_TYPES[device.type]:
-            continue
-        change, address = fields["Bytes"], fields["Addr"]
-        if change > 0:
-            lost = live_blocks.pop(address, 0)  # Freed since then, in a thread not seen.
-            unseen += lost
-            live -= lost
-            live_blocks[address] = change
-        else:
-            live_blocks.pop(address, None)
-        live += change
-        seconds.append(moment)
-        nbytes.append(live)
-    return MemoryCurve(tuple(seconds), tuple(nbytes), max(nbytes), backward_seconds, unseen)
+class _MallocInfo(ctypes.Structure):
+    """struct mallinfo2 of glibc 2.33 and later."""
+
+    _fields_ = tuple(
+        (name, ctypes.c_size_t)
+        for name in (
+            "arena", "ordblks", "smblks", "hblks", "hblkhd",
+            "usmblks", "fsmblks", "uordblks", "fordblks", "keepcost",
+        )
+    )  # fmt: skip
+
+
+_find_malloc_info = ctypes.CDLL(None).mallinfo2
+_find_malloc_info.restype = _MallocInfo
+
+
+def count_allocated_bytes() -> int:
+    """What this process has from malloc: in its heaps, and in mappings of single blocks."""
+    info = _find_malloc_info()
+    return info.uordblks + info.hblkhd
+
+
+@contextmanager
+def _sample(count: Callable[[], int]) -> Generator[list[tuple[float, int]], None, None]:
+    """Seconds since the start, and what `count` said; at least at the start and at the end."""
+    start = time.perf_counter()
+    samples: list[tuple[float, int]] = []
+    stopped = threading.Event()
+
+    def sample() -> None:
+        samples.append((time.perf_counter() - start, count()))
+
+    def run() -> None:
+        while not stopped.wait(SAMPLE_SECONDS):
+            sample()
+
+    sample()
+    thread = threading.Thread(target=run, name="memory sampler")
+    thread.start()
+    try:
+        yield samples
+    finally:
+        stopped.set()
+        thread.join()
+    sample()
 
 
 def peak_rss_bytes() -> int:
@@ -123,11 +140,3 @@ def find_cpu_model() -> str:
     """The processor's name as the kernel gives it."""
     match = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
     return match[1] if match else os.uname().machine
-
-
-def _read_trace(profiler: profile) -> list[dict[str, Any]]:
-    # The exported trace is torch's public form of the allocation events.
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "trace.json"
-        profiler.export_chrome_trace(str(path))
-        return json.loads(path.read_text(errors="replace"))["traceEvents"]

@@ -6,6 +6,8 @@ import json
 import os
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -25,60 +27,66 @@ ROOT = Path(__file__).parent.parent
 CPU = torch.device("cpu")
 
 
+# Long enough for a sample, on a machine that does other things too.
+NOTICED_SECONDS = 0.05
+# Of Python's objects, and of what malloc puts around a block.
+SLACK_BYTES = 256 * 1024
+
+
 def test_peak_of_a_known_case() -> None:
     def step() -> torch.Tensor:
         first = torch.empty(10 * MIB, dtype=torch.uint8)
+        time.sleep(NOTICED_SECONDS)
         del first
         return torch.empty(5 * MIB, dtype=torch.uint8)
 
     curve = measure.record_memory(step)
-    assert curve.peak_bytes == 10 * MIB
-    assert curve.nbytes[-1] == 5 * MIB
+    assert curve.peak_bytes == pytest.approx(10 * MIB, abs=SLACK_BYTES)
+    assert curve.nbytes[-1] == pytest.approx(5 * MIB, abs=SLACK_BYTES)
     assert list(curve.seconds) == sorted(curve.seconds)
 
 
-def test_what_lived_before_does_not_count() -> None:
+def test_what_lived_before_is_taken_off() -> None:
     held = [torch.empty(20 * MIB, dtype=torch.uint8)]
+    kept = torch.empty(40 * MIB, dtype=torch.uint8)
 
     def step() -> torch.Tensor:
         held.clear()
-        return torch.empty(5 * MIB, dtype=torch.uint8)
+        return torch.empty(25 * MIB, dtype=torch.uint8)
 
-    assert measure.record_memory(step).peak_bytes == 5 * MIB
+    assert measure.record_memory(step).peak_bytes == pytest.approx(5 * MIB, abs=SLACK_BYTES)
+    del kept
 
 
 def test_curve_of_a_training_step() -> None:
-    model = nn.Sequential(nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, 1))
-    x = torch.randn(256, 64)
+    model = nn.Sequential(nn.Linear(512, 512), nn.Tanh(), nn.Linear(512, 1))
+    x = torch.randn(8192, 512)
+    model(x).sum().backward()  # Libraries allocate buffers of their own at the first call.
+    model.zero_grad()
     curve = measure.record_step(lambda: model(x).sum(), CPU)
     gradient_bytes = sum(p.grad.nbytes for p in model.parameters() if p.grad is not None)
     # Saved for the backward: the results of the first layer and of tanh.
-    assert curve.peak_bytes >= 2 * 256 * 64 * 4
-    assert gradient_bytes <= curve.nbytes[-1] <= gradient_bytes + 64
+    assert curve.peak_bytes >= 2 * 8192 * 512 * 4
+    assert curve.nbytes[-1] == pytest.approx(gradient_bytes, abs=SLACK_BYTES)
     assert curve.backward_seconds is not None
     assert 0 < curve.backward_seconds < curve.seconds[-1]
     assert measure.MemoryCurve(**curve.as_record()) == curve
 
 
-def make_event(moment: float, nbytes: int, address: int, device: int = 0) -> dict[str, Any]:
-    return {
-        "name": "[memory]",
-        "ts": moment,
-        "args": {"Bytes": nbytes, "Addr": address, "Device Type": device},
-    }
+def test_what_another_thread_frees_counts_no_longer() -> None:
+    """As torch's profiler would have it: the store lets go of a value where its write ended."""
 
+    def step() -> None:
+        held = [torch.empty(20 * MIB, dtype=torch.uint8)]
+        time.sleep(NOTICED_SECONDS)
+        thread = threading.Thread(target=held.clear)
+        thread.start()
+        thread.join()
+        _ = torch.empty(5 * MIB, dtype=torch.uint8)
+        time.sleep(NOTICED_SECONDS)
 
-def test_a_free_that_was_not_seen_is_found_when_the_address_comes_back() -> None:
-    events = [make_event(0, 10, 1), make_event(1, 7, 1), make_event(2, 2, 2), make_event(3, -7, 1)]
-    curve = measure.build_curve(events, CPU)
-    assert curve.nbytes == (0, 10, 7, 9, 2)
-    assert (curve.peak_bytes, curve.unseen_free_bytes) == (10, 10)
-
-
-def test_other_devices_are_not_counted() -> None:
-    events = [make_event(0, 10, 1), make_event(1, 99, 1, device=1)]
-    assert measure.build_curve(events, CPU).peak_bytes == 10
-    assert measure.build_curve(events, torch.device("cuda")).peak_bytes == 99
+    curve = measure.record_memory(step)
+    assert curve.peak_bytes == pytest.approx(20 * MIB, abs=SLACK_BYTES)
 
 
 def test_peak_rss_grows_with_what_is_touched(tmp_path: Path) -> None:
