@@ -48,9 +48,9 @@ from torch.utils.flop_counter import flop_registry
 
 from fxoffload.errors import OffloadError
 from fxoffload.graph import is_view
-from fxoffload.ops import OPS, WAIT
+from fxoffload.ops import OFFLOAD, OPS, WAIT
 
-_ALIGNED = "fxoffload_takes_as_aligned"  # Marks a lowering of ours.
+_ADAPTED = "fxoffload_adapted"  # Marks a lowering of ours.
 _RNG_STATE = "rng_state_output"  # What its placeholders in the backward are called.
 _REGION = "mutation_region_id"  # Under which Inductor's patterns look for it in meta.
 
@@ -159,6 +159,7 @@ def compile_with_inductor(
             stack.enter_context(inductor_config.patch(dict.fromkeys(off, False)))
             return inner_compile(graph, *args, **kwargs)
 
+    keep_strides(OFFLOAD)
     take_as_aligned(WAIT)
     compiled = compile_fx(gm, inputs, inner_compile=compile_one, config_patches=patches)
     assert callable(compiled)
@@ -298,6 +299,34 @@ def mark_regions(graph: fx.Graph, ops: Collection[OpOverload]) -> None:
             node.meta[_REGION] = region
 
 
+def keep_strides(op: OpOverload) -> None:
+    """Let Inductor store what `op` reads first with the strides of the graph, where it may choose.
+
+    It heeds the tag needs_exact_strides in calls alone that Dynamo met, and else chooses what suits
+    its loops: a library call that reads the value too would have it copied, and so would `wait`.
+    Source: torch._inductor.graph.GraphLowering.call_function (eager_input_vals).
+    """
+
+    def adapt(fall_back: Callable[..., Any]) -> Callable[..., Any]:
+        @wraps(fall_back)
+        def lower(x: Any, *args: Any, **kwargs: Any) -> Any:
+            x.realize()
+            if is_storage_and_layout(x) and isinstance(x.get_layout(), FlexibleLayout):
+                source: Any = V.graph.current_node.args[0]
+                ExternKernel.require_exact_strides(x, source.meta["val"].stride())
+            return fall_back(x, *args, **kwargs)
+
+        return lower
+
+    from torch._inductor.ir import (  # Dear to import, and Inductor does when it compiles.
+        ExternKernel,
+        FlexibleLayout,
+        is_storage_and_layout,
+    )
+
+    _adapt_lowering(op, adapt)
+
+
 def take_as_aligned(op: OpOverload) -> None:
     """Let Inductor take CUDA results of `op` as aligned to 16 bytes, so that Triton loads wide.
 
@@ -306,6 +335,24 @@ def take_as_aligned(op: OpOverload) -> None:
     (512-byte alignment), from their first byte on; the code that Inductor writes asserts it.
     Source: torch._inductor.ir.FallbackKernel.create, V.graph.unaligned_buffers (2.11 the same).
     """
+
+    def adapt(fall_back: Callable[..., Any]) -> Callable[..., Any]:
+        @wraps(fall_back)
+        def lower(*args: Any, **kwargs: Any) -> Any:
+            result = fall_back(*args, **kwargs)
+            if result.get_device().type == "cuda":
+                V.graph.unaligned_buffers.discard(result.get_name())
+            return result
+
+        return lower
+
+    _adapt_lowering(op, adapt)
+
+
+def _adapt_lowering(
+    op: OpOverload, adapt: Callable[[Callable[..., Any]], Callable[..., Any]]
+) -> None:
+    """Let Inductor lower `op`, a call of it, by what `adapt` makes of its own function; once."""
     from torch._inductor import lowering  # Dear to import, and Inductor does when it compiles.
 
     if op not in lowering.lowerings:
@@ -313,18 +360,10 @@ def take_as_aligned(op: OpOverload) -> None:
         constraint = lowering.tag_to_layout_constraint(torch.Tag.needs_exact_strides)
         lowering.make_fallback(op, layout_constraint=constraint)
     fall_back = lowering.lowerings[op]
-    if hasattr(fall_back, _ALIGNED):
-        return
-
-    @wraps(fall_back)
-    def lower(*args: Any, **kwargs: Any) -> Any:
-        result = fall_back(*args, **kwargs)
-        if result.get_device().type == "cuda":
-            V.graph.unaligned_buffers.discard(result.get_name())
-        return result
-
-    setattr(lower, _ALIGNED, True)
-    lowering.lowerings[op] = lower
+    if not hasattr(fall_back, _ADAPTED):
+        adapted = adapt(fall_back)
+        setattr(adapted, _ADAPTED, True)
+        lowering.lowerings[op] = adapted
 
 
 def compile_with_aot(

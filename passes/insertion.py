@@ -16,7 +16,8 @@
 
 One transfer for each storage: when several saved values look at it, one ticket replaces them all,
 and each is replayed on the restored base as `as_strided`. The offload stands after the birth of
-the storage, the release after its last reader, prefetch and wait before the first reader.
+the storage (behind the loops that are fused with it), the release after its last reader, prefetch
+and wait before the first reader.
 Relies on `meta["val"]` of forward nodes; copies it to every node that it makes.
 """
 
@@ -31,13 +32,16 @@ from fxoffload.errors import PlanError
 from fxoffload.graph import TrainingGraph, get_output, get_results, get_tensor, is_view
 from fxoffload.ops import OFFLOAD, PREFETCH, RELEASE, WAIT
 from fxoffload.plan import Offload, Plan, SavedValue
-from fxoffload.torch_internals import SymbolicInts, copy_saved_meta, set_results
+from fxoffload.torch_internals import SymbolicInts, copy_saved_meta, runs_alone, set_results
 
 
-def insert_transfers(graph: TrainingGraph, plan: Plan, *, store: str, key: str = "") -> None:
+def insert_transfers(
+    graph: TrainingGraph, plan: Plan, *, store: str, key: str = "", fuses: bool = False
+) -> None:
     """Add offload, release, prefetch and wait for each value that `plan` moves to `store`.
 
-    key: under what the runtime records the seconds of this graph; "" records nothing.
+    key: under what the runtime records the seconds of this graph; "" records nothing. fuses:
+    whether Inductor fuses the loops.
     Raises PlanError when the plan names a value that the graph does not save.
     """
     if not plan.offloads:
@@ -56,7 +60,8 @@ def insert_transfers(graph: TrainingGraph, plan: Plan, *, store: str, key: str =
         root = nodes[value.name]
         members = [nodes[name] for name in value.members]
         base = _gather(graph.forward.graph, root) if value.gathered else root
-        ticket = _insert_offload(graph.forward.graph, base, root, value, decision, store, key)
+        place = _find_place(base, fuses=fuses)
+        ticket = _insert_offload(place, base, root, value, decision, store, key)
         _insert_release(graph.forward.graph, ticket, base)
         _replace_results(graph, members, ticket)
         _insert_prefetch(graph, base, root, ticket, members, placeholders, symbols)
@@ -74,7 +79,7 @@ def _gather(graph: fx.Graph, window: fx.Node) -> fx.Node:
 
 
 def _insert_offload(
-    graph: fx.Graph,
+    place: fx.Node,
     base: fx.Node,
     root: fx.Node,
     value: SavedValue,
@@ -83,8 +88,8 @@ def _insert_offload(
     key: str,
 ) -> fx.Node:
     duplicate_bytes = max(0, value.member_bytes - value.nbytes)
-    with graph.inserting_after(_last_sibling(base)):
-        ticket = graph.create_node(
+    with place.graph.inserting_before(place):
+        ticket = place.graph.create_node(
             "call_function",
             OFFLOAD,
             (base, store, value.name, decision.tier, value.owned, duplicate_bytes)
@@ -93,6 +98,21 @@ def _insert_offload(
         )
     ticket.meta = {"val": _make_fake_ticket(base)}
     return ticket
+
+
+def _find_place(base: fx.Node, *, fuses: bool) -> fx.Node:
+    """The node that the offload of `base` stands in front of.
+
+    Inductor stores a value where an op reads it, and the loops behind read what it stored. So the
+    offload waits for the next call, and the loops up to there become one; but not for views of the
+    value itself, of which Inductor would store another copy.
+    """
+    node = _last_sibling(base).next
+    while fuses and node.op == "call_function" and not runs_alone(node):
+        if is_view(node) and base in node.all_input_nodes:
+            break
+        node = node.next
+    return node
 
 
 def _last_sibling(node: fx.Node) -> fx.Node:

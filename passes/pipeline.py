@@ -82,7 +82,13 @@ def transform_graph(
         before_rewrite(graph)
     if plan.offloads:
         rewrites = (
-            partial(insert_transfers, plan=plan, store=options.store, key=options.key),
+            partial(
+                insert_transfers,
+                plan=plan,
+                store=options.store,
+                key=options.key,
+                fuses=options.fuses,
+            ),
             partial(schedule_transfers, plan=plan),
         )
         run_passes(graph, rewrites)

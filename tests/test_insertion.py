@@ -44,6 +44,36 @@ def move_everything(graph: TrainingGraph) -> TrainingGraph:
 # --- what is written ----------------------------------------------------------------------------
 
 
+def make_normed(sketch: Sketch) -> TrainingGraph:
+    """A product, two loops of which the first is saved, a view of the second, and a product."""
+    x = sketch.forward.input("x", torch.empty(16, 16))
+    mm = sketch.forward.call(aten.mm.default, x, x, name="mm")
+    norm = sketch.forward.call(aten.tanh.default, mm, name="norm")
+    scaled = sketch.forward.call(aten.mul.Tensor, norm, 2, name="scaled")
+    rows = sketch.forward.call(aten.t.default, scaled, name="rows")
+    out = sketch.forward.call(aten.mm.default, rows, x, name="out")
+    saved = sketch.save(norm, scaled)
+    gradients = [sketch.backward.call(aten.sin.default, value) for value in saved]
+    return sketch.finish([out], gradients)
+
+
+@pytest.mark.parametrize(
+    ("fuses", "expected"),
+    [
+        (False, ["mm", "norm", "offload_norm", "scaled", "offload_scaled", "rows", "out"]),
+        # The loops become one, and the second's view is of what is stored.
+        (True, ["mm", "norm", "scaled", "offload_scaled", "rows", "offload_norm", "out"]),
+    ],
+)
+def test_offload_stands_behind_loops_that_are_fused(fuses: bool, expected: list[str]) -> None:
+    graph = make_normed(Sketch())
+    plan = toys.plan_all(find_saved_values(graph))
+    insert_transfers(graph, plan, store="store", fuses=fuses)
+    verify_transfers(graph)
+    names = names_of(graph.forward.graph)
+    assert [name for name in names if name in expected] == expected
+
+
 def test_text_of_one_value() -> None:
     graph = toys.make_chain(1)
     move_everything(graph)

@@ -21,6 +21,7 @@ from torch import Tensor, fx
 from torch._inductor import inductor_prims, lowering
 from torch._inductor.codecache import compiled_fx_graph_hash
 from torch._inductor.graph import GraphLowering
+from torch._inductor.ir import ComputedBuffer
 from torch._inductor.virtualized import V
 from torch._prims.rng_prims import run_and_save_rng_state
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
@@ -33,7 +34,7 @@ from toys import WEIGHT, Half, Sketch, aten, make_input
 
 from fxoffload import errors, torch_internals
 from fxoffload.graph import TrainingGraph, get_saved
-from fxoffload.ops import OPS, PREFETCH, WAIT
+from fxoffload.ops import OFFLOAD, OPS, PREFETCH, WAIT
 from fxoffload.torch_internals import (
     CountedByGraph,
     DynamoGraph,
@@ -53,6 +54,7 @@ from fxoffload.torch_internals import (
     is_checkpointed,
     is_rng_state,
     keep_dynamo_graph,
+    keep_strides,
     keeps_graph,
     mark_regions,
     outside_of_tracing,
@@ -442,34 +444,70 @@ def hash_graph(identity: str) -> str:
     return key
 
 
+def lower(function: Callable[..., object], *inputs: Tensor) -> GraphLowering:
+    """What Inductor makes of `function` before it writes code, as if passes had written its ops."""
+    mode = FakeTensorMode(shape_env=ShapeEnv(), allow_non_fake_inputs=True)
+    fakes = [mode.from_tensor(x) for x in inputs]
+    gm = make_fx(function)(*fakes)
+    for node in gm.graph.nodes:
+        node.meta.pop("eager_input_vals", None)  # Which a pass would not know of.
+    graph = GraphLowering(gm, shape_env=mode.shape_env)
+    with V.set_fake_mode(mode), V.set_graph_handler(graph):
+        graph.run(*fakes)
+    return graph
+
+
 def lower_wait(device: torch.device) -> tuple[set[str], str]:
     """What Inductor calls unaligned in a graph that waits for one value, and the value's name."""
 
     def wait(ticket: Tensor) -> Tensor:
         return WAIT(ticket, [8, 8], [8, 1], torch.float32, device)
 
-    mode = FakeTensorMode(shape_env=ShapeEnv(), allow_non_fake_inputs=True)
-    with mode:
-        ticket = torch.empty(1, dtype=torch.int64)
-    graph = GraphLowering(make_fx(wait)(ticket), shape_env=mode.shape_env)
-    with V.set_fake_mode(mode), V.set_graph_handler(graph):
-        graph.run(ticket)
+    graph = lower(wait, torch.empty(1, dtype=torch.int64))
     (result,) = graph.graph_outputs
     return set(graph.unaligned_buffers), result.get_name()
 
 
+def lower_offload() -> list[tuple[list[int], list[int]]]:
+    """Sizes and strides of the loops in a graph that moves heads which a product reads too."""
+
+    def attend(x: Tensor) -> tuple[Tensor, Tensor]:
+        heads = aten.permute(aten.view(x, [2, 5, 3, 4]), [0, 2, 1, 3])
+        copy = aten.clone(heads, memory_format=torch.contiguous_format)
+        ticket = OFFLOAD(copy, "store", "copy", "nvme", True, 0)
+        rows = aten.view(copy, [6, 5, 4])
+        return ticket, aten.bmm(rows, aten.permute(rows, [0, 2, 1]))
+
+    loops = [
+        b for b in lower(attend, torch.empty(2, 5, 12)).buffers if isinstance(b, ComputedBuffer)
+    ]
+    return [(list(loop.get_size()), list(loop.get_stride())) for loop in loops]
+
+
 @pytest.fixture
-def unknown_wait() -> Iterator[None]:
-    """Inductor as if it had never met the op."""
-    before = lowering.lowerings.pop(WAIT, None)
+def unknown_ops() -> Iterator[None]:
+    """Inductor as if it had never met the ops."""
+    before = {op: lowering.lowerings.pop(op, None) for op in (OFFLOAD, WAIT)}
     yield
-    lowering.lowerings.pop(WAIT, None)
-    if before is not None:
-        lowering.lowerings[WAIT] = before
+    for op, function in before.items():
+        lowering.lowerings.pop(op, None)
+        if function is not None:
+            lowering.lowerings[op] = function
+
+
+def test_values_are_stored_with_the_strides_of_the_graph(unknown_ops: None) -> None:
+    """Left to itself, Inductor stores the heads as they were, and copies them for the product."""
+    sizes = [2, 3, 5, 4]
+    (first, *copies) = lower_offload()
+    assert first == (sizes, [60, 4, 12, 1])
+    assert len(copies) == 2
+    for _ in range(2):  # The second call finds the first one's work.
+        keep_strides(OFFLOAD)
+        assert lower_offload() == [(sizes, [60, 20, 4, 1])]
 
 
 @pytest.mark.parametrize("met", [True, False])
-def test_values_on_cuda_are_taken_as_aligned(unknown_wait: None, met: bool) -> None:
+def test_values_on_cuda_are_taken_as_aligned(unknown_ops: None, met: bool) -> None:
     """Fake CUDA tensors; without our lowering the ticket, a CPU input, would spoil the value."""
     cuda = torch.device("cuda", 0)
     if met:
@@ -485,10 +523,11 @@ def test_values_on_cuda_are_taken_as_aligned(unknown_wait: None, met: bool) -> N
     assert result in unaligned
 
 
-def test_compiling_takes_values_as_aligned(unknown_wait: None) -> None:
+def test_compiling_adapts_what_inductor_makes_of_the_ops(unknown_ops: None) -> None:
     run_compiled(two_outputs, compile_with_inductor, mode=None, inner_compile=skip_code)
     unaligned, result = lower_wait(torch.device("cuda", 0))
     assert result not in unaligned
+    assert len(lower_offload()) == 1
 
 
 OPTIONS = ("allow_buffer_reuse", "reorder_for_peak_memory", "layout_optimization")
