@@ -157,6 +157,12 @@ def is_reduction(node: fx.Node) -> bool:
     )
 
 
+def is_scatter(node: fx.Node) -> bool:
+    """Whether `node` puts values where indices say, as the gradient of an embedding does."""
+    name = str(getattr(node.target, "overloadpacket", ""))
+    return "index_put" in name or "scatter" in name
+
+
 def find_mutated(node: fx.Node) -> list[fx.Node]:
     """The arguments of `node` that its schema says it writes to."""
     if node.op != "call_function" or not isinstance(node.target, torch._ops.OpOverload):

@@ -32,6 +32,7 @@ from fxoffload.graph import (
     get_tensor,
     has_hints,
     is_reduction,
+    is_scatter,
     is_view,
 )
 from fxoffload.passes.lifetimes import build_alias_graph
@@ -184,7 +185,9 @@ class Footprint:
             return 0 if root.op == "placeholder" else len(self.nodes)
         maker, readers = find_maker(root), self._readers[root]
         born = self.position[maker]
-        if self._is_call(maker) or is_reduction(maker) or self._results & set(self.members[root]):
+        if self._is_call(maker) or is_reduction(maker) or is_scatter(maker):
+            return born
+        if self._results & set(self.members[root]):
             return born
         if self._is_too_much(root, reused=len(readers) > 1):
             self._realized.add(root)

@@ -208,6 +208,27 @@ def test_loop_of_many_reads_is_stored_for_readers_behind_a_call(more: int, is_st
     assert ("loop" in lives(step)) is is_stored
 
 
+@pytest.mark.parametrize(("scatters", "last"), [(True, "put"), (False, "out")])
+def test_what_is_put_by_indices_is_stored_at_once(scatters: bool, last: str) -> None:
+    """As no other loop could make it again: what it reads is free when it has run."""
+    sketch = Sketch()
+    half = sketch.forward
+    x = half.input("x", torch.empty(16, 16))
+    index = half.input("index", torch.empty(16, dtype=torch.int64))
+    made = half.call(aten.mm.default, x, x, name="made")
+    if scatters:
+        put = half.call(aten.index_put.default, x, [index], made, True, name="put")
+    else:
+        put = half.call(aten.add.Tensor, x, made, name="put")
+    product = half.call(aten.mm.default, x, x, name="product")
+    out = half.call(aten.add.Tensor, put, product, name="out")
+    tangent = sketch.backward.input("tangents_1", torch.empty(16, 16))
+    gradient = sketch.backward.call(aten.sin.default, tangent, name="g")
+    step = build(sketch.finish([out], [gradient]))
+    assert lives(step)["made"] == ("made", last)
+    assert ("put" in lives(step)) is scatters
+
+
 def test_operator_of_higher_order_is_a_call() -> None:
     """What it returns lies in memory, however deep in its results."""
     sketch = Sketch()

@@ -386,6 +386,22 @@ def test_what_inductor_stores_for_one_reader(
     assert find_order(compute, arranges=True) == [LOOP] * is_stored + [MM, LOOP]
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("accumulate", [True, False])
+def test_inductor_stores_what_is_put_by_indices(
+    find_order: Callable[..., list[str]], accumulate: bool
+) -> None:
+    """See graph.is_scatter."""
+    index = torch.arange(64).flip(0)
+
+    def compute(x: Tensor) -> Tensor:
+        return torch.index_put(x, (index,), x.sin(), accumulate) - x @ x
+
+    order = find_order(compute, arranges=True)
+    assert order[order.index(MM) :] == [MM, LOOP]
+    assert order[0] == LOOP
+
+
 def test_thresholds_of_other_devices_and_releases() -> None:
     assert find_store_policy(torch.device("cuda")) == StorePolicy(8, 4, 30, frozenset())
     as_before_2_13 = {"realize_acc_reads_threshold": 6, "realize_opcount_threshold": 20}
