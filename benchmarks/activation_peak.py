@@ -3,8 +3,9 @@
     python benchmarks/activation_peak.py --model gpt --output results.jsonl
 
 Memory is measured with each variant in a fresh process, where freed memory goes back to the system
-(fresh_process.RETURN_FREED_MEMORY). Step time (forward and backward, no
-optimizer) is a ratio of paired steps: both variants in one process, one step of each in turn.
+(fresh_process.RETURN_FREED_MEMORY). Step time (forward and backward, no optimizer) is a ratio of
+paired steps: both variants in one process that keeps freed memory (KEEP_FREED_MEMORY), one step of
+each in turn.
 """
 
 from __future__ import annotations
@@ -35,7 +36,12 @@ from benchmarks.command_line import (
     find_options,
     make_parser,
 )
-from benchmarks.fresh_process import RETURN_FREED_MEMORY, ChildFailed, run_fresh
+from benchmarks.fresh_process import (
+    KEEP_FREED_MEMORY,
+    RETURN_FREED_MEMORY,
+    ChildFailed,
+    run_fresh,
+)
 from benchmarks.measure import MIB
 from benchmarks.models import Shape
 
@@ -129,9 +135,9 @@ def measure(arguments: argparse.Namespace, console: Console) -> Results:
         )
         script = Path(__file__).with_name("activation_run.py")
         with tempfile.TemporaryDirectory() as cache, console.status(label):
+            alone = choice["work"] == "alone"
             variables = {"TORCHINDUCTOR_CACHE_DIR": cache}
-            if choice["work"] == "alone":
-                variables |= RETURN_FREED_MEMORY
+            variables |= RETURN_FREED_MEMORY if alone else KEEP_FREED_MEMORY
             return list(run_fresh(script, asdict(settings), environment=variables))
 
     (plain,) = run("memory without fxoffload", work="alone", variant="plain")

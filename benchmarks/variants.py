@@ -27,7 +27,7 @@ from rich.console import Console
 sys.path.append(str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.command_line import HEADS, find_options
-from benchmarks.fresh_process import run_fresh
+from benchmarks.fresh_process import KEEP_FREED_MEMORY, run_fresh
 from benchmarks.models import Shape
 
 Kind = Literal["plain", "fxoffload", "recompute", "checkpoint", "hooks"]
@@ -140,7 +140,7 @@ def run_variants(
     found: dict[str, Measured] = {}
     script = Path(__file__).with_name("variant_run.py")
     with tempfile.TemporaryDirectory() as cache, console.status("") as status:
-        variables = {"TORCHINDUCTOR_CACHE_DIR": cache}
+        variables = {"TORCHINDUCTOR_CACHE_DIR": cache, **KEEP_FREED_MEMORY}
         for record in run_fresh(script, asdict(settings), environment=variables):
             if "round" in record:
                 status.update(f"round {record['round'] + 1} of {rounds}")

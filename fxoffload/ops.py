@@ -23,7 +23,8 @@ import torch
 NAMESPACE = "fxoffload"
 
 # needs_exact_strides: the bytes that leave are laid out as the graph says, so that views can be
-# replayed on them. cudagraph_unsafe: a recorded graph must not replay a transfer to an old address.
+# replayed on them (torch_internals.keep_strides has Inductor heed it). cudagraph_unsafe: a recorded
+# graph must not replay a transfer to an old address.
 _TAGS = (torch.Tag.needs_exact_strides, torch.Tag.cudagraph_unsafe)
 _SCHEMAS = (
     # Starts to copy the storage of x out; returns the ticket. `store` is the key of the store,
