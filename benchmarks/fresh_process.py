@@ -20,9 +20,9 @@ from fxoffload import OffloadError
 # tells more of that than of what is alive. With this every block above 1 MiB goes back to the
 # system when it is freed. That takes time, so it is for processes whose steps are not timed.
 RETURN_FREED_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(2**20)}
-# As CUDA's allocator does: what is freed stays for the next step. By itself glibc maps every block of
-# 32 MiB and more anew, and the system clears its pages: some code then seems slower than other by
-# how often it happens to reuse a buffer. With this no step asks the system for memory.
+# As CUDA's allocator does: what is freed stays for the next step. By itself glibc maps every block
+# of 32 MiB and more anew, and the system clears its pages: some code then seems slower than other
+# by how often it happens to reuse a buffer. With this no step asks the system for memory.
 KEEP_FREED_MEMORY = {
     "MALLOC_MMAP_THRESHOLD_": str(2**30),
     "MALLOC_TRIM_THRESHOLD_": str(2**40),

@@ -547,16 +547,22 @@ def _is_saved_rng_state(node: fx.Node) -> bool:
 def runs_alone(node: fx.Node) -> bool:
     """Whether Inductor calls a library for `node` instead of generating a loop that can be fused.
 
-    Source: torch._inductor.lowering.fallbacks; matrix products and the like, which have templates
-    or library calls, are the ops that torch.utils.flop_counter knows.
+    Source: torch._inductor.lowering.fallbacks, to which it adds ops that others define when it
+    first meets them; matrix products and the like, which have templates or library calls, are the
+    ops that torch.utils.flop_counter knows.
     """
     from torch._inductor import lowering  # Dear to import, and Inductor does when it compiles.
 
-    packet = getattr(node.target, "overloadpacket", None)
+    target = node.target
     return (
-        packet in flop_registry
-        or node.target in lowering.fallbacks
-        or isinstance(node.target, HigherOrderOperator)
+        getattr(target, "overloadpacket", None) in flop_registry
+        or target in lowering.fallbacks
+        or isinstance(target, HigherOrderOperator)
+        or (
+            isinstance(target, OpOverload)
+            and target.namespace not in ("aten", "prims")
+            and target not in lowering.lowerings
+        )
     )
 
 

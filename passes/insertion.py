@@ -30,9 +30,13 @@ from torch import fx
 
 from fxoffload.errors import PlanError
 from fxoffload.graph import TrainingGraph, get_output, get_results, get_tensor, is_view
-from fxoffload.ops import OFFLOAD, PREFETCH, RELEASE, WAIT
+from fxoffload.ops import OFFLOAD, OPS, PREFETCH, RELEASE, WAIT
 from fxoffload.plan import Offload, Plan, SavedValue
 from fxoffload.torch_internals import SymbolicInts, copy_saved_meta, runs_alone, set_results
+
+# Nodes apart at which Inductor fuses no more loops. Source: torch._inductor.scheduler
+# (Scheduler.are_long_distant_nodes).
+FUSION_REACH = 64
 
 
 def insert_transfers(
@@ -105,14 +109,19 @@ def _find_place(base: fx.Node, *, fuses: bool) -> fx.Node:
 
     Inductor stores a value where an op reads it, and the loops behind read what it stored. So the
     offload waits for the next call, and the loops up to there become one; but not for views of the
-    value itself, of which Inductor would store another copy.
+    value itself, of which Inductor would store another copy, nor longer than loops are fused.
     """
-    node = _last_sibling(base).next
-    while fuses and node.op == "call_function" and not runs_alone(node):
-        if is_view(node) and base in node.all_input_nodes:
+    place = _last_sibling(base).next
+    if not fuses:
+        return place
+    last = max([base, *_find_readers(base)])
+    behind = 0
+    while place.op == "call_function" and (place.target in OPS or not runs_alone(place)):
+        behind += place > last and place.target not in OPS
+        if behind > FUSION_REACH or (is_view(place) and base in place.all_input_nodes):
             break
-        node = node.next
-    return node
+        place = place.next
+    return place
 
 
 def _last_sibling(node: fx.Node) -> fx.Node:

@@ -16,7 +16,7 @@ from toys import WEIGHT, Sketch, aten, describe, names_of
 from fxoffload.errors import PlanError
 from fxoffload.graph import TrainingGraph, get_results
 from fxoffload.ops import OFFLOAD, OPS, PREFETCH, RELEASE, WAIT
-from fxoffload.passes.insertion import insert_transfers
+from fxoffload.passes.insertion import FUSION_REACH, insert_transfers
 from fxoffload.passes.lifetimes import find_saved_values
 from fxoffload.passes.verification import verify_transfers
 from fxoffload.plan import Keep, Offload, Plan
@@ -72,6 +72,17 @@ def test_offload_stands_behind_loops_that_are_fused(fuses: bool, expected: list[
     verify_transfers(graph)
     names = names_of(graph.forward.graph)
     assert [name for name in names if name in expected] == expected
+
+
+def test_offload_waits_no_longer_than_loops_are_fused() -> None:
+    """Or programs of many loops and no call would hold everything to the end."""
+    layers = FUSION_REACH + 10
+    graph = toys.make_chain(layers)
+    insert_transfers(graph, toys.plan_all(find_saved_values(graph)), store="store", fuses=True)
+    names = [name for name in names_of(graph.forward.graph) if "release" not in name]
+    reader = 1
+    assert names[names.index("offload_layer0") + 1] == f"layer{reader + FUSION_REACH + 1}"
+    assert names[-1] == f"offload_layer{layers - 1}"
 
 
 def test_text_of_one_value() -> None:

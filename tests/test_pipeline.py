@@ -32,15 +32,30 @@ def get_code(graph: TrainingGraph) -> tuple[str, str]:
     return graph.forward.code, graph.backward.code
 
 
-def test_zoo_computes_the_same_bits(zoo_graph: TrainingGraph) -> None:
+@pytest.mark.parametrize("fuses", [False, True])
+def test_zoo_computes_the_same_bits(zoo_graph: TrainingGraph, fuses: bool) -> None:
     before = toys.copy_graph(zoo_graph)
     get_code(zoo_graph)  # compiled now, so that it must be compiled again
-    plan = transform_graph(zoo_graph, OPTIONS)
+    plan = transform_graph(zoo_graph, dataclasses.replace(OPTIONS, fuses=fuses))
     assert plan.offloads
     assert len(names_of(zoo_graph.forward.graph, OFFLOAD)) == len(plan.offloads)
     assert "fxoffload.offload" in zoo_graph.forward.code, "recompiled"
     assert "fxoffload.wait" in zoo_graph.backward.code
     toys.assert_same_step(before, zoo_graph)
+
+
+def test_offloads_stand_behind_fused_loops() -> None:
+    """A chain without calls is one loop."""
+    places: list[list[str]] = []
+    for fuses in (False, True):
+        graph = toys.make_chain(2)
+        transform_graph(graph, dataclasses.replace(OPTIONS, fuses=fuses))
+        names = names_of(graph.forward.graph)
+        places.append([name for name in names if not name.startswith("release")])
+    assert places == [
+        ["layer0", "offload_layer0", "layer1", "offload_layer1", "out"],
+        ["layer0", "layer1", "out", "offload_layer0", "offload_layer1"],
+    ]
 
 
 def test_nothing_to_move_leaves_the_graphs_as_they_are(zoo_graph: TrainingGraph) -> None:
