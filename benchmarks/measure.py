@@ -17,14 +17,14 @@ import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
 MIB = 2**20
-SAMPLE_SECONDS = 0.2e-3
+SAMPLE_SECONDS = 0.05e-3
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,14 +93,19 @@ class _MallocInfo(ctypes.Structure):
     )  # fmt: skip
 
 
-_find_malloc_info = ctypes.CDLL(None).mallinfo2
-_find_malloc_info.restype = _MallocInfo
-
-
 def count_allocated_bytes() -> int:
     """What this process has from malloc: in its heaps, and in mappings of single blocks."""
-    info = _find_malloc_info()
+    info = _find_malloc_info()()
     return info.uordblks + info.hblkhd
+
+
+@cache
+def _find_malloc_info() -> Callable[[], _MallocInfo]:
+    function = getattr(ctypes.CDLL(None), "mallinfo2", None)
+    if function is None:
+        raise OSError("memory on a CPU is measured by mallinfo2, which glibc has since 2.33")
+    function.restype = _MallocInfo
+    return function
 
 
 @contextmanager

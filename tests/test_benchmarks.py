@@ -149,7 +149,7 @@ def run_benchmark(*arguments: str) -> subprocess.CompletedProcess[str]:
 def measure_tiny(spill_directory: Path) -> dict[str, Any]:
     """The JSON record of a tiny GPT; no such size can keep the limits, so --check must fail."""
     output = spill_directory / "results.jsonl"
-    sizes = ("--layers", "1", "--hidden", "64", "--batch", "2", "--length", "64", "--steps", "2")
+    sizes = ("--layers", "1", "--hidden", "64", "--batch", "32", "--length", "64", "--steps", "2")
     options = ("--threads", "1", "--min-bytes", "1", "--memory-budget", "min", "--check")
     places = ("--directory", str(spill_directory), "--output", str(output))
     done = run_benchmark("--model", "gpt", "--compiler", "eager", *sizes, *options, *places)

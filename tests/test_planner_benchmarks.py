@@ -31,7 +31,7 @@ SIZES = (
     "--hidden",
     "64",
     "--batch",
-    "2",
+    "32",  # Peaks that last long enough to be sampled.
     "--length",
     "64",
     "--threads",
