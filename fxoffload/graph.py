@@ -158,9 +158,12 @@ def is_reduction(node: fx.Node) -> bool:
 
 
 def is_scatter(node: fx.Node) -> bool:
-    """Whether `node` puts values where indices say, as the gradient of an embedding does."""
-    name = str(getattr(node.target, "overloadpacket", ""))
-    return "index_put" in name or "scatter" in name
+    """Whether `node` puts values where indices say, as the gradient of an embedding does.
+
+    Not slice_scatter and the like, whose place is known: they are loops as others are.
+    """
+    name = getattr(getattr(node.target, "overloadpacket", None), "__name__", "")
+    return "index_put" in name or name.startswith("scatter")
 
 
 def find_mutated(node: fx.Node) -> list[fx.Node]:

@@ -24,6 +24,7 @@ from fxoffload.graph import (
     has_hints,
     hint_int,
     is_dense,
+    is_scatter,
     is_view,
 )
 
@@ -169,3 +170,23 @@ def test_get_placeholder() -> None:
     assert found is not None
     assert found.op == "placeholder"
     assert get_placeholder(graph.backward.graph, "grad1") is None
+
+
+@pytest.mark.parametrize(
+    ("target", "scatters"),
+    [
+        (aten.index_put.default, True),
+        (aten._unsafe_index_put.default, True),
+        (aten._unsafe_masked_index_put_accumulate.default, True),
+        (aten.scatter.src, True),
+        (aten.scatter_add.default, True),
+        (aten.scatter_reduce.two, True),
+        # Their place is known: a loop like others.
+        (aten.slice_scatter.default, False),
+        (aten.select_scatter.default, False),
+        (aten.sin.default, False),
+        (operator.getitem, False),
+    ],
+)
+def test_is_scatter(half: Half, target: Any, scatters: bool) -> None:
+    assert is_scatter(half.graph.call_function(target)) is scatters
