@@ -5,6 +5,7 @@ The child of gpu_suite.py for models. This has not run on CUDA yet.
 
 from __future__ import annotations
 
+import json
 import statistics
 import sys
 from dataclasses import asdict, dataclass, field
@@ -15,6 +16,7 @@ from typing import Any
 import torch
 
 import fxoffload
+from fxoffload import runtime
 
 sys.path.append(str(Path(__file__).resolve().parent.parent))
 
@@ -71,6 +73,9 @@ def measure_model(work: ModelWork) -> None:
             "peak_bytes": peaks,
             "peak_ratio": peaks["fxoffload"] / peaks["plain"],
             "predicted_peak_bytes": moved.passes.peak_bytes,
+            "predicted_step_seconds": moved.passes.step_seconds,
+            "plans": [str(plan) for plan in moved.passes.plans],
+            "speeds": json.loads(runtime.cache_path().read_text()),
             "step_ratio": statistics.median(
                 pair["fxoffload_seconds"] / pair["plain_seconds"] for pair in pairs
             ),

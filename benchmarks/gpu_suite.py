@@ -39,7 +39,7 @@ TESTS = ("-m", "pytest", "tests/test_gpu.py", "-m", "gpu", "-v", "--tb=short")
 # A warning of one torch version must not spoil the run; the tests read what is printed.
 TEST_OPTIONS = ("-W", "default", "--color=no", "-p", "no:cacheprovider")
 # Four layers are the depth of the SSDTrain paper.
-SHAPE = {"layers": 4, "hidden": 2048, "heads": 16, "batch": 16, "length": 1024}
+SHAPE = {"layers": 4, "hidden": 4096, "heads": 32, "batch": 8, "length": 1024}
 TINY_SHAPE = {"layers": 2, "hidden": 32, "heads": 2, "batch": 2, "length": 16}
 
 

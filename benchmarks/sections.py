@@ -134,5 +134,7 @@ def link_packages(folder: Path) -> Generator[dict[str, str]]:
             **os.environ,
             "PYTHONPATH": os.pathsep.join(paths),
             "PYTHONUNBUFFERED": "1",
+            # The folder fxoffload of the repository is not the package: see CONTRIBUTING.
+            "PYTHONSAFEPATH": "1",
             "TORCHINDUCTOR_CACHE_DIR": str(Path(tree) / "inductor"),
         }

@@ -24,10 +24,10 @@ from fxoffload.torch_internals import Graphs, OffloadPartitioner, PartitionFunct
 
 log = logging.getLogger(__name__)
 
-# Memory copies of the host tier; and the delay of one transfer, which is that of a worker thread
-# that waits for the interpreter lock while a compiled kernel runs.
-HOST_LINK = Link(4e9, 4e9, latency_seconds=0.02)
+# The delay of one transfer is that of a worker thread which waits for the interpreter lock: on a
+# CPU while a compiled kernel runs; on a GPU, whose kernels are only started, while Python does.
 TRANSFER_LATENCY_SECONDS = 0.02
+GPU_TRANSFER_LATENCY_SECONDS = 0.002
 
 TransformCallback = Callable[[TrainingGraph, Plan], None]
 
@@ -132,12 +132,14 @@ def build_options(
 
 
 def measure_links(config: OffloadConfig) -> dict[str, Link]:
-    """Bandwidth and latency to each tier; the same in every process, as compile caches need it."""
-    bandwidth = runtime.choose_engine(config).bandwidth
-    links = {"nvme": Link(bandwidth.write, bandwidth.read, TRANSFER_LATENCY_SECONDS)}
+    """Bandwidth and latency from host memory to each tier.
+
+    The same in every process, as compile caches need it.
+    """
+    tiers = {"nvme": runtime.choose_engine(config).bandwidth}
     if config.host_bytes and config.ioengine != "memory":
-        links["host"] = HOST_LINK
-    return links
+        tiers["host"] = runtime.probe_memory()
+    return {tier: Link(*speed, TRANSFER_LATENCY_SECONDS) for tier, speed in tiers.items()}
 
 
 def measure_cost(
@@ -167,7 +169,24 @@ def measure_cost(
             links = {
                 tier: replace(link, compute_seconds_per_byte=taken) for tier, link in links.items()
             }
+        elif device.type == "cuda":
+            links = _go_through(links, *runtime.recall_exchange(device))
     return CostModel(links, speed, profile)
+
+
+def _go_through(
+    links: Mapping[str, Link], write_bytes_per_second: float, read_bytes_per_second: float
+) -> dict[str, Link]:
+    """`links` from a GPU, whose transfers to and from the host are no faster than that."""
+    return {
+        tier: replace(
+            link,
+            write_bytes_per_second=min(link.write_bytes_per_second, write_bytes_per_second),
+            read_bytes_per_second=min(link.read_bytes_per_second, read_bytes_per_second),
+            latency_seconds=GPU_TRANSFER_LATENCY_SECONDS,
+        )
+        for tier, link in links.items()
+    }
 
 
 def reserve(store: str, plan: Plan) -> None:

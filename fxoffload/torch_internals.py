@@ -1,6 +1,6 @@
 """Every private torch API that this package touches, and nothing else.
 
-Checked on torch 2.13.0; `tests/test_torch_internals.py` has a contract test for each function, so
+Checked on torch 2.13.0 and 2.11.0; `tests/test_torch_internals.py` has a contract test for each function, so
 that a torch release breaks this file alone and a test says where.
 """
 
@@ -32,7 +32,7 @@ from torch._guards import TracingContext, tracing
 from torch._inductor import config as inductor_config
 from torch._inductor import inductor_prims
 from torch._inductor.compile_fx import compile_fx, compile_fx_inner
-from torch._inductor.custom_graph_pass import CustomPartitionerFn, CustomSchedulerPass
+from torch._inductor.custom_graph_pass import CustomPartitionerFn
 from torch._inductor.runtime.cache_dir_utils import cache_dir
 from torch._inductor.virtualized import V
 from torch._ops import HigherOrderOperator, OpOverload
@@ -49,6 +49,11 @@ from torch.utils.flop_counter import flop_registry
 from fxoffload.errors import OffloadError
 from fxoffload.graph import is_view
 from fxoffload.ops import OFFLOAD, OPS, WAIT
+
+try:
+    from torch._inductor.custom_graph_pass import CustomSchedulerPass
+except ImportError:  # torch 2.11 wants such passes to be of this class.
+    from torch._inductor.custom_graph_pass import CustomGraphPass as CustomSchedulerPass
 
 _ADAPTED = "fxoffload_adapted"  # Marks a lowering of ours.
 _RNG_STATE = "rng_state_output"  # What its placeholders in the backward are called.
@@ -585,7 +590,8 @@ def find_store_policy(device: torch.device) -> StorePolicy:
     """What Inductor does on `device`.
 
     Source: torch._inductor.ir.StorageBox (should_realize_on_reuse, has_exceeded_max_reads) and
-    torch._inductor.config; releases before 2.13 know no thresholds of a CPU's own.
+    torch._inductor.config; releases before 2.13 know no thresholds of a CPU's own, and
+    fewer dear ops.
     """
     config: Any = inductor_config
     on_cpu = device.type == "cpu"
@@ -597,7 +603,9 @@ def find_store_policy(device: torch.device) -> StorePolicy:
         of_cpu, of_others = f"realize_cpu_{what}_threshold", f"_realize_{what}_threshold_default"
         return getattr(config, of_cpu if on_cpu else of_others)
 
-    dear = ("exp", "log", "log10", "log1p", "log2", "sigmoid", "tanh") if on_cpu else ()
+    dear = ("exp", "sigmoid") if on_cpu else ()
+    if on_cpu and hasattr(config, "realize_cpu_opcount_threshold"):
+        dear += ("log", "log10", "log1p", "log2", "tanh")
     return StorePolicy(
         reads=find_threshold("acc_reads"),
         reused_reads=config.realize_reads_threshold,

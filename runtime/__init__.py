@@ -15,7 +15,7 @@
     buffers     raw bytes of tensors, aligned memory, staging
     checksum    an engine around another one, with digests
     choice      which engine, and what it delivers
-    speed       how fast a device computes, from one short probe
+    speed       how fast a device computes and exchanges bytes with the host, from short probes
     bandwidth   what an engine delivers, from one short probe
     probe_cache measured speeds on disk
     kvikio_engine, posix, memory    the engines
@@ -30,7 +30,8 @@ Modules import only those below them here and `fxoffload.{config,endurance,error
 sees a graph.
 """
 
-from fxoffload.runtime.choice import EngineChoice, choose_engine
+from fxoffload.runtime.bandwidth import Bandwidth
+from fxoffload.runtime.choice import EngineChoice, choose_engine, probe_memory
 from fxoffload.runtime.contention import Contention, recall_contention
 from fxoffload.runtime.counters import StoreStatistics
 from fxoffload.runtime.kernels import (
@@ -47,9 +48,10 @@ from fxoffload.runtime.kernels import (
 )
 from fxoffload.runtime.probe_cache import cache_path
 from fxoffload.runtime.recorder import Clocks, StepRecorder
-from fxoffload.runtime.speed import Speed, recall_speed
+from fxoffload.runtime.speed import Speed, recall_exchange, recall_speed
 
 __all__ = [
+    "Bandwidth",
     "Clocks",
     "Contention",
     "EngineChoice",
@@ -63,7 +65,9 @@ __all__ = [
     "find_recorders",
     "find_store",
     "find_threads",
+    "probe_memory",
     "recall_contention",
+    "recall_exchange",
     "recall_speed",
     "register_store",
     "reset_statistics",

@@ -57,7 +57,7 @@ def choose_engine(config: OffloadConfig) -> EngineChoice:
     where a directory cannot be probed.
     """
     if config.ioengine == "memory":
-        bandwidth, reason = _probe_memory(), 'ioengine="memory" was asked for'
+        bandwidth, reason = probe_memory(), 'ioengine="memory" was asked for'
         return EngineChoice("memory", reason, _make_key("memory", "host"), (bandwidth,), bandwidth)
     directories = config.directories
     if config.ioengine == "posix":
@@ -94,6 +94,20 @@ def open_engine(config: OffloadConfig) -> IOEngine:
     return engine
 
 
+@cache
+def probe_memory() -> Bandwidth:
+    """What host memory as a tier delivers, by a short probe that is made once on a machine."""
+
+    def measure() -> Bandwidth:
+        engine = MemoryEngine(_MEMORY_PROBE_BYTES)
+        try:
+            return measure_bandwidth(engine)
+        finally:
+            engine.close()
+
+    return Bandwidth(*recall_pair(_make_key("memory", "host"), measure))
+
+
 def _choose(kind: EngineKind, reason: str, directories: Sequence[Path]) -> EngineChoice:
     probes = [_probe_directory(kind, directory) for directory in directories]
     # Directories of one file system share its speed.
@@ -122,18 +136,6 @@ def _probe_directory(kind: EngineKind, directory: Path) -> tuple[str, Bandwidth]
 
     system = f"{os.stat(directory).st_dev:x}-{os.statvfs(directory).f_fsid:x}"
     return system, Bandwidth(*recall_pair(_make_key(kind, system), measure))
-
-
-@cache
-def _probe_memory() -> Bandwidth:
-    def measure() -> Bandwidth:
-        engine = MemoryEngine(_MEMORY_PROBE_BYTES)
-        try:
-            return measure_bandwidth(engine)
-        finally:
-            engine.close()
-
-    return Bandwidth(*recall_pair(_make_key("memory", "host"), measure))
 
 
 def _make_key(kind: EngineKind, place: str) -> str:

@@ -14,7 +14,8 @@ import os
 import threading
 import time
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -29,7 +30,7 @@ from fxoffload.runtime.choice import open_engine
 from fxoffload.runtime.counters import StoreStatistics, add_statistics, find_past
 from fxoffload.runtime.ioengine import IOEngine
 from fxoffload.runtime.memory import MemoryEngine
-from fxoffload.runtime.recorder import StepRecorder
+from fxoffload.runtime.recorder import StepRecorder, mark_now
 from fxoffload.runtime.store import OffloadStore
 from fxoffload.runtime.ticket import Ticket
 
@@ -150,10 +151,8 @@ def _offload(
 ) -> torch.Tensor:
     owner, recorder = find_store(store), _recorders.get(graph)
     _threads[threading.get_ident()] = threading.current_thread()
-    enter = time.perf_counter()
-    ticket = owner.offload(x, name, tier, owned, duplicate_bytes)
-    if recorder is not None:
-        recorder.record("offload", name, enter, time.perf_counter())
+    with _recorded(recorder, "offload", name, x.device):
+        ticket = owner.offload(x, name, tier, owned, duplicate_bytes)
     number = next(_ids)
     array = np.array([number], np.int64)
     _tickets[number] = owner, ticket, recorder
@@ -163,18 +162,14 @@ def _offload(
 
 def _release(ticket: torch.Tensor, x: torch.Tensor, block: bool) -> None:
     store, found, recorder = _find_ticket(ticket)
-    enter = time.perf_counter()
-    store.release(found, block)
-    if recorder is not None:
-        recorder.record("release", found.name, enter, time.perf_counter())
+    with _recorded(recorder, "release", found.name, x.device):
+        store.release(found, block)
 
 
 def _prefetch(ticket: torch.Tensor) -> None:
     store, found, recorder = _find_ticket(ticket)
-    enter = time.perf_counter()
-    store.prefetch_ahead(found)
-    if recorder is not None:
-        recorder.record("prefetch", found.name, enter, time.perf_counter())
+    with _recorded(recorder, "prefetch", found.name, found.layout.device):
+        store.prefetch_ahead(found)
 
 
 def _wait(
@@ -185,10 +180,8 @@ def _wait(
     device: torch.device,
 ) -> torch.Tensor:
     store, found, recorder = _find_ticket(ticket)
-    enter = time.perf_counter()
-    y = store.take(found)
-    if recorder is not None:
-        recorder.record("wait", found.name, enter, time.perf_counter())
+    with _recorded(recorder, "wait", found.name, device):
+        y = store.take(found)
     if (tuple(y.shape), y.dtype, y.device.type) != (tuple(size), dtype, device.type):
         raise StoreError(
             f"{found.name}: {y.dtype}{list(y.shape)} on {y.device} was offloaded and "
@@ -202,6 +195,19 @@ def _wait(
     other = torch.empty_strided(size, stride, dtype=dtype, device=device)
     copy_values(other, y)
     return other
+
+
+@contextmanager
+def _recorded(
+    recorder: StepRecorder | None, kind: str, name: str, device: torch.device
+) -> Generator[None]:
+    """Within, the op `kind` of the value `name` runs."""
+    if recorder is None:
+        yield
+        return
+    enter = mark_now(device)
+    yield
+    recorder.record(kind, name, enter, mark_now(device))
 
 
 def _find_ticket(tensor: torch.Tensor) -> tuple[OffloadStore, Ticket, StepRecorder | None]:

@@ -1,4 +1,4 @@
-"""How fast a device computes, from one short probe."""
+"""How fast a device computes, and exchanges bytes with the host, from short probes."""
 
 from __future__ import annotations
 
@@ -10,12 +10,14 @@ from typing import Any, NamedTuple
 
 import torch
 
-from fxoffload.runtime.bandwidth import round_down
+from fxoffload.runtime.bandwidth import Bandwidth, round_down
 from fxoffload.runtime.probe_cache import recall_pair
 
-PROBE_SECONDS = 0.1  # For each of the two numbers, warm-up not counted.
+PROBE_SECONDS = 0.1  # For each number, warm-up not counted.
 _MATRIX_SIZE = {"cpu": 1024, "cuda": 8192}
-_COPY_BYTES = {"cpu": 2**26, "cuda": 2**30}
+# More than caches hold, and little beside a model that fills the device.
+_COPY_BYTES = {"cpu": 2**26, "cuda": 2**28}
+_EXCHANGE_BYTES = 2**26
 
 
 class Speed(NamedTuple):
@@ -28,21 +30,43 @@ class Speed(NamedTuple):
 def recall_speed(device: torch.device, dtype: torch.dtype) -> Speed:
     """What `device` sustains with matrices of `dtype`, by a probe that is made once on a machine.
 
-    Of a CPU: with as many threads as torch uses now.
+    Of a CPU: with as many threads as torch uses now. Of float32 on a GPU: at torch's precision for
+    products of such matrices now.
     """
-    if device.type == "cuda":
-        name = torch.cuda.get_device_name(device)
-    else:
-        name = f"{os.cpu_count()} cores, {torch.get_num_threads()} threads"
-    key = f"{platform.node()} {device.type} {name} {dtype} torch {torch.__version__}"
+    key = f"{_describe(device)} {dtype} torch {torch.__version__}"
+    if device.type == "cuda" and dtype is torch.float32:
+        key += f" {torch.get_float32_matmul_precision()} precision"
     return Speed(*recall_pair(key, lambda: measure_speed(device, dtype)))
+
+
+def recall_exchange(device: torch.device) -> Bandwidth:
+    """Between pinned host memory and `device`, a GPU: written from it, and read back to it.
+
+    By a probe that is made once on a machine.
+    """
+    key = f"{_describe(device)} exchange torch {torch.__version__}"
+    return Bandwidth(*recall_pair(key, lambda: measure_exchange(device)))
+
+
+def measure_exchange(device: torch.device) -> Bandwidth:
+    """The best of many copies in each direction, rounded down to two digits."""
+    own = torch.zeros(_EXCHANGE_BYTES, dtype=torch.uint8, device=device)
+    host = torch.zeros(_EXCHANGE_BYTES, dtype=torch.uint8, pin_memory=device.type == "cuda")
+    write = _find_least_seconds(lambda: host.copy_(own, non_blocking=True), device)
+    read = _find_least_seconds(lambda: own.copy_(host, non_blocking=True), device)
+    return Bandwidth(
+        *(round_down(_EXCHANGE_BYTES / seconds, digits=2) for seconds in (write, read))
+    )
 
 
 def measure_speed(device: torch.device, dtype: torch.dtype) -> Speed:
     """The best of many short runs, rounded down to two digits: others may use the device too."""
     kind = "cuda" if device.type == "cuda" else "cpu"
     size = _MATRIX_SIZE[kind]
-    left = torch.ones(size, size, dtype=dtype, device=device)
+    # Not constant: that takes a GPU less power, and so less time. Not by the program's generator.
+    generator = torch.Generator(device).manual_seed(0)
+    left = torch.randn(size, size, dtype=torch.float32, device=device, generator=generator)
+    left = left.to(dtype)
     product = torch.empty_like(left)
     source = torch.ones(_COPY_BYTES[kind] // 4, dtype=torch.float32, device=device)
     target = torch.empty_like(source)
@@ -51,6 +75,14 @@ def measure_speed(device: torch.device, dtype: torch.dtype) -> Speed:
     return Speed(
         round_down(2 * size**3 / multiply, digits=2), round_down(2 * source.nbytes / copy, digits=2)
     )
+
+
+def _describe(device: torch.device) -> str:
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device)
+    else:
+        name = f"{os.cpu_count()} cores, {torch.get_num_threads()} threads"
+    return f"{platform.node()} {device.type} {name}"
 
 
 def _find_least_seconds(run: Callable[[], Any], device: torch.device) -> float:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from fxoffload.runtime import buffers
 from fxoffload.runtime.buffers import (
     LEAST_HUGE_BYTES,
     STAGING_ALIGNMENT,
@@ -127,11 +128,25 @@ def find_flags(address: int) -> set[str]:
     not Path("/sys/kernel/mm/transparent_hugepage").exists(), reason="a kernel without huge pages"
 )
 def test_large_memory_asks_for_huge_pages() -> None:
-    for span, asked in ((LEAST_HUGE_BYTES, True), (LEAST_HUGE_BYTES - 4, False)):
-        y, _ = empty_at(
-            (span // 4,), (1,), torch.float32, span=span, phase=64, alignment=STAGING_ALIGNMENT
-        )
-        assert ("hg" in find_flags(y.data_ptr() + span // 2)) is asked
+    y = empty_bytes(LEAST_HUGE_BYTES)
+    assert "hg" in find_flags(y.data_ptr() + LEAST_HUGE_BYTES // 2)
+
+
+def test_smaller_memory_asks_for_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The flags of its mapping do not tell: a heap keeps those of a larger block before it."""
+    asked: list[torch.Tensor] = []
+    monkeypatch.setattr(buffers, "ask_for_huge_pages", asked.append)
+    empty_bytes(LEAST_HUGE_BYTES - 4)
+    assert not asked
+    empty_bytes(LEAST_HUGE_BYTES)
+    assert len(asked) == 1
+
+
+def empty_bytes(span: int) -> torch.Tensor:
+    y, _ = empty_at(
+        (span // 4,), (1,), torch.float32, span=span, phase=64, alignment=STAGING_ALIGNMENT
+    )
+    return y
 
 
 def test_staging_buffers_are_aligned_and_reused() -> None:

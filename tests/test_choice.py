@@ -22,7 +22,7 @@ from fxoffload.runtime.posix import PosixEngine
 from fxoffload.runtime.probe_cache import cache_path
 from fxoffload.runtime.spill_file import SpillFile
 
-PROBES = (choice._probe_directory, choice._probe_memory)
+PROBES = (choice._probe_directory, choice.probe_memory)
 
 
 def forget_probes() -> None:

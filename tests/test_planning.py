@@ -10,10 +10,11 @@ import toys
 
 from fxoffload import runtime
 from fxoffload.config import OffloadConfig
-from fxoffload.planning import measure_cost, measure_links
+from fxoffload.cost import Link
+from fxoffload.planning import GPU_TRANSFER_LATENCY_SECONDS, measure_cost, measure_links
 
 
-def test_transfers_take_from_compute_on_a_cpu_alone(
+def test_transfers_take_from_compute_on_a_cpu_and_cross_a_bus_to_a_gpu(
     spill_directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = OffloadConfig(directory=spill_directory, ioengine="posix", host_budget="1MiB")
@@ -29,7 +30,11 @@ def test_transfers_take_from_compute_on_a_cpu_alone(
     assert cost.links["nvme"].read_bytes_per_second == links["nvme"].read_bytes_per_second
     for node in graph.forward.graph.nodes:
         node.meta["val"] = FakeOnCuda()
-    assert measure_cost(config, links, graph).links == links
+    monkeypatch.setattr(runtime, "recall_exchange", lambda _: runtime.Bandwidth(1e3, 1e12))
+    on_gpu = measure_cost(config, links, graph).links
+    for tier, link in links.items():
+        read = link.read_bytes_per_second
+        assert on_gpu[tier] == Link(1e3, read, GPU_TRANSFER_LATENCY_SECONDS)
 
 
 class FakeOnCuda(torch.Tensor):

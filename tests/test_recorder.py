@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import dataclass
+from typing import Any
 
 from fxoffload.runtime.recorder import RUNS, SKIPPED_RUNS, StepRecorder
 
@@ -84,3 +86,50 @@ def test_threads_have_clocks_of_their_own() -> None:
         record_step(recorder, 1000.0 * step)
     found = recorder.find_clocks()
     assert found == EXPECTED
+
+
+@dataclass
+class DeviceEvent:
+    """What a torch.cuda.Event is to the recorder; it passes when it is waited for."""
+
+    seconds: float
+    device: str = "cuda:0"
+    passed: bool = False
+
+    def synchronize(self) -> None:
+        self.passed = True
+
+    def elapsed_time(self, end: DeviceEvent) -> float:
+        assert end.passed
+        assert self.device == end.device
+        return 1e3 * (end.seconds - self.seconds)
+
+
+class OnDevices(StepRecorder):
+    """Turns the seconds of `record_step` into events of a GPU, or of what `elsewhere` names."""
+
+    def __init__(self, elsewhere: dict[str, str | None]) -> None:
+        super().__init__()
+        self.elsewhere = elsewhere
+
+    def record(self, kind: str, name: str, enter: Any, leave: Any) -> None:
+        device = self.elsewhere.get(name, "cuda:0")
+        if device is not None:
+            enter, leave = DeviceEvent(enter, device), DeviceEvent(leave, device)
+        super().record(kind, name, enter, leave)
+
+
+def test_on_a_gpu_its_own_clock_counts() -> None:
+    recorder = OnDevices({})
+    for step in range(STEPS):
+        record_step(recorder, 1000.0 * step)
+    assert recorder.find_clocks() == EXPECTED
+
+
+def test_devices_have_no_clock_in_common() -> None:
+    for other in (None, "cuda:1"):  # None: a CPU.
+        recorder = OnDevices({"b": other})
+        for step in range(STEPS):
+            record_step(recorder, 1000.0 * step)
+        # In the forward "a" follows "b" and "b" follows "a"; in the backward they alternate, too.
+        assert recorder.find_clocks() == dict.fromkeys(EXPECTED, 0.0)

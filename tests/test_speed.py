@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from fxoffload.runtime import speed
-from fxoffload.runtime.speed import Speed, measure_speed, recall_speed
+from fxoffload.runtime.bandwidth import Bandwidth
+from fxoffload.runtime.speed import Speed, measure_exchange, measure_speed, recall_speed
 
 CPU = torch.device("cpu")
 
@@ -26,6 +27,22 @@ def test_seconds_become_speeds(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(speed.time, "perf_counter", lambda: next(clock) / 2)
     # 2 x 100^3 operations, and 4000 bytes there and back, in half a second each.
     assert measure_speed(CPU, torch.float32) == Speed(4e6, 1.6e4)
+
+
+def test_seconds_become_bytes_per_second(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(speed, "_EXCHANGE_BYTES", 1000)
+    clock = iter(range(1000))
+    monkeypatch.setattr(speed.time, "perf_counter", lambda: next(clock) / 4)
+    assert measure_exchange(CPU) == Bandwidth(4e3, 4e3)
+
+
+def test_the_generator_of_the_program_stays_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(speed, "_MATRIX_SIZE", {"cpu": 100})
+    torch.manual_seed(0)
+    expected = torch.rand(3)
+    torch.manual_seed(0)
+    measure_speed(CPU, torch.float32)
+    assert torch.equal(torch.rand(3), expected)
 
 
 def test_a_machine_is_within_reason() -> None:
