@@ -57,6 +57,8 @@ except ImportError:  # torch 2.11 wants such passes to be of this class.
 
 _ADAPTED = "fxoffload_adapted"  # Marks a lowering of ours.
 _RNG_STATE = "rng_state_output"  # What its placeholders in the backward are called.
+# What schemas call the results of random ops that tell their backward which numbers were drawn.
+_RNG_RESULTS = ("rng_state", "philox_seed", "philox_offset", "unused")
 _REGION = "mutation_region_id"  # Under which Inductor's patterns look for it in meta.
 
 Graphs = tuple[fx.GraphModule, fx.GraphModule]
@@ -531,11 +533,12 @@ def is_rng_state(node: fx.Node) -> bool:
     """Whether `node` holds the state or the seeds of a random number generator.
 
     Inductor reads seeds by the name of their buffer and not through its dependencies, so that a
-    read could pass the wait. Source: torch._prims.rng_prims, torch._inductor.inductor_prims.
+    read could pass the wait. Those of attention lie on the CPU where their fake tensors say CUDA.
+    Source: torch._prims.rng_prims, torch._inductor.inductor_prims, schemas of aten's attention.
     """
     if node.target in (inductor_prims.seed, inductor_prims.seeds):
         return True
-    if _is_saved_rng_state(node):
+    if _is_saved_rng_state(node) or _tells_what_was_drawn(node):
         return True
     return node.op == "placeholder" and "rng_state" in node.name
 
@@ -547,6 +550,18 @@ def _is_saved_rng_state(node: fx.Node) -> bool:
     assert isinstance(source, fx.Node)
     # The state, then what the random op returned.
     return source.target is run_and_save_rng_state and bool(index == 0)
+
+
+def _tells_what_was_drawn(node: fx.Node) -> bool:
+    if node.target is not getitem:
+        return False
+    source, index = node.args
+    assert isinstance(source, fx.Node)
+    if not isinstance(source.target, OpOverload):
+        return False
+    names = [result.name for result in source.target._schema.returns]
+    # A list of tensors is one result.
+    return index in range(len(names)) and names[index] in _RNG_RESULTS
 
 
 def runs_alone(node: fx.Node) -> bool:

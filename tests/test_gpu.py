@@ -43,9 +43,12 @@ EXACT_CASES = {"mlp", "views", "checkpoint", "graph_break"}  # Whose kernels add
 
 
 @pytest.fixture(autouse=True)
-def clean() -> Iterator[None]:
+def clean(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Each test begins and ends with nothing compiled and nothing live."""
     torch._dynamo.reset()
+    # By default random ops under a checkpoint draw from generators of their own, and other numbers
+    # than where nothing is recomputed.
+    monkeypatch.setattr(torch._functorch.config, "graphsafe_rng_functionalization", False)
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.utils.deterministic.fill_uninitialized_memory = False
     torch.backends.cudnn.benchmark = False

@@ -906,6 +906,33 @@ def test_rng_states() -> None:
     assert not is_rng_state(half.call(operator.getitem, other, 0))
 
 
+ATTENTION_ON_CUDA = (
+    aten._scaled_dot_product_flash_attention.default,
+    aten._scaled_dot_product_efficient_attention.default,
+    aten._scaled_dot_product_cudnn_attention.default,
+)
+
+
+@pytest.mark.parametrize("attention", ATTENTION_ON_CUDA)
+def test_what_attention_drew_is_an_rng_state(attention: Any) -> None:
+    """Two results of each: seed and offset, or the pair and what is left of it."""
+    half: Half = Sketch().forward
+    both = half.graph.call_function(attention, ())
+    count = len(attention._schema.returns)
+    states = [
+        is_rng_state(half.graph.call_function(operator.getitem, (both, index)))
+        for index in range(count)
+    ]
+    assert sum(states) == 2
+    assert not any(states[:2])  # What it computes, and the sums of its softmax.
+
+
+def test_parts_of_a_list_are_no_rng_states() -> None:
+    half: Half = Sketch().forward
+    parts = half.graph.call_function(aten.split.Tensor, ())
+    assert not is_rng_state(half.graph.call_function(operator.getitem, (parts, 3)))
+
+
 def test_inductors_seeds_are_rng_states() -> None:
     half: Half = Sketch().forward
     for target, args in ((inductor_prims.seed, ()), (inductor_prims.seeds, (2,))):
