@@ -46,7 +46,8 @@ def measure_model(work: ModelWork) -> None:
 
     def build(variant: Variant) -> Trainer:
         torch.manual_seed(0)
-        model = build_model(work.model, shape).to(work.device, getattr(torch, work.dtype))
+        with torch.device(work.device):  # Random weights of this size take a CPU half a minute.
+            model = build_model(work.model, shape).to(getattr(torch, work.dtype))
         compile_model = partial(compile_variant, variant=variant, **work.options)
         return Trainer(model, make_tokens(shape).to(work.device), compile_model)
 

@@ -28,6 +28,8 @@ log = logging.getLogger(__name__)
 # CPU while a compiled kernel runs; on a GPU, whose kernels are only started, while Python does.
 TRANSFER_LATENCY_SECONDS = 0.02
 GPU_TRANSFER_LATENCY_SECONDS = 0.002
+# No thread of ours has a part in copies between a GPU and host memory.
+GPU_COPY_LATENCY_SECONDS = 0.0002
 
 TransformCallback = Callable[[TrainingGraph, Plan], None]
 
@@ -170,23 +172,23 @@ def measure_cost(
                 tier: replace(link, compute_seconds_per_byte=taken) for tier, link in links.items()
             }
         elif device.type == "cuda":
-            links = _go_through(links, *runtime.recall_exchange(device))
+            links = _go_through(links, config, runtime.recall_exchange(device))
     return CostModel(links, speed, profile)
 
 
 def _go_through(
-    links: Mapping[str, Link], write_bytes_per_second: float, read_bytes_per_second: float
+    links: Mapping[str, Link], config: OffloadConfig, exchange: runtime.Bandwidth
 ) -> dict[str, Link]:
-    """`links` from a GPU, whose transfers to and from the host are no faster than that."""
-    return {
-        tier: replace(
-            link,
-            write_bytes_per_second=min(link.write_bytes_per_second, write_bytes_per_second),
-            read_bytes_per_second=min(link.read_bytes_per_second, read_bytes_per_second),
-            latency_seconds=GPU_TRANSFER_LATENCY_SECONDS,
-        )
-        for tier, link in links.items()
-    }
+    """`links` from a GPU, whose own copies fill host memory; a drive is no faster than they are."""
+    found: dict[str, Link] = {}
+    for tier, link in links.items():
+        if tier == "host" or (config.ioengine == "memory" and not config.checksum):
+            found[tier] = Link(*exchange, GPU_COPY_LATENCY_SECONDS)
+        else:
+            write = min(link.write_bytes_per_second, exchange.write)
+            read = min(link.read_bytes_per_second, exchange.read)
+            found[tier] = Link(write, read, GPU_TRANSFER_LATENCY_SECONDS)
+    return found
 
 
 def reserve(store: str, plan: Plan) -> None:

@@ -1,7 +1,7 @@
 """Every private torch API that this package touches, and nothing else.
 
-Checked on torch 2.13.0 and 2.11.0; `tests/test_torch_internals.py` has a contract test for each function, so
-that a torch release breaks this file alone and a test says where.
+Checked on torch 2.13.0 and 2.11.0; `tests/test_torch_internals.py` has a contract test for each
+function, so that a torch release breaks this file alone and a test says where.
 """
 
 from __future__ import annotations

@@ -11,6 +11,9 @@ Order is kept by events, never by `record_stream`:
     read ends  the thread that read issues the copy, on the incoming stream behind `ready`
     wait       the computing stream waits for that copy; the host only for its being issued
 
+What goes to host memory stays in its staging buffer, which a second copy on the host would only
+take the bus's speed from: written means that it has been copied out, and prefetch copies it back.
+
 Nothing but a passed event frees memory that a side stream uses: a staging buffer comes back
 behind its last copy, and a y that nobody waited for (a backward that was given up) is held until
 the copy into it has ended, as the allocator knows the computing stream only. Such holds are noted
@@ -28,6 +31,7 @@ import torch
 
 from fxoffload.runtime.buffers import StagingBuffer, compact, copy_values, same_layout, span_tensor
 from fxoffload.runtime.ioengine import IOEngine, IOFuture, find_outcome
+from fxoffload.runtime.memory import MemoryEngine
 from fxoffload.runtime.posix import submit_transfer
 from fxoffload.runtime.staging import StagingArena
 from fxoffload.runtime.streams import CudaStreams
@@ -47,11 +51,14 @@ class Hold:
 
 
 class CudaDevice:
-    """Tensors of one CUDA device; at most `staging_bytes` of host memory are pinned."""
+    """Tensors of one CUDA device.
 
-    def __init__(self, streams: CudaStreams, staging_bytes: int = STAGING_BYTES) -> None:
+    At most `host_bytes` of host memory, which values may stay in, and STAGING_BYTES are pinned.
+    """
+
+    def __init__(self, streams: CudaStreams, host_bytes: int = 0) -> None:
         self.streams = streams
-        self.arena = StagingArena(streams.empty_host, staging_bytes)
+        self.arena = StagingArena(streams.empty_host, host_bytes + STAGING_BYTES)
         self._holds: deque[Hold] = deque()
         # A write first waits for its copy, which must not hold up the engine's own threads.
         self.executor = ThreadPoolExecutor(
@@ -99,6 +106,7 @@ class CudaOutgoing:
 
     # The engine reads the staging buffer; the tensor's memory is ordered by events.
     shares_memory = False
+    stays = False
 
     def __init__(self, x: torch.Tensor, device: CudaDevice, alignment: int) -> None:
         tensor = compact(x.resolve_conj().resolve_neg())
@@ -118,12 +126,16 @@ class CudaOutgoing:
         self._last = self._copied  # The last event that the buffer is needed for.
 
     def write(self, engine: IOEngine, offset: int) -> Future[int]:
-        """Start to write to the slot at `offset`, once the copy has passed."""
+        """Start to write to the slot at `offset`, once the copy has passed.
+
+        A slot of host memory stays empty: it says how much of that memory is taken.
+        """
         copied = self._copied
+        self.stays = isinstance(engine, MemoryEngine)
 
         def run(view: memoryview) -> int:
             copied.synchronize()
-            return engine.write(view, offset).result()
+            return len(view) if self.stays else engine.write(view, offset).result()
 
         return submit_transfer(self._device.executor, run, self._buffer.view[: self.write_bytes])
 

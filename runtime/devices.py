@@ -12,9 +12,13 @@ from fxoffload.runtime.transfer import Device
 
 
 class Devices:
-    """Finds the Device that moves the tensors of a torch device."""
+    """Finds the Device that moves the tensors of a torch device.
 
-    def __init__(self) -> None:
+    host_bytes: of host memory that values may stay in.
+    """
+
+    def __init__(self, host_bytes: int = 0) -> None:
+        self._host_bytes = host_bytes
         self._found: dict[torch.device, Device] = {torch.device("cpu"): HostDevice()}
 
     def find(self, device: torch.device) -> Device:
@@ -29,7 +33,7 @@ class Devices:
         if device == torch.device("cuda"):
             return self.find(torch.device("cuda", torch.cuda.current_device()))
         # setdefault: of two threads that come first, both use the one that is kept.
-        return self._found.setdefault(device, CudaDevice(CudaStreams(device)))
+        return self._found.setdefault(device, CudaDevice(CudaStreams(device), self._host_bytes))
 
     def close(self) -> None:
         """Wait for the copies in flight and give the buffers back."""

@@ -40,6 +40,8 @@ DIRECT_BYTES = 64 * 2**10
 class HostOutgoing:
     """A host tensor's bytes: its own memory, a private copy of it, or a staging buffer."""
 
+    stays = False
+
     def __init__(self, x: torch.Tensor, pool: StagingPool, alignment: int) -> None:
         lazy = x.is_conj() or x.is_neg()  # What is not in the bytes.
         tensor = compact(x.resolve_conj().resolve_neg() if lazy else x)

@@ -52,7 +52,11 @@ def forward_value(
             y = arrival.y
         with ledger.lock:
             ticket.forwarded[y.data_ptr()] = arrival
-            ledger.counters.forwarded_bytes += ticket.nbytes
+            if ticket.stored and outgoing.stays:
+                ledger.counters.read_bytes += ticket.nbytes
+                ledger.counters.host_read_bytes += ticket.host_bytes
+            else:
+                ledger.counters.forwarded_bytes += ticket.nbytes
     finally:
         with ledger.lock:
             ticket.copies -= 1

@@ -1,19 +1,13 @@
-"""The engine without a disk: host memory that stands for one, and that is the host tier.
-
-A device whose copies can reach host memory needs no engine thread for this tier: it takes the
-memory of a slot with `slot_view` and copies between that and its own memory, once `pin` has
-registered the whole pool with its driver. A slot that was filled so counts as written.
-"""
+"""The engine without a disk: host memory that stands for one, and that is the host tier."""
 
 from __future__ import annotations
 
 import mmap
 import os
-from collections.abc import Callable
 
 import numpy as np
 
-from fxoffload.errors import StoreClosed, StoreFull
+from fxoffload.errors import StoreFull
 from fxoffload.runtime.counters import format_bytes
 from fxoffload.runtime.slots import SlotAllocator
 from fxoffload.runtime.workers import Transfer, Workers
@@ -38,7 +32,7 @@ class MemoryEngine:
     def __init__(self, capacity_bytes: int | None = None) -> None:
         if capacity_bytes is None:
             capacity_bytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-        self._capacity_bytes = capacity_bytes
+        self.capacity_bytes = capacity_bytes
         flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE
         self._map: mmap.mmap | None = mmap.mmap(-1, max(capacity_bytes, 1), flags=flags)
         self._memory = np.frombuffer(self._map, np.uint8)
@@ -47,7 +41,6 @@ class MemoryEngine:
         self._readers = Workers(1, "fxoffload-memory-read")
         # The ends of the slots: in this round, in the one before, and of the pages that we hold.
         self._round_bytes = self._last_round_bytes = self._held_bytes = 0
-        self._unpin: Callable[[int], object] | None = None
 
     @property
     def end_bytes(self) -> int:
@@ -63,7 +56,7 @@ class MemoryEngine:
         """The offset of a slot of `nbytes`; StoreFull beyond the capacity."""
         offset = self._slots.allocate(nbytes)
         end = self._slots.end_bytes
-        if end > self._capacity_bytes:
+        if end > self.capacity_bytes:
             self._slots.free(offset)
             raise self._full(end)
         self._round_bytes = max(self._round_bytes, end)
@@ -77,7 +70,7 @@ class MemoryEngine:
 
     def reserve(self, nbytes: int) -> None:
         """StoreFull unless the capacity is at least `nbytes`."""
-        if nbytes > self._capacity_bytes:
+        if nbytes > self.capacity_bytes:
             raise self._full(nbytes)
 
     def describe(self, offset: int) -> str:
@@ -92,35 +85,10 @@ class MemoryEngine:
         """Start to fill `view` from `offset`."""
         return self._readers.submit(lambda target: _copy(target, self._slice(offset, target)), view)
 
-    def slot_view(self, offset: int, nbytes: int) -> memoryview:
-        """The first `nbytes` of the slot at `offset`, writable; valid until the slot is freed.
-
-        The pool keeps its address from the first to the last day of the engine. A view that is
-        still held when the engine closes keeps the pool's memory, and nothing worse.
-        """
-        return self._memory[offset : offset + nbytes].data
-
-    def pin(
-        self, register: Callable[[int, int], object], unregister: Callable[[int], object]
-    ) -> None:
-        """Call `register(address, nbytes)` for the whole pool, once in the engine's life.
-
-        Later calls do nothing, whatever they bring. From then on no page is given back, and
-        `close` calls `unregister(address)`. Takes one caller at a time, as `allocate` does.
-        """
-        if self._map is None:
-            raise StoreClosed("host memory: the engine is closed; open a new store")
-        if self._unpin is None and self._capacity_bytes:
-            register(self._memory.ctypes.data, self._capacity_bytes)
-            self._unpin = unregister
-
     def close(self) -> None:
         """Finish what was started, then give the memory back. A second call does nothing."""
         self._writers.shutdown()
         self._readers.shutdown()
-        if self._unpin is not None:
-            self._unpin(self._memory.ctypes.data)
-            self._unpin = None
         # With the last array that points into it the map goes, too.
         self._memory = np.empty(0, np.uint8)
         self._map = None
@@ -129,7 +97,7 @@ class MemoryEngine:
         kept = max(self._round_bytes, self._last_round_bytes)
         kept = -(-kept // mmap.PAGESIZE) * mmap.PAGESIZE
         held = max(self._held_bytes, kept)
-        if held > kept and self._unpin is None and self._map is not None:
+        if held > kept and self._map is not None:
             self._map.madvise(mmap.MADV_DONTNEED, kept, held - kept)
             held = kept
         self._held_bytes, self._last_round_bytes, self._round_bytes = held, self._round_bytes, 0
@@ -140,7 +108,7 @@ class MemoryEngine:
     def _full(self, nbytes: int) -> StoreFull:
         return StoreFull(
             f"host memory: the values need {format_bytes(nbytes)}, the limit is "
-            f"{format_bytes(self._capacity_bytes)}; raise host_budget or memory_budget"
+            f"{format_bytes(self.capacity_bytes)}; raise host_budget or memory_budget"
         )
 
 

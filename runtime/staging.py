@@ -93,7 +93,8 @@ class StagingArena:
     def _grow(self, nbytes: int) -> _Chunk | None:
         room = self._max_bytes - self.pinned_bytes
         least = 1 << (max(nbytes, STAGING_ALIGNMENT) - 1).bit_length()
-        size = max(least, CHUNK_BYTES)
+        # Few large chunks: what is left over at their ends is lost.
+        size = max(least, CHUNK_BYTES, 1 << max(0, (self.pinned_bytes // 4).bit_length() - 1))
         while size > room and size > least:
             size //= 2
         if size > room:

@@ -23,6 +23,7 @@ from fxoffload.runtime.devices import Devices
 from fxoffload.runtime.ioengine import IOEngine
 from fxoffload.runtime.ledger import Ledger
 from fxoffload.runtime.loading import finish_read, forward_value, start_read
+from fxoffload.runtime.memory import MemoryEngine
 from fxoffload.runtime.storing import start_write
 from fxoffload.runtime.ticket import Ticket
 
@@ -49,7 +50,8 @@ class OffloadStore:
         self._alignment = max(engine.alignment for engine in self.engines.values())
         self._keeps_graph = keeps_graph
         self._ledger = Ledger(max_inflight_bytes)
-        self._devices = Devices()
+        host = [engine for engine in self.engines.values() if isinstance(engine, MemoryEngine)]
+        self._devices = Devices(sum(engine.capacity_bytes for engine in host))
 
     @property
     def closed(self) -> bool:

@@ -73,6 +73,8 @@ class Ticket:
             return False
         if self.freed or self.lent:
             return True
+        if self.outgoing.stays:
+            return False
         return self.stored and (self.released or not self.outgoing.shares_memory)
 
     @property

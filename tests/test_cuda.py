@@ -13,6 +13,7 @@ from torch import Tensor
 
 from fxoffload.errors import TransferError
 from fxoffload.runtime.cuda import CudaDevice, CudaOutgoing, Hold
+from fxoffload.runtime.memory import MemoryEngine
 from fxoffload.runtime.store import OffloadStore
 from fxoffload.runtime.streams import CudaStreams
 from fxoffload.runtime.ticket import Ticket
@@ -20,6 +21,8 @@ from fxoffload.runtime.ticket import Ticket
 SEEDS = range(40)
 VALUES = 4
 LENGTH = 300
+# Room for two values: a third one overflows to the other tier.
+HOST_BYTES = 2 * 3 * 512
 
 
 @dataclass
@@ -32,7 +35,7 @@ class Run:
     store: OffloadStore
     seen: list[tuple[int, float, float]] = field(default_factory=list[tuple[int, float, float]])
 
-    def offload(self, number: int, *, release: bool = True) -> Ticket:
+    def offload(self, number: int, *, release: bool = True, tier: str = "nvme") -> Ticket:
         """A value of `number` everywhere, made by a kernel, offloaded and released."""
         world = self.world
         # Some have gaps, so that a private copy is made on the device.
@@ -40,7 +43,7 @@ class Run:
         x = world.empty_strided((LENGTH,), (gaps,), dtype=torch.float32)
         raw = world.alias(x)
         world.launch(lambda: raw.fill_(number))
-        ticket = self.store.offload(x, f"x{number}", "nvme", True)
+        ticket = self.store.offload(x, f"x{number}", tier, True)
         if release:
             self.store.release(ticket, block=True)
         return ticket
@@ -78,7 +81,8 @@ def open_run(world: World, staging_bytes: int = 2**20) -> Iterator[Run]:
         install(world, patch, staging_bytes) as device,
     ):
         engine = JobEngine(world)
-        store = OffloadStore({"nvme": engine}, max_inflight_bytes=2**26)
+        engines = {"nvme": engine, "host": MemoryEngine(HOST_BYTES)}
+        store = OffloadStore(engines, max_inflight_bytes=2**26)
         store._devices._found[CPU] = device
         # Any stream may be the one that computes: copies must look for it at each call.
         if world.random.random() < 0.5:
@@ -102,7 +106,8 @@ def train(run: Run, steps: int = 3) -> None:
         releases = random.random() < 0.7
         for _ in range(VALUES):
             number += 1
-            tickets.append(run.offload(number, release=releases))
+            tier = random.choice(("nvme", "host"))
+            tickets.append(run.offload(number, release=releases, tier=tier))
             run.world.progress()
         if random.random() < 0.5:
             run.world.run_all()  # Everything is written, so that it must be read.
@@ -221,6 +226,46 @@ def test_memory_of_a_value_is_not_held_after_its_wait(run: Run) -> None:
         assert run.world.live_blocks == 0
         assert (run.store.statistics().read_bytes == 0) == forwarded
     run.store.free(ticket)
+    run.check()
+
+
+def test_what_goes_to_host_memory_stays_where_it_was_copied_to(run: Run) -> None:
+    """No second copy on the host: the slot only says how much of that memory is taken."""
+    tickets = [run.offload(number, tier="host") for number in (2, 4, 6)]
+    run.world.run_all()
+    done = run.store.statistics()
+    assert done.host_written_bytes == 2 * tickets[0].nbytes
+    assert done.written_bytes == 3 * tickets[0].nbytes
+    assert done.host_overflow_bytes == tickets[2].nbytes
+    assert [ticket.outgoing is None for ticket in tickets] == [False, False, True]
+    held = run.device.arena.used_bytes
+    for _ in range(2):
+        for ticket in tickets:
+            y = run.prefetch(ticket)
+            run.world.run_all()
+            run.wait(ticket, y)
+            del y
+    done = run.store.statistics()
+    assert done.host_read_bytes == 2 * done.host_written_bytes
+    assert done.read_bytes == 2 * done.written_bytes
+    assert done.forwarded_bytes == 0
+    assert run.device.arena.used_bytes >= held
+    for ticket in tickets:
+        run.store.free(ticket)
+    run.check()
+
+
+def test_host_memory_counts_as_forwarded_until_it_is_written(run: Run) -> None:
+    run.world.random.choice = lambda choices: choices[0]  # Nothing goes on by itself.
+    ticket = run.offload(2, tier="host")
+    y = run.prefetch(ticket)
+    run.wait(ticket, y)
+    del y
+    run.store.free(ticket)
+    run.world.run_all()
+    done = run.store.statistics()
+    assert done.forwarded_bytes == ticket.nbytes
+    assert done.host_read_bytes == 0
     run.check()
 
 

@@ -152,6 +152,6 @@ def test_dry_run(spill_directory: Path) -> None:
     outcomes = {test["outcome"] for test in record["sections"]["tests"]["records"]}
     assert outcomes <= {"skipped", "passed"}
     (ops,) = record["sections"]["ops"]["records"]
-    assert set(ops["median_seconds"]) == {"offload", "release", "prefetch", "wait"}
+    assert set(ops["median_seconds"]) == {"offload", "release", "written", "prefetch", "wait"}
     (model,) = record["sections"]["gpt-host-min"]["records"]
     assert model["proof"]["read_bytes"] == model["proof"]["offloaded_bytes"] > 0

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from engine_contract import EngineContract
 
-from fxoffload.errors import StoreClosed, StoreFull
+from fxoffload.errors import StoreFull
 from fxoffload.runtime.memory import MemoryEngine
 
 
@@ -131,43 +131,6 @@ def test_memory_is_bounded_by_the_capacity() -> None:
         assert engine.end_bytes <= engine.held_bytes <= 2**22
     assert refused > 100
     engine.close()
-
-
-def test_the_memory_of_a_slot() -> None:
-    engine = MemoryEngine(2**20)
-    other, offset = engine.allocate(100), engine.allocate(1000)
-    view = engine.slot_view(offset, 1000)
-    assert (len(view), view.readonly) == (1000, False)
-    view[:] = b"y" * 1000
-    back = bytearray(1000)
-    assert engine.read(memoryview(back), offset).result() == 1000
-    assert back == b"y" * 1000
-    engine.write(memoryview(b"z" * 1000), offset).result()
-    assert view == b"z" * 1000
-    engine.free(other)
-    engine.close()
-    assert view == b"z" * 1000, "what is held is not unmapped"
-
-
-def test_the_pool_is_pinned_once() -> None:
-    engine = MemoryEngine(2**24)
-    calls: list[tuple[int, ...]] = []
-    for _ in range(3):
-        engine.pin(lambda *pool: calls.append(pool), lambda address: calls.append((address,)))
-    ((address, nbytes),) = calls
-    assert nbytes == 2**24
-    offset = engine.allocate(64)
-    assert np.frombuffer(engine.slot_view(offset, 64), np.uint8).ctypes.data == address + offset
-    engine.free(offset)
-    fill_round(engine, 2**23)
-    for _ in range(3):
-        fill_round(engine, 2**20)
-    assert resident_bytes(engine) >= 2**23, "pinned pages stay"
-    engine.close()
-    engine.close()
-    assert calls == [(address, nbytes), (address,)]
-    with pytest.raises(StoreClosed):
-        engine.pin(lambda *_: None, lambda _: None)
 
 
 def test_no_capacity_holds_nothing() -> None:
