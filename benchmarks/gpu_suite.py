@@ -122,7 +122,7 @@ def plan_sections(arguments: argparse.Namespace) -> list[Section]:
         command = script("gpu_model_run.py", settings)
         return Section(f"{model}-{name}", command, 120, least_seconds=30)
 
-    host = {"ioengine": "memory", "host_budget": "32GiB"}
+    host: dict[str, Any] = {"ioengine": "memory", "host_budget": "32GiB"}
     sections = [
         Section("tests", (*TESTS, *TEST_OPTIONS), 240),
         *(measure(work) for work in ("transfers", "ops", "engines", "staging")),

@@ -133,7 +133,7 @@ class _Job:
         """What `plan` led to, and what is planned by that. No code is generated."""
         found: list[Review] = []
         reviewer = build_reviewer(self.config, plan, clocks, found.append)
-        with graph.compiling() as gm:
+        with graph.compiling(inputs) as gm:
             if self.config.compiler == "eager":
                 torch_internals.compile_with_aot(gm, inputs, reviewer)
             else:
@@ -192,7 +192,7 @@ def compile_graph(
             write_whole(settled, review.profile.digest.encode())
             return None
         log.info("measured, and planned anew: the plan took %s", _describe(review.before))
-        with graph.compiling() as gm:
+        with graph.compiling(inputs) as gm:
             return job.compile(gm, inputs, review.profile)[0]
 
     return ReplannedGraph(compiled, find_clocks, compile_again, compile_seconds=compile_seconds)

@@ -30,15 +30,15 @@ from torch._dynamo.exc import ShortenTraceback
 from torch._functorch import config as functorch_config
 from torch._guards import TracingContext, tracing
 from torch._inductor import config as inductor_config
-from torch._inductor import inductor_prims
+from torch._inductor import custom_graph_pass, inductor_prims
 from torch._inductor.compile_fx import compile_fx, compile_fx_inner
-from torch._inductor.custom_graph_pass import CustomPartitionerFn
 from torch._inductor.runtime.cache_dir_utils import cache_dir
 from torch._inductor.virtualized import V
 from torch._ops import HigherOrderOperator, OpOverload
 from torch._prims.rng_prims import run_and_save_rng_state
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily
 from torch.fx._lazy_graph_module import _use_lazy_graph_module
+from torch.fx.experimental.symbolic_shapes import has_symbolic_sizes_strides
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from torch.utils._pytree import tree_map_only
 from torch.utils._sympy.interp import sympy_interp
@@ -49,11 +49,6 @@ from torch.utils.flop_counter import flop_registry
 from fxoffload.errors import OffloadError
 from fxoffload.graph import is_view
 from fxoffload.ops import OFFLOAD, OPS, WAIT
-
-try:
-    from torch._inductor.custom_graph_pass import CustomSchedulerPass
-except ImportError:  # torch 2.11 wants such passes to be of this class.
-    from torch._inductor.custom_graph_pass import CustomGraphPass as CustomSchedulerPass
 
 _ADAPTED = "fxoffload_adapted"  # Marks a lowering of ours.
 _RNG_STATE = "rng_state_output"  # What its placeholders in the backward are called.
@@ -66,7 +61,7 @@ PartitionFunction = Callable[[float | None], Graphs]
 ChooseFunction = Callable[[PartitionFunction, int, tuple[int, ...]], Graphs]
 
 
-class OffloadPartitioner(CustomPartitionerFn):
+class OffloadPartitioner(custom_graph_pass.CustomPartitionerFn):
     """Lets `choose` make the forward and the backward from torch's min-cut partitions.
 
     choose(partition, num_outputs, static_input_indices), where partition(share) cuts the joint
@@ -173,7 +168,13 @@ def compile_with_inductor(
     return compiled
 
 
-class _SchedulerPass(CustomSchedulerPass):
+# torch 2.11 has no class of its own for passes of the scheduler.
+_PassOfTorch: Any = getattr(
+    custom_graph_pass, "CustomSchedulerPass", custom_graph_pass.CustomGraphPass
+)
+
+
+class _SchedulerPass(_PassOfTorch):
     """A pass over the nodes of Inductor's scheduler, for graphs with one of `ops` alone."""
 
     def __init__(self, ops: Collection[OpOverload]) -> None:
@@ -397,9 +398,14 @@ class DynamoGraph:
     fake_mode: FakeTensorMode
 
     @contextmanager
-    def compiling(self) -> Generator[fx.GraphModule, None, None]:
-        """Within, what backends find when Dynamo calls them: a graph of one's own."""
+    def compiling(self, inputs: Sequence[Any]) -> Generator[fx.GraphModule, None, None]:
+        """Within, what backends find when Dynamo calls them: a graph of one's own.
+
+        inputs: the tensors that it is compiled with; their sizes are taken as they are.
+        """
         with tracing(TracingContext(self.fake_mode)):
+            for tensor in inputs:  # Each has one fake tensor, which the compiler will find.
+                self.fake_mode.from_tensor(tensor, static_shapes=True)
             yield _copy_dynamo_graph(self.gm)
 
 
@@ -411,6 +417,8 @@ def keep_dynamo_graph(gm: fx.GraphModule) -> DynamoGraph | None:
     """
     inputs = [node.meta.get("example_value") for node in gm.graph.find_nodes(op="placeholder")]
     if not inputs or not all(isinstance(value, FakeTensor) for value in inputs):
+        return None
+    if any(has_symbolic_sizes_strides(value) for value in inputs):
         return None
     return DynamoGraph(_copy_dynamo_graph(gm), inputs[0].fake_mode)
 
@@ -513,6 +521,15 @@ def keeps_graph() -> bool:
     return bool(autograd._get_current_graph_task_keep_graph())
 
 
+def keeps_tangents() -> bool:
+    """Whether the gradients that a backward is called with live until it has returned.
+
+    Where not, each dies behind its last reader. Source:
+    torch._functorch._aot_autograd.runtime_wrappers (seen in 2.11, and no longer in 2.13).
+    """
+    return torch.__version__ < "2.12"
+
+
 def outside_of_tracing() -> AbstractContextManager[Any]:
     """Within, tensors are real and ops run, also while AOTAutograd traces.
 
@@ -557,6 +574,7 @@ def _tells_what_was_drawn(node: fx.Node) -> bool:
         return False
     source, index = node.args
     assert isinstance(source, fx.Node)
+    assert isinstance(index, int)
     if not isinstance(source.target, OpOverload):
         return False
     names = [result.name for result in source.target._schema.returns]

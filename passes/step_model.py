@@ -22,7 +22,7 @@ from operator import getitem
 import networkx as nx
 from torch import fx
 
-from fxoffload.cost import CostModel
+from fxoffload.cost import CostModel, count_scratch_bytes
 from fxoffload.graph import (
     TrainingGraph,
     count_bytes,
@@ -38,7 +38,7 @@ from fxoffload.graph import (
 from fxoffload.passes.lifetimes import build_alias_graph
 from fxoffload.plan import SavedValue
 from fxoffload.simulation import Residence, Step
-from fxoffload.torch_internals import find_store_policy, runs_alone
+from fxoffload.torch_internals import find_store_policy, keeps_tangents, runs_alone
 
 
 def build_step(
@@ -68,8 +68,13 @@ def build_step(
         tangent = root.op == "placeholder" and root.name not in saved
         if root in backward.in_memory and (root.op == "call_function" or tangent):
             first, end = 0 if tangent else backward.born(root), backward.last_use[root]
-            end = last if gradients & set(backward.members[root]) else length + end
+            stays = gradients & set(backward.members[root]) or (tangent and keeps_tangents())
+            end = last if stays else length + end
             fixed.append(Residence(root.name, backward.nbytes(root), length + first, end))
+    for offset, half in ((0, forward), (length, backward)):
+        for position, node in enumerate(half.nodes, offset):
+            scratch = count_scratch_bytes(node)
+            fixed.append(Residence(f"{node.name} scratch", scratch, position, position))
     return Step(
         names=_find_names(forward.nodes) + _find_names(backward.nodes),
         seconds=tuple(forward.estimate_seconds(cost) + backward.estimate_seconds(cost)),

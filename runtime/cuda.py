@@ -88,6 +88,10 @@ class CudaDevice:
                 self.arena.give(hold.buffer)
         return self.arena.take(nbytes)
 
+    def keeps(self, engine: IOEngine) -> bool:
+        """Whether `engine` is host memory, as the staging buffers are."""
+        return isinstance(engine, MemoryEngine)
+
     def hold(self, hold: Hold) -> None:
         """Keep what `hold` names until its event; safe in a finalizer."""
         self._holds.append(hold)
@@ -131,7 +135,7 @@ class CudaOutgoing:
         A slot of host memory stays empty: it says how much of that memory is taken.
         """
         copied = self._copied
-        self.stays = isinstance(engine, MemoryEngine)
+        self.stays = self._device.keeps(engine)
 
         def run(view: memoryview) -> int:
             copied.synchronize()

@@ -203,6 +203,10 @@ class HostDevice:
         """Allocate a tensor of this shape that the slot of `layout` can be read into."""
         return HostIncoming(layout, size, stride, self._pool, alignment)
 
+    def keeps(self, engine: IOEngine) -> bool:
+        """Never: a copy on the host is the engine's."""
+        return False
+
     def close(self) -> None:
         """Nothing to give back: the pool's memory goes with the pool."""
 

@@ -28,6 +28,7 @@ class Ledger:
         self.closed = False
         self._max_inflight_bytes = max_inflight_bytes
         self._room = threading.Condition(self.lock)
+        self._capped_bytes = 0  # Of those in flight.
         self._dead: deque[Ticket] = deque()
         self._failure: str | None = None
         self._warned = False
@@ -55,25 +56,27 @@ class Ledger:
             self._warned = True
         warnings.warn(message, RuntimeWarning, stacklevel=4)
 
-    def enter_flight(self, subject: str, nbytes: int) -> None:
+    def enter_flight(self, subject: str, nbytes: int, *, capped: bool) -> None:
         """Count `nbytes` as being written; at the cap, wait until earlier writes have ended."""
         counters = self.counters
         with self.lock:
             self.check_open(subject)
-            if self._is_over_cap(nbytes):
+            if capped and self._is_over_cap(nbytes):
                 start = time.perf_counter()
                 while self._is_over_cap(nbytes):
                     self._room.wait()
                 counters.exposed_seconds += time.perf_counter() - start
                 self.check_open(subject)
             counters.inflight_bytes += nbytes
+            self._capped_bytes += nbytes if capped else 0
             counters.peak_inflight_bytes = max(
                 counters.peak_inflight_bytes, counters.inflight_bytes
             )
 
-    def leave_flight(self, nbytes: int) -> None:
+    def leave_flight(self, nbytes: int, *, capped: bool) -> None:
         """`nbytes` are no longer being written. Needs the lock."""
         self.counters.inflight_bytes -= nbytes
+        self._capped_bytes -= nbytes if capped else 0
         self._room.notify_all()
 
     def wait_exposed(self, future: IOFuture) -> int | OSError | None:
@@ -93,7 +96,7 @@ class Ledger:
             if ticket.write is not future:
                 return
             ticket.write = None
-            self.leave_flight(ticket.nbytes)
+            self.leave_flight(ticket.nbytes, capped=ticket.capped)
             if outcome is None:
                 self.counters.cancelled_bytes += ticket.nbytes
                 ticket.state = TicketState.RESIDENT
@@ -175,5 +178,5 @@ class Ledger:
                 self.tidy(ticket)
 
     def _is_over_cap(self, nbytes: int) -> bool:
-        inflight = self.counters.inflight_bytes
+        inflight = self._capped_bytes
         return inflight > 0 and inflight + nbytes > self._max_inflight_bytes

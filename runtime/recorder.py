@@ -52,9 +52,9 @@ class _Run:
 
 def _find_seconds(start: Mark, end: Mark) -> float:
     """From mark to mark; of ops on two devices, which have no clock in common, nothing."""
-    if isinstance(start, float) and isinstance(end, float):
+    if isinstance(start, float | int) and isinstance(end, float | int):
         return end - start
-    if isinstance(start, float) or isinstance(end, float) or start.device != end.device:
+    if isinstance(start, float | int) or isinstance(end, float | int) or start.device != end.device:
         return 0.0
     end.synchronize()
     return start.elapsed_time(end) / 1e3

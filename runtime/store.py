@@ -72,13 +72,16 @@ class OffloadStore:
         if x.requires_grad:
             x = x.detach()
         nbytes = min(find_span(x), x.nbytes)
-        ledger.enter_flight(name, nbytes)
+        # The cap is for memory that transfers take beside the values': here there is none.
+        capped = not device.keeps(engine)
+        ledger.enter_flight(name, nbytes, capped=capped)
         try:
             outgoing = device.send(x, self._alignment)
             size, layout = tuple(x.shape), outgoing.layout
             ticket = Ticket(
                 name, size, nbytes, tier, engine, self._alignment, layout, owned, outgoing
             )
+            ticket.capped = capped
             with ledger.lock:
                 counters = ledger.counters
                 ledger.check_open(name)
@@ -87,10 +90,10 @@ class OffloadStore:
                 counters.offloaded_bytes += nbytes
                 counters.deduplicated_bytes += duplicate_bytes
                 if ticket.write is None:
-                    ledger.leave_flight(nbytes)
+                    ledger.leave_flight(nbytes, capped=capped)
         except BaseException:
             with ledger.lock:
-                ledger.leave_flight(nbytes)
+                ledger.leave_flight(nbytes, capped=capped)
             raise
         if ticket.write is not None:
             ticket.write.add_done_callback(partial(ledger.finish_write, ticket))

@@ -62,6 +62,7 @@ class Ticket:
     prefetched: list[torch.Tensor] = field(default_factory=list[torch.Tensor])
     stored: bool = False  # The slot has the bytes.
     lent: bool = False  # The tensor itself went to the last backward; the bytes are nobody's.
+    capped: bool = True  # Whether its bytes in flight count towards the cap on those.
     released: bool = False
     freed: bool = False
     copies: int = 0  # Copies from `outgoing` that are being made.

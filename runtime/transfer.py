@@ -99,6 +99,10 @@ class Device(Protocol):
         """Allocate a tensor of this shape that the slot of `layout` can be read into."""
         ...
 
+    def keeps(self, engine: IOEngine) -> bool:
+        """Whether what goes to `engine` stays in memory of this device's own, see Outgoing."""
+        ...
+
     def close(self) -> None:
         """Give everything back; no transfer is in flight."""
         ...

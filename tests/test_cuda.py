@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -253,6 +254,32 @@ def test_what_goes_to_host_memory_stays_where_it_was_copied_to(run: Run) -> None
     for ticket in tickets:
         run.store.free(ticket)
     run.check()
+
+
+def run_without(lock: threading.Lock, world: World) -> None:
+    """What a condition's wait does while others go on."""
+    lock.release()
+    world.run_all()
+    lock.acquire()
+
+
+def test_what_stays_where_it_is_copied_to_waits_for_no_room() -> None:
+    """The host runs ahead of a GPU: it would wait for copies of what is not even computed."""
+    for tier, waits in (("nvme", True), ("host", False)):
+        world = World(seed=1)
+        for run in open_run(world):
+            world.random.choice = lambda choices: choices[0]  # Nothing goes on by itself.
+            run.store._ledger._max_inflight_bytes = 1
+            first = run.offload(2, tier=tier)
+
+            run.store._ledger._room.wait = partial(run_without, run.store._ledger.lock, world)
+            second = run.offload(4, tier=tier)
+            assert (run.store.statistics().inflight_bytes == first.nbytes) == waits
+            world.run_all()
+            assert run.store.statistics().inflight_bytes == 0
+            for ticket in (first, second):
+                run.store.free(ticket)
+            run.check()
 
 
 def test_host_memory_counts_as_forwarded_until_it_is_written(run: Run) -> None:

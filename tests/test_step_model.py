@@ -16,6 +16,7 @@ from toys import Sketch, aten, make_cost
 
 from fxoffload.cost import CostModel, DeviceSpeed
 from fxoffload.graph import TrainingGraph
+from fxoffload.passes import step_model
 from fxoffload.passes.lifetimes import find_saved_values
 from fxoffload.passes.step_model import build_step
 from fxoffload.simulation import Step, find_lower_bound, simulate
@@ -296,3 +297,22 @@ def test_random_steps_are_sound(graph: TrainingGraph, fuses: bool) -> None:
     assert find_lower_bound(step) <= simulate(step, {}, {}).peak_bytes or not movable
     kept = tuple(replace(value, refusal="kept") for value in step.values)
     assert find_lower_bound(replace(step, values=kept)) <= simulate(step, {}, {}).peak_bytes
+
+
+def test_a_tangent_lives_as_long_as_torch_keeps_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(step_model, "keeps_tangents", lambda: True)
+    assert lives(build(make_docstring_graph()))["tangents_1"] == ("relu", "output")
+    monkeypatch.setattr(step_model, "keeps_tangents", lambda: False)
+    assert lives(build(make_docstring_graph()))["tangents_1"] == ("relu", "g0")
+
+
+def test_what_a_kernel_takes_for_itself_lives_while_it_runs(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    graph = make_docstring_graph()
+    taken = {"out": 100, "g0": 200}
+    without = build(graph)
+    monkeypatch.setattr(step_model, "count_scratch_bytes", lambda node: taken.get(node.name, 0))
+    step = build(graph)
+    more = [a - b for a, b in zip(step.fixed_bytes, without.fixed_bytes, strict=True)]
+    assert more == [taken.get(name, 0) for name in step.names]

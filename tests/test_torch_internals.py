@@ -6,12 +6,14 @@ import copy
 import operator
 import pickle
 import re
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import sympy
 import torch
@@ -56,6 +58,7 @@ from fxoffload.torch_internals import (
     keep_dynamo_graph,
     keep_strides,
     keeps_graph,
+    keeps_tangents,
     mark_regions,
     outside_of_tracing,
     runs_alone,
@@ -741,7 +744,7 @@ def test_a_kept_dynamo_graph_compiles_again_without_dynamo() -> None:
         expected = torch.compile(model, backend=keep)(x)
         gradients = torch.autograd.grad(expected.sum(), parameters)
         ((graph, inputs),) = kept
-        with graph.compiling() as gm:
+        with graph.compiling(inputs) as gm:
             again = build(gm, inputs, "second")
         assert len(static) == 2
         assert static[0] == static[1]
@@ -764,6 +767,50 @@ def test_a_dynamo_graph_of_symbolic_sizes_is_not_kept() -> None:
 
     torch.compile(lambda x: x.sin() * x.shape[0], backend=backend, dynamic=True)(torch.randn(4, 8))
     assert kept == [None]
+
+
+# --- memory -------------------------------------------------------------------------------------
+
+
+def test_whether_tangents_live_until_the_backward_has_returned() -> None:
+    died: list[bool] = []
+
+    @torch.library.custom_op("fxoffload_test::look", mutates_args=())
+    def look(x: Tensor) -> Tensor:
+        seen.append(bool(died))
+        return x.clone()
+
+    look.register_fake(torch.empty_like)
+    seen: list[bool] = []
+
+    class Looking(torch.autograd.Function):
+        """The last op of the backward looks whether the gradient that came in is still there."""
+
+        @staticmethod
+        def forward(ctx: Any, x: Tensor) -> Tensor:
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx: Any, gradient: Tensor) -> Tensor:
+            return torch.ops.fxoffload_test.look(2 * gradient)
+
+    class Sum(torch.autograd.Function):
+        """Its gradient is one that tells when it dies."""
+
+        @staticmethod
+        def forward(ctx: Any, x: Tensor) -> Tensor:
+            return x.sum()
+
+        @staticmethod
+        def backward(ctx: Any, gradient: Tensor) -> Tensor:
+            array = np.ones((8, 8), np.float32)
+            weakref.finalize(array, lambda: died.append(True))
+            return torch.from_numpy(array)
+
+    compiled = torch.compile(lambda x, w: Looking.apply(x) @ w, backend="aot_eager")
+    x, w = (torch.randn(8, 8, requires_grad=True) for _ in range(2))
+    Sum.apply(compiled(x, w)).backward()
+    assert seen == [not keeps_tangents()]
 
 
 # --- errors -------------------------------------------------------------------------------------
