@@ -129,8 +129,11 @@ class _Job:
 
     def review(
         self, graph: DynamoGraph, inputs: Sequence[Any], plan: Plan, clocks: Clocks
-    ) -> Review:
-        """What `plan` led to, and what is planned by that. No code is generated."""
+    ) -> Review | None:
+        """What `plan` led to, and what is planned by that. No code is generated.
+
+        None where torch traces the graph with symbolic sizes this time.
+        """
         found: list[Review] = []
         reviewer = build_reviewer(self.config, plan, clocks, found.append)
         with graph.compiling(inputs) as gm:
@@ -138,8 +141,7 @@ class _Job:
                 torch_internals.compile_with_aot(gm, inputs, reviewer)
             else:
                 torch_internals.trace_with_inductor(gm, inputs, reviewer)
-        (review,) = found
-        return review
+        return found[0] if found else None
 
 
 def compile_graph(
@@ -185,6 +187,9 @@ def compile_graph(
             log.info("measured, and the plan stays: several threads run steps")
             return None
         review = job.review(graph, inputs, plan, clocks)
+        if review is None:
+            log.info("measured, and the plan stays: torch would compile for symbolic sizes now")
+            return None
         review.profile.keep(profile_path)
         lowers = config.memory_budget is None
         if not replanning.pays(review.before, review.after, compile_seconds, lowers_peak=lowers):

@@ -84,6 +84,11 @@ def has_hints(tensor: torch.Tensor) -> bool:
     )
 
 
+def is_static(tensor: torch.Tensor) -> bool:
+    """Whether all sizes and strides are numbers."""
+    return all(isinstance(value, int) for value in (*tensor.size(), *tensor.stride()))
+
+
 def count_bytes(tensor: torch.Tensor) -> int:
     """Bytes of the elements of `tensor`, each counted once per logical position."""
     count = tensor.dtype.itemsize

@@ -15,7 +15,7 @@ from torch import fx
 from fxoffload import passes, runtime, torch_internals
 from fxoffload.config import OffloadConfig
 from fxoffload.cost import CostModel, DeviceSpeed, Link, counts_flops
-from fxoffload.graph import TrainingGraph, get_tensor
+from fxoffload.graph import TrainingGraph, get_tensor, is_static
 from fxoffload.passes import PassOptions
 from fxoffload.plan import Plan
 from fxoffload.profile import Profile
@@ -97,7 +97,8 @@ def build_reviewer(
 ) -> OffloadPartitioner:
     """A partitioner that rewrites nothing: it looks at `plan` in the light of `clocks`.
 
-    clocks: see passes.find_profile.
+    clocks: see passes.find_profile. on_reviewed is not called where sizes have become symbolic:
+    then this is not the graph that ran.
     """
     links = measure_links(config)
 
@@ -106,6 +107,9 @@ def build_reviewer(
     ) -> Graphs:
         build = _make_builder(partition, num_outputs, static_inputs)
         graph = build(None)
+        tensors = [get_tensor(node) for node in graph.forward.graph.nodes]
+        if not all(tensor is None or is_static(tensor) for tensor in tensors):
+            return graph.forward, graph.backward
         options = build_options(config, measure_cost(config, links, graph))
         ran = graph if plan.saved_share is None else build(plan.saved_share)
         profile, before = passes.calibrate(ran, plan, clocks, options)

@@ -404,9 +404,11 @@ class DynamoGraph:
         inputs: the tensors that it is compiled with; their sizes are taken as they are.
         """
         with tracing(TracingContext(self.fake_mode)):
-            for tensor in inputs:  # Each has one fake tensor, which the compiler will find.
-                self.fake_mode.from_tensor(tensor, static_shapes=True)
+            # The compiler finds the fake tensor of each, as long as somebody holds it. By itself it
+            # would give a tensor that Dynamo has not seen symbolic sizes, which no guard is for.
+            fakes = [self.fake_mode.from_tensor(x, static_shapes=True) for x in inputs]
             yield _copy_dynamo_graph(self.gm)
+            del fakes
 
 
 def keep_dynamo_graph(gm: fx.GraphModule) -> DynamoGraph | None:

@@ -9,12 +9,14 @@ import sys
 import textwrap
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.fx.experimental.symbolic_shapes import DimDynamic, StatelessSymbolicContext
 from waiting import wait_for_writes
 
 import fxoffload
@@ -22,6 +24,7 @@ from fxoffload import runtime
 from fxoffload.plan import Plan
 from fxoffload.replanning import Clocks, ReplannedGraph, agree, pays
 from fxoffload.simulation import Simulation
+from fxoffload.torch_internals import DynamoGraph
 
 WIDTH = 64
 EVENT = ("wait", "a")
@@ -125,7 +128,7 @@ def train(compiled: Any, model: nn.Module, steps: int) -> list[int]:
     for _ in range(steps):
         model.zero_grad()
         fxoffload.reset_statistics()
-        compiled(x).sum().backward()
+        compiled(x.clone()).sum().backward()  # As from a loader: another tensor each time.
         wait_for_writes()
         done = fxoffload.statistics()
         assert done.live_bytes == done.write_errors == done.read_errors == 0
@@ -241,6 +244,32 @@ def test_graphs_with_symbolic_sizes_are_planned_once(
     assert find_profiles(tmp_path) == []
 
 
+def test_a_graph_whose_sizes_become_symbolic_keeps_its_plan(
+    options: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """There is no guard for them: the graph would run for other sizes than it was made for."""
+    compiling = DynamoGraph.compiling
+
+    @contextmanager
+    def compiling_for_any_batch(self: DynamoGraph, inputs: Sequence[Any]) -> Any:
+        context = StatelessSymbolicContext([DimDynamic.DYNAMIC, DimDynamic.STATIC])
+        batches = [x for x in inputs if not isinstance(x, nn.Parameter)]
+        fakes = [self.fake_mode.from_tensor(x, symbolic_context=context) for x in batches]
+        with compiling(self, inputs) as gm:
+            yield gm
+        del fakes
+
+    monkeypatch.setattr(DynamoGraph, "compiling", compiling_for_any_batch)
+    model = make_model()
+    with caplog.at_level(logging.INFO, "fxoffload"):
+        assert min(train(fxoffload.compile(model, **options), model, 8)) > 0
+    assert "symbolic sizes" in caplog.text
+    assert find_profiles(tmp_path) == []
+
+
 @pytest.mark.slow
 def test_with_inductor(options: dict[str, Any], caplog: pytest.LogCaptureFixture) -> None:
     from torch._inductor.utils import fresh_cache
@@ -276,6 +305,7 @@ import os, sys
 import torch, fxoffload
 from fxoffload import backend, runtime
 from torch import nn
+from torch.fx.experimental.symbolic_shapes import DimDynamic, StatelessSymbolicContext
 rank, directory, port = int(sys.argv[1]), sys.argv[2], sys.argv[3]
 os.environ["XDG_CACHE_HOME"] = f"{directory}/cache{rank}"
 torch.distributed.init_process_group(
