@@ -86,7 +86,7 @@ def has_hints(tensor: torch.Tensor) -> bool:
 
 def is_static(tensor: torch.Tensor) -> bool:
     """Whether all sizes and strides are numbers."""
-    return all(isinstance(value, int) for value in (*tensor.size(), *tensor.stride()))
+    return not any(isinstance(v, torch.SymInt) for v in (*tensor.size(), *tensor.stride()))
 
 
 def count_bytes(tensor: torch.Tensor) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -15,6 +16,7 @@ from torch import fx
 from fxoffload import passes, runtime, torch_internals
 from fxoffload.config import OffloadConfig
 from fxoffload.cost import CostModel, DeviceSpeed, Link, counts_flops
+from fxoffload.errors import BudgetError
 from fxoffload.graph import TrainingGraph, get_tensor, is_static
 from fxoffload.passes import PassOptions
 from fxoffload.plan import Plan
@@ -65,16 +67,17 @@ def build_partitioner(
     def choose(
         partition: PartitionFunction, num_outputs: int, static_inputs: tuple[int, ...]
     ) -> Graphs:
-        build = _make_builder(partition, num_outputs, static_inputs)
+        orders: dict[fx.GraphModule, passes.Order] = {}
+        build = _make_builder(partition, num_outputs, static_inputs, orders)
         graph = build(None)
         if config.enabled:
             known = cost or measure_cost(config, links, graph, profile)
+            options = build_options(config, known, store, key)
             plan = passes.transform_graph(
-                graph,
-                build_options(config, known, store, key),
-                repartition=build,
-                before_rewrite=on_partitioned,
+                graph, options, repartition=build, before_rewrite=on_partitioned
             )
+            if not plan.offloads:
+                plan = _restore_order(graph, plan, orders[graph.forward], options)
             log.info("%s", plan)
             if store:
                 reserve(store, plan)
@@ -105,7 +108,7 @@ def build_reviewer(
     def choose(
         partition: PartitionFunction, num_outputs: int, static_inputs: tuple[int, ...]
     ) -> Graphs:
-        build = _make_builder(partition, num_outputs, static_inputs)
+        build = _make_builder(partition, num_outputs, static_inputs, {})
         graph = build(None)
         tensors = [get_tensor(node) for node in graph.forward.graph.nodes]
         if not all(tensor is None or is_static(tensor) for tensor in tensors):
@@ -214,15 +217,38 @@ def hash_sources() -> str:
     return digest.hexdigest()[:16]
 
 
+def _restore_order(
+    graph: TrainingGraph, plan: Plan, order: passes.Order, options: PassOptions
+) -> Plan:
+    """`plan`, which moves nothing, in torch's own order: what has no op of ours costs nothing.
+
+    Where what is hoisted had to be for the budget, it stays.
+    """
+    hoisted = passes.find_order(graph)
+    passes.restore_order(graph, order)
+    with suppress(BudgetError):
+        found = passes.make_plan(graph, options)
+        if not found.offloads:
+            return replace(found, saved_share=plan.saved_share)
+    passes.restore_order(graph, hoisted)
+    return plan
+
+
 def _make_builder(
-    partition: PartitionFunction, num_outputs: int, static_inputs: tuple[int, ...]
+    partition: PartitionFunction,
+    num_outputs: int,
+    static_inputs: tuple[int, ...],
+    orders: dict[fx.GraphModule, passes.Order],
 ) -> Callable[[float | None], TrainingGraph]:
+    """What partitions, hoists, and notes in `orders` by forward how torch had it."""
+
     def build(share: float | None) -> TrainingGraph:
         forward, backward = partition(share)
         inputs: list[fx.Node] = list(forward.graph.find_nodes(op="placeholder"))
         names = frozenset(inputs[index].name for index in static_inputs if index < len(inputs))
         graph = TrainingGraph(forward, backward, num_outputs, names)
-        # Also where nothing is moved: the parity reference must be the same graphs.
+        orders[forward] = passes.find_order(graph)
+        # Also with enabled=False: the parity reference must be the same graphs.
         passes.hoist_saved(graph)
         passes.hoist_reductions(graph)
         return graph

@@ -4,6 +4,7 @@
 |--------------------|----------------------------|------------------------------------------------|
 | hoist_saved        | partitioned graphs         | early what only the backward needs             |
 | hoist_reductions   | partitioned graphs         | early sums in the backward                     |
+| restore_order      | nothing new or gone        | torch's own order, where nothing moves         |
 | find_saved_values  | partitioned graphs         | a SavedValue for each saved storage            |
 | build_step         | saved values, cost model   | a Step; seconds of nodes, lives of storages    |
 | choose_offloads    | a step                     | a Plan; no graph is looked at                  |
@@ -19,7 +20,13 @@ No pass touches a file or a stream, or imports another pass; `pipeline` puts the
 """
 
 from fxoffload.passes.calibration import find_profile, find_transfers
-from fxoffload.passes.hoisting import hoist_reductions, hoist_saved
+from fxoffload.passes.hoisting import (
+    Order,
+    find_order,
+    hoist_reductions,
+    hoist_saved,
+    restore_order,
+)
 from fxoffload.passes.insertion import insert_transfers
 from fxoffload.passes.lifetimes import find_saved_values
 from fxoffload.passes.pipeline import (
@@ -37,11 +44,13 @@ from fxoffload.passes.step_model import build_step
 from fxoffload.passes.verification import verify_transfers
 
 __all__ = [
+    "Order",
     "PassOptions",
     "build_step",
     "calibrate",
     "choose_offloads",
     "choose_partition",
+    "find_order",
     "find_profile",
     "find_saved_values",
     "find_transfers",
@@ -50,6 +59,7 @@ __all__ = [
     "insert_transfers",
     "make_plan",
     "place_transfers",
+    "restore_order",
     "run_passes",
     "schedule_transfers",
     "transform_graph",

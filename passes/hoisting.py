@@ -20,6 +20,8 @@ loop that makes what it sums it becomes part of that loop, as loops are fused be
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 from torch import fx
 
@@ -32,6 +34,8 @@ from fxoffload.graph import (
     is_reduction,
     is_view,
 )
+
+Order = tuple[tuple[fx.Node, ...], tuple[fx.Node, ...]]  # Of the forward, and of the backward.
 
 
 def hoist_saved(graph: TrainingGraph) -> None:
@@ -66,6 +70,20 @@ def hoist_reductions(graph: TrainingGraph) -> None:
         if is_reduction(node) and _may_move(node):
             _hoist(node)
     backward.lint()
+
+
+def find_order(graph: TrainingGraph) -> Order:
+    """The nodes as they stand."""
+    return tuple(graph.forward.graph.nodes), tuple(graph.backward.graph.nodes)
+
+
+def restore_order(graph: TrainingGraph, order: Order) -> None:
+    """Let the nodes stand as they stood at find_order; none may have come or gone since."""
+    for half, nodes in zip((graph.forward.graph, graph.backward.graph), order, strict=True):
+        for node, following in pairwise(nodes):
+            if node.next is not following:
+                node.append(following)
+        half.lint()
 
 
 def _hoist(node: fx.Node) -> None:

@@ -11,7 +11,7 @@ from torch import fx
 from toys import Sketch, aten, names_of
 
 from fxoffload.graph import TrainingGraph, get_tensor, is_view
-from fxoffload.passes.hoisting import hoist_reductions, hoist_saved
+from fxoffload.passes.hoisting import find_order, hoist_reductions, hoist_saved, restore_order
 
 
 def make_late(target: object, *args: object, returned: bool = False) -> TrainingGraph:
@@ -185,3 +185,14 @@ def test_sums_of_random_graphs_are_the_same_bits(graph: TrainingGraph) -> None:
 def test_sums_of_the_zoo_are_the_same_bits(zoo_graph: TrainingGraph) -> None:
     once = sum_early(zoo_graph)
     assert sum_early(zoo_graph) == once, "a second time changes nothing"
+
+
+@settings(deadline=None, max_examples=100)
+@given(toys.random_graphs())
+def test_an_order_is_restored(graph: TrainingGraph) -> None:
+    before, order = toys.copy_graph(graph), find_order(graph)
+    hoist_saved(graph)
+    hoist_reductions(graph)
+    restore_order(graph, order)
+    assert find_order(graph) == order
+    toys.assert_same_step(before, graph)

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 import toys
+from toys import Sketch, aten, names_of
 
 from fxoffload import runtime
 from fxoffload.config import OffloadConfig
 from fxoffload.cost import Link
+from fxoffload.graph import TrainingGraph
+from fxoffload.passes import PassOptions, find_order, hoist_saved, make_plan
 from fxoffload.planning import (
     GPU_COPY_LATENCY_SECONDS,
     GPU_TRANSFER_LATENCY_SECONDS,
+    _restore_order,
     measure_cost,
     measure_links,
 )
@@ -43,6 +48,40 @@ def test_transfers_take_from_compute_on_a_cpu_and_cross_a_bus_to_a_gpu(
         "nvme": Link(1e3, read, GPU_TRANSFER_LATENCY_SECONDS),
         "host": Link(1e3, 1e12, GPU_COPY_LATENCY_SECONDS),
     }
+
+
+def make_late() -> TrainingGraph:
+    """What is saved of `tall` is computed at the end, and keeps it until then."""
+    sketch = Sketch()
+    x = sketch.forward.input("x", torch.empty(16, 16))
+    y = sketch.forward.input("y", torch.empty(128, 16))
+    tall = sketch.forward.call(aten.mm.default, y, x, name="tall")
+    view = sketch.forward.call(aten.t.default, tall, name="view")
+    square = sketch.forward.call(aten.mm.default, view, tall, name="square")
+    out = sketch.forward.call(aten.mm.default, y, square, name="out")
+    (saved,) = sketch.save(sketch.forward.call(aten.le.Scalar, tall, 0, name="late"))
+    sketch.backward.input("tangents_1", torch.empty(16, 16))
+    return sketch.finish([out], [sketch.backward.call(aten.sum.dim_IntList, saved, [0])])
+
+
+@pytest.mark.parametrize("stays", [False, True])
+def test_torchs_own_order_comes_back_where_nothing_moves(stays: bool) -> None:
+    """Unless the budget is kept for no other reason than that something was hoisted."""
+    graph = make_late()
+    torchs = names_of(graph.forward.graph)
+    order = find_order(graph)
+    unlimited = PassOptions(cost=toys.make_cost(1.0), store="", budget_bytes=2**40, min_bytes=2**30)
+    least = make_plan(graph, unlimited).peak_bytes
+    hoist_saved(graph)
+    hoisted = names_of(graph.forward.graph)
+    assert hoisted != torchs
+    plan = make_plan(graph, unlimited)
+    assert plan.peak_bytes < least
+    options = replace(unlimited, budget_bytes=plan.peak_bytes if stays else least)
+    found = _restore_order(graph, replace(plan, saved_share=0.5), order, options)
+    assert names_of(graph.forward.graph) == (hoisted if stays else torchs)
+    assert found.peak_bytes == (plan.peak_bytes if stays else least)
+    assert found.saved_share == 0.5
 
 
 class FakeOnCuda(torch.Tensor):
