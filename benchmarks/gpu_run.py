@@ -1,7 +1,7 @@
 """What gpu_suite.py measures of the store, each work in the fresh process that it starts.
 
-This has not run on CUDA yet; on the CPU it runs with tiny sizes, which shows that it works and
-nothing else. Seconds and bytes throughout.
+On the CPU it runs with tiny sizes, which shows that it works and nothing else. Seconds and bytes
+throughout.
 """
 
 from __future__ import annotations

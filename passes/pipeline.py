@@ -19,7 +19,7 @@ from typing import Literal
 
 from fxoffload.cost import CostModel
 from fxoffload.errors import BudgetError, GraphError
-from fxoffload.graph import TrainingGraph
+from fxoffload.graph import TrainingGraph, count_bytes, get_saved, get_tensor, has_hints
 from fxoffload.passes.calibration import Event, find_profile, find_transfers
 from fxoffload.passes.insertion import insert_transfers
 from fxoffload.passes.lifetimes import find_saved_values
@@ -126,16 +126,29 @@ def choose_partition(
 
     attempt(graph, None)
     if repartition is not None:
+        whole_bytes = _count_saved(graph)
         if is_checkpointed(graph.forward.graph):
-            attempt(repartition(ALL_SAVED), ALL_SAVED)
-        missed = 0
+            other = repartition(ALL_SAVED)
+            attempt(other, ALL_SAVED)
+            whole_bytes = _count_saved(other)
+        missed, reached = 0, ALL_SAVED
         for share in SAVED_SHARES if isinstance(options.budget_bytes, int) else ():
             if best is not None and (missed == PATIENCE or _costs_little(best[1])):
                 break
-            missed = 0 if attempt(repartition(share), share) else missed + 1
+            if share >= reached:
+                continue  # torch would only find the last one again.
+            other = repartition(share)
+            missed = 0 if attempt(other, share) else missed + 1
+            reached = _count_saved(other) / max(whole_bytes, 1)
     if best is None:
         raise min(errors, key=lambda error: error.lowest_peak_bytes)
     return best
+
+
+def _count_saved(graph: TrainingGraph) -> int:
+    """Bytes of what is saved beside parameters, buffers and the like."""
+    tensors = (get_tensor(n) for n in get_saved(graph) if n.name not in graph.static_inputs)
+    return sum(count_bytes(x) for x in tensors if x is not None and has_hints(x))
 
 
 def _limit_peak(graph: TrainingGraph, options: PassOptions, plan: Plan, peak_bytes: int) -> Plan:

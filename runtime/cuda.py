@@ -1,6 +1,6 @@
 """CUDA tensors: device to pinned staging on a side stream, then the engine; and back.
 
-This has not run on CUDA yet: the tests drive it with streams that are simulated on the CPU.
+The tests drive it with streams that are simulated on the CPU; test_gpu.py runs it on a device.
 
 Order is kept by events, never by `record_stream`:
 

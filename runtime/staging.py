@@ -2,7 +2,7 @@
 
 Pinning costs milliseconds for each call and stops the device, so a step that asks for what the
 step before asked for must pin nothing. torch rounds what it pins up to a power of two and keeps
-it for good; so chunks are powers of two, and cut here in pages. Not measured on CUDA yet.
+it for good; so chunks are powers of two, and cut here in pages.
 """
 
 from __future__ import annotations

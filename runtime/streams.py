@@ -1,6 +1,6 @@
 """The streams of one CUDA device as the store needs them: two side streams, ordered by events.
 
-This has not run on CUDA yet; the tests put simulated streams in the place of torch.cuda.
+The tests put simulated streams in the place of torch.cuda; test_gpu.py runs it on a device.
 
 `torch.cuda.device` stands around everything here, outside of `torch.cuda.stream`: threads start
 with device 0 as current, and a stream context that is left there would make a context on GPU 0,

@@ -1,6 +1,6 @@
 """What only a CUDA device can show; all of it is skipped without one.
 
-None of this has run on CUDA yet. `benchmarks/gpu_suite.py` runs it together with the measurements.
+`benchmarks/gpu_suite.py` runs it together with the measurements.
 The order of streams alone is tested without a device, in test_cuda.py.
 """
 

@@ -175,6 +175,20 @@ def test_the_sweep_of_partitions_ends_when_it_gets_no_better() -> None:
     assert asked == list(SAVED_SHARES[:PATIENCE])
 
 
+def test_no_partition_is_asked_for_twice() -> None:
+    """What came to half of the bytes when more was allowed is what a share down to that gives."""
+    asked: list[float] = []
+
+    def repartition(share: float) -> TrainingGraph:
+        asked.append(share)
+        return toys.make_chain(3)
+
+    options = make_contended_options(1.0)
+    transform_graph(toys.make_chain(6), options, repartition=repartition)
+    smaller = [share for share in SAVED_SHARES if share < 0.5]
+    assert asked[:2] == [SAVED_SHARES[0], smaller[0]]
+
+
 def refuse(share: float) -> TrainingGraph:
     """In place of a partitioner that must not be asked."""
     raise AssertionError(share)
