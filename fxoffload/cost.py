@@ -105,6 +105,8 @@ def count_scratch_bytes(node: fx.Node) -> int:
     query = node.args[1]
     assert isinstance(query, fx.Node)
     tensor = query.meta["val"]
+    if not has_hints(tensor):
+        return 0
     batch, heads, length, dim = (hint_int(size) for size in tensor.size())
     return torch.float32.itemsize * batch * heads * length * (dim + 1)
 
