@@ -79,6 +79,12 @@ class Ledger:
         self._capped_bytes -= nbytes if capped else 0
         self._room.notify_all()
 
+    def cap(self, ticket: Ticket) -> None:
+        """Count the bytes of `ticket`, which are in flight, towards the cap. Needs the lock."""
+        if not ticket.capped:
+            ticket.capped = True
+            self._capped_bytes += ticket.nbytes
+
     def wait_exposed(self, future: IOFuture) -> int | OSError | None:
         """As find_outcome; the time that it takes is exposed."""
         if future.done():

@@ -75,6 +75,7 @@ class OffloadStore:
         # The cap is for memory that transfers take beside the values': here there is none.
         capped = not device.keeps(engine)
         ledger.enter_flight(name, nbytes, capped=capped)
+        ticket: Ticket | None = None
         try:
             outgoing = device.send(x, self._alignment)
             size, layout = tuple(x.shape), outgoing.layout
@@ -90,10 +91,10 @@ class OffloadStore:
                 counters.offloaded_bytes += nbytes
                 counters.deduplicated_bytes += duplicate_bytes
                 if ticket.write is None:
-                    ledger.leave_flight(nbytes, capped=capped)
+                    ledger.leave_flight(nbytes, capped=ticket.capped)
         except BaseException:
             with ledger.lock:
-                ledger.leave_flight(nbytes, capped=capped)
+                ledger.leave_flight(nbytes, capped=capped if ticket is None else ticket.capped)
             raise
         if ticket.write is not None:
             ticket.write.add_done_callback(partial(ledger.finish_write, ticket))

@@ -42,5 +42,6 @@ def _take_slot(ticket: Ticket, nbytes: int, spare: IOEngine | None, ledger: Ledg
             raise
         slot = spare.allocate(nbytes)
     ticket.tier, ticket.engine = "nvme", spare
+    ledger.cap(ticket)
     ledger.counters.host_overflow_bytes += ticket.nbytes
     return slot

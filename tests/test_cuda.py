@@ -282,6 +282,19 @@ def test_what_stays_where_it_is_copied_to_waits_for_no_room() -> None:
             run.check()
 
 
+def test_what_finds_host_memory_full_counts_towards_the_cap() -> None:
+    for run in open_run(World(seed=1)):
+        run.world.random.choice = lambda choices: choices[0]  # Nothing goes on by itself.
+        tickets = [run.offload(number, tier="host") for number in (2, 4, 6)]
+        assert [ticket.tier for ticket in tickets] == ["host", "host", "nvme"]
+        assert run.store._ledger._capped_bytes == tickets[2].nbytes
+        run.world.run_all()
+        assert run.store._ledger._capped_bytes == 0
+        for ticket in tickets:
+            run.store.free(ticket)
+        run.check()
+
+
 def test_host_memory_counts_as_forwarded_until_it_is_written(run: Run) -> None:
     run.world.random.choice = lambda choices: choices[0]  # Nothing goes on by itself.
     ticket = run.offload(2, tier="host")
