@@ -114,6 +114,11 @@ class Plan:
         """Bytes of all saved storages."""
         return sum(value.nbytes for value in self.values)
 
+    @property
+    def compute_seconds(self) -> float:
+        """What the step would take if transfers cost nothing."""
+        return self.step_seconds - self.exposed_seconds - self.contended_seconds
+
     def kept_bytes_by_reason(self) -> dict[str, int]:
         """Bytes that stay, by reason, largest first."""
         kept: dict[str, int] = {}

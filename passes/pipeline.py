@@ -35,8 +35,9 @@ from fxoffload.torch_internals import is_checkpointed
 log = logging.getLogger(__name__)
 
 # Shares of the saved bytes tried when moving alone costs time; the rest is recomputed. The sweep
-# ends when so many in a row were no better, or when no more than RESOLUTION is left to gain, as
-# each partition of a large graph takes seconds.
+# ends when so many in a row were no better, when what one recomputes costs more than it could
+# gain, or when no more than RESOLUTION is left to gain: each partition of a large graph takes
+# seconds.
 SAVED_SHARES = (0.9, 0.8, 0.6, 0.4, 0.2, 0.0)
 ALL_SAVED = 1.0
 PATIENCE = 2
@@ -109,8 +110,8 @@ def choose_partition(
     best: tuple[TrainingGraph, Plan] | None = None
     errors: list[BudgetError] = []
 
-    def attempt(graph: TrainingGraph, share: float | None) -> bool:
-        """Whether this is the best so far."""
+    def attempt(graph: TrainingGraph, share: float | None) -> Plan | None:
+        """The plan of this partition, which may be the best so far; None where none fits."""
         nonlocal best
         try:
             plan = replace(make_plan(graph, options), saved_share=share)
@@ -118,11 +119,10 @@ def choose_partition(
                 plan = _limit_peak(graph, options, plan, best[1].unmoved_peak_bytes)
         except BudgetError as error:
             errors.append(error)
-            return False
-        if best is not None and _find_cost(plan, options) >= _find_cost(best[1], options):
-            return False
-        best = graph, plan
-        return True
+            return None
+        if best is None or _find_cost(plan, options) < _find_cost(best[1], options):
+            best = graph, plan
+        return plan
 
     attempt(graph, None)
     if repartition is not None:
@@ -138,8 +138,13 @@ def choose_partition(
             if share >= reached:
                 continue  # torch would only find the last one again.
             other = repartition(share)
-            missed = 0 if attempt(other, share) else missed + 1
+            plan = attempt(other, share)
             reached = _count_saved(other) / max(whole_bytes, 1)
+            missed = 0 if best is not None and best[0] is other else missed + 1
+            if best is None or plan is None:
+                continue
+            if plan.compute_seconds >= best[1].step_seconds:
+                break  # Of smaller shares even more would be recomputed.
     if best is None:
         raise min(errors, key=lambda error: error.lowest_peak_bytes)
     return best

@@ -189,6 +189,22 @@ def test_no_partition_is_asked_for_twice() -> None:
     assert asked[:2] == [SAVED_SHARES[0], smaller[0]]
 
 
+def test_the_sweep_ends_where_recomputing_costs_more_than_it_could_gain() -> None:
+    """The chain computes 15 layers again, of a second each, to save transfers of a few seconds."""
+    asked: list[float] = []
+
+    def repartition(share: float) -> TrainingGraph:
+        asked.append(share)
+        return make_recomputing_chain(6)
+
+    options = make_contended_options(1.0)
+    alone = transform_graph(toys.make_chain(6), options)
+    assert 0.0 < alone.contended_seconds < 15.0
+    plan = transform_graph(toys.make_chain(6), options, repartition=repartition)
+    assert plan.saved_share is None
+    assert asked == [SAVED_SHARES[0]]
+
+
 def refuse(share: float) -> TrainingGraph:
     """In place of a partitioner that must not be asked."""
     raise AssertionError(share)
