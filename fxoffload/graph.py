@@ -86,7 +86,8 @@ def has_hints(tensor: torch.Tensor) -> bool:
 
 def is_static(tensor: torch.Tensor) -> bool:
     """Whether all sizes and strides are numbers."""
-    return not any(isinstance(v, torch.SymInt) for v in (*tensor.size(), *tensor.stride()))
+    layout = (*tensor.size(), *tensor.stride(), tensor.storage_offset())
+    return not any(isinstance(value, torch.SymInt) for value in layout)
 
 
 def count_bytes(tensor: torch.Tensor) -> int:
@@ -155,6 +156,11 @@ def is_view(node: fx.Node) -> bool:
     return bool(find_alias_sources(node)) and not find_mutated(node)
 
 
+def get_op_name(node: fx.Node) -> str:
+    """The name of the op that `node` calls, whatever its overload; "" for other functions."""
+    return getattr(getattr(node.target, "overloadpacket", None), "__name__", "")
+
+
 def is_reduction(node: fx.Node) -> bool:
     """Whether `node` reduces a tensor along some of its axes, by the tags of its op."""
     return isinstance(node.target, torch._ops.OpOverload) and (
@@ -167,7 +173,7 @@ def is_scatter(node: fx.Node) -> bool:
 
     Not slice_scatter and the like, whose place is known: they are loops as others are.
     """
-    name = getattr(getattr(node.target, "overloadpacket", None), "__name__", "")
+    name = get_op_name(node)
     return "index_put" in name or name.startswith("scatter")
 
 

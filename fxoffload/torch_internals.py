@@ -38,7 +38,6 @@ from torch._ops import HigherOrderOperator, OpOverload
 from torch._prims.rng_prims import run_and_save_rng_state
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily
 from torch.fx._lazy_graph_module import _use_lazy_graph_module
-from torch.fx.experimental.symbolic_shapes import has_symbolic_sizes_strides
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from torch.utils._pytree import tree_map_only
 from torch.utils._sympy.interp import sympy_interp
@@ -47,7 +46,7 @@ from torch.utils.checkpoint import CheckpointPolicy
 from torch.utils.flop_counter import flop_registry
 
 from fxoffload.errors import OffloadError
-from fxoffload.graph import is_view
+from fxoffload.graph import is_static, is_view
 from fxoffload.ops import OFFLOAD, OPS, WAIT
 
 _ADAPTED = "fxoffload_adapted"  # Marks a lowering of ours.
@@ -418,9 +417,7 @@ def keep_dynamo_graph(gm: fx.GraphModule) -> DynamoGraph | None:
     Source: torch._dynamo.output_graph.OutputGraph.call_user_compiler.
     """
     inputs = [node.meta.get("example_value") for node in gm.graph.find_nodes(op="placeholder")]
-    if not inputs or not all(isinstance(value, FakeTensor) for value in inputs):
-        return None
-    if any(has_symbolic_sizes_strides(value) for value in inputs):
+    if not inputs or not all(isinstance(x, FakeTensor) and is_static(x) for x in inputs):
         return None
     return DynamoGraph(_copy_dynamo_graph(gm), inputs[0].fake_mode)
 
@@ -624,8 +621,8 @@ def find_store_policy(device: torch.device) -> StorePolicy:
     """What Inductor does on `device`.
 
     Source: torch._inductor.ir.StorageBox (should_realize_on_reuse, has_exceeded_max_reads) and
-    torch._inductor.config; releases before 2.13 know no thresholds of a CPU's own, and
-    fewer dear ops.
+    torch._inductor.config; releases before 2.13 know no thresholds of a CPU's own, and fewer
+    dear ops.
     """
     config: Any = inductor_config
     on_cpu = device.type == "cpu"

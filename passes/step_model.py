@@ -27,6 +27,7 @@ from fxoffload.graph import (
     TrainingGraph,
     count_bytes,
     find_maker,
+    get_op_name,
     get_output,
     get_results,
     get_tensor,
@@ -216,7 +217,7 @@ class Footprint:
         reads, ops = len(loop.reads), loop.count_ops()
         if not reused:
             return reads > 1 and (reads > policy.reads or ops > policy.ops)
-        is_dear = any(_get_op_name(node) in policy.dear_ops for node in loop.nodes)
+        is_dear = any(get_op_name(node) in policy.dear_ops for node in loop.nodes)
         return is_dear or reads > policy.reused_reads or ops > policy.ops
 
     def _is_divided(self, root: fx.Node, position: int) -> bool:
@@ -279,10 +280,6 @@ def _find_names(nodes: Sequence[fx.Node]) -> tuple[str, ...]:
             name = name if is_view(node) else node.name
         names.append(name)
     return tuple(reversed(names))
-
-
-def _get_op_name(node: fx.Node) -> str:
-    return getattr(getattr(node.target, "overloadpacket", None), "__name__", "")
 
 
 def _count_inputs(nodes: Iterable[fx.Node]) -> int:

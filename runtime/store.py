@@ -80,9 +80,9 @@ class OffloadStore:
             outgoing = device.send(x, self._alignment)
             size, layout = tuple(x.shape), outgoing.layout
             ticket = Ticket(
-                name, size, nbytes, tier, engine, self._alignment, layout, owned, outgoing
-            )
-            ticket.capped = capped
+                name, size, nbytes, tier, engine, self._alignment, layout, owned, outgoing,
+                capped=capped,
+            )  # fmt: skip
             with ledger.lock:
                 counters = ledger.counters
                 ledger.check_open(name)
