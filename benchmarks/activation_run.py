@@ -20,7 +20,7 @@ import fxoffload
 sys.path.append(str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.fresh_process import report, run_child
-from benchmarks.measure import peak_rss_bytes, record_step
+from benchmarks.measure import peak_rss_bytes, record_highest_step
 from benchmarks.models import Shape
 from benchmarks.trainer import Trainer, Variant, compile_variant, make_inputs
 
@@ -44,8 +44,7 @@ def measure_alone(settings: RunSettings) -> None:
     trainer = make_trainer(settings, settings.variant)
     _, seconds = trainer.step()
     rss_bytes = peak_rss_bytes()
-    trainer.model.zero_grad()
-    curve = record_step(trainer.compute_loss, trainer.tokens.device)
+    curve = record_highest_step(trainer.compute_loss, trainer.model, trainer.tokens.device)
     record: dict[str, Any] = {
         "peak_bytes": curve.peak_bytes,
         "gradient_bytes": sum(

@@ -3,7 +3,7 @@
 Activation peak: the most that is allocated during forward and backward, minus what was before. On
 CUDA torch's allocator knows it. On a CPU a thread asks malloc (glibc) every SAMPLE_SECONDS: torch's
 profiler does not see what other threads free, as the store's do after a write. A peak that lasts
-less may be missed; Python's own objects count as well.
+less may be missed, so the highest of some steps counts; Python's own objects count as well.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ import torch
 
 MIB = 2**20
 SAMPLE_SECONDS = 0.05e-3
+PEAK_STEPS = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +80,18 @@ def record_memory(step: Callable[[], object], device: torch.device | None = None
     if on_cuda:
         peak_bytes = torch.cuda.max_memory_allocated(device) - before_bytes
     return MemoryCurve(seconds, nbytes, peak_bytes)
+
+
+def record_highest_step(
+    compute_loss: Callable[[], torch.Tensor], model: torch.nn.Module, device: torch.device
+) -> MemoryCurve:
+    """The curve of the highest peak of PEAK_STEPS steps of `model`, whose gradients are dropped."""
+    curves: list[MemoryCurve] = []
+    for _ in range(PEAK_STEPS):
+        model.zero_grad()
+        curves.append(record_step(compute_loss, device))
+    model.zero_grad()
+    return max(curves, key=lambda curve: curve.peak_bytes)
 
 
 class _MallocInfo(ctypes.Structure):

@@ -4,10 +4,11 @@
 
 The first process measures the compute seconds of a plain step and the bytes that cross the drive
 when everything moves, both ways. At that many bytes in so many seconds all of it could hide; the
-others run at a share of that bandwidth, in each direction (limited_engine.py). What moves is
-written before it is read back, so the floor of a step is the larger of its compute seconds and of
-the bytes written and read over the bandwidth. With a budget, "moving only" is the plan that may not
-recompute: the planner should recompute where that is faster than it.
+others run at a share of that bandwidth, in each direction (limited_engine.py). The
+floor of a step is the larger of its compute seconds and of its bytes over the bandwidth. Under a
+budget those are the bytes both ways, as what moves is written before what needs its room is read
+back; without one reads run beside writes, and each direction counts alone. With a budget, "moving
+only" is the plan that may not recompute: the planner should recompute where that is faster than it.
 """
 
 from __future__ import annotations
@@ -113,8 +114,9 @@ def tabulate(record: Record) -> Rows:
 
 def find_floor_seconds(item: Measured, plain: Measured, bytes_per_second: float) -> float:
     """What neither compute nor the drive can do in less."""
-    drive_seconds = (item.written_bytes + item.read_bytes) / bytes_per_second
-    return max(plain.median_seconds, drive_seconds)
+    directions = item.written_bytes, item.read_bytes
+    queued_bytes = max(directions) if item.share is None else sum(directions)
+    return max(plain.median_seconds, queued_bytes / bytes_per_second)
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ sys.path.append(str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.fresh_process import report, run_child
 from benchmarks.limited_engine import limit_drives
-from benchmarks.measure import record_step
+from benchmarks.measure import record_highest_step
 from benchmarks.models import LossOnly, Shape
 from benchmarks.trainer import Trainer, compile_variant, make_inputs
 from benchmarks.variants import Measured, Variant, VariantSettings
@@ -82,9 +82,10 @@ def measure_trainer(trainer: Trainer, measured: Measured) -> None:
     measured.written_bytes, measured.read_bytes = done.written_bytes, done.read_bytes
     measured.exposed_seconds = done.exposed_seconds
     measured.compile_seconds = trainer.first_seconds - seconds
-    trainer.model.zero_grad()
-    measured.peak_bytes = record_step(trainer.compute_loss, trainer.tokens.device).peak_bytes
-    trainer.model.zero_grad()
+    device = trainer.tokens.device
+    measured.peak_bytes = record_highest_step(
+        trainer.compute_loss, trainer.model, device
+    ).peak_bytes
     passes = trainer.passes
     if measured.kind == "fxoffload":
         if not passes.plans:

@@ -15,7 +15,7 @@ from torch import fx
 from torch.utils._pytree import tree_map
 from torch.utils.flop_counter import flop_registry
 
-from fxoffload.graph import has_hints, hint_int, is_view
+from fxoffload.graph import has_hints, hint_int
 from fxoffload.ops import OPS
 from fxoffload.profile import Profile
 
@@ -69,11 +69,12 @@ class CostModel:
     def node_seconds(self, node: fx.Node, traffic_bytes: int) -> float:
         """Estimate of one node: the larger of arithmetic and memory time, times its factor.
 
-        traffic_bytes: read from and written to memory; 0 for what a fused loop keeps in registers.
+        traffic_bytes: read from and written to memory; 0 of what a fused loop keeps in registers,
+        and of a view.
         Sizes known only at run time count as nothing, so an estimate can only be too low, and
         transfers start earlier for it.
         """
-        if node.op != "call_function" or node.target in OPS or is_view(node):
+        if node.op != "call_function" or node.target in OPS:
             return 0.0
         roofline = max(
             _count_flops(node) / self.speed.flops_per_second,

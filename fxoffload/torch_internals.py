@@ -37,7 +37,7 @@ from torch._inductor.virtualized import V
 from torch._ops import HigherOrderOperator, OpOverload
 from torch._prims.rng_prims import run_and_save_rng_state
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily
-from torch.fx._lazy_graph_module import _use_lazy_graph_module
+from torch.fx._lazy_graph_module import _get_graph_module_cls, _use_lazy_graph_module
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from torch.utils._pytree import tree_map_only
 from torch.utils._sympy.interp import sympy_interp
@@ -80,7 +80,7 @@ class OffloadPartitioner(custom_graph_pass.CustomPartitionerFn):
 
         def partition(share: float | None) -> Graphs:
             # The partitioner changes what it is given, and another share may be asked for.
-            joint = _copy_module(gm)
+            joint = _copy_module(gm, _get_graph_module_cls())
             patches: dict[str, Any] = {}
             if share is not None:
                 lift_checkpoints(joint.graph)

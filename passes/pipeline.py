@@ -34,10 +34,10 @@ from fxoffload.torch_internals import is_checkpointed
 
 log = logging.getLogger(__name__)
 
-# Shares of the saved bytes tried when moving alone costs time; the rest is recomputed. The sweep
-# ends when so many in a row were no better, when what one recomputes costs more than it could
-# gain, or when no more than RESOLUTION is left to gain: each partition of a large graph takes
-# seconds.
+# Shares of the saved bytes tried when moving alone costs time; the rest is recomputed. Each
+# partition of a large graph takes seconds, so the sweep ends when no more than RESOLUTION is left
+# to gain, when what one recomputes costs more than it could gain, or when so many in a row were no
+# better: one where no transfer is waited for, as the first share recomputes what is cheapest.
 SAVED_SHARES = (0.9, 0.8, 0.6, 0.4, 0.2, 0.0)
 ALL_SAVED = 1.0
 PATIENCE = 2
@@ -133,7 +133,9 @@ def choose_partition(
             whole_bytes = _count_saved(other)
         missed, reached = 0, ALL_SAVED
         for share in SAVED_SHARES if isinstance(options.budget_bytes, int) else ():
-            if best is not None and (missed == PATIENCE or _costs_little(best[1])):
+            if best is not None and (
+                missed >= (PATIENCE if best[1].exposed_seconds else 1) or _costs_little(best[1])
+            ):
                 break
             if share >= reached:
                 continue  # torch would only find the last one again.

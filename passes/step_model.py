@@ -77,7 +77,7 @@ def build_step(
             scratch = count_scratch_bytes(node)
             fixed.append(Residence(f"{node.name} scratch", scratch, position, position))
     return Step(
-        names=_find_names(forward.nodes) + _find_names(backward.nodes),
+        names=forward.find_names() + backward.find_names(),
         seconds=tuple(forward.estimate_seconds(cost) + backward.estimate_seconds(cost)),
         forward_length=length,
         forward_inputs=_count_inputs(forward.nodes),
@@ -130,6 +130,7 @@ class Footprint:
         self.nodes = list(graph.nodes)
         self.position = {node: index for index, node in enumerate(self.nodes)}
         self._fuses = fuses
+        self._views = {node for node in self.nodes if is_view(node)}
         self._results = {node for node in get_results(graph) if node is not None}
         self._output = get_output(graph)
         self.members: dict[fx.Node, list[fx.Node]] = {}
@@ -145,7 +146,8 @@ class Footprint:
         self._sources: dict[fx.Node, frozenset[fx.Node]] = {}
         self._loops: dict[fx.Node, Loop] = {}
         self._realized: set[fx.Node] = set()  # Those that no other loop computes again.
-        self._calls = [index for index, node in enumerate(self.nodes) if self._is_call(node)]
+        self._calls = {node for node in self.nodes if self._is_call(node)}
+        self._call_positions = [self.position[node] for node in self.nodes if node in self._calls]
         roots = sorted(self.members, key=self.position.__getitem__)
         for root in roots:
             self._sources[root], self._loops[root] = self._find_loop(root)
@@ -176,14 +178,29 @@ class Footprint:
                 # What several results of one node share is read once.
                 read = 0 if traffic[maker] else sum(self.nbytes(source) for source in sources)
                 traffic[maker] += read + self.nbytes(root)
-        return [cost.node_seconds(node, traffic[node]) for node in self.nodes]
+        return [
+            0.0 if node in self._views else cost.node_seconds(node, traffic[node])
+            for node in self.nodes
+        ]
+
+    def find_names(self) -> tuple[str, ...]:
+        """Names of nodes to stand in front of: a view or dead node may go, so the next other."""
+        names: list[str] = []
+        alive: set[fx.Node] = set()
+        name = self.nodes[-1].name
+        for node in reversed(self.nodes):
+            if node.op == "output" or node.is_impure() or not alive.isdisjoint(node.users):
+                alive.add(node)
+                name = name if node in self._views else node.name
+            names.append(name)
+        return tuple(reversed(names))
 
     def _is_call(self, node: fx.Node) -> bool:
         return node.op == "call_function" and (not self._fuses or runs_alone(node))
 
     def _find_readers(self, root: fx.Node) -> list[fx.Node]:
         users = {user for member in self.members[root] for user in member.users}
-        return [user for user in users if not is_view(user)]
+        return [user for user in users if user not in self._views]
 
     def _find_stored(self, root: fx.Node) -> int:
         """As Inductor decides: when it is made, for its first call, or not at all."""
@@ -191,7 +208,7 @@ class Footprint:
             return 0 if root.op == "placeholder" else len(self.nodes)
         maker, readers = find_maker(root), self._readers[root]
         born = self.position[maker]
-        if self._is_call(maker) or is_reduction(maker) or is_scatter(maker):
+        if maker in self._calls or is_reduction(maker) or is_scatter(maker):
             return born
         if self._results & set(self.members[root]):
             return born
@@ -201,10 +218,10 @@ class Footprint:
                 return born
         # Of its users Inductor sees views, not what reads them.
         if len(self._loops[root].reads) > 1 and any(
-            self._is_call(user) for user in root.users if not is_view(user)
+            user in self._calls for user in root.users if user not in self._views
         ):
             return born
-        calls = (self.position[reader] for reader in readers if self._is_call(reader))
+        calls = (self.position[reader] for reader in readers if reader in self._calls)
         return min(calls, default=len(self.nodes))
 
     def _is_too_much(self, root: fx.Node, *, reused: bool) -> bool:
@@ -222,7 +239,8 @@ class Footprint:
 
     def _is_divided(self, root: fx.Node, position: int) -> bool:
         """Whether a call stands between the maker of `root` and `position`: else they are fused."""
-        return bisect_left(self._calls, self.born(root)) < bisect_left(self._calls, position)
+        calls = self._call_positions
+        return bisect_left(calls, self.born(root)) < bisect_left(calls, position)
 
     def _is_stored_for(self, reader: fx.Node, root: fx.Node) -> bool:
         return self._stored[root] <= self.position[reader]
@@ -267,19 +285,6 @@ class Footprint:
         """The storages that `node` makes."""
         items = [node, *(user for user in node.users if user.target is getitem)]
         return [item for item in items if self.roots.get(item) is item]
-
-
-def _find_names(nodes: Sequence[fx.Node]) -> tuple[str, ...]:
-    """Names of nodes to stand in front of: a view or dead node may go, so the next other node."""
-    names: list[str] = []
-    alive: set[fx.Node] = set()
-    name = nodes[-1].name
-    for node in reversed(nodes):
-        if node.op == "output" or node.is_impure() or not alive.isdisjoint(node.users):
-            alive.add(node)
-            name = name if is_view(node) else node.name
-        names.append(name)
-    return tuple(reversed(names))
 
 
 def _count_inputs(nodes: Iterable[fx.Node]) -> int:

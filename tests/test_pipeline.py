@@ -133,9 +133,9 @@ def test_other_partitions_are_tried_where_the_first_waits() -> None:
     toys.assert_same_step(toys.make_chain(6), graph)
 
 
-def make_contended_options(taken_seconds: float) -> PassOptions:
-    """Transfers that hide, and take that much from compute each way."""
-    cost = make_cost(0.1)
+def make_contended_options(taken_seconds: float, transfer_seconds: float = 0.1) -> PassOptions:
+    """Transfers of `transfer_seconds`: 0.1 hides. They take that much from compute each way."""
+    cost = make_cost(transfer_seconds)
     taken = taken_seconds / NBYTES
     links = {
         tier: dataclasses.replace(link, compute_seconds_per_byte=taken)
@@ -162,17 +162,22 @@ def test_other_partitions_are_tried_where_transfers_slow_compute_down() -> None:
     assert plan.step_seconds < alone.step_seconds
 
 
-def test_the_sweep_of_partitions_ends_when_it_gets_no_better() -> None:
+@pytest.mark.parametrize(("transfer_seconds", "patience"), [(0.1, 1), (600.0, PATIENCE)])
+def test_the_sweep_of_partitions_ends_when_it_gets_no_better(
+    transfer_seconds: float, patience: int
+) -> None:
     asked: list[float] = []
 
     def repartition(share: float) -> TrainingGraph:
         asked.append(share)
         return toys.make_chain(6)
 
-    plan = transform_graph(toys.make_chain(6), make_contended_options(1.0), repartition=repartition)
+    options = make_contended_options(1.0, transfer_seconds)
+    plan = transform_graph(toys.make_chain(6), options, repartition=repartition)
     assert plan.offloads
     assert plan.saved_share is None
-    assert asked == list(SAVED_SHARES[:PATIENCE])
+    assert (plan.exposed_seconds > 0.0) == (patience == PATIENCE)
+    assert asked == list(SAVED_SHARES[:patience])
 
 
 def test_no_partition_is_asked_for_twice() -> None:
@@ -183,7 +188,7 @@ def test_no_partition_is_asked_for_twice() -> None:
         asked.append(share)
         return toys.make_chain(3)
 
-    options = make_contended_options(1.0)
+    options = make_contended_options(1.0, 600.0)
     transform_graph(toys.make_chain(6), options, repartition=repartition)
     smaller = [share for share in SAVED_SHARES if share < 0.5]
     assert asked[:2] == [SAVED_SHARES[0], smaller[0]]

@@ -210,7 +210,9 @@ def test_floor_of_a_step() -> None:
     plain = make_measured("plain", 100, 2.0)
     moved = make_measured("fxoffload", 50, 3.0)
     moved.written_bytes, moved.read_bytes = 600, 400
-    assert slow_drive.find_floor_seconds(moved, plain, 250.0) == 4.0
+    assert slow_drive.find_floor_seconds(moved, plain, 200.0) == 3.0
+    moved.share = 0.5
+    assert slow_drive.find_floor_seconds(moved, plain, 200.0) == 5.0
     assert slow_drive.find_floor_seconds(moved, plain, 1000.0) == 2.0
 
 
