@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
-import platform
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -157,7 +155,7 @@ def compile_graph(
     if graph is None:
         return _Job(config, store, mode, "").compile(gm, example_inputs, None)[0]
     # One profile for a graph on a machine, whatever the options; one recorder for each plan of it.
-    name = hash_graph(gm, example_inputs, _describe_machine(config, mode))
+    name = hash_graph(gm, example_inputs, _describe_machine(example_inputs, config, mode))
     profile_path = runtime.cache_path().parent / "profiles" / f"{name}.json"
     profile = Profile.recall(profile_path)
     job = _Job(config, store, mode, f"{name[:16]} {config.key}")
@@ -210,9 +208,10 @@ def open_store(config: OffloadConfig) -> str:
     return runtime.register_store(config, keeps_graph=torch_internals.keeps_graph)
 
 
-def _describe_machine(config: OffloadConfig, mode: str | None) -> str:
-    cores = f"{platform.node()} {os.cpu_count()} cores, {torch.get_num_threads()} threads"
-    return f"{hash_sources()} {cores} {config.compiler} {mode}"
+def _describe_machine(inputs: Sequence[Any], config: OffloadConfig, mode: str | None) -> str:
+    devices = {x.device for x in inputs if isinstance(x, torch.Tensor)}
+    names = " ".join(sorted(map(runtime.describe_device, devices)))
+    return f"{hash_sources()} {names} {config.compiler} {mode}"
 
 
 def _describe(simulation: Simulation) -> str:

@@ -48,7 +48,7 @@ from fxoffload.runtime.kernels import (
 )
 from fxoffload.runtime.probe_cache import cache_path
 from fxoffload.runtime.recorder import Clocks, StepRecorder
-from fxoffload.runtime.speed import Speed, recall_exchange, recall_speed
+from fxoffload.runtime.speed import Speed, describe_device, recall_exchange, recall_speed
 
 __all__ = [
     "Bandwidth",
@@ -61,6 +61,7 @@ __all__ = [
     "cache_path",
     "choose_engine",
     "close_stores",
+    "describe_device",
     "drive_lifetimes",
     "find_recorders",
     "find_store",

@@ -33,10 +33,19 @@ def recall_speed(device: torch.device, dtype: torch.dtype) -> Speed:
     Of a CPU: with as many threads as torch uses now. Of float32 on a GPU: at torch's precision for
     products of such matrices now.
     """
-    key = f"{_describe(device)} {dtype} torch {torch.__version__}"
+    key = f"{describe_device(device)} {dtype} torch {torch.__version__}"
     if device.type == "cuda" and dtype is torch.float32:
         key += f" {torch.get_float32_matmul_precision()} precision"
     return Speed(*recall_pair(key, lambda: measure_speed(device, dtype)))
+
+
+def describe_device(device: torch.device) -> str:
+    """Host and name of a GPU; of a CPU its cores, and how many threads torch uses now."""
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device)
+    else:
+        name = f"{os.cpu_count()} cores, {torch.get_num_threads()} threads"
+    return f"{platform.node()} {device.type} {name}"
 
 
 def recall_exchange(device: torch.device) -> Bandwidth:
@@ -44,7 +53,7 @@ def recall_exchange(device: torch.device) -> Bandwidth:
 
     By a probe that is made once on a machine.
     """
-    key = f"{_describe(device)} exchange torch {torch.__version__}"
+    key = f"{describe_device(device)} exchange torch {torch.__version__}"
     return Bandwidth(*recall_pair(key, lambda: measure_exchange(device)))
 
 
@@ -75,14 +84,6 @@ def measure_speed(device: torch.device, dtype: torch.dtype) -> Speed:
     return Speed(
         round_down(2 * size**3 / multiply, digits=2), round_down(2 * source.nbytes / copy, digits=2)
     )
-
-
-def _describe(device: torch.device) -> str:
-    if device.type == "cuda":
-        name = torch.cuda.get_device_name(device)
-    else:
-        name = f"{os.cpu_count()} cores, {torch.get_num_threads()} threads"
-    return f"{platform.node()} {device.type} {name}"
 
 
 def _find_least_seconds(run: Callable[[], Any], device: torch.device) -> float:

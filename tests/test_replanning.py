@@ -178,6 +178,17 @@ def test_the_next_process_starts_from_what_was_measured(options: dict[str, Any])
     assert train(fxoffload.compile(model, **options), model, 2) == [0, 0]
 
 
+def test_what_was_measured_on_another_device_counts_for_nothing(
+    options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = make_model()
+    train(fxoffload.compile(model, **options), model, 5)
+    torch._dynamo.reset()
+    monkeypatch.setattr(fxoffload.runtime, "describe_device", lambda device: "another GPU")
+    model = make_model()
+    assert min(train(fxoffload.compile(model, **options), model, 5)[:4]) > 0
+
+
 def test_a_plan_that_is_right_stays(
     options: dict[str, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
