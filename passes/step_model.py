@@ -216,6 +216,8 @@ class Footprint:
             self._realized.add(root)
             if any(self._is_divided(root, self.position[reader]) for reader in readers):
                 return born
+            if self._is_reduced_for(readers):
+                return born
         # Of its users Inductor sees views, not what reads them.
         if len(self._loops[root].reads) > 1 and any(
             user in self._calls for user in root.users if user not in self._views
@@ -241,6 +243,23 @@ class Footprint:
         """Whether a call stands between the maker of `root` and `position`: else they are fused."""
         calls = self._call_positions
         return bisect_left(calls, self.born(root)) < bisect_left(calls, position)
+
+    def _is_reduced_for(self, readers: Sequence[fx.Node]) -> bool:
+        """Whether one of `readers` needs a reduction that another makes: no loop does both.
+
+        A softmax that is written out is so: its exponentials are summed up, then divided by that.
+        """
+        last = max(self.position[reader] for reader in readers)
+        found = {reader for reader in readers if is_reduction(reader)}
+        queue = list(found)
+        while queue:
+            for user in queue.pop().users:
+                if user in readers:
+                    return True
+                if user not in found and self.position[user] < last:
+                    found.add(user)
+                    queue.append(user)
+        return False
 
     def _is_stored_for(self, reader: fx.Node, root: fx.Node) -> bool:
         return self._stored[root] <= self.position[reader]

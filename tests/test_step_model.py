@@ -200,6 +200,26 @@ def test_dear_loop_is_stored_for_readers_behind_a_call(through: bool) -> None:
     assert "loop" not in lives(fused)
 
 
+@pytest.mark.parametrize("divides", [True, False])
+def test_dear_loop_is_stored_where_its_sum_is_read_with_it(divides: bool) -> None:
+    """A softmax: no loop sums its exponentials up and divides them by that sum."""
+    sketch = Sketch()
+    half = sketch.forward
+    x = half.input("x", torch.empty(16, 16))
+    made = half.call(aten.mm.default, x, x, name="made")
+    exp = half.call(aten.exp.default, made, name="exp")
+    total = half.call(aten.sum.dim_IntList, exp, [1], True, name="total")
+    root = half.call(aten.sqrt.default, total, name="root")
+    divisor = root if divides else half.input("y", torch.empty(16, 1))
+    scaled = half.call(aten.div.Tensor, exp, divisor, name="scaled")
+    out = half.call(aten.mm.default, scaled, x, name="out")
+    tangent = sketch.backward.input("tangents_1", torch.empty(16, 16))
+    gradient = sketch.backward.call(aten.sin.default, tangent, name="g")
+    step = build(sketch.finish([out, total], [gradient]))
+    assert lives(step).get("exp") == (("exp", "scaled") if divides else None)
+    assert lives(step)["made"] == ("made", "exp" if divides else "scaled")
+
+
 @pytest.mark.parametrize(("more", "is_stored"), [(0, False), (1, True)])
 def test_loop_of_many_reads_is_stored_for_readers_behind_a_call(more: int, is_stored: bool) -> None:
     policy = find_store_policy(torch.device("cpu"))
