@@ -214,9 +214,8 @@ class Footprint:
             return born
         if self._is_too_much(root, reused=len(readers) > 1):
             self._realized.add(root)
-            if any(self._is_divided(root, self.position[reader]) for reader in readers):
-                return born
-            if self._is_reduced_for(readers):
+            divided = any(self._is_divided(root, self.position[reader]) for reader in readers)
+            if divided or self._is_reduced_for(readers):
                 return born
         # Of its users Inductor sees views, not what reads them.
         if len(self._loops[root].reads) > 1 and any(
