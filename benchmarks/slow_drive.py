@@ -95,7 +95,9 @@ def tabulate(record: Record) -> Rows:
                 rows.append([speed, item.label, "no plan fits", *[""] * 6])
                 continue
             floor = find_floor_seconds(item, plain, drive["bytes_per_second"])
-            recomputed = "" if item.saved_share is None else f"all but {item.saved_share:.0%}"
+            recomputed = (
+                f"all but {item.cut:.0%}" if isinstance(item.cut, float) else item.cut or ""
+            )
             rows.append(
                 [
                     speed,

@@ -93,8 +93,7 @@ def measure_trainer(trainer: Trainer, measured: Measured) -> None:
         measured.predicted_peak_bytes = passes.peak_bytes
         measured.predicted_seconds = passes.step_seconds
         measured.lower_bound_bytes = passes.lower_bound_bytes
-        shares = [plan.saved_share for plan in passes.plans if plan.saved_share is not None]
-        measured.saved_share = min(shares, default=None)
+        measured.cut = max(passes.plans, key=lambda plan: plan.saved_bytes).cut
 
 
 def build_trainer(settings: VariantSettings, variant: Variant, budget_bytes: int | None) -> Trainer:
@@ -108,7 +107,7 @@ def build_trainer(settings: VariantSettings, variant: Variant, budget_bytes: int
         if variant.kind == "fxoffload":
             options["memory_budget"] = "min" if variant.share == "min" else budget_bytes
             if not variant.recomputes:
-                stack.enter_context(patch.object(pipeline, "SAVED_SHARES", ()))
+                stack.enter_context(patch.object(pipeline, "CUTS", ()))
                 # The key of AOTAutograd's cache does not know of that.
                 stack.enter_context(functorch_config.patch(enable_autograd_cache=False))
         elif variant.kind == "recompute":

@@ -24,6 +24,8 @@ from typing import Any, Literal
 
 from rich.console import Console
 
+from fxoffload.plan import Cut
+
 sys.path.append(str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.command_line import HEADS, find_options
@@ -65,7 +67,7 @@ class Measured:
     """What one variant took. Where `refused` says why there is no such plan, nothing was measured.
 
     seconds: of its step in each round. predicted_*: by the plan. lower_bound_bytes: that of the
-    simulator. saved_share: the least of its plans, see Plan. offloaded_bytes, written_bytes,
+    simulator. cut: of the plan that saves most, see Plan. offloaded_bytes, written_bytes,
     read_bytes, exposed_seconds: of a step.
     """
 
@@ -78,7 +80,7 @@ class Measured:
     predicted_peak_bytes: int | None = None
     predicted_seconds: float | None = None
     lower_bound_bytes: int | None = None
-    saved_share: float | None = None
+    cut: Cut = None
     offloaded_bytes: int = 0
     written_bytes: int = 0
     read_bytes: int = 0

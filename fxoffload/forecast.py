@@ -51,7 +51,7 @@ class Forecast:
     @property
     def keeps_all(self) -> bool:
         """Whether nothing is moved, and no more recomputed than torch does by itself."""
-        return not any(plan.offloads or plan.saved_share is not None for plan in self.plans)
+        return not any(plan.offloads or plan.cut is not None for plan in self.plans)
 
     def __str__(self) -> str:
         rows = [("graph", "step s", "exposed s", "peak MiB", "nothing moved MiB", "written MiB")]

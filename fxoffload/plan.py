@@ -6,6 +6,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 Tier = Literal["nvme", "host"]
+# Where torch's partitioner cuts the joint graph. None: as the program says. A number: so that this
+# share of the activation memory is saved and the rest recomputed, 1.0 being the partitioner's own
+# choice without checkpoints. "loops": that choice, but no result of a fused loop is saved because
+# a call of the backward reads it.
+Cut = float | Literal["loops"] | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,9 +87,8 @@ class Plan:
 
     peak_bytes: predicted activation peak; unmoved_peak_bytes: the same with nothing moved.
     budget_bytes: the peak that was asked for, None when there was none. step_seconds,
-    exposed_seconds, contended_seconds: predicted; see Simulation. saved_share: of the activation
-    memory that torch's partitioner was let save, the rest being recomputed; 1.0 are no checkpoints,
-    and None is what the program says.
+    exposed_seconds, contended_seconds: predicted; see Simulation. cut: what is saved at all,
+    and not recomputed.
     Hashable and comparable: equal graphs and options give equal plans.
     """
 
@@ -96,7 +100,7 @@ class Plan:
     step_seconds: float = 0.0
     exposed_seconds: float = 0.0
     contended_seconds: float = 0.0
-    saved_share: float | None = None
+    cut: Cut = None
 
     @property
     def offloads(self) -> tuple[tuple[SavedValue, Offload], ...]:
@@ -141,11 +145,13 @@ class Plan:
             lines.append(
                 f"memory_budget of {self.budget_bytes / mib:.1f} MiB is met with nothing moved"
             )
-        if self.saved_share is not None:
-            recomputed = f"all but {self.saved_share:.0%} of the saved bytes"
-            if self.saved_share == 1.0:
-                recomputed = "nothing that checkpoints would"
-            lines.append(f"recomputed: {recomputed}")
+        if self.cut == "loops":
+            lines.append("recomputed: what fused loops compute")
+        elif self.cut is not None:
+            rest = f"all but {self.cut:.0%} of the saved bytes"
+            lines.append(
+                f"recomputed: {'nothing that checkpoints would' if self.cut == 1.0 else rest}"
+            )
         lines += [
             f"kept {nbytes / mib:.1f} MiB: {reason}"
             for reason, nbytes in self.kept_bytes_by_reason().items()

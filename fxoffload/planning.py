@@ -19,7 +19,7 @@ from fxoffload.cost import CostModel, DeviceSpeed, Link, counts_flops
 from fxoffload.errors import BudgetError
 from fxoffload.graph import TrainingGraph, get_tensor, is_static
 from fxoffload.passes import PassOptions
-from fxoffload.plan import Plan
+from fxoffload.plan import Cut, Plan
 from fxoffload.profile import Profile
 from fxoffload.simulation import Simulation
 from fxoffload.torch_internals import Graphs, OffloadPartitioner, PartitionFunction
@@ -114,7 +114,7 @@ def build_reviewer(
         if not all(tensor is None or is_static(tensor) for tensor in tensors):
             return graph.forward, graph.backward
         options = build_options(config, measure_cost(config, links, graph))
-        ran = graph if plan.saved_share is None else build(plan.saved_share)
+        ran = graph if plan.cut is None else build(plan.cut)
         profile, before = passes.calibrate(ran, plan, clocks, options)
         calibrated = replace(options, cost=replace(options.cost, profile=profile))
         _, after = passes.choose_partition(graph, calibrated, build)
@@ -229,7 +229,7 @@ def _restore_order(
     with suppress(BudgetError):
         found = passes.make_plan(graph, options)
         if not found.offloads:
-            return replace(found, saved_share=plan.saved_share)
+            return replace(found, cut=plan.cut)
     passes.restore_order(graph, hoisted)
     return plan
 
@@ -239,11 +239,11 @@ def _make_builder(
     num_outputs: int,
     static_inputs: tuple[int, ...],
     orders: dict[fx.GraphModule, passes.Order],
-) -> Callable[[float | None], TrainingGraph]:
+) -> Callable[[Cut], TrainingGraph]:
     """What partitions, hoists, and notes in `orders` by forward how torch had it."""
 
-    def build(share: float | None) -> TrainingGraph:
-        forward, backward = partition(share)
+    def build(cut: Cut) -> TrainingGraph:
+        forward, backward = partition(cut)
         inputs: list[fx.Node] = list(forward.graph.find_nodes(op="placeholder"))
         names = frozenset(inputs[index].name for index in static_inputs if index < len(inputs))
         graph = TrainingGraph(forward, backward, num_outputs, names)

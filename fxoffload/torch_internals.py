@@ -48,6 +48,7 @@ from torch.utils.flop_counter import flop_registry
 from fxoffload.errors import OffloadError
 from fxoffload.graph import is_static, is_view
 from fxoffload.ops import OFFLOAD, OPS, WAIT
+from fxoffload.plan import Cut
 
 _ADAPTED = "fxoffload_adapted"  # Marks a lowering of ours.
 _RNG_STATE = "rng_state_output"  # What its placeholders in the backward are called.
@@ -56,17 +57,16 @@ _RNG_RESULTS = ("rng_state", "philox_seed", "philox_offset", "unused")
 _REGION = "mutation_region_id"  # Under which Inductor's patterns look for it in meta.
 
 Graphs = tuple[fx.GraphModule, fx.GraphModule]
-PartitionFunction = Callable[[float | None], Graphs]
+PartitionFunction = Callable[[Cut], Graphs]
 ChooseFunction = Callable[[PartitionFunction, int, tuple[int, ...]], Graphs]
 
 
 class OffloadPartitioner(custom_graph_pass.CustomPartitionerFn):
     """Lets `choose` make the forward and the backward from torch's min-cut partitions.
 
-    choose(partition, num_outputs, static_input_indices), where partition(share) cuts the joint
-    graph so that `share` of the activation memory is saved and the rest recomputed, whatever the
-    program has under torch.utils.checkpoint (None: as the program and
-    torch._functorch.config.activation_memory_budget say). `identity` names everything
+    choose(partition, num_outputs, static_input_indices), where partition(cut) cuts the joint graph
+    as Cut says: where it is None, torch.utils.checkpoint and
+    torch._functorch.config.activation_memory_budget decide. `identity` names everything
     that the result depends on beside the graph: it is this partitioner's part of the keys of
     Inductor's and AOTAutograd's caches. Source: torch._inductor.config.custom_partitioner_fn.
     """
@@ -78,13 +78,15 @@ class OffloadPartitioner(custom_graph_pass.CustomPartitionerFn):
     def __call__(self, gm: fx.GraphModule, joint_inputs: Sequence[object], **kwargs: Any) -> Graphs:
         """Partition `gm` (see functorch.compile.min_cut_rematerialization_partition)."""
 
-        def partition(share: float | None) -> Graphs:
-            # The partitioner changes what it is given, and another share may be asked for.
+        def partition(cut: Cut) -> Graphs:
+            # The partitioner changes what it is given, and another cut may be asked for.
             joint = _copy_module(gm, _get_graph_module_cls())
             patches: dict[str, Any] = {}
-            if share is not None:
+            if cut is not None:
                 lift_checkpoints(joint.graph)
-                patches["activation_memory_budget"] = share
+                patches["activation_memory_budget"] = 1.0 if cut == "loops" else cut
+                if cut == "loops":
+                    patches["ban_recompute_materialized_backward"] = False
             with functorch_config.patch(patches):
                 forward, backward = min_cut_partition(joint, joint_inputs, **kwargs)
             name_rng_states(forward.graph, backward.graph)

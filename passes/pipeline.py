@@ -27,18 +27,19 @@ from fxoffload.passes.scheduling import schedule_transfers
 from fxoffload.passes.selection import choose_offloads, evaluate_transfers
 from fxoffload.passes.step_model import build_step
 from fxoffload.passes.verification import verify_transfers
-from fxoffload.plan import Plan
+from fxoffload.plan import Cut, Plan
 from fxoffload.profile import Profile
 from fxoffload.simulation import RESOLUTION, Simulation
 from fxoffload.torch_internals import is_checkpointed
 
 log = logging.getLogger(__name__)
 
-# Shares of the saved bytes tried when moving alone costs time; the rest is recomputed. Each
-# partition of a large graph takes seconds, so the sweep ends when no more than RESOLUTION is left
-# to gain, when what one recomputes costs more than it could gain, or when so many in a row were no
-# better: one where no transfer is waited for, as the first share recomputes what is cheapest.
-SAVED_SHARES = (0.9, 0.8, 0.6, 0.4, 0.2, 0.0)
+# Cuts tried when moving alone costs time, from what is cheapest to recompute to what is dearest.
+# Loops come first: those of all layers alike, so that few more kernels are to be compiled, and no
+# chain of them from layer to layer. Each partition of a large graph takes seconds, so the sweep
+# ends when no more than RESOLUTION is left to gain, when what one recomputes costs more than it
+# could gain, or when so many in a row were no better: one where no transfer is waited for.
+CUTS: tuple[Cut, ...] = ("loops", 0.8, 0.6, 0.4, 0.2, 0.0)
 ALL_SAVED = 1.0
 PATIENCE = 2
 
@@ -68,13 +69,13 @@ def transform_graph(
     graph: TrainingGraph,
     options: PassOptions,
     *,
-    repartition: Callable[[float], TrainingGraph] | None = None,
+    repartition: Callable[[Cut], TrainingGraph] | None = None,
     before_rewrite: Callable[[TrainingGraph], None] | None = None,
 ) -> Plan:
     """Plan and rewrite `graph` in place; returns the plan. An empty plan leaves it untouched.
 
-    repartition: another partition of the same joint graph, which saves this share and recomputes
-    the rest; `graph` becomes it where that is better. before_rewrite: is shown what was chosen.
+    repartition: another partition of the same joint graph, cut like that; `graph` becomes it where
+    that is better. before_rewrite: is shown what was chosen.
     Raises BudgetError where no plan fits.
     """
     chosen, plan = choose_partition(graph, options, repartition)
@@ -99,7 +100,7 @@ def transform_graph(
 def choose_partition(
     graph: TrainingGraph,
     options: PassOptions,
-    repartition: Callable[[float], TrainingGraph] | None,
+    repartition: Callable[[Cut], TrainingGraph] | None,
 ) -> tuple[TrainingGraph, Plan]:
     """The partition with the best plan: `graph` itself where moving costs next to no time.
 
@@ -110,11 +111,11 @@ def choose_partition(
     best: tuple[TrainingGraph, Plan] | None = None
     errors: list[BudgetError] = []
 
-    def attempt(graph: TrainingGraph, share: float | None) -> Plan | None:
+    def attempt(graph: TrainingGraph, cut: Cut) -> Plan | None:
         """The plan of this partition, which may be the best so far; None where none fits."""
         nonlocal best
         try:
-            plan = replace(make_plan(graph, options), saved_share=share)
+            plan = replace(make_plan(graph, options), cut=cut)
             if best is not None and options.budget_bytes is None:
                 plan = _limit_peak(graph, options, plan, best[1].unmoved_peak_bytes)
         except BudgetError as error:
@@ -124,29 +125,32 @@ def choose_partition(
             best = graph, plan
         return plan
 
-    attempt(graph, None)
+    last = attempt(graph, None)
     if repartition is not None:
-        whole_bytes = _count_saved(graph)
+        whole_bytes = reached_bytes = _count_saved(graph)
         if is_checkpointed(graph.forward.graph):
             other = repartition(ALL_SAVED)
-            attempt(other, ALL_SAVED)
-            whole_bytes = _count_saved(other)
-        missed, reached = 0, ALL_SAVED
-        for share in SAVED_SHARES if isinstance(options.budget_bytes, int) else ():
+            last = attempt(other, ALL_SAVED)
+            whole_bytes = reached_bytes = _count_saved(other)
+        missed, seconds_per_byte = 0, 0.0
+        for cut in CUTS if isinstance(options.budget_bytes, int) else ():
             if best is not None and (
-                missed >= (PATIENCE if best[1].exposed_seconds else 1) or _costs_little(best[1])
+                missed >= (PATIENCE if best[1].exposed_seconds else 1)
+                or _find_gain(best[1], seconds_per_byte) <= RESOLUTION * best[1].step_seconds
             ):
                 break
-            if share >= reached:
+            if isinstance(cut, float) and cut * whole_bytes >= reached_bytes:
                 continue  # torch would only find the last one again.
-            other = repartition(share)
-            plan = attempt(other, share)
-            reached = _count_saved(other) / max(whole_bytes, 1)
+            other = repartition(cut)
+            plan, saved_bytes = attempt(other, cut), _count_saved(other)
             missed = 0 if best is not None and best[0] is other else missed + 1
-            if best is None or plan is None:
-                continue
-            if plan.compute_seconds >= best[1].step_seconds:
-                break  # Of smaller shares even more would be recomputed.
+            if best is not None and plan is not None:
+                if last is not None and saved_bytes < reached_bytes:
+                    recomputed_seconds = max(0.0, plan.compute_seconds - last.compute_seconds)
+                    seconds_per_byte = recomputed_seconds / (reached_bytes - saved_bytes)
+                if plan.compute_seconds >= best[1].step_seconds:
+                    break  # Further cuts recompute even more.
+            last, reached_bytes = plan, saved_bytes
     if best is None:
         raise min(errors, key=lambda error: error.lowest_peak_bytes)
     return best
@@ -163,7 +167,7 @@ def _limit_peak(graph: TrainingGraph, options: PassOptions, plan: Plan, peak_byt
     if plan.peak_bytes <= peak_bytes:
         return plan
     limited = make_plan(graph, replace(options, budget_bytes=peak_bytes))
-    return replace(limited, budget_bytes=None, saved_share=plan.saved_share)
+    return replace(limited, budget_bytes=None, cut=plan.cut)
 
 
 def _find_cost(plan: Plan, options: PassOptions) -> tuple[float, ...]:
@@ -171,8 +175,13 @@ def _find_cost(plan: Plan, options: PassOptions) -> tuple[float, ...]:
     return (plan.peak_bytes, *cost) if options.budget_bytes == "min" else cost
 
 
-def _costs_little(plan: Plan) -> bool:
-    return plan.exposed_seconds + plan.contended_seconds <= RESOLUTION * plan.step_seconds
+def _find_gain(plan: Plan, seconds_per_byte: float) -> float:
+    """The seconds that recomputing more than `plan` does can gain, a byte of it for no less.
+
+    What is waited for may be little of what moves, but all of it takes its part of compute.
+    """
+    recomputed_seconds = seconds_per_byte * plan.offloaded_bytes
+    return plan.exposed_seconds + max(0.0, plan.contended_seconds - recomputed_seconds)
 
 
 def make_plan(graph: TrainingGraph, options: PassOptions) -> Plan:

@@ -19,7 +19,8 @@ from fxoffload.graph import TrainingGraph
 from fxoffload.ops import OFFLOAD, OPS, RELEASE
 from fxoffload.passes import PassOptions, make_plan, run_passes, transform_graph
 from fxoffload.passes.insertion import insert_transfers
-from fxoffload.passes.pipeline import ALL_SAVED, PATIENCE, SAVED_SHARES, count_ops
+from fxoffload.passes.pipeline import ALL_SAVED, CUTS, PATIENCE, count_ops
+from fxoffload.plan import Cut
 from fxoffload.simulation import RESOLUTION
 
 NBYTES = 16 * 16 * 4
@@ -96,19 +97,22 @@ def test_budget_that_no_plan_fits_leaves_the_graph_as_it_is() -> None:
     assert get_code(graph) == before
 
 
-def make_recomputing_chain(num_layers: int) -> TrainingGraph:
-    """make_chain, but saves the first layer alone and computes the others from it when needed."""
+def make_recomputing_chain(num_layers: int, stride: int = 99) -> TrainingGraph:
+    """make_chain, but saves every `stride`th layer and computes the others from these when needed.
+
+    By default that is the first layer alone.
+    """
     sketch = toys.Sketch()
     x = sketch.forward.input("x", toys.make_input())
     nodes = [sketch.forward.call(toys.aten.sin.default, x, name="layer0")]
     for _ in range(1, num_layers):
         nodes.append(sketch.forward.call(toys.aten.sin.default, nodes[-1]))
     out = sketch.forward.call(toys.aten.cos.default, nodes[-1])
-    (saved,) = sketch.save(nodes[0])
+    saved = sketch.save(*nodes[::stride])
     gradient = sketch.backward.input("tangents_1", toys.make_input())
     for index in reversed(range(num_layers)):
-        layer = saved
-        for _ in range(index):
+        layer = saved[index // stride]
+        for _ in range(index % stride):
             layer = sketch.backward.call(toys.aten.sin.default, layer)
         gradient = sketch.backward.call(toys.aten.mul.Tensor, gradient, layer)
     return sketch.finish([out], [gradient])
@@ -116,10 +120,10 @@ def make_recomputing_chain(num_layers: int) -> TrainingGraph:
 
 def test_other_partitions_are_tried_where_the_first_waits() -> None:
     """On a link that takes minutes, computing the layers again is the cheaper."""
-    graph, asked, shown = toys.make_chain(6), list[float](), list[TrainingGraph]()
+    graph, asked, shown = toys.make_chain(6), list[Cut](), list[TrainingGraph]()
 
-    def repartition(share: float) -> TrainingGraph:
-        asked.append(share)
+    def repartition(cut: Cut) -> TrainingGraph:
+        asked.append(cut)
         return make_recomputing_chain(6)
 
     options = dataclasses.replace(OPTIONS, cost=make_cost(600.0), budget_bytes=6 * NBYTES)
@@ -128,7 +132,7 @@ def test_other_partitions_are_tried_where_the_first_waits() -> None:
     plan = transform_graph(graph, options, repartition=repartition, before_rewrite=shown.append)
     assert plan.exposed_seconds == 0.0
     assert plan.peak_bytes <= 6 * NBYTES
-    assert plan.saved_share == asked[0]
+    assert plan.cut == asked[0]
     assert shown == [graph]
     toys.assert_same_step(toys.make_chain(6), graph)
 
@@ -146,10 +150,10 @@ def make_contended_options(taken_seconds: float, transfer_seconds: float = 0.1) 
 
 
 def test_other_partitions_are_tried_where_transfers_slow_compute_down() -> None:
-    asked: list[float] = []
+    asked: list[Cut] = []
 
-    def repartition(share: float) -> TrainingGraph:
-        asked.append(share)
+    def repartition(cut: Cut) -> TrainingGraph:
+        asked.append(cut)
         return make_recomputing_chain(6)
 
     dear = make_contended_options(100.0)
@@ -158,7 +162,7 @@ def test_other_partitions_are_tried_where_transfers_slow_compute_down() -> None:
     assert alone.exposed_seconds == 0.0
     assert alone.contended_seconds == 200.0 * len(alone.offloads) > 0.0
     plan = transform_graph(graph, dear, repartition=repartition)
-    assert plan.saved_share == asked[0]
+    assert plan.cut == asked[0]
     assert plan.step_seconds < alone.step_seconds
 
 
@@ -166,59 +170,59 @@ def test_other_partitions_are_tried_where_transfers_slow_compute_down() -> None:
 def test_the_sweep_of_partitions_ends_when_it_gets_no_better(
     transfer_seconds: float, patience: int
 ) -> None:
-    asked: list[float] = []
+    asked: list[Cut] = []
 
-    def repartition(share: float) -> TrainingGraph:
-        asked.append(share)
+    def repartition(cut: Cut) -> TrainingGraph:
+        asked.append(cut)
         return toys.make_chain(6)
 
     options = make_contended_options(1.0, transfer_seconds)
     plan = transform_graph(toys.make_chain(6), options, repartition=repartition)
     assert plan.offloads
-    assert plan.saved_share is None
+    assert plan.cut is None
     assert (plan.exposed_seconds > 0.0) == (patience == PATIENCE)
-    assert asked == list(SAVED_SHARES[:patience])
+    assert asked == list(CUTS[:patience])
 
 
 def test_no_partition_is_asked_for_twice() -> None:
     """What came to half of the bytes when more was allowed is what a share down to that gives."""
-    asked: list[float] = []
+    asked: list[Cut] = []
 
-    def repartition(share: float) -> TrainingGraph:
-        asked.append(share)
+    def repartition(cut: Cut) -> TrainingGraph:
+        asked.append(cut)
         return toys.make_chain(3)
 
     options = make_contended_options(1.0, 600.0)
     transform_graph(toys.make_chain(6), options, repartition=repartition)
-    smaller = [share for share in SAVED_SHARES if share < 0.5]
-    assert asked[:2] == [SAVED_SHARES[0], smaller[0]]
+    smaller = [cut for cut in CUTS if isinstance(cut, float) and cut < 0.5]
+    assert asked[:2] == [CUTS[0], smaller[0]]
 
 
 def test_the_sweep_ends_where_recomputing_costs_more_than_it_could_gain() -> None:
     """The chain computes 15 layers again, of a second each, to save transfers of a few seconds."""
-    asked: list[float] = []
+    asked: list[Cut] = []
 
-    def repartition(share: float) -> TrainingGraph:
-        asked.append(share)
+    def repartition(cut: Cut) -> TrainingGraph:
+        asked.append(cut)
         return make_recomputing_chain(6)
 
     options = make_contended_options(1.0)
     alone = transform_graph(toys.make_chain(6), options)
     assert 0.0 < alone.contended_seconds < 15.0
     plan = transform_graph(toys.make_chain(6), options, repartition=repartition)
-    assert plan.saved_share is None
-    assert asked == [SAVED_SHARES[0]]
+    assert plan.cut is None
+    assert asked == [CUTS[0]]
 
 
-def refuse(share: float) -> TrainingGraph:
+def refuse(cut: Cut) -> TrainingGraph:
     """In place of a partitioner that must not be asked."""
-    raise AssertionError(share)
+    raise AssertionError(cut)
 
 
 @pytest.mark.parametrize("budget", [None, 2**20])
 def test_other_partitions_are_not_tried_without_need(budget: int | None) -> None:
     options = dataclasses.replace(OPTIONS, budget_bytes=budget)
-    assert transform_graph(toys.make_chain(3), options, repartition=refuse).saved_share is None
+    assert transform_graph(toys.make_chain(3), options, repartition=refuse).cut is None
 
 
 def test_other_partitions_are_not_tried_to_gain_next_to_nothing() -> None:
@@ -233,6 +237,25 @@ def test_other_partitions_are_not_tried_to_gain_next_to_nothing() -> None:
     assert plan.contended_seconds > 0.0
     with pytest.raises(AssertionError):
         transform_graph(graph, dear, repartition=refuse)
+
+
+@pytest.mark.parametrize(("taken_seconds", "num_asked"), [(0.53, 1), (0.6, 2)])
+def test_the_sweep_ends_where_moving_costs_hardly_more_than_recomputing(
+    taken_seconds: float, num_asked: int
+) -> None:
+    """Every other layer is computed again, a second each; moving one takes 1.06 or 1.2 s."""
+    asked: list[Cut] = []
+
+    def repartition(cut: Cut) -> TrainingGraph:
+        asked.append(cut)
+        return make_recomputing_chain(40, stride=2)
+
+    options = make_contended_options(taken_seconds)
+    plan = transform_graph(toys.make_chain(40), options, repartition=repartition)
+    assert plan.cut == CUTS[0]
+    assert plan.exposed_seconds == 0.0
+    assert plan.contended_seconds > 10 * RESOLUTION * plan.step_seconds
+    assert len(asked) == num_asked
 
 
 def make_checkpointed_chain(num_layers: int) -> TrainingGraph:
@@ -258,17 +281,17 @@ def make_checkpointed_chain(num_layers: int) -> TrainingGraph:
 def test_what_checkpoints_recompute_moves_where_that_is_better(
     budget: int | Literal["min"] | None, transfer_seconds: float, share: float | None
 ) -> None:
-    asked: list[float] = []
+    asked: list[Cut] = []
 
-    def repartition(share: float) -> TrainingGraph:
-        asked.append(share)
+    def repartition(cut: Cut) -> TrainingGraph:
+        asked.append(cut)
         return toys.make_chain(6)
 
     graph = make_checkpointed_chain(6)
     options = dataclasses.replace(OPTIONS, cost=make_cost(transfer_seconds), budget_bytes=budget)
     own = make_plan(toys.copy_graph(graph), options)
     plan = transform_graph(graph, options, repartition=repartition)
-    assert plan.saved_share == share
+    assert plan.cut == share
     assert asked == [ALL_SAVED], "no more is recomputed where what is costs no waiting"
     assert plan.budget_bytes == own.budget_bytes
     if budget == "min":

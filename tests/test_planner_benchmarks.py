@@ -300,8 +300,8 @@ def test_slow_drive(
     assert lowest["exposed_seconds"] > 0
     labels = [item["label"] for item in drive["variants"]]
     assert labels[-1] == "fxoffload 0.95, moving only"
-    assert drive["variants"][-1]["saved_share"] is None
-    assert drive["variants"][-2]["saved_share"] is not None  # Far cheaper, at that bandwidth.
+    assert drive["variants"][-1]["cut"] is None
+    assert drive["variants"][-2]["cut"] is not None  # Far cheaper, at that bandwidth.
     assert plain["offloaded_bytes"] == 0
     assert "step / floor" in capsys.readouterr().out
 

@@ -78,10 +78,10 @@ def test_torchs_own_order_comes_back_where_nothing_moves(stays: bool) -> None:
     plan = make_plan(graph, unlimited)
     assert plan.peak_bytes < least
     options = replace(unlimited, budget_bytes=plan.peak_bytes if stays else least)
-    found = _restore_order(graph, replace(plan, saved_share=0.5), order, options)
+    found = _restore_order(graph, replace(plan, cut=0.5), order, options)
     assert names_of(graph.forward.graph) == (hoisted if stays else torchs)
     assert found.peak_bytes == (plan.peak_bytes if stays else least)
-    assert found.saved_share == 0.5
+    assert found.cut == 0.5
 
 
 class FakeOnCuda(torch.Tensor):

@@ -7,6 +7,7 @@ import operator
 import pickle
 import re
 import weakref
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -37,6 +38,8 @@ from toys import WEIGHT, Half, Sketch, aten, make_input
 from fxoffload import errors, torch_internals
 from fxoffload.graph import TrainingGraph, get_saved
 from fxoffload.ops import OFFLOAD, OPS, PREFETCH, WAIT
+from fxoffload.passes.lifetimes import find_saved_values
+from fxoffload.plan import Cut
 from fxoffload.torch_internals import (
     CountedByGraph,
     DynamoGraph,
@@ -642,15 +645,13 @@ def test_partitioner_pickles_as_its_identity() -> None:
         assert b"identity" in pickle.dumps(torch._inductor.config.save_config_portable())
 
 
-def partition_by_shares(
-    function: Callable[..., Any], *shares: float | None
-) -> tuple[list[TrainingGraph], Any]:
-    """The partition for each share, and the result of the last one."""
+def partition_by_cuts(function: Callable[..., Any], *cuts: Cut) -> tuple[list[TrainingGraph], Any]:
+    """The partition for each cut, and the result of the last one."""
     graphs: list[TrainingGraph] = []
 
     def choose(partition: PartitionFunction, count: int, static: Any) -> Graphs:
-        for share in shares:
-            forward, backward = partition(share)
+        for cut in cuts:
+            forward, backward = partition(cut)
             graphs.append(TrainingGraph(forward, backward, count))
         return forward, backward
 
@@ -662,10 +663,29 @@ def partition_by_shares(
 
 def test_partition_of_a_share_saves_less() -> None:
     """Asked for twice, so that the first must have left the joint graph as it was."""
-    graphs, result = partition_by_shares(toys.deep, None, 0.0, None)
+    graphs, result = partition_by_cuts(toys.deep, None, 0.0, None)
     torch.testing.assert_close(result, toys.deep(make_input()))
     first, less, again = (len(get_saved(graph)) for graph in graphs)
     assert first == again > less
+
+
+def test_cut_of_loops_recomputes_what_they_give_to_calls() -> None:
+    """A gelu between two products: the backward reads its operand and its result."""
+    weight = WEIGHT.clone().requires_grad_()
+
+    def function(x: Tensor) -> Tensor:
+        for _ in range(3):
+            x = x + torch.nn.functional.gelu(x @ weight) @ weight
+        return x.sin().sum()
+
+    graphs, result = partition_by_cuts(function, 1.0, "loops")
+    torch.testing.assert_close(result, function(make_input()))
+    own, loops = (
+        Counter(value.name.split("_")[0] for value in find_saved_values(graph) if value.owned)
+        for graph in graphs
+    )
+    assert own == {"gelu": 3, "mm": 3, "add": 2, "cos": 1}
+    assert loops == {"mm": 3, "add": 2, "cos": 1}, "no chain from layer to layer"
 
 
 def checkpointed(x: Tensor) -> Tensor:
@@ -673,9 +693,9 @@ def checkpointed(x: Tensor) -> Tensor:
 
 
 def test_what_is_checkpointed_may_be_saved_all_the_same() -> None:
-    graphs, result = partition_by_shares(checkpointed, None, 1.0, None)
+    graphs, result = partition_by_cuts(checkpointed, None, 1.0, None)
     torch.testing.assert_close(result, toys.deep(make_input()))
-    (plain, _) = partition_by_shares(toys.deep, None)
+    (plain, _) = partition_by_cuts(toys.deep, None)
     assert [is_checkpointed(graph.forward.graph) for graph in graphs] == [True, False, True]
     own, lifted, again = (len(get_saved(graph)) for graph in graphs)
     assert own == again < lifted == len(get_saved(plain[0]))
@@ -694,9 +714,9 @@ def test_what_must_be_recomputed_is() -> None:
             toys.deep, x, use_reentrant=False, context_fn=contexts
         )
 
-    graphs, _ = partition_by_shares(function, None, 1.0)
+    graphs, _ = partition_by_cuts(function, None, 1.0)
     own, lifted = (len(get_saved(graph)) for graph in graphs)
-    (plain, _) = partition_by_shares(toys.deep, None)
+    (plain, _) = partition_by_cuts(toys.deep, None)
     assert not is_checkpointed(graphs[0].forward.graph)
     assert own == lifted < len(get_saved(plain[0]))
 
@@ -709,7 +729,7 @@ def test_rng_states_of_checkpoints_have_one_name_in_both_graphs() -> None:
         x = torch.utils.checkpoint.checkpoint(dropped, x, use_reentrant=False)
         return torch.utils.checkpoint.checkpoint(dropped, x, use_reentrant=False).sum()
 
-    (graph,), _ = partition_by_shares(function, None)
+    (graph,), _ = partition_by_cuts(function, None)
     placeholders = {node.name for node in graph.backward.graph.find_nodes(op="placeholder")}
     saved = get_saved(graph)
     states = [node.name for node in saved if is_rng_state(node)]
