@@ -95,9 +95,9 @@ def tabulate(record: Record) -> Rows:
                 rows.append([speed, item.label, "no plan fits", *[""] * 6])
                 continue
             floor = find_floor_seconds(item, plain, drive["bytes_per_second"])
-            recomputed = (
-                f"all but {item.cut:.0%}" if isinstance(item.cut, float) else item.cut or ""
-            )
+            recomputed = item.cut or ""
+            if not isinstance(recomputed, str):
+                recomputed = f"all but {recomputed:.0%}"
             rows.append(
                 [
                     speed,
