@@ -172,10 +172,14 @@ def _place_prefetches(
     pending: list[tuple[float, str, int]] = []
     pending_bytes = 0
     positions = range(step.forward_length - 1, len(step.seconds))
+    written = len(step.seconds)  # From which position on the tail is empty, whatever is waited for.
     for position in positions:
-        if not tail.held_bytes(position):
+        held_bytes = tail.held_bytes(position)
+        if not held_bytes:
+            written = position
             break
-        tail.wait(position, room_bytes[position])
+        if held_bytes > room_bytes[position]:
+            tail.wait(position, room_bytes[position])
     for position in reversed(positions):
         if position == start - 1:
             pending.clear()
@@ -183,7 +187,8 @@ def _place_prefetches(
         room = room_bytes[position]
         while pending:
             end, name, nbytes = pending[0]
-            fits = pending_bytes <= min(room - tail.held_bytes(position), max_inflight_bytes)
+            held_bytes = tail.held_bytes(position) if position < written else 0
+            fits = pending_bytes <= min(room - held_bytes, max_inflight_bytes)
             if end > clock and fits:
                 break
             read_seconds = max(0.0, end - clock)

@@ -67,19 +67,23 @@ def choose_offloads(
     limit = find_lower_bound(step) if budget_bytes == "min" else budget_bytes
     used = _derate(links, utilisation)
 
+    known: dict[frozenset[str], Trial] = {}
+
     def attempt(chosen: Iterable[SavedValue]) -> Trial:
         tiers = _assign_tiers(chosen, idle, host_bytes if "host" in links else 0)
-        transfers = place_transfers(
-            step,
-            tiers,
-            links,
-            budget_bytes=limit,
-            max_inflight_bytes=max_inflight_bytes,
-            margin=margin,
-        )
-        return Trial(
-            transfers, simulate(step, transfers, used, max_inflight_bytes=max_inflight_bytes)
-        )
+        names = frozenset(tiers)
+        if names not in known:
+            transfers = place_transfers(
+                step,
+                tiers,
+                links,
+                budget_bytes=limit,
+                max_inflight_bytes=max_inflight_bytes,
+                margin=margin,
+            )
+            simulation = simulate(step, transfers, used, max_inflight_bytes=max_inflight_bytes)
+            known[names] = Trial(transfers, simulation)
+        return known[names]
 
     trials = max(1, MAX_NODE_VISITS // max(1, len(step.seconds)))
     unmoved = attempt(())
