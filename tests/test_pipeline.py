@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+from collections.abc import Callable
 from functools import partial
 from typing import Literal
 
@@ -118,13 +119,23 @@ def make_recomputing_chain(num_layers: int, stride: int = 99) -> TrainingGraph:
     return sketch.finish([out], [gradient])
 
 
-def test_other_partitions_are_tried_where_the_first_waits() -> None:
-    """On a link that takes minutes, computing the layers again is the cheaper."""
-    graph, asked, shown = toys.make_chain(6), list[Cut](), list[TrainingGraph]()
+def record_cuts(
+    make_graph: Callable[[], TrainingGraph],
+) -> tuple[list[Cut], Callable[[Cut], TrainingGraph]]:
+    """A list, and a partitioner that notes there what it is asked for."""
+    asked: list[Cut] = []
 
     def repartition(cut: Cut) -> TrainingGraph:
         asked.append(cut)
-        return make_recomputing_chain(6)
+        return make_graph()
+
+    return asked, repartition
+
+
+def test_other_partitions_are_tried_where_the_first_waits() -> None:
+    """On a link that takes minutes, computing the layers again is the cheaper."""
+    graph, shown = toys.make_chain(6), list[TrainingGraph]()
+    asked, repartition = record_cuts(lambda: make_recomputing_chain(6))
 
     options = dataclasses.replace(OPTIONS, cost=make_cost(600.0), budget_bytes=6 * NBYTES)
     alone = transform_graph(toys.copy_graph(graph), options)
@@ -150,11 +161,7 @@ def make_contended_options(taken_seconds: float, transfer_seconds: float = 0.1) 
 
 
 def test_other_partitions_are_tried_where_transfers_slow_compute_down() -> None:
-    asked: list[Cut] = []
-
-    def repartition(cut: Cut) -> TrainingGraph:
-        asked.append(cut)
-        return make_recomputing_chain(6)
+    asked, repartition = record_cuts(lambda: make_recomputing_chain(6))
 
     dear = make_contended_options(100.0)
     graph = toys.make_chain(6)
@@ -170,11 +177,7 @@ def test_other_partitions_are_tried_where_transfers_slow_compute_down() -> None:
 def test_the_sweep_of_partitions_ends_when_it_gets_no_better(
     transfer_seconds: float, patience: int
 ) -> None:
-    asked: list[Cut] = []
-
-    def repartition(cut: Cut) -> TrainingGraph:
-        asked.append(cut)
-        return toys.make_chain(6)
+    asked, repartition = record_cuts(lambda: toys.make_chain(6))
 
     options = make_contended_options(1.0, transfer_seconds)
     plan = transform_graph(toys.make_chain(6), options, repartition=repartition)
@@ -186,11 +189,7 @@ def test_the_sweep_of_partitions_ends_when_it_gets_no_better(
 
 def test_no_partition_is_asked_for_twice() -> None:
     """What came to half of the bytes when more was allowed is what a share down to that gives."""
-    asked: list[Cut] = []
-
-    def repartition(cut: Cut) -> TrainingGraph:
-        asked.append(cut)
-        return toys.make_chain(3)
+    asked, repartition = record_cuts(lambda: toys.make_chain(3))
 
     options = make_contended_options(1.0, 600.0)
     transform_graph(toys.make_chain(6), options, repartition=repartition)
@@ -200,11 +199,7 @@ def test_no_partition_is_asked_for_twice() -> None:
 
 def test_the_sweep_ends_where_recomputing_costs_more_than_it_could_gain() -> None:
     """The chain computes 15 layers again, of a second each, to save transfers of a few seconds."""
-    asked: list[Cut] = []
-
-    def repartition(cut: Cut) -> TrainingGraph:
-        asked.append(cut)
-        return make_recomputing_chain(6)
+    asked, repartition = record_cuts(lambda: make_recomputing_chain(6))
 
     options = make_contended_options(1.0)
     alone = transform_graph(toys.make_chain(6), options)
@@ -244,11 +239,7 @@ def test_the_sweep_ends_where_moving_costs_hardly_more_than_recomputing(
     taken_seconds: float, num_asked: int
 ) -> None:
     """Every other layer is computed again, a second each; moving one takes 1.06 or 1.2 s."""
-    asked: list[Cut] = []
-
-    def repartition(cut: Cut) -> TrainingGraph:
-        asked.append(cut)
-        return make_recomputing_chain(40, stride=2)
+    asked, repartition = record_cuts(lambda: make_recomputing_chain(40, stride=2))
 
     options = make_contended_options(taken_seconds)
     plan = transform_graph(toys.make_chain(40), options, repartition=repartition)
@@ -281,11 +272,7 @@ def make_checkpointed_chain(num_layers: int) -> TrainingGraph:
 def test_what_checkpoints_recompute_moves_where_that_is_better(
     budget: int | Literal["min"] | None, transfer_seconds: float, share: float | None
 ) -> None:
-    asked: list[Cut] = []
-
-    def repartition(cut: Cut) -> TrainingGraph:
-        asked.append(cut)
-        return toys.make_chain(6)
+    asked, repartition = record_cuts(lambda: toys.make_chain(6))
 
     graph = make_checkpointed_chain(6)
     options = dataclasses.replace(OPTIONS, cost=make_cost(transfer_seconds), budget_bytes=budget)
