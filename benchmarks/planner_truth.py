@@ -4,8 +4,8 @@
     python benchmarks/planner_truth.py --report --output benchmarks/results/rok.jsonl
 
 Budgets are shares of plain Inductor's activation peak, "none" and "min". See variants.py for how
-all of them are measured. Plans are by what nodes took in an earlier process, see the option
-`replan`. rok.py measures the same of more variants: its records give these tables as well.
+all of them are measured. Plans are by what nodes took in a process right before. rok.py measures
+the same of more variants: its records give these tables as well.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from benchmarks.command_line import (
     run_benchmark,
 )
 from benchmarks.measure import MIB
-from benchmarks.variants import PLAIN, Measured, Variant, parse_measured, run_variants
+from benchmarks.variants import PLAIN, Measured, Variant, parse_measured, run_measured
 
 NAME = "planner_truth"
 BUDGETS = ("none", "0.9", "0.8", "0.7", "0.6", "0.5", "0.4", "min")
@@ -66,9 +66,7 @@ def measure(arguments: argparse.Namespace, console: Console) -> dict[str, Any]:
         Variant("fxoffload", shares[budget] if budget in shares else float(budget))
         for budget in arguments.budgets
     ]
-    # The first process leaves what nodes took on disk; all plans of the second one are by that.
-    run_variants(arguments, [PLAIN, Variant("fxoffload")], console, rounds=0)
-    found = run_variants(arguments, [PLAIN, *variants], console, rounds=arguments.rounds)
+    found = run_measured(arguments, [PLAIN, *variants], console)
     return {"variants": [asdict(item) for item in found]}
 
 

@@ -33,7 +33,7 @@ from benchmarks.command_line import (
 )
 from benchmarks.measure import MIB
 from benchmarks.plots import make_axes, save_figure
-from benchmarks.variants import PLAIN, PLAIN_AGAIN, Measured, Variant, parse_measured, run_variants
+from benchmarks.variants import PLAIN, PLAIN_AGAIN, Measured, Variant, parse_measured, run_measured
 
 NAME = "rok"
 SAME_PEAK = 1.01
@@ -70,9 +70,7 @@ def measure(arguments: argparse.Namespace, console: Console) -> dict[str, Any]:
         Variant("fxoffload", checkpoints=True),
         PLAIN_AGAIN,
     ]
-    # The first process leaves what nodes took on disk; all plans of the second one are by that.
-    run_variants(arguments, [PLAIN, Variant("fxoffload")], console, rounds=0)
-    found = run_variants(arguments, variants, console, rounds=arguments.rounds)
+    found = run_measured(arguments, variants, console)
     return {"variants": [asdict(item) for item in found]}
 
 

@@ -113,6 +113,19 @@ class VariantSettings:
     bytes_per_second: float | None = None
 
 
+def run_measured(
+    arguments: argparse.Namespace, variants: Sequence[Variant], console: Console
+) -> list[Measured]:
+    """Measure `variants` as run_variants does, planned by what nodes took in a process before it.
+
+    See the option `replan`. What was measured at another time stays aside: machines change speed.
+    """
+    with tempfile.TemporaryDirectory() as home:
+        first = [PLAIN, Variant("fxoffload")]
+        run_variants(arguments, first, console, rounds=0, home=home)
+        return run_variants(arguments, variants, console, rounds=arguments.rounds, home=home)
+
+
 def run_variants(
     arguments: argparse.Namespace,
     variants: Sequence[Variant],
@@ -121,10 +134,11 @@ def run_variants(
     rounds: int,
     layers: int | None = None,
     bytes_per_second: float | None = None,
+    home: str | None = None,
 ) -> list[Measured]:
     """Measure `variants`, the first of which is plain, from an empty compile cache.
 
-    layers: in place of those of the arguments.
+    layers: in place of those of the arguments. home: where fxoffload keeps what it has measured.
     """
     shape = Shape(
         layers or arguments.layers, arguments.hidden, HEADS, arguments.batch, arguments.length
@@ -143,6 +157,8 @@ def run_variants(
     script = Path(__file__).with_name("variant_run.py")
     with tempfile.TemporaryDirectory() as cache, console.status("") as status:
         variables = {"TORCHINDUCTOR_CACHE_DIR": cache, **KEEP_FREED_MEMORY}
+        if home is not None:
+            variables["XDG_CACHE_HOME"] = home
         for record in run_fresh(script, asdict(settings), environment=variables):
             if "round" in record:
                 status.update(f"round {record['round'] + 1} of {rounds}")
