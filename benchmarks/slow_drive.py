@@ -22,6 +22,8 @@ from typing import Any
 
 from rich.console import Console
 
+from fxoffload.plan import describe_cut
+
 sys.path.append(str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.command_line import (
@@ -95,9 +97,6 @@ def tabulate(record: Record) -> Rows:
                 rows.append([speed, item.label, "no plan fits", *[""] * 6])
                 continue
             floor = find_floor_seconds(item, plain, drive["bytes_per_second"])
-            recomputed = item.cut or ""
-            if not isinstance(recomputed, str):
-                recomputed = f"all but {recomputed:.0%}"
             rows.append(
                 [
                     speed,
@@ -108,7 +107,7 @@ def tabulate(record: Record) -> Rows:
                     f"{floor:.3f}",
                     f"{item.median_seconds / floor:.3f}",
                     f"{item.exposed_seconds:.3f}",
-                    recomputed,
+                    describe_cut(item.cut),
                 ]
             )
     return rows

@@ -6,7 +6,7 @@ every node. Byte counts of symbolic sizes are those of the traced example (the h
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from operator import getitem
@@ -154,6 +154,18 @@ def is_view(node: fx.Node) -> bool:
         users = [user for user in node.users if user.target is getitem]
         return bool(users) and all(find_alias_sources(user) for user in users)
     return bool(find_alias_sources(node)) and not find_mutated(node)
+
+
+def find_views(roots: Iterable[fx.Node]) -> set[fx.Node]:
+    """The views of `roots`, and theirs; without `roots`."""
+    views: set[fx.Node] = set()
+    pending = list(roots)
+    while pending:
+        for user in pending.pop().users:
+            if user not in views and is_view(user):
+                views.add(user)
+                pending.append(user)
+    return views
 
 
 def get_op_name(node: fx.Node) -> str:

@@ -13,6 +13,15 @@ Tier = Literal["nvme", "host"]
 Cut = float | Literal["loops"] | None
 
 
+def describe_cut(cut: Cut) -> str:
+    """What a cut recomputes beside what the program says; "" of the program's own."""
+    if cut is None:
+        return ""
+    if cut == "loops":
+        return "what fused loops compute"
+    return "nothing that checkpoints would" if cut == 1.0 else f"all but {cut:.0%} of what is saved"
+
+
 @dataclass(frozen=True, slots=True)
 class SavedValue:
     """One storage that the forward saves for the backward.
@@ -145,13 +154,8 @@ class Plan:
             lines.append(
                 f"memory_budget of {self.budget_bytes / mib:.1f} MiB is met with nothing moved"
             )
-        if self.cut == "loops":
-            lines.append("recomputed: what fused loops compute")
-        elif self.cut is not None:
-            rest = f"all but {self.cut:.0%} of the saved bytes"
-            lines.append(
-                f"recomputed: {'nothing that checkpoints would' if self.cut == 1.0 else rest}"
-            )
+        if self.cut is not None:
+            lines.append(f"recomputed: {describe_cut(self.cut)}")
         lines += [
             f"kept {nbytes / mib:.1f} MiB: {reason}"
             for reason, nbytes in self.kept_bytes_by_reason().items()

@@ -29,7 +29,14 @@ import torch
 from torch import fx
 
 from fxoffload.errors import PlanError
-from fxoffload.graph import TrainingGraph, get_output, get_results, get_tensor, is_view
+from fxoffload.graph import (
+    TrainingGraph,
+    find_views,
+    get_output,
+    get_results,
+    get_tensor,
+    is_view,
+)
 from fxoffload.ops import OFFLOAD, OPS, PREFETCH, RELEASE, WAIT
 from fxoffload.plan import Offload, Plan, SavedValue
 from fxoffload.torch_internals import SymbolicInts, copy_saved_meta, runs_alone, set_results
@@ -230,7 +237,7 @@ def _sink_views(graph: fx.Graph, placeholders: list[fx.Node]) -> list[fx.Node]:
     A view costs nothing and needs no data, but it stands where autograd put it, often long before
     the first node that reads through it; the wait must not be pulled up to there.
     """
-    views = _find_views(placeholders)
+    views = find_views(placeholders)
     readers = [user for node in (*placeholders, *views) for user in node.users if user not in views]
     first = min(readers)
     for view in sorted(views):
@@ -239,20 +246,9 @@ def _sink_views(graph: fx.Graph, placeholders: list[fx.Node]) -> list[fx.Node]:
     return [*readers, *views]
 
 
-def _find_views(roots: list[fx.Node]) -> set[fx.Node]:
-    views: set[fx.Node] = set()
-    pending = list(roots)
-    while pending:
-        for user in pending.pop().users:
-            if user not in views and is_view(user):
-                views.add(user)
-                pending.append(user)
-    return views
-
-
 def _find_readers(base: fx.Node) -> list[fx.Node]:
     """Nodes other than views and the output that read the storage of `base`."""
-    views = _find_views([base])
+    views = find_views([base])
     return [
         user
         for node in (base, *views)

@@ -59,9 +59,10 @@ def find_saved_values(graph: TrainingGraph, *, min_bytes: int = 1) -> tuple[Save
         root = min(nx.node_connected_component(aliases, node), key=positions.__getitem__)
         groups.setdefault(root, []).append(node)
 
-    backward_uses = find_backward_uses(graph, saved)
+    backward_aliases = build_alias_graph(graph.backward.graph)
+    backward_uses = find_backward_uses(graph, saved, backward_aliases)
     mutated = {target for node in forward.nodes for target in find_mutated(node)}
-    addressed = find_addressed(graph.backward.graph)
+    addressed = find_addressed(graph.backward.graph, backward_aliases)
     values: list[SavedValue] = []
     for root, members in groups.items():
         component = nx.node_connected_component(aliases, root)
@@ -114,14 +115,13 @@ def find_readers(component: Iterable[fx.Node]) -> set[fx.Node]:
 
 
 def find_backward_uses(
-    graph: TrainingGraph, saved: Iterable[fx.Node]
+    graph: TrainingGraph, saved: Iterable[fx.Node], aliases: nx.Graph[fx.Node]
 ) -> Mapping[fx.Node, list[int]]:
     """Positions in the backward of the nodes that read each saved node, through views.
 
-    A saved value that the backward returns is read by the output node.
+    aliases: of the backward. A saved value that the backward returns is read by the output node.
     """
     backward = graph.backward.graph
-    aliases = build_alias_graph(backward)
     positions = {node: index for index, node in enumerate(backward.nodes)}
     placeholders = {node.name: node for node in backward.find_nodes(op="placeholder")}
     output = get_output(backward)
@@ -136,9 +136,11 @@ def find_backward_uses(
     return uses
 
 
-def find_addressed(backward: fx.Graph) -> set[str]:
-    """Names of placeholders whose storage is read at absolute offsets, beyond what they look at."""
-    aliases = build_alias_graph(backward)
+def find_addressed(backward: fx.Graph, aliases: nx.Graph[fx.Node]) -> set[str]:
+    """Names of placeholders whose storage is read at absolute offsets, beyond what they look at.
+
+    aliases: of `backward`.
+    """
     return {
         node.name
         for target in backward.find_nodes(

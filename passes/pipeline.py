@@ -107,53 +107,77 @@ def choose_partition(
     Only a budget in bytes is a reason to recompute more than the program does by itself. A program
     with checkpoints is also tried without them: what they recompute may move instead. Without a
     budget, that must take no more memory than the checkpoints, with nothing moved.
+    Raises BudgetError where no plan fits.
     """
-    best: tuple[TrainingGraph, Plan] | None = None
-    errors: list[BudgetError] = []
-
-    def attempt(graph: TrainingGraph, cut: Cut) -> Plan | None:
-        """The plan of this partition, which may be the best so far; None where none fits."""
-        nonlocal best
-        try:
-            plan = replace(make_plan(graph, options), cut=cut)
-            if best is not None and options.budget_bytes is None:
-                plan = _limit_peak(graph, options, plan, best[1].unmoved_peak_bytes)
-        except BudgetError as error:
-            errors.append(error)
-            return None
-        if best is None or _find_cost(plan, options) < _find_cost(best[1], options):
-            best = graph, plan
-        return plan
-
-    last = attempt(graph, None)
+    tried = _Tried(options)
+    last = tried.add(graph, None)
     if repartition is not None:
-        whole_bytes = reached_bytes = _count_saved(graph)
         if is_checkpointed(graph.forward.graph):
-            other = repartition(ALL_SAVED)
-            last = attempt(other, ALL_SAVED)
-            whole_bytes = reached_bytes = _count_saved(other)
-        missed, seconds_per_byte = 0, 0.0
-        for cut in CUTS if isinstance(options.budget_bytes, int) else ():
-            if best is not None and (
-                missed >= (PATIENCE if best[1].exposed_seconds else 1)
-                or _find_gain(best[1], seconds_per_byte) <= RESOLUTION * best[1].step_seconds
-            ):
-                break
-            if isinstance(cut, float) and cut * whole_bytes >= reached_bytes:
-                continue  # torch would only find the last one again.
-            other = repartition(cut)
-            plan, saved_bytes = attempt(other, cut), _count_saved(other)
-            missed = 0 if best is not None and best[0] is other else missed + 1
-            if best is not None and plan is not None:
-                if last is not None and saved_bytes < reached_bytes:
-                    recomputed_seconds = max(0.0, plan.compute_seconds - last.compute_seconds)
-                    seconds_per_byte = recomputed_seconds / (reached_bytes - saved_bytes)
-                if plan.compute_seconds >= best[1].step_seconds:
-                    break  # Further cuts recompute even more.
-            last, reached_bytes = plan, saved_bytes
-    if best is None:
-        raise min(errors, key=lambda error: error.lowest_peak_bytes)
-    return best
+            last = tried.add(repartition(ALL_SAVED), ALL_SAVED)
+        if isinstance(options.budget_bytes, int):
+            _sweep(tried, last, repartition)
+    if tried.best is None:
+        raise min(tried.errors, key=lambda error: error.lowest_peak_bytes)
+    return tried.best
+
+
+@dataclass(frozen=True, slots=True)
+class _Partition:
+    """What a partition saves beside parameters and the like, and its plan; None: none fits."""
+
+    saved_bytes: int
+    plan: Plan | None
+
+
+class _Tried:
+    """Partitions that were planned for. best: the one with the best plan; None until one fits."""
+
+    def __init__(self, options: PassOptions) -> None:
+        self.best: tuple[TrainingGraph, Plan] | None = None
+        self.errors: list[BudgetError] = []
+        self._options = options
+
+    def add(self, graph: TrainingGraph, cut: Cut) -> _Partition:
+        """Plan for `graph`, which was made by `cut`."""
+        try:
+            plan = replace(make_plan(graph, self._options), cut=cut)
+            if self.best is not None and self._options.budget_bytes is None:
+                plan = _limit_peak(graph, self._options, plan, self.best[1].unmoved_peak_bytes)
+        except BudgetError as error:
+            self.errors.append(error)
+            return _Partition(_count_saved(graph), None)
+        if self.best is None or self._find_cost(plan) < self._find_cost(self.best[1]):
+            self.best = graph, plan
+        return _Partition(_count_saved(graph), plan)
+
+    def _find_cost(self, plan: Plan) -> tuple[float, ...]:
+        cost = plan.step_seconds, plan.offloaded_bytes
+        return (plan.peak_bytes, *cost) if self._options.budget_bytes == "min" else cost
+
+
+def _sweep(tried: _Tried, whole: _Partition, repartition: Callable[[Cut], TrainingGraph]) -> None:
+    """Add partitions that save less and less than `whole`, while there is something to gain."""
+    last, missed, seconds_per_byte = whole, 0, 0.0
+    for cut in CUTS:
+        if tried.best is not None:
+            _, plan = tried.best
+            if missed >= (PATIENCE if plan.exposed_seconds else 1):
+                return
+            if _find_gain(plan, seconds_per_byte) <= RESOLUTION * plan.step_seconds:
+                return
+        if isinstance(cut, float) and cut * whole.saved_bytes >= last.saved_bytes:
+            continue  # torch would only find the last one again.
+        before = tried.best
+        found = tried.add(repartition(cut), cut)
+        missed = missed + 1 if tried.best is before else 0
+        if found.plan is not None and tried.best is not None:
+            if last.plan is not None and found.saved_bytes < last.saved_bytes:
+                recomputed_seconds = found.plan.compute_seconds - last.plan.compute_seconds
+                fewer_bytes = last.saved_bytes - found.saved_bytes
+                seconds_per_byte = max(0.0, recomputed_seconds) / fewer_bytes
+            if found.plan.compute_seconds >= tried.best[1].step_seconds:
+                return  # Further cuts recompute even more.
+        last = found
 
 
 def _count_saved(graph: TrainingGraph) -> int:
@@ -168,11 +192,6 @@ def _limit_peak(graph: TrainingGraph, options: PassOptions, plan: Plan, peak_byt
         return plan
     limited = make_plan(graph, replace(options, budget_bytes=peak_bytes))
     return replace(limited, budget_bytes=None, cut=plan.cut)
-
-
-def _find_cost(plan: Plan, options: PassOptions) -> tuple[float, ...]:
-    cost = plan.step_seconds, plan.offloaded_bytes
-    return (plan.peak_bytes, *cost) if options.budget_bytes == "min" else cost
 
 
 def _find_gain(plan: Plan, seconds_per_byte: float) -> float:

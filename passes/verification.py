@@ -22,6 +22,7 @@ from fxoffload.errors import GraphError
 from fxoffload.graph import (
     TrainingGraph,
     find_mutated,
+    find_views,
     get_results,
     get_tensor,
     hint_int,
@@ -63,7 +64,7 @@ def _verify_release(ticket: fx.Node, release: fx.Node) -> None:
     assert isinstance(base, fx.Node)
     if base is not ticket.args[0]:
         raise GraphError(f"forward: {release.name} names {base.name}, not what {ticket.name} moves")
-    members = _find_members(base)
+    members = {base} | find_views([base])
     for reader in _find_users(members):
         if release < reader and reader.op != "output" and not is_view(reader):
             raise GraphError(f"forward: {reader.name} reads {base.name} after {release.name}")
@@ -136,18 +137,6 @@ def _value(item: object) -> int:
         item = item.meta["val"]
     assert isinstance(item, int | torch.SymInt)
     return hint_int(item)
-
-
-def _find_members(base: fx.Node) -> set[fx.Node]:
-    """`base` and every view of it."""
-    members = {base}
-    pending = [base]
-    while pending:
-        for user in pending.pop().users:
-            if user not in members and is_view(user):
-                members.add(user)
-                pending.append(user)
-    return members
 
 
 def _find_users(members: Iterable[fx.Node]) -> set[fx.Node]:

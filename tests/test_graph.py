@@ -16,6 +16,7 @@ from fxoffload.graph import (
     count_bytes,
     find_alias_sources,
     find_mutated,
+    find_views,
     get_output,
     get_placeholder,
     get_results,
@@ -98,6 +99,17 @@ def test_items_of_a_sort_are_new(half: Half) -> None:
 def test_list_arguments_are_looked_at(half: Half) -> None:
     x, y = half.input("x", torch.empty(4, 4)), half.input("y", torch.empty(4, 4))
     assert not is_view(half.call(aten.cat.default, [x, y]))
+
+
+def test_views_of_views(half: Half) -> None:
+    x, y = half.input("x", torch.empty(4, 4)), half.input("y", torch.empty(4, 4))
+    turned = half.call(aten.t.default, x)
+    flat = half.call(aten._unsafe_view.default, turned, [4, 2, 2])
+    half.call(aten.relu.default, flat)
+    other = half.call(aten.t.default, y)
+    assert find_views([x]) == {turned, flat}
+    assert find_views([x, y]) == {turned, flat, other}
+    assert find_views([flat]) == set()
 
 
 def test_mutated(half: Half) -> None:

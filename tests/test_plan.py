@@ -52,7 +52,7 @@ def test_words() -> None:
 def test_words_of_times_and_recomputation() -> None:
     lines = str(make_plan(step_seconds=1.25, exposed_seconds=0.5, cut=0.4)).splitlines()
     assert lines[0].endswith("step 1.250 s, 0.500 s of it exposed")
-    assert lines[1] == "recomputed: all but 40% of the saved bytes"
+    assert lines[1] == "recomputed: all but 40% of what is saved"
     assert str(make_plan(cut=1.0)).splitlines()[1] == ("recomputed: nothing that checkpoints would")
     contended = str(make_plan(step_seconds=1.25, contended_seconds=0.125)).splitlines()[0]
     assert contended.endswith("0.000 s of it exposed, 0.125 s taken from compute by transfers")
