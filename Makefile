@@ -17,8 +17,9 @@ setup: $(READY)  ## local environment with everything that development needs
 demo: $(READY)  ## train a GPT without and with fxoffload; table and plot
 	$(BIN)/python examples/train_gpt.py $(ARGS)
 
-test: $(READY)  ## the whole test suite
-	$(BIN)/python -m pytest $(ARGS)
+# A file stays in one process, which traces and compiles only once what its tests share.
+test: $(READY)  ## the whole test suite, in up to four processes
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 check: typing  ## format, lint, types, layering
 	$(BIN)/ruff format --check $(SOURCES)

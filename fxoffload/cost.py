@@ -49,10 +49,16 @@ class Link:
 
 @dataclass(frozen=True, slots=True)
 class DeviceSpeed:
-    """What one device sustains: multiply-adds counted as two operations, and memory traffic."""
+    """What one device sustains: multiply-adds counted as two operations, and memory traffic.
+
+    mask_store_seconds, mask_load_seconds: what a fused loop takes for one bool that it stores, and
+    for one that it loads, beyond the traffic.
+    """
 
     flops_per_second: float
     memory_bytes_per_second: float
+    mask_store_seconds: float = 0.0
+    mask_load_seconds: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,11 +72,17 @@ class CostModel:
     speed: DeviceSpeed
     profile: Profile | None = None
 
-    def node_seconds(self, node: fx.Node, traffic_bytes: int) -> float:
+    def mask_seconds(self, stored: int, loaded: int) -> float:
+        """Seconds that so many bools take fused loops, beyond their bytes."""
+        return stored * self.speed.mask_store_seconds + loaded * self.speed.mask_load_seconds
+
+    def node_seconds(
+        self, node: fx.Node, traffic_bytes: int, *, mask_seconds: float = 0.0
+    ) -> float:
         """Estimate of one node: the larger of arithmetic and memory time, times its factor.
 
         traffic_bytes: read from and written to memory; 0 of what a fused loop keeps in registers,
-        and of a view.
+        and of a view. mask_seconds: see there.
         Sizes known only at run time count as nothing, so an estimate can only be too low, and
         transfers start earlier for it.
         """
@@ -78,7 +90,7 @@ class CostModel:
             return 0.0
         roofline = max(
             _count_flops(node) / self.speed.flops_per_second,
-            traffic_bytes / self.speed.memory_bytes_per_second,
+            traffic_bytes / self.speed.memory_bytes_per_second + mask_seconds,
         )
         return roofline if self.profile is None else roofline * self.profile.find_factor(node.name)
 

@@ -17,6 +17,8 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal
 
+import torch
+
 from fxoffload.cost import CostModel
 from fxoffload.errors import BudgetError, GraphError
 from fxoffload.graph import TrainingGraph, count_bytes, get_saved, get_tensor, has_hints
@@ -34,7 +36,7 @@ from fxoffload.torch_internals import is_checkpointed
 
 log = logging.getLogger(__name__)
 
-# Cuts tried when moving alone costs time, from what is cheapest to recompute to what is dearest.
+# Cuts tried when moving or masks cost time, from what is cheapest to recompute to what is dearest.
 # Loops come first: those of all layers alike, so that few more kernels are to be compiled, and no
 # chain of them from layer to layer. Each partition of a large graph takes seconds, so the sweep
 # ends when no more than RESOLUTION is left to gain, when what one recomputes costs more than it
@@ -104,9 +106,10 @@ def choose_partition(
 ) -> tuple[TrainingGraph, Plan]:
     """The partition with the best plan: `graph` itself where moving costs next to no time.
 
-    Only a budget in bytes is a reason to recompute more than the program does by itself. A program
-    with checkpoints is also tried without them: what they recompute may move instead. Without a
-    budget, that must take no more memory than the checkpoints, with nothing moved.
+    Only a budget in bytes is a reason to recompute more than the program does by itself; or masks,
+    which loops may compute in less time than they are loaded in. A program with checkpoints is
+    also tried without them: what they recompute may move instead. Without a budget, neither may
+    take more memory than the program's own choice with nothing moved.
     Raises BudgetError where no plan fits.
     """
     tried = _Tried(options)
@@ -114,8 +117,7 @@ def choose_partition(
     if repartition is not None:
         if is_checkpointed(graph.forward.graph):
             last = tried.add(repartition(ALL_SAVED), ALL_SAVED)
-        if isinstance(options.budget_bytes, int):
-            _sweep(tried, last, repartition)
+        _sweep(tried, last, repartition)
     if tried.best is None:
         raise min(tried.errors, key=lambda error: error.lowest_peak_bytes)
     return tried.best
@@ -123,18 +125,26 @@ def choose_partition(
 
 @dataclass(frozen=True, slots=True)
 class _Partition:
-    """What a partition saves beside parameters and the like, and its plan; None: none fits."""
+    """What a partition saves beside parameters and the like, and its plan; None: none fits.
+
+    mask_seconds: what bools among that take, see CostModel; a loop would compute them in less.
+    """
 
     saved_bytes: int
+    mask_seconds: float
     plan: Plan | None
 
 
 class _Tried:
-    """Partitions that were planned for. best: the one with the best plan; None until one fits."""
+    """Partitions that were planned for. best: the one with the best plan; None until one fits.
+
+    has_budget: whether that is one in bytes.
+    """
 
     def __init__(self, options: PassOptions) -> None:
         self.best: tuple[TrainingGraph, Plan] | None = None
         self.errors: list[BudgetError] = []
+        self.has_budget = isinstance(options.budget_bytes, int)
         self._options = options
 
     def add(self, graph: TrainingGraph, cut: Cut) -> _Partition:
@@ -145,10 +155,15 @@ class _Tried:
                 plan = _limit_peak(graph, self._options, plan, self.best[1].unmoved_peak_bytes)
         except BudgetError as error:
             self.errors.append(error)
-            return _Partition(_count_saved(graph), None)
+            return self._describe(graph, None)
         if self.best is None or self._find_cost(plan) < self._find_cost(self.best[1]):
             self.best = graph, plan
-        return _Partition(_count_saved(graph), plan)
+        return self._describe(graph, plan)
+
+    def _describe(self, graph: TrainingGraph, plan: Plan | None) -> _Partition:
+        bools = _count_saved(graph, torch.bool) if self._options.fuses else 0
+        mask_seconds = self._options.cost.mask_seconds(bools, bools)
+        return _Partition(_count_saved(graph), mask_seconds, plan)
 
     def _find_cost(self, plan: Plan) -> tuple[float, ...]:
         cost = plan.step_seconds, plan.offloaded_bytes
@@ -158,12 +173,13 @@ class _Tried:
 def _sweep(tried: _Tried, whole: _Partition, repartition: Callable[[Cut], TrainingGraph]) -> None:
     """Add partitions that save less and less than `whole`, while there is something to gain."""
     last, missed, seconds_per_byte = whole, 0, 0.0
-    for cut in CUTS:
+    for cut in CUTS if tried.has_budget else CUTS[:1]:
         if tried.best is not None:
             _, plan = tried.best
             if missed >= (PATIENCE if plan.exposed_seconds else 1):
                 return
-            if _find_gain(plan, seconds_per_byte) <= RESOLUTION * plan.step_seconds:
+            gain = _find_gain(plan, seconds_per_byte) if tried.has_budget else 0.0
+            if gain + last.mask_seconds <= RESOLUTION * plan.step_seconds:
                 return
         if isinstance(cut, float) and cut * whole.saved_bytes >= last.saved_bytes:
             continue  # torch would only find the last one again.
@@ -180,10 +196,11 @@ def _sweep(tried: _Tried, whole: _Partition, repartition: Callable[[Cut], Traini
         last = found
 
 
-def _count_saved(graph: TrainingGraph) -> int:
-    """Bytes of what is saved beside parameters, buffers and the like."""
+def _count_saved(graph: TrainingGraph, dtype: torch.dtype | None = None) -> int:
+    """Bytes of what is saved, of that dtype, beside parameters, buffers and the like."""
     tensors = (get_tensor(n) for n in get_saved(graph) if n.name not in graph.static_inputs)
-    return sum(count_bytes(x) for x in tensors if x is not None and has_hints(x))
+    known = (x for x in tensors if x is not None and has_hints(x))
+    return sum(count_bytes(x) for x in known if dtype is None or x.dtype == dtype)
 
 
 def _limit_peak(graph: TrainingGraph, options: PassOptions, plan: Plan, peak_bytes: int) -> Plan:

@@ -20,6 +20,7 @@ from dataclasses import dataclass, replace
 from operator import getitem
 
 import networkx as nx
+import torch
 from torch import fx
 
 from fxoffload.cost import CostModel, count_scratch_bytes
@@ -172,14 +173,20 @@ class Footprint:
     def estimate_seconds(self, cost: CostModel) -> list[float]:
         """Seconds of each node."""
         traffic = dict.fromkeys(self.nodes, 0)
+        masks = dict.fromkeys(self.nodes, 0.0)
         for root, sources in self._sources.items():
             if root in self.in_memory and root.op == "call_function":
                 maker = find_maker(root)
                 # What several results of one node share is read once.
-                read = 0 if traffic[maker] else sum(self.nbytes(source) for source in sources)
-                traffic[maker] += read + self.nbytes(root)
+                reads = [] if traffic[maker] else list(sources)
+                traffic[maker] += sum(map(self.nbytes, reads)) + self.nbytes(root)
+                if maker not in self._calls:
+                    loaded = sum(map(self._count_bools, reads))
+                    masks[maker] += cost.mask_seconds(self._count_bools(root), loaded)
         return [
-            0.0 if node in self._views else cost.node_seconds(node, traffic[node])
+            0.0
+            if node in self._views
+            else cost.node_seconds(node, traffic[node], mask_seconds=masks[node])
             for node in self.nodes
         ]
 
@@ -194,6 +201,10 @@ class Footprint:
                 name = name if node in self._views else node.name
             names.append(name)
         return tuple(reversed(names))
+
+    def _count_bools(self, root: fx.Node) -> int:
+        tensor = get_tensor(root)
+        return self.nbytes(root) if tensor is not None and tensor.dtype == torch.bool else 0
 
     def _is_call(self, node: fx.Node) -> bool:
         return node.op == "call_function" and (not self._fuses or runs_alone(node))

@@ -51,6 +51,14 @@ def test_the_slower_of_both_counts() -> None:
     assert both.node_seconds(node, traffic_bytes=840) == 840
 
 
+def test_masks_take_time_beside_their_bytes() -> None:
+    slow = CostModel(links={}, speed=DeviceSpeed(1.0, 1.0, 3.0, 2.0))
+    assert slow.mask_seconds(stored=10, loaded=5) == 40.0
+    assert BYTES.mask_seconds(stored=10, loaded=5) == 0.0
+    node = make_node(aten.sin.default, (3, 5))
+    assert slow.node_seconds(node, traffic_bytes=120, mask_seconds=40.0) == 160.0
+
+
 def test_what_costs_nothing() -> None:
     (placeholder,) = make_node(aten.t.default, (3, 5)).all_input_nodes
     assert BYTES.node_seconds(placeholder, traffic_bytes=60) == 0.0

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from torch.utils.checkpoint import CheckpointPolicy
 from toys import make_cost, names_of
 
+from fxoffload.cost import CostModel, DeviceSpeed
 from fxoffload.errors import BudgetError, GraphError
 from fxoffload.graph import TrainingGraph
 from fxoffload.ops import OFFLOAD, OPS, RELEASE
@@ -247,6 +248,32 @@ def test_the_sweep_ends_where_moving_costs_hardly_more_than_recomputing(
     assert plan.exposed_seconds == 0.0
     assert plan.contended_seconds > 10 * RESOLUTION * plan.step_seconds
     assert len(asked) == num_asked
+
+
+@pytest.mark.parametrize("budget", [None, "min", 2**20])
+@pytest.mark.parametrize(("share", "asks"), [(0.9, False), (1.1, True), (1000.0, True)])
+def test_loops_are_computed_again_where_saved_masks_are_slow(
+    budget: int | Literal["min"] | None, share: float, asks: bool
+) -> None:
+    asked, repartition = record_cuts(lambda: toys.make_masked(saves_mask=False))
+
+    graph = toys.make_masked(saves_mask=True)
+    links = make_cost(1e-30).links
+    options = PassOptions(
+        cost=CostModel(links, DeviceSpeed(1e30, 1.0)), store="store", budget_bytes=budget
+    )
+    alone = make_plan(toys.copy_graph(graph), options)
+    # Each of the bools is stored once and loaded once; all of them are part of the step too.
+    rest = share * RESOLUTION / (1.0 - share * RESOLUTION) if share < 2.0 else share
+    seconds = rest * alone.step_seconds / (2 * 16 * 16)
+    slow = CostModel(links, DeviceSpeed(1e30, 1.0, seconds, seconds))
+    plan = transform_graph(graph, dataclasses.replace(options, cost=slow), repartition=repartition)
+    assert asked == (["loops"] if asks else [])
+    if share > 2.0:
+        assert plan.cut == "loops"
+    toys.assert_same_step(toys.make_masked(saves_mask=True), graph)
+    eager = dataclasses.replace(options, cost=slow, fuses=False)
+    transform_graph(toys.make_masked(saves_mask=True), eager, repartition=refuse)
 
 
 def make_checkpointed_chain(num_layers: int) -> TrainingGraph:

@@ -32,19 +32,26 @@ def test_transfers_take_from_compute_on_a_cpu_and_cross_a_bus_to_a_gpu(
     monkeypatch.setattr(runtime, "recall_speed", lambda *_: runtime.Speed(1.0, 2.0))
     links = measure_links(config)
     graph = toys.make_chain(2)
+    torch_threads = torch.get_num_threads()
     cost = measure_cost(config, links, graph)
     assert {tier: link.compute_seconds_per_byte for tier, link in cost.links.items()} == {
         "nvme": pytest.approx(3e-10),
         "host": pytest.approx(3e-10),
     }
+    assert cost.speed.mask_store_seconds > cost.speed.mask_load_seconds > 0.0
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 4 * torch_threads)
+    faster = measure_cost(config, links, graph).speed
+    assert faster.mask_store_seconds == pytest.approx(cost.speed.mask_store_seconds / 4)
+    assert faster.mask_load_seconds == pytest.approx(cost.speed.mask_load_seconds / 4)
     assert cost.links["nvme"].read_bytes_per_second == links["nvme"].read_bytes_per_second
     for node in graph.forward.graph.nodes:
         node.meta["val"] = FakeOnCuda()
     monkeypatch.setattr(runtime, "recall_exchange", lambda _: runtime.Bandwidth(1e3, 1e12))
-    on_gpu = measure_cost(config, links, graph).links
+    on_gpu = measure_cost(config, links, graph)
+    assert on_gpu.mask_seconds(10**9, 10**9) == 0.0
     read = links["nvme"].read_bytes_per_second
     # A GPU's own copies fill host memory: how fast the host copies does not matter.
-    assert on_gpu == {
+    assert on_gpu.links == {
         "nvme": Link(1e3, read, GPU_TRANSFER_LATENCY_SECONDS),
         "host": Link(1e3, 1e12, GPU_COPY_LATENCY_SECONDS),
     }

@@ -43,6 +43,20 @@ def traffic(step: Step) -> dict[str, int]:
     return {name: round(seconds / NBYTES) for name, seconds in pairs if seconds}
 
 
+@pytest.mark.parametrize("fuses", [True, False])
+def test_fused_loops_take_time_for_masks(fuses: bool) -> None:
+    graph, elements = toys.make_masked(saves_mask=True), 16 * 16
+    slow = CostModel(links={}, speed=DeviceSpeed(1e30, 1.0, 300.0, 20.0))
+    plain, masked = (build(graph, cost=cost, fuses=fuses) for cost in (BYTES, slow))
+    more = [b - a for a, b in zip(plain.seconds, masked.seconds, strict=True)]
+    found = {name: s for name, s in zip(plain.names, more, strict=True) if s}
+    assert found == ({"mask": 300.0 * elements, "fill": 20.0 * elements} if fuses else {})
+    (none,) = {
+        build(toys.make_masked(saves_mask=False), cost=cost).seconds for cost in (BYTES, slow)
+    }
+    assert none
+
+
 def make_docstring_graph(saved: Sequence[str] = ("relu",)) -> TrainingGraph:
     """mm, then a loop of mul and relu, then mm."""
     sketch = Sketch()

@@ -255,6 +255,25 @@ def make_chain(num_layers: int = 4, rows: int = 16) -> TrainingGraph:
     return sketch.finish([out], [gradient])
 
 
+def make_masked(*, saves_mask: bool) -> TrainingGraph:
+    """A relu between products, whose backward reads a mask: a saved one, or one it computes."""
+    sketch = Sketch()
+    x = sketch.forward.input("x", torch.empty(16, 16))
+    mm = sketch.forward.call(aten.mm.default, x, x, name="mm")
+    relu = sketch.forward.call(aten.relu.default, mm, name="relu")
+    out = sketch.forward.call(aten.mm.default, relu, x, name="out")
+    if saves_mask:
+        mask = sketch.forward.call(aten.le.Scalar, relu, 0, name="mask")
+        saved, mask = sketch.save(relu, mask)
+    else:
+        (saved,) = sketch.save(relu)
+        mask = sketch.backward.call(aten.le.Scalar, saved, 0, name="mask")
+    tangent = sketch.backward.input("tangents_1", torch.empty(16, 16))
+    gradient = sketch.backward.call(aten.masked_fill.Scalar, tangent, mask, 0, name="fill")
+    product = sketch.backward.call(aten.mm.default, saved, tangent, name="product")
+    return sketch.finish([out], [product, gradient])
+
+
 # --- cost ---------------------------------------------------------------------------------------
 
 CPU_SPEED = DeviceSpeed(flops_per_second=1e11, memory_bytes_per_second=1e10)
@@ -264,7 +283,9 @@ CPU_SPEED = DeviceSpeed(flops_per_second=1e11, memory_bytes_per_second=1e10)
 class UniformCost(CostModel):
     """Each computing node takes one second, whatever it does."""
 
-    def node_seconds(self, node: fx.Node, traffic_bytes: int) -> float:
+    def node_seconds(
+        self, node: fx.Node, traffic_bytes: int, *, mask_seconds: float = 0.0
+    ) -> float:
         return 0.0 if CostModel.node_seconds(self, node, traffic_bytes=1) == 0.0 else 1.0
 
 
