@@ -162,8 +162,9 @@ def draw(records: Sequence[Record], path: Path) -> None:
     title = f"{record['model']}, {record['layers']} layers x {record['hidden']}"
     figure, axes = make_axes(title, "activation peak, MiB", "samples per second")
     found = [item for item in parse_measured(dict(record)) if item.refused is None]
-    for kind in dict.fromkeys(item.kind for item in found):
-        points = sorted((i for i in found if i.kind == kind), key=lambda item: item.peak_bytes)
+    for series in dict.fromkeys(map(find_series, found)):
+        points = [item for item in found if find_series(item) == series]
+        points.sort(key=lambda item: item.peak_bytes)
         quartiles = [find_quartiles([record["batch"] / s for s in item.seconds]) for item in points]
         axes.errorbar(
             [item.peak_bytes / MIB for item in points],
@@ -174,10 +175,15 @@ def draw(records: Sequence[Record], path: Path) -> None:
             ],
             marker="o",
             capsize=3,
-            linewidth=2 if kind == "fxoffload" else 1,
-            label=kind,
+            linewidth=2 if series == "fxoffload" else 1,
+            label=series,
         )
     save_figure(figure, axes, path)
+
+
+def find_series(item: Measured) -> str:
+    """The line that a point is on: its kind, but for checkpoints that fxoffload has lifted."""
+    return item.label if item.kind == "fxoffload" and item.share is None else item.kind
 
 
 if __name__ == "__main__":

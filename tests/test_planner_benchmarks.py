@@ -253,6 +253,18 @@ def test_rok_names_the_points_that_are_dominated() -> None:
     assert rows[4][6:] == ["hooks", "0.556 (0.556 to 0.556)", "faster"]
 
 
+def test_lines_of_the_picture() -> None:
+    lifted = Variant("fxoffload", checkpoints=True)
+    found = [make_measured("plain", 9), make_again(), make_measured("fxoffload", 5, share=0.5)]
+    found.append(Measured(lifted.label, lifted.kind))
+    assert [rok.find_series(item) for item in found] == [
+        "plain",
+        "plain",
+        "fxoffload",
+        lifted.label,
+    ]
+
+
 def test_floor_of_a_step() -> None:
     plain = make_measured("plain", 100, 2.0)
     moved = make_measured("fxoffload", 50, 3.0)
