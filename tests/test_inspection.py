@@ -101,3 +101,19 @@ def test_a_budget_that_cannot_be_met(spill_directory: Path) -> None:
 def test_unknown_option_is_refused() -> None:
     with pytest.raises(fxoffload.ConfigError, match="did you mean 'min_bytes'"):
         fxoffload.explain(nn.Linear(2, 2), torch.ones(2, 2), options={"min_byte": 1})
+
+
+@pytest.mark.parametrize(("budget", "cut"), [("1GiB", "loops"), ("min", None)])
+def test_masks_are_computed_again_where_vectors_of_bools_are_slow(
+    spill_directory: Path, budget: str, cut: str | None
+) -> None:
+    """Torch saves the mask of a relu; without it the peak of this small model would be higher."""
+    torch._dynamo.reset()
+    layers = [nn.Linear(64, 256, bias=False), nn.ReLU(), nn.Linear(256, 64, bias=False), nn.Tanh()]
+    model, x = nn.Sequential(*layers, nn.Linear(64, 8)), torch.randn(8, 1024, 64)
+    options = {"directory": spill_directory, "memory_budget": budget}
+    (graph,) = fxoffload.explain(model, x, options=options).graphs
+    assert graph.plan.cut == cut
+    nodes = {node.name: node for node in graph.forward_before.graph.nodes}
+    saved = [nodes[name] for value in graph.plan.values for name in value.members]
+    assert any(node.meta["val"].dtype == torch.bool for node in saved) == (cut is None)
