@@ -97,7 +97,8 @@ class Plan:
     peak_bytes: predicted activation peak; unmoved_peak_bytes: the same with nothing moved.
     budget_bytes: the peak that was asked for, None when there was none. step_seconds,
     exposed_seconds, contended_seconds: predicted; see Simulation. cut: what is saved at all,
-    and not recomputed.
+    and not recomputed. held_bytes: predicted to be on the device when the forward ends, its results
+    included; unmoved_held_bytes: the same with nothing moved.
     Hashable and comparable: equal graphs and options give equal plans.
     """
 
@@ -110,6 +111,8 @@ class Plan:
     exposed_seconds: float = 0.0
     contended_seconds: float = 0.0
     cut: Cut = None
+    held_bytes: int = 0
+    unmoved_held_bytes: int = 0
 
     @property
     def offloads(self) -> tuple[tuple[SavedValue, Offload], ...]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cache
@@ -21,6 +21,7 @@ from fxoffload.graph import TrainingGraph, get_tensor, is_static
 from fxoffload.passes import PassOptions
 from fxoffload.plan import Cut, Plan
 from fxoffload.profile import Profile
+from fxoffload.replanning import is_distributed
 from fxoffload.simulation import Simulation
 from fxoffload.torch_internals import Graphs, OffloadPartitioner, PartitionFunction
 
@@ -37,6 +38,15 @@ GPU_COPY_LATENCY_SECONDS = 0.0002
 # seconds by Inductor's kernel profile of a T5 with AVX-512, whose relu stores 8.4 million of them.
 MASK_STORE_CORE_SECONDS = 1.6e-8
 MASK_LOAD_CORE_SECONDS = 4e-9
+
+# The ranks of one job choose their cuts by these numbers: a cut decides which collectives are
+# computed again, so all ranks must choose the same one, and what each of them measures differs.
+# They are those of one common GPU or CPU with one drive. What moves, a rank decides by its own.
+_NOMINAL_SPEEDS = {"cpu": DeviceSpeed(5e11, 5e10), "cuda": DeviceSpeed(3e14, 2e12)}
+_NOMINAL_LINKS = {
+    "nvme": Link(2e9, 3e9, TRANSFER_LATENCY_SECONDS),
+    "host": Link(2e10, 2e10, GPU_TRANSFER_LATENCY_SECONDS),
+}
 
 TransformCallback = Callable[[TrainingGraph, Plan], None]
 
@@ -68,6 +78,7 @@ def build_partitioner(
     rewritten, on_transformed the result.
     """
     links = measure_links(config) if config.enabled and cost is None else {}
+    ranks = cost is None and is_distributed()
 
     def choose(
         partition: PartitionFunction, num_outputs: int, static_inputs: tuple[int, ...]
@@ -77,7 +88,8 @@ def build_partitioner(
         graph = build(None)
         if config.enabled:
             known = cost or measure_cost(config, links, graph, profile)
-            options = build_options(config, known, store, key)
+            cut_cost = find_nominal_cost(links, graph) if ranks else None
+            options = build_options(config, known, store, key, cut_cost=cut_cost)
             plan = passes.transform_graph(
                 graph, options, repartition=build, before_rewrite=on_partitioned
             )
@@ -92,6 +104,8 @@ def build_partitioner(
 
     # Speed and contention follow from the graph and the options, which are in every key already.
     identity = f"fxoffload {hash_sources()} {config.key} {key} {sorted(links.items())} {cost}"
+    if ranks:
+        identity += " the same cut on all ranks"
     if profile is not None:
         identity += f" {profile.digest}"
     return OffloadPartitioner(choose, identity)
@@ -118,7 +132,9 @@ def build_reviewer(
         tensors = [get_tensor(node) for node in graph.forward.graph.nodes]
         if not all(tensor is None or is_static(tensor) for tensor in tensors):
             return graph.forward, graph.backward
-        options = build_options(config, measure_cost(config, links, graph))
+        cut_cost = find_nominal_cost(links, graph) if is_distributed() else None
+        cost = measure_cost(config, links, graph)
+        options = build_options(config, cost, cut_cost=cut_cost)
         ran = graph if plan.cut is None else build(plan.cut)
         profile, before = passes.calibrate(ran, plan, clocks, options)
         calibrated = replace(options, cost=replace(options.cost, profile=profile))
@@ -130,12 +146,18 @@ def build_reviewer(
 
 
 def build_options(
-    config: OffloadConfig, cost: CostModel, store: str = "", key: str = ""
+    config: OffloadConfig,
+    cost: CostModel,
+    store: str = "",
+    key: str = "",
+    *,
+    cut_cost: CostModel | None = None,
 ) -> PassOptions:
     """What the passes need to know to plan a graph under `config`."""
     return PassOptions(
         cost=cost,
         store=store,
+        cut_cost=cut_cost,
         key=key,
         budget_bytes="min" if config.memory_budget == "min" else config.budget_bytes,
         host_bytes=config.host_bytes or 0,
@@ -167,14 +189,7 @@ def measure_cost(
     The speed is that at the dtype of the first matrix product. Measured once on a machine, so that
     every process plans with the same numbers. Raises as measure_links.
     """
-    device, dtype = torch.device("cpu"), torch.float32
-    for node in graph.forward.graph.nodes:
-        tensor = get_tensor(node)
-        if tensor is not None and tensor.is_floating_point():
-            device = tensor.device
-            if counts_flops(node):
-                dtype = tensor.dtype
-                break
+    device, dtype = _find_device(graph)
     with torch_internals.outside_of_tracing():
         speed = DeviceSpeed(*runtime.recall_speed(device, dtype), *_find_mask_seconds(device))
         # The cores that transfers take from are those of the graph; the host tier's no others.
@@ -186,6 +201,28 @@ def measure_cost(
         elif device.type == "cuda":
             links = _go_through(links, config, runtime.recall_exchange(device))
     return CostModel(links, speed, profile)
+
+
+def find_nominal_cost(links: Iterable[str], graph: TrainingGraph) -> CostModel:
+    """Numbers that nobody measured: equal for equal graphs, whatever the machine.
+
+    links: the tiers that there are.
+    """
+    device, _ = _find_device(graph)
+    speed = _NOMINAL_SPEEDS.get(device.type, _NOMINAL_SPEEDS["cpu"])
+    return CostModel({tier: _NOMINAL_LINKS[tier] for tier in links}, speed)
+
+
+def _find_device(graph: TrainingGraph) -> tuple[torch.device, torch.dtype]:
+    """Where the graph computes, and the dtype of its first matrix product."""
+    device, dtype = torch.device("cpu"), torch.float32
+    for node in graph.forward.graph.nodes:
+        tensor = get_tensor(node)
+        if tensor is not None and tensor.is_floating_point():
+            device = tensor.device
+            if counts_flops(node):
+                return device, tensor.dtype
+    return device, dtype
 
 
 def _find_mask_seconds(device: torch.device) -> tuple[float, float]:

@@ -54,6 +54,8 @@ _ADAPTED = "fxoffload_adapted"  # Marks a lowering of ours.
 _RNG_STATE = "rng_state_output"  # What its placeholders in the backward are called.
 # What schemas call the results of random ops that tell their backward which numbers were drawn.
 _RNG_RESULTS = ("rng_state", "philox_seed", "philox_offset", "unused")
+_SCRIPT_OBJECTS = "unsafe_treat_script_objects_as_zero_size"  # Not in torch 2.11.
+_COLLECTIVES = ("c10d", "_c10d_functional", "_c10d_functional_autograd", "_dtensor", "symm_mem")
 _REGION = "mutation_region_id"  # Under which Inductor's patterns look for it in meta.
 
 Graphs = tuple[fx.GraphModule, fx.GraphModule]
@@ -85,6 +87,9 @@ class OffloadPartitioner(custom_graph_pass.CustomPartitionerFn):
             if cut is not None:
                 lift_checkpoints(joint.graph)
                 patches["activation_memory_budget"] = 1.0 if cut == "loops" else cut
+                # Process groups and meshes are inputs of a graph; they hold no memory to save.
+                if hasattr(functorch_config, _SCRIPT_OBJECTS):
+                    patches[_SCRIPT_OBJECTS] = True
                 if cut == "loops":
                     patches["ban_recompute_materialized_backward"] = False
             with functorch_config.patch(patches):
@@ -580,6 +585,15 @@ def _tells_what_was_drawn(node: fx.Node) -> bool:
     names = [result.name for result in source.target._schema.returns]
     # A list of tensors is one result.
     return index in range(len(names)) and names[index] in _RNG_RESULTS
+
+
+def is_collective(node: fx.Node) -> bool:
+    """Whether `node` starts or waits for a collective of torch.distributed.
+
+    All ranks must run these in one order. Source:
+    torch.distributed._functional_collectives, torch.distributed._symmetric_memory.
+    """
+    return isinstance(node.target, OpOverload) and node.target.namespace in _COLLECTIVES
 
 
 def runs_alone(node: fx.Node) -> bool:

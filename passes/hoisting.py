@@ -34,6 +34,7 @@ from fxoffload.graph import (
     is_reduction,
     is_view,
 )
+from fxoffload.torch_internals import is_collective
 
 Order = tuple[tuple[fx.Node, ...], tuple[fx.Node, ...]]  # Of the forward, and of the backward.
 
@@ -42,7 +43,7 @@ def hoist_saved(graph: TrainingGraph) -> None:
     """Move each node that only saved values depend on behind the last of its operands.
 
     A node stays where it is when its result is larger than what it reads, when it reads inputs of
-    the graph alone (they live on anyway), draws random numbers or changes memory.
+    the graph alone (they live on anyway), draws random numbers, changes memory or is a collective.
     """
     forward = graph.forward.graph
     output = next(iter(forward.find_nodes(op="output")))
@@ -97,6 +98,8 @@ def _may_move(node: fx.Node) -> bool:
     if not operands or not isinstance(node.target, torch._ops.OpOverload):
         return is_view(node) and bool(operands)
     if torch.Tag.nondeterministic_seeded in node.target.tags or find_mutated(node):
+        return False
+    if is_collective(node):
         return False
     return is_view(node) or _bytes(node) <= sum(_bytes(operand) for operand in operands)
 

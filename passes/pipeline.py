@@ -14,7 +14,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from typing import Literal
 
 import torch
@@ -54,11 +54,13 @@ class PassOptions:
 
     budget_bytes, host_bytes: see choose_offloads. min_bytes: see find_saved_values.
     max_inflight_bytes: see place_transfers. store: the key that offload nodes carry. key: see
-    insert_transfers. fuses: see build_step.
+    insert_transfers. fuses: see build_step. cut_cost: replaces `cost` where the partition is
+    chosen; with it, only a budget is a reason for another partition than the program's own.
     """
 
     cost: CostModel
     store: str
+    cut_cost: CostModel | None = None
     key: str = ""
     budget_bytes: int | Literal["min"] | None = None
     host_bytes: int = 0
@@ -108,19 +110,59 @@ def choose_partition(
 
     Only a budget in bytes is a reason to recompute more than the program does by itself; or masks,
     which loops may compute in less time than they are loaded in. A program with checkpoints is
-    also tried without them: what they recompute may move instead. Without a budget, neither may
-    take more memory than the program's own choice with nothing moved.
+    also tried without them: what they recompute may move instead. Neither may hold more memory
+    when the forward ends than the program's own choice with nothing moved, as other graphs may run
+    before the backward; without a budget, neither may have a higher peak.
     Raises BudgetError where no plan fits.
     """
-    tried = _Tried(options)
-    last = tried.add(graph, None)
+    own = _OwnPartition(graph, options)
+    if options.cut_cost is None:
+        return _try_partitions(own, options, repartition)
+    by = replace(options, cost=options.cut_cost)
+    other = None if options.budget_bytes is None else repartition
+    chosen, plan = _try_partitions(own, by, other)
+    return chosen, own.make_plan(chosen, plan.cut, options)
+
+
+def _try_partitions(
+    own: _OwnPartition, options: PassOptions, repartition: Callable[[Cut], TrainingGraph] | None
+) -> tuple[TrainingGraph, Plan]:
+    tried = _Tried(own, options)
+    last = tried.add(own.graph, None)
     if repartition is not None:
-        if is_checkpointed(graph.forward.graph):
+        if is_checkpointed(own.graph.forward.graph):
             last = tried.add(repartition(ALL_SAVED), ALL_SAVED)
         _sweep(tried, last, repartition)
     if tried.best is None:
         raise min(tried.errors, key=lambda error: error.lowest_peak_bytes)
     return tried.best
+
+
+class _OwnPartition:
+    """The partition that the program says, and the memory that it takes with nothing moved."""
+
+    def __init__(self, graph: TrainingGraph, options: PassOptions) -> None:
+        self.graph = graph
+        self._options = options
+
+    def make_plan(self, graph: TrainingGraph, cut: Cut, options: PassOptions) -> Plan:
+        """The plan for `graph`, which was made by `cut`, within what choose_partition promises."""
+        if cut is None:
+            return make_plan(graph, options)
+        peak_bytes, held_bytes = self._unmoved_bytes
+        plan = make_plan(graph, options, held_bytes=held_bytes)
+        if options.budget_bytes is None and plan.peak_bytes > peak_bytes:
+            limited = replace(options, budget_bytes=peak_bytes)
+            plan = replace(make_plan(graph, limited, held_bytes=held_bytes), budget_bytes=None)
+        return replace(plan, cut=cut)
+
+    @cached_property
+    def _unmoved_bytes(self) -> tuple[int, int]:
+        """Its peak, and what is held when its forward ends."""
+        values = find_saved_values(self.graph, min_bytes=self._options.min_bytes)
+        step = build_step(self.graph, values, self._options.cost, fuses=self._options.fuses)
+        simulation = evaluate_transfers(step, {}, self._options.cost.links)
+        return simulation.peak_bytes, simulation.live_bytes[step.forward_length - 1]
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,18 +183,17 @@ class _Tried:
     has_budget: whether that is one in bytes.
     """
 
-    def __init__(self, options: PassOptions) -> None:
+    def __init__(self, own: _OwnPartition, options: PassOptions) -> None:
         self.best: tuple[TrainingGraph, Plan] | None = None
         self.errors: list[BudgetError] = []
         self.has_budget = isinstance(options.budget_bytes, int)
+        self._own = own
         self._options = options
 
     def add(self, graph: TrainingGraph, cut: Cut) -> _Partition:
         """Plan for `graph`, which was made by `cut`."""
         try:
-            plan = replace(make_plan(graph, self._options), cut=cut)
-            if self.best is not None and self._options.budget_bytes is None:
-                plan = _limit_peak(graph, self._options, plan, self.best[1].unmoved_peak_bytes)
+            plan = self._own.make_plan(graph, cut, self._options)
         except BudgetError as error:
             self.errors.append(error)
             return self._describe(graph, None)
@@ -203,14 +244,6 @@ def _count_saved(graph: TrainingGraph, dtype: torch.dtype | None = None) -> int:
     return sum(count_bytes(x) for x in known if dtype is None or x.dtype == dtype)
 
 
-def _limit_peak(graph: TrainingGraph, options: PassOptions, plan: Plan, peak_bytes: int) -> Plan:
-    """`plan`, which has no budget, or one that moves more. Raises BudgetError if none does."""
-    if plan.peak_bytes <= peak_bytes:
-        return plan
-    limited = make_plan(graph, replace(options, budget_bytes=peak_bytes))
-    return replace(limited, budget_bytes=None, cut=plan.cut)
-
-
 def _find_gain(plan: Plan, seconds_per_byte: float) -> float:
     """The seconds that recomputing more than `plan` does can gain, a byte of it for no less.
 
@@ -220,13 +253,17 @@ def _find_gain(plan: Plan, seconds_per_byte: float) -> float:
     return plan.exposed_seconds + max(0.0, plan.contended_seconds - recomputed_seconds)
 
 
-def make_plan(graph: TrainingGraph, options: PassOptions) -> Plan:
-    """The plan for `graph`, which stays as it is. Raises BudgetError where no plan fits."""
+def make_plan(graph: TrainingGraph, options: PassOptions, *, held_bytes: int | None = None) -> Plan:
+    """The plan for `graph`, which stays as it is. Raises BudgetError where no plan fits.
+
+    held_bytes: see choose_offloads.
+    """
     values = find_saved_values(graph, min_bytes=options.min_bytes)
     return choose_offloads(
         build_step(graph, values, options.cost, fuses=options.fuses),
         options.cost.links,
         budget_bytes=options.budget_bytes,
+        held_bytes=held_bytes,
         host_bytes=options.host_bytes,
         max_inflight_bytes=options.max_inflight_bytes,
     )

@@ -30,18 +30,23 @@ def place_transfers(
     links: Mapping[str, Link],
     *,
     budget_bytes: int | None = None,
+    held_bytes: int | None = None,
     max_inflight_bytes: int = 2**62,
     margin: float = MARGIN,
 ) -> dict[str, Transfer]:
     """A Transfer for each value that `tiers` names.
 
     budget_bytes: what may be on the device at once; None is no limit. It is kept wherever the
-    values in use leave room for it. max_inflight_bytes: bound of the bytes being read ahead.
+    values in use leave room for it. held_bytes: the same for the end of the forward.
+    max_inflight_bytes: bound of the bytes being read ahead.
     """
     moved = [value for value in step.values if value.name in tiers]
     working_sets = find_working_sets(step, set(tiers))
     limit = 2**62 if budget_bytes is None else budget_bytes
     room_bytes = [limit - nbytes for nbytes in working_sets]
+    if held_bytes is not None:
+        end = step.forward_length - 1
+        room_bytes[end] = min(room_bytes[end], held_bytes - working_sets[end])
     slow = {
         tier: Link(
             link.write_bytes_per_second / margin,

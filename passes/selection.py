@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from itertools import islice
 from typing import Literal
 
@@ -38,10 +37,30 @@ _MIB = 2**20
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """A set of moved values, placed and simulated."""
+    """A set of moved values, placed and simulated.
+
+    held_bytes: on the device when the forward ends, with its results.
+    """
 
     transfers: Mapping[str, Transfer]
     simulation: Simulation
+    held_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Limits:
+    """Bytes that may be on the device: at any moment, and when the forward ends. None: any."""
+
+    peak_bytes: int | None
+    held_bytes: int | None
+
+    def find_excess(self, trial: Trial) -> int:
+        """Bytes by which `trial` is above the limits; 0 where it fits."""
+        pairs = (
+            (trial.simulation.peak_bytes, self.peak_bytes),
+            (trial.held_bytes, self.held_bytes),
+        )
+        return sum(max(0, nbytes - limit) for nbytes, limit in pairs if limit is not None)
 
 
 def choose_offloads(
@@ -49,6 +68,7 @@ def choose_offloads(
     links: Mapping[str, Link],
     *,
     budget_bytes: int | Literal["min"] | None = None,
+    held_bytes: int | None = None,
     host_bytes: int = 0,
     max_inflight_bytes: int = 2**62,
     utilisation: float = LINK_UTILISATION,
@@ -56,10 +76,11 @@ def choose_offloads(
 ) -> Plan:
     """A plan for the values of `step`.
 
-    host_bytes: capacity of the host tier; it takes the values reused soonest, the rest goes to
-    NVMe. utilisation: part of the bandwidth of `links` that the prediction counts on; margin: see
-    place_transfers. Raises BudgetError naming the lowest reachable peak when it is above
-    `budget_bytes`.
+    held_bytes: what may be on the device when the forward ends, as other graphs may run before the
+    backward; None is no limit. host_bytes: capacity of the host tier; it takes the values reused
+    soonest, the rest goes to NVMe. utilisation: part of the bandwidth of `links` that the
+    prediction counts on; margin: see place_transfers. Raises BudgetError naming the lowest
+    reachable peak when `budget_bytes` or `held_bytes` cannot be kept.
     """
     candidates = [value for value in step.values if value.refusal is None]
     idle = _find_idle_seconds(step, candidates)
@@ -78,32 +99,36 @@ def choose_offloads(
                 tiers,
                 links,
                 budget_bytes=limit,
+                held_bytes=held_bytes,
                 max_inflight_bytes=max_inflight_bytes,
                 margin=margin,
             )
             simulation = simulate(step, transfers, used, max_inflight_bytes=max_inflight_bytes)
-            known[names] = Trial(transfers, simulation)
+            held = simulation.live_bytes[step.forward_length - 1]
+            known[names] = Trial(transfers, simulation, held)
         return known[names]
 
     trials = max(1, MAX_NODE_VISITS // max(1, len(step.seconds)))
     unmoved = attempt(())
+    limits = _Limits(budget_bytes if isinstance(budget_bytes, int) else None, held_bytes)
+    chosen: list[SavedValue] = []
+    reason = "moving it would not hide"
     if limit is None:
         chosen = _choose_hidden(step, candidates, idle, used, attempt, trials)
-        reason = "moving it would not hide"
-    elif budget_bytes == "min":
+    if budget_bytes == "min":
         # Also what does not count at the peak of this graph: it does when graphs follow each other.
         chosen, reason = candidates, ""
-    else:
+    elif limit is not None or limits.find_excess(attempt(chosen)):
         orders = (
             candidates,
             sorted(candidates, key=lambda value: (-idle[value.name], value.name)),
             sorted(candidates, key=lambda value: (value.nbytes, value.name)),
         )
-        chosen = _choose_to_fit(orders, limit, unmoved, attempt, trials)
+        chosen = _choose_to_fit(orders, limits, unmoved, attempt, trials)
         reason = "fits the budget where it is"
     best = attempt(chosen)
-    if isinstance(budget_bytes, int) and best.simulation.peak_bytes > budget_bytes:
-        raise _make_budget_error(step, budget_bytes, attempt(candidates))
+    if limits.find_excess(best):
+        raise _make_budget_error(step, limits, attempt(candidates))
     return _make_plan(step, best, unmoved, budget_bytes, reason)
 
 
@@ -150,7 +175,7 @@ def _choose_hidden(
 
 def _choose_to_fit(
     orders: Sequence[Sequence[SavedValue]],
-    limit: int,
+    limits: _Limits,
     unmoved: Trial,
     attempt: Callable[[Iterable[SavedValue]], Trial],
     max_trials: int,
@@ -160,27 +185,25 @@ def _choose_to_fit(
     orders: of the candidates, each with what promises most first. The search goes on from the
     shortest prefix of each, and from all of them.
     """
-    if unmoved.simulation.peak_bytes <= limit:
+    if not limits.find_excess(unmoved):
         return []
-    score = partial(_score, limit=limit)
+
+    def score(trial: Trial) -> tuple[int, float, int]:
+        simulation = trial.simulation
+        return limits.find_excess(trial), simulation.step_seconds, simulation.written_bytes
+
     starts = [list(orders[0])]
     for order in orders:
         low, high = 1, len(order)
         while low < high:  # The shortest prefix that fits.
             middle = (low + high) // 2
-            fits = attempt(order[:middle]).simulation.peak_bytes <= limit
+            fits = not limits.find_excess(attempt(order[:middle]))
             low, high = (low, middle) if fits else (middle + 1, high)
         starts.append(list(order[:low]))
     found = [
         _improve(start, orders[0], score, attempt, max_trials // len(starts)) for start in starts
     ]
     return min(found, key=lambda chosen: score(attempt(chosen)))
-
-
-def _score(trial: Trial, *, limit: int) -> tuple[int, float, int]:
-    simulation = trial.simulation
-    excess = max(0, simulation.peak_bytes - limit)
-    return excess, simulation.step_seconds, simulation.written_bytes
 
 
 def _improve(
@@ -289,15 +312,20 @@ def _make_plan(
         step_seconds=best.simulation.step_seconds,
         exposed_seconds=best.simulation.exposed_seconds,
         contended_seconds=best.simulation.contended_seconds,
+        held_bytes=best.held_bytes,
+        unmoved_held_bytes=unmoved.held_bytes,
     )
 
 
-def _make_budget_error(step: Step, budget_bytes: int, lowest: Trial) -> BudgetError:
+def _make_budget_error(step: Step, limits: _Limits, lowest: Trial) -> BudgetError:
     holders = find_holders(step, lowest.simulation, lowest.transfers)[:5]
     held = ", ".join(f"{holder.name} {holder.nbytes / _MIB:.1f} MiB" for holder in holders)
     node = step.names[lowest.simulation.peak_position]
+    asked = f"at most {limits.held_bytes} bytes when the forward ends"
+    if limits.peak_bytes is not None:
+        asked = f"memory_budget={limits.peak_bytes} ({limits.peak_bytes / _MIB:.1f} MiB)"
     error = BudgetError(
-        f"memory_budget={budget_bytes} ({budget_bytes / _MIB:.1f} MiB) cannot be met: the lowest "
+        f"{asked} cannot be met: the lowest "
         f"peak that moving saved values reaches is {lowest.simulation.peak_bytes / _MIB:.1f} MiB, "
         f"at {node}, where {held} and smaller ones are in use; raise the budget, or make the batch "
         "smaller"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import pytest
+import torch
 import toys
 from hypothesis import given, settings
 from torch import fx
@@ -52,6 +53,13 @@ def test_what_the_program_returns_stays() -> None:
 
 def test_result_larger_than_its_operands_stays() -> None:
     assert hoist(make_late(aten.repeat.default, [2, 1])) == ["relu", "sin", "out", "late"]
+
+
+def test_collectives_stay_in_their_order() -> None:
+    """Ranks hoist or not, each by its own plan; all of them must run collectives in one order."""
+    graph = make_late(torch.ops._c10d_functional.wait_tensor.default)
+    hoist_saved(graph)
+    assert names_of(graph.forward.graph) == ["relu", "sin", "out", "late"]
 
 
 def test_random_numbers_stay_in_their_order() -> None:

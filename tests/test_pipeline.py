@@ -316,6 +316,43 @@ def test_what_checkpoints_recompute_moves_where_that_is_better(
     toys.assert_same_step(toys.make_chain(6), graph)
 
 
+@pytest.mark.parametrize("budget", [None, "min", 2**20])
+@pytest.mark.parametrize("transfer_seconds", [0.1, 600.0])
+def test_checkpoints_are_lifted_only_for_what_moves_out(
+    budget: int | Literal["min"] | None, transfer_seconds: float
+) -> None:
+    """What a graph holds between forward and backward adds up over the graphs of a program."""
+    _, repartition = record_cuts(lambda: toys.make_chain(6))
+
+    graph = make_checkpointed_chain(6)
+    options = dataclasses.replace(OPTIONS, cost=make_cost(transfer_seconds), budget_bytes=budget)
+    own = make_plan(toys.copy_graph(graph), options)
+    plan = transform_graph(graph, options, repartition=repartition)
+    assert own.unmoved_held_bytes < make_plan(toys.make_chain(6), options).unmoved_held_bytes
+    assert plan.held_bytes <= own.unmoved_held_bytes
+
+
+@pytest.mark.parametrize("budget", [None, "min", 6 * NBYTES])
+def test_a_cut_by_given_numbers_is_the_same_whatever_was_measured(
+    budget: int | Literal["min"] | None,
+) -> None:
+    plans = {}
+    for transfer_seconds in (0.1, 600.0):
+        _, repartition = record_cuts(lambda: toys.make_chain(6))
+        options = dataclasses.replace(
+            OPTIONS, cost=make_cost(transfer_seconds), budget_bytes=budget
+        )
+        alone = transform_graph(make_checkpointed_chain(6), options, repartition=repartition)
+        shared = dataclasses.replace(options, cut_cost=make_cost(0.1))
+        plan = transform_graph(make_checkpointed_chain(6), shared, repartition=repartition)
+        plans[transfer_seconds] = alone, plan
+    (fast, same), (slow, other) = plans.values()
+    assert same.cut == other.cut == (None if budget is None else ALL_SAVED)
+    if budget != "min":
+        assert fast.cut != slow.cut
+    assert other.step_seconds > same.step_seconds or not other.offloads, "by its own numbers"
+
+
 def test_recomputed_reader_of_a_moved_value_gets_the_restored_one() -> None:
     """A node that the backward computes again reads what the wait returns."""
     sketch = toys.Sketch()

@@ -110,6 +110,14 @@ def test_only_the_first_writes_are_waited_for() -> None:
     assert releases == {"a": 4, "b": 8}, "b at 9; a's release made f4 start at 5"
 
 
+def test_forward_waits_for_writes_where_little_may_be_held_at_its_end() -> None:
+    step = make_step([make_value("a", born=8, last_use=8)])
+    slow = make_link(write=5, read=1)
+    assert place(step, slow, margin=1.0)["a"][0] == 10
+    assert place(step, slow, margin=1.0, held_bytes=99)["a"][0] == 9
+    assert place(step, slow, margin=1.0, held_bytes=100)["a"][0] == 10
+
+
 def test_prefetch_comes_late_where_the_room_is_needed() -> None:
     step = make_step([make_value("a")], fixed=[Residence("t", 60, 15, 15)])
     assert place(step, make_link(0.1, 3.5), budget_bytes=159)["a"][1] == 16

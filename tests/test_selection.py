@@ -118,6 +118,22 @@ def test_budget_that_cannot_be_met_is_an_error_that_says_what_can() -> None:
 # --- no number ----------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("budget_bytes", [None, 1000])
+def test_what_is_held_at_the_end_of_the_forward_is_limited(budget_bytes: int | None) -> None:
+    """The peak fits, but other graphs may run before the backward of this one."""
+    step = make_step([make_value("a"), make_value("b"), make_value("c", refusal="stays")])
+    slow = {"nvme": make_link(write=100, read=100)}
+    options: dict[str, Any] = {"budget_bytes": budget_bytes, **EXACT}
+    free = choose_offloads(step, slow, **options)
+    assert (moved(free), free.held_bytes, free.unmoved_held_bytes) == (set(), 300, 300)
+    plan = choose_offloads(step, slow, held_bytes=200, **options)
+    assert len(moved(plan)) == 1
+    assert plan.held_bytes == 200
+    assert plan.exposed_seconds > 0.0
+    with pytest.raises(BudgetError):
+        choose_offloads(step, slow, held_bytes=99, **options)
+
+
 def test_min_moves_everything_that_may_move() -> None:
     values = [
         make_value("a"),

@@ -57,6 +57,7 @@ from fxoffload.torch_internals import (
     find_cache_folder,
     find_store_policy,
     is_checkpointed,
+    is_collective,
     is_rng_state,
     keep_dynamo_graph,
     keep_strides,
@@ -699,6 +700,13 @@ def test_what_is_checkpointed_may_be_saved_all_the_same() -> None:
     assert [is_checkpointed(graph.forward.graph) for graph in graphs] == [True, False, True]
     own, lifted, again = (len(get_saved(graph)) for graph in graphs)
     assert own == again < lifted == len(get_saved(plain[0]))
+
+
+def test_collectives_are_told_from_other_ops() -> None:
+    gather = torch.ops._c10d_functional.all_gather_into_tensor.default
+    targets = (gather, torch.ops._c10d_functional.wait_tensor.default, aten.sin.default)
+    found = [is_collective(fx.Graph().call_function(target)) for target in targets]
+    assert found == [True, True, False]
 
 
 def test_what_must_be_recomputed_is() -> None:

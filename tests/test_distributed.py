@@ -1,0 +1,64 @@
+"""Ranks of one job: what each measures differs, which collectives they run must not."""
+
+from __future__ import annotations
+
+import ast
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+JOB = Path(__file__).parent / "distributed_job.py"
+NUM_CASES = 5 * 2 * 3  # Programs, checkpoints, budgets.
+
+Outcome = tuple[str, str, str]  # The case, the cut and the collectives of its graphs, moved bytes.
+
+
+@pytest.fixture(scope="module")
+def outcomes(tmp_path_factory: pytest.TempPathFactory) -> list[list[Outcome]]:
+    """Of each of two ranks, whose links differ by a factor of half a million."""
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        port = server.getsockname()[1]
+    folder = str(tmp_path_factory.mktemp("ranks"))
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, str(JOB), str(rank), str(port), folder],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    outputs = [process.communicate(timeout=500) for process in ranks]
+    assert [process.returncode for process in ranks] == [0, 0], outputs
+    return [
+        [(case, graphs, moved) for case, graphs, moved in (row.split("\t") for row in rows)]
+        for rows in (out.splitlines() for out, _ in outputs)
+    ]
+
+
+def test_ranks_run_the_same_collectives(outcomes: list[list[Outcome]]) -> None:
+    slow, fast = ([(case, graphs) for case, graphs, _ in rank] for rank in outcomes)
+    assert slow == fast
+    assert len(slow) == NUM_CASES
+
+
+def test_ranks_move_what_suits_their_own_links(outcomes: list[list[Outcome]]) -> None:
+    slow, fast = ({case: int(moved) for case, _, moved in rank} for rank in outcomes)
+    assert slow["gathered False None"] < fast["gathered False None"]
+    assert all(moved > 0 for case, moved in slow.items() if case.endswith("min"))
+
+
+def test_budgets_of_ranks_change_cuts(outcomes: list[list[Outcome]]) -> None:
+    """Else the cases under a budget in bytes would show nothing."""
+    cuts = {
+        case: {cut for cut, _ in ast.literal_eval(graphs)}
+        for case, graphs, _ in outcomes[0]
+        if case.rsplit(" ", 1)[-1].isdigit()
+    }
+    assert cuts["gathered False 330000"] - {None}
+    # A share of what is saved: torch's knapsack then sizes process groups, too.
+    assert any(isinstance(cut, float) for cut in cuts["tensor parallel False 120000"])
