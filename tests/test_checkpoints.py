@@ -1,4 +1,4 @@
-"""Programs of many graphs: what they hold between their forwards and their backwards."""
+"""Checkpoints in programs of many graphs: what is held between their forwards and backwards."""
 
 from __future__ import annotations
 
