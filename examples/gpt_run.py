@@ -1,4 +1,4 @@
-"""One training run of the small GPT, in the process that train_gpt.py starts for it."""
+"""Training runs of the small GPT, in the process that train_gpt.py starts for them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ import fxoffload
 sys.path.append(str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.fresh_process import report, run_child
-from benchmarks.measure import peak_rss_bytes, record_step
+from benchmarks.measure import MemoryCurve, peak_rss_bytes, record_step
 
 Variant = Literal["plain", "fxoffload"]
 _NOT_LIBRARY = frozenset({"site-packages", "dist-packages", "test", "tests", "__pycache__"})
@@ -27,14 +27,19 @@ _NOT_LIBRARY = frozenset({"site-packages", "dist-packages", "test", "tests", "__
 
 @dataclass(frozen=True, slots=True)
 class RunSettings:
-    """What a run needs to know; `options` are those of fxoffload."""
+    """What the runs of one process need to know; `options` are those of fxoffload.
 
-    variant: Variant
+    variants: trained side by side, each with a model of its own. settling_steps: in front of the
+    measured `steps`; in them a variant compiles, and fxoffload measures and plans once more.
+    """
+
+    variants: tuple[Variant, ...]
     text: str | None
     layers: int
     width: int
     batch: int
     length: int
+    settling_steps: int
     steps: int
     seed: int
     device: str
@@ -67,9 +72,39 @@ def sample_batches(text: bytes, settings: RunSettings) -> Iterator[tuple[Tensor,
         yield window[:, :-1], window[:, 1:]
 
 
-def compile_variant(model: GPT, settings: RunSettings) -> Any:
-    """The model as the variant runs it; this is all that differs between the two runs."""
-    if settings.variant == "fxoffload":
+class Run:
+    """One variant in training: its model and its optimizer."""
+
+    def __init__(self, variant: Variant, settings: RunSettings) -> None:
+        self._device = torch.device(settings.device)
+        torch.manual_seed(settings.seed)
+        shape = GPTShape(settings.layers, settings.width, settings.width // 64, settings.length)
+        model = GPT(shape).to(self._device)
+        self._compiled = compile_variant(model, variant, settings)
+        self._optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+
+    def step(self, tokens: Tensor, targets: Tensor) -> tuple[float, float]:
+        """The loss, and the seconds of forward and backward."""
+        start = time.perf_counter()
+        loss = self._compiled(tokens, targets)
+        loss.backward()
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+        seconds = time.perf_counter() - start
+        self._optimizer.step()
+        self._optimizer.zero_grad()
+        return loss.item(), seconds
+
+    def record_memory(self, tokens: Tensor, targets: Tensor) -> MemoryCurve:
+        """The memory curve of one forward and backward."""
+        curve = record_step(lambda: self._compiled(tokens, targets), self._device)
+        self._optimizer.zero_grad()
+        return curve
+
+
+def compile_variant(model: GPT, variant: Variant, settings: RunSettings) -> Any:
+    """The model as the variant runs it; this is all that differs between the runs."""
+    if variant == "fxoffload":
         return fxoffload.compile(model, **settings.options)
     if settings.options.get("compiler") == "eager":
         return torch.compile(model, backend="aot_eager_decomp_partition")
@@ -77,32 +112,27 @@ def compile_variant(model: GPT, settings: RunSettings) -> Any:
 
 
 def train(settings: RunSettings) -> None:
-    """Train, report each step, and at last the memory curve of one step more."""
-    device = torch.device(settings.device)
+    """Train all variants in turn, report each step, then the memory curve of one step more."""
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
-    torch.manual_seed(settings.seed)
-    shape = GPTShape(settings.layers, settings.width, settings.width // 64, settings.length)
-    model = GPT(shape).to(device)
-    compiled = compile_variant(model, settings)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    runs = {variant: Run(variant, settings) for variant in settings.variants}
     batches = sample_batches(load_text(settings.text), settings)
-    for step in range(settings.steps):
-        tokens, targets = next(batches)
-        start = time.perf_counter()
-        loss = compiled(tokens, targets)
-        loss.backward()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        seconds = time.perf_counter() - start
-        optimizer.step()
-        optimizer.zero_grad()
-        report({"step": step, "loss": loss.item(), "seconds": seconds})
+    for step in range(-settings.settling_steps, settings.steps):
+        if step == 0:
+            fxoffload.reset_statistics()
+        batch = next(batches)
+        # In another order at every other step, as one may disturb the next.
+        order = list(runs) if step % 2 else list(reversed(runs))
+        found = {variant: runs[variant].step(*batch) for variant in order}
+        losses, seconds = (
+            {variant: numbers[index] for variant, numbers in found.items()} for index in range(2)
+        )
+        report({"step": step, "losses": losses, "seconds": seconds})
     statistics = asdict(fxoffload.statistics())
     rss_bytes = peak_rss_bytes()
-    tokens, targets = next(batches)
-    curve = record_step(lambda: compiled(tokens, targets), device)
-    report({"statistics": statistics, "rss_bytes": rss_bytes, "curve": curve.as_record()})
+    batch = next(batches)
+    curves = {variant: run.record_memory(*batch).as_record() for variant, run in runs.items()}
+    report({"statistics": statistics, "rss_bytes": rss_bytes, "curves": curves})
 
 
 if __name__ == "__main__":

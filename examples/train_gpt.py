@@ -2,8 +2,9 @@
 
     python examples/train_gpt.py --text my_text.txt --steps 20
 
-Each run has a process of its own, with the same seed and batches. At the end: a table, and a plot
-of the memory curve of one step.
+Both train in one process, step by step in turn, with the same seed and batches. Their first steps
+settle: they compile, and fxoffload measures and plans once more. At the end: a table, and a plot of
+the memory curve of one step.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import argparse
 import statistics
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,39 +28,47 @@ import fxoffload
 
 sys.path.append(str(Path(__file__).resolve().parent.parent))
 
-from benchmarks.fresh_process import RETURN_FREED_MEMORY, ChildFailed, run_fresh
+from benchmarks.fresh_process import (
+    KEEP_FREED_MEMORY,
+    RETURN_FREED_MEMORY,
+    ChildFailed,
+    run_fresh,
+)
 from benchmarks.measure import MIB, MemoryCurve
 
 LABELS: dict[Variant, str] = {"plain": "plain torch.compile", "fxoffload": "fxoffload"}
+SETTLING_STEPS = 6  # The first compiles, and the fifth may compile once more (option `replan`).
+RSS_STEPS = 2
 CAPTION = (
-    "step: forward and backward, median. RSS includes Python, torch and the compiler; "
-    f"freed memory returned: with {' '.join(map('='.join, RETURN_FREED_MEMORY.items()))}"
+    "step: forward and backward, median; the ratio is the median of the steps taken in turn, with "
+    f"their middle half, after {SETTLING_STEPS} steps that settle. RSS: of a process of its own, "
+    "with Python, torch and the compiler"
 )
 
 
 @dataclass(frozen=True, slots=True)
-class RunResult:
-    """What one run came to; statistics are those of fxoffload over all steps.
+class Comparison:
+    """What the variants came to.
 
-    rss_bytes: the peak, with malloc as it is; returning_rss_bytes: that of a short second run in
-    which freed memory goes back to the system.
+    losses: of all steps. step_seconds: of those that are measured. statistics: of fxoffload over
+    these. rss_bytes: the peak of each variant in a process of its own.
     """
 
-    losses: list[float]
-    step_seconds: list[float]
+    losses: dict[Variant, list[float]]
+    step_seconds: dict[Variant, list[float]]
     statistics: dict[str, Any]
-    rss_bytes: int
-    curve: MemoryCurve
-    returning_rss_bytes: int = 0
+    curves: dict[Variant, MemoryCurve]
+    rss_bytes: dict[Variant, int] = field(default_factory=dict[Variant, int])
 
     @property
-    def median_seconds(self) -> float:
-        """Of the steps after the first, which compiles."""
-        return statistics.median(self.step_seconds[1:])
+    def ratios(self) -> list[float]:
+        """fxoffload's seconds over plain's, step by step."""
+        pairs = zip(self.step_seconds["plain"], self.step_seconds["fxoffload"], strict=True)
+        return [ours / plain for plain, ours in pairs]
 
-    def bytes_per_step(self, counter: str) -> float:
-        """The mean of a counter of bytes over the steps."""
-        return self.statistics[counter] / len(self.losses)
+    def per_step(self, counter: str) -> float:
+        """The mean of a counter over the measured steps."""
+        return self.statistics[counter] / len(self.step_seconds["fxoffload"])
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -71,7 +80,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if problem is not None:
         parser.error(problem)
     try:
-        results = run_both(arguments, console)
+        comparison = compare(arguments, console)
     except ChildFailed as failure:
         console.print(
             f"training failed: {failure}",
@@ -84,8 +93,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     except KeyboardInterrupt:
         sys.exit(130)
     plot = arguments.output / "memory_curve.png"
-    plot_curves({variant: result.curve for variant, result in results.items()}, plot)
-    console.print(build_table(results["plain"], results["fxoffload"]))
+    plot_curves(comparison.curves, plot)
+    console.print(build_table(comparison))
     console.print(f"memory curve of one step: {plot}", soft_wrap=True)
 
 
@@ -97,7 +106,9 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("--text", help="file to train on; without it, the source of Python's standard library")
-    add("--steps", type=int, default=10, help="training steps of each variant, at least 2")
+    add(
+        "--steps", type=int, default=10, help="measured steps, behind those that settle; at least 2"
+    )
     add("--layers", type=int, default=6)
     add("--width", type=int, default=256, help="a multiple of 64, the width of a head")
     add("--batch", type=int, default=8, help="sequences in a batch")
@@ -141,9 +152,22 @@ def find_options(arguments: argparse.Namespace) -> dict[str, Any]:
     return {name: getattr(arguments, name) for name in names}
 
 
-def run_both(arguments: argparse.Namespace, console: Console) -> dict[Variant, RunResult]:
-    """Train each variant in a fresh process, one after the other."""
-    results: dict[Variant, RunResult] = {}
+def compare(arguments: argparse.Namespace, console: Console) -> Comparison:
+    """Train both variants in one process in turn, then each shortly in a process of its own."""
+    settings = RunSettings(
+        variants=tuple(LABELS),
+        text=arguments.text,
+        layers=arguments.layers,
+        width=arguments.width,
+        batch=arguments.batch,
+        length=arguments.length,
+        settling_steps=SETTLING_STEPS,
+        steps=arguments.steps,
+        seed=arguments.seed,
+        device=arguments.device,
+        threads=arguments.threads,
+        options=find_options(arguments),
+    )
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -152,75 +176,64 @@ def run_both(arguments: argparse.Namespace, console: Console) -> dict[Variant, R
         TextColumn("{task.fields[state]}"),
     )
     with Progress(*columns, console=console) as progress:
+        records = run(settings, progress, "both in turn", environment=KEEP_FREED_MEMORY)
+        *steps, last = records
+        comparison = Comparison(
+            losses={v: [record["losses"][v] for record in steps] for v in LABELS},
+            step_seconds={
+                v: [record["seconds"][v] for record in steps if record["step"] >= 0] for v in LABELS
+            },
+            statistics=last["statistics"],
+            curves={v: MemoryCurve(**last["curves"][v]) for v in LABELS},
+        )
         for variant, label in LABELS.items():
-            settings = RunSettings(
-                variant=variant,
-                text=arguments.text,
-                layers=arguments.layers,
-                width=arguments.width,
-                batch=arguments.batch,
-                length=arguments.length,
-                steps=arguments.steps,
-                seed=arguments.seed,
-                device=arguments.device,
-                threads=arguments.threads,
-                options=find_options(arguments),
-            )
-            timed = run_one(settings, progress, label)
-            short = replace(settings, steps=2)
-            resident = run_one(short, progress, f"{label}, RSS", environment=RETURN_FREED_MEMORY)
-            results[variant] = replace(timed, returning_rss_bytes=resident.rss_bytes)
-    return results
+            short = replace(settings, variants=(variant,), settling_steps=0, steps=RSS_STEPS)
+            records = run(short, progress, f"RSS of {label}", environment=RETURN_FREED_MEMORY)
+            comparison.rss_bytes[variant] = records[-1]["rss_bytes"]
+    return comparison
 
 
-def run_one(
-    settings: RunSettings,
-    progress: Progress,
-    label: str,
-    *,
-    environment: Mapping[str, str] | None = None,
-) -> RunResult:
-    """Train one variant in a fresh process, and show how far it is."""
-    task = progress.add_task(f"{label:24}", total=settings.steps, state="compiling")
-    losses: list[float] = []
-    step_seconds: list[float] = []
-    last: dict[str, Any] = {}
+def run(
+    settings: RunSettings, progress: Progress, label: str, *, environment: Mapping[str, str]
+) -> list[dict[str, Any]]:
+    """The records of a fresh process; shows how far it is."""
+    total = settings.settling_steps + settings.steps
+    task = progress.add_task(f"{label:26}", total=total, state="compiling")
+    records: list[dict[str, Any]] = []
     script = Path(__file__).with_name("gpt_run.py")
     for record in run_fresh(script, asdict(settings), environment=environment):
-        if "step" not in record:
-            last = record
-            continue
-        losses.append(record["loss"])
-        step_seconds.append(record["seconds"])
-        progress.update(task, advance=1, state=f"loss {record['loss']:.3f}")
-    last["curve"] = MemoryCurve(**last["curve"])
-    return RunResult(losses, step_seconds, **last)
+        records.append(record)
+        if "step" in record:
+            losses = " ".join(f"{loss:.3f}" for loss in record["losses"].values())
+            progress.update(task, advance=1, state=f"loss {losses}")
+    return records
 
 
-def build_table(plain: RunResult, offloaded: RunResult) -> Table:
-    """Both runs side by side."""
+def build_table(found: Comparison) -> Table:
+    """Both variants side by side."""
     table = Table(title="One training step", caption=CAPTION)
     table.add_column("")
     for heading in (*LABELS.values(), "ratio"):
         table.add_column(heading, justify="right")
 
-    def add(name: str, left: float, right: float, unit: str, digits: int = 1) -> None:
-        values = (f"{value:.{digits}f} {unit}" for value in (left, right))
-        table.add_row(name, *values, f"{right / left:.2f}")
+    def add(name: str, numbers: Mapping[Variant, float], unit: str, ratio: str = "") -> None:
+        plain, ours = numbers["plain"], numbers["fxoffload"]
+        digits = 2 if unit == "s" else 1
+        values = (f"{number:.{digits}f} {unit}" for number in (plain, ours))
+        table.add_row(name, *values, ratio or f"{ours / plain:.2f}")
 
-    peaks = (plain.curve.peak_bytes / MIB, offloaded.curve.peak_bytes / MIB)
-    add("activation peak", *peaks, "MiB")
-    add("peak RSS", plain.rss_bytes / MIB, offloaded.rss_bytes / MIB, "MiB")
-    resident = (plain.returning_rss_bytes / MIB, offloaded.returning_rss_bytes / MIB)
-    add("peak RSS, freed memory returned", *resident, "MiB")
-    add("step time", plain.median_seconds, offloaded.median_seconds, "s", 2)
+    add("activation peak", {v: found.curves[v].peak_bytes / MIB for v in LABELS}, "MiB")
+    add("peak RSS", {v: found.rss_bytes[v] / MIB for v in LABELS}, "MiB")
+    low, middle, high = statistics.quantiles(found.ratios, n=4, method="inclusive")
+    medians: dict[Variant, float] = {v: statistics.median(found.step_seconds[v]) for v in LABELS}
+    add("step time", medians, "s", f"{middle:.2f} ({low:.2f} to {high:.2f})")
     for counter in ("written_bytes", "read_bytes", "forwarded_bytes"):
-        moved = f"{offloaded.bytes_per_step(counter) / MIB:.1f} MiB"
+        moved = f"{found.per_step(counter) / MIB:.1f} MiB"
         table.add_row(counter.replace("_bytes", " in a step"), "", moved, "")
-    exposed = offloaded.statistics["exposed_seconds"] / len(offloaded.losses)
+    exposed = found.per_step("exposed_seconds")
     table.add_row("waited for the disk in a step", "", f"{exposed:.3f} s", "")
     for name, index in (("first loss", 0), ("last loss", -1)):
-        table.add_row(name, f"{plain.losses[index]:.6f}", f"{offloaded.losses[index]:.6f}", "")
+        table.add_row(name, *(f"{found.losses[v][index]:.6f}" for v in LABELS), "")
     return table
 
 
