@@ -15,7 +15,7 @@ from torch import fx
 from torch.utils._pytree import tree_map
 from torch.utils.flop_counter import flop_registry
 
-from fxoffload.graph import has_hints, hint_int
+from fxoffload.graph import get_tensor, guess_int, is_strided
 from fxoffload.ops import OPS
 from fxoffload.profile import Profile
 
@@ -83,8 +83,7 @@ class CostModel:
 
         traffic_bytes: read from and written to memory; 0 of what a fused loop keeps in registers,
         and of a view. mask_seconds: see there.
-        Sizes known only at run time count as nothing, so an estimate can only be too low, and
-        transfers start earlier for it.
+        Sizes that depend on data count as the largest that they can be; see guess_int.
         """
         if node.op != "call_function" or node.target in OPS:
             return 0.0
@@ -118,9 +117,7 @@ def count_scratch_bytes(node: fx.Node) -> int:
     query = node.args[1]
     assert isinstance(query, fx.Node)
     tensor = query.meta["val"]
-    if not has_hints(tensor):
-        return 0
-    batch, heads, length, dim = (hint_int(size) for size in tensor.size())
+    batch, heads, length, dim = (guess_int(size) for size in tensor.size())
     return torch.float32.itemsize * batch * heads * length * (dim + 1)
 
 
@@ -130,7 +127,8 @@ def _count_flops(node: fx.Node) -> float:
         return _attention_flops(node, products=2)
     if packet is torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward:
         return _attention_flops(node, products=5)
-    if packet not in flop_registry:
+    tensors = [x for x in map(get_tensor, [node, *node.all_input_nodes]) if x is not None]
+    if packet not in flop_registry or not all(map(is_strided, tensors)):
         return 0.0
     args = tree_map(_concretise, node.args)
     kwargs = tree_map(_concretise, node.kwargs)
@@ -146,18 +144,18 @@ def _attention_flops(node: fx.Node, *, products: int) -> float:
     """
     tensors = [arg.meta["val"] for arg in node.args[:4] if isinstance(arg, fx.Node)]
     first = tensors[0]
-    batch, heads, query_length, dim = (hint_int(size) for size in first.size())
-    key_length = hint_int(tensors[-1].size(2))
+    batch, heads, query_length, dim = (guess_int(size) for size in first.size())
+    key_length = guess_int(tensors[-1].size(2))
     return 2.0 * products * batch * heads * query_length * key_length * dim
 
 
 def _concretise(value: Any) -> Any:
-    """What a flop formula needs of an argument: a tensor by its hinted shape, ints as ints."""
+    """What a flop formula needs of an argument: tensors and ints with their sizes as guess_int."""
     if isinstance(value, fx.Node):
         return tree_map(_concretise, value.meta.get("val"))
     if isinstance(value, torch.Tensor):
-        size = [hint_int(size) for size in value.size()] if has_hints(value) else [0]
+        size = [guess_int(size) for size in value.size()]
         return torch.empty(size, dtype=value.dtype, device="meta")
     if isinstance(value, torch.SymInt):
-        return hint_int(value)
+        return guess_int(value)
     return value

@@ -1,11 +1,13 @@
 """A forward and a backward graph, and read-only facts about their nodes.
 
 Facts come from `node.meta["val"]`, the fake tensor (or symbolic int) that AOTAutograd leaves on
-every node. Byte counts of symbolic sizes are those of the traced example (the hint).
+every node. Byte counts of symbolic sizes are those of the traced example (the hint); of sizes that
+depend on data, the largest that they can be.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -13,6 +15,8 @@ from operator import getitem
 
 import torch
 from torch import fx
+
+_UNBOUNDED = 2**62
 
 
 @dataclass(slots=True)
@@ -76,9 +80,39 @@ def hint_int(value: int | torch.SymInt) -> int:
     return int(hint)
 
 
+def guess_int(value: int | torch.SymInt) -> int:
+    """`value` as an int: by its hint, else the largest it can be, 0 where that is not bounded.
+
+    Source: torch.fx.experimental.symbolic_shapes.ShapeEnv.bound_sympy.
+    """
+    if isinstance(value, int):
+        return value
+    if value.node.hint is not None:
+        return int(value.node.hint)
+    upper = value.node.shape_env.bound_sympy(value.node.expr).upper
+    return int(upper) if is_bounded(value) else 0
+
+
+def is_bounded(value: int | torch.SymInt) -> bool:
+    """Whether `value` has a hint, or can be no larger than some number of real tensors."""
+    if isinstance(value, int) or value.node.hint is not None:
+        return True
+    upper = value.node.shape_env.bound_sympy(value.node.expr).upper
+    # Without a bound of its own, a size is below the largest int.
+    return bool(upper.is_number) and upper < _UNBOUNDED
+
+
+def is_strided(tensor: torch.Tensor) -> bool:
+    """Whether `tensor` is elements at strides in one storage: no sparse, nested or MKL-DNN layout.
+
+    Of others neither sizes nor strides nor a storage may be asked for.
+    """
+    return tensor.layout == torch.strided and not tensor.is_nested
+
+
 def has_hints(tensor: torch.Tensor) -> bool:
     """Whether all sizes and strides are known, at least for the traced example."""
-    return all(
+    return is_strided(tensor) and all(
         isinstance(value, int) or value.node.hint is not None
         for value in (*tensor.size(), *tensor.stride(), tensor.storage_offset())
     )
@@ -86,16 +120,20 @@ def has_hints(tensor: torch.Tensor) -> bool:
 
 def is_static(tensor: torch.Tensor) -> bool:
     """Whether all sizes and strides are numbers."""
+    if not is_strided(tensor):
+        return False
     layout = (*tensor.size(), *tensor.stride(), tensor.storage_offset())
     return not any(isinstance(value, torch.SymInt) for value in layout)
 
 
 def count_bytes(tensor: torch.Tensor) -> int:
-    """Bytes of the elements of `tensor`, each counted once per logical position."""
-    count = tensor.dtype.itemsize
-    for size in tensor.size():
-        count *= hint_int(size)
-    return count
+    """Bytes of the elements of `tensor`, each counted once per logical position.
+
+    Sizes that depend on data count as guess_int says; what is_strided denies counts nothing.
+    """
+    if not is_strided(tensor):
+        return 0
+    return tensor.dtype.itemsize * math.prod(map(guess_int, tensor.size()))
 
 
 def is_dense(tensor: torch.Tensor) -> bool:

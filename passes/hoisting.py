@@ -30,7 +30,6 @@ from fxoffload.graph import (
     count_bytes,
     find_mutated,
     get_tensor,
-    has_hints,
     is_reduction,
     is_view,
 )
@@ -106,4 +105,4 @@ def _may_move(node: fx.Node) -> bool:
 
 def _bytes(node: fx.Node) -> int:
     tensor = get_tensor(node)
-    return count_bytes(tensor) if tensor is not None and has_hints(tensor) else 0
+    return 0 if tensor is None else count_bytes(tensor)

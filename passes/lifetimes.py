@@ -29,9 +29,11 @@ from fxoffload.graph import (
     get_results,
     get_saved,
     get_tensor,
+    guess_int,
     has_hints,
-    hint_int,
+    is_bounded,
     is_dense,
+    is_strided,
     is_view,
 )
 from fxoffload.plan import SavedValue
@@ -42,6 +44,7 @@ from fxoffload.torch_internals import (
 )
 
 GATHER_FRACTION = 0.5
+UNBOUNDED = "size that depends on data without a bound: not counted in the predicted peak"
 UNREAD = "not read by the backward"
 
 
@@ -189,12 +192,14 @@ def find_refusal(
 def _find_tensor_refusal(node: fx.Node) -> str | None:
     tensor = get_tensor(node)
     assert tensor is not None
-    if tensor.layout != torch.strided or is_wrapper_subclass(tensor):
+    if not is_strided(tensor) or is_wrapper_subclass(tensor):
         return "tensor subclass or layout that is not understood"
     if tensor.device.type not in ("cpu", "cuda"):
         return f"device {tensor.device.type} is not supported"
     if tensor.is_conj() or tensor.is_neg():
         return "lazily conjugated or negated view"
+    if not all(map(is_bounded, tensor.size())):
+        return UNBOUNDED
     if not has_hints(tensor):
         return "size that depends on data"
     return None
@@ -242,7 +247,7 @@ def _gather(
 def _tensor_bytes(node: fx.Node) -> int:
     tensor = get_tensor(node)
     assert tensor is not None
-    return count_bytes(tensor) if has_hints(tensor) else 0
+    return count_bytes(tensor)
 
 
 def _distinct_bytes(member: fx.Node) -> int:
@@ -254,5 +259,5 @@ def _distinct_bytes(member: fx.Node) -> int:
         return 0
     for size, stride in zip(tensor.size(), tensor.stride(), strict=True):
         if stride == 0 and size != 0:
-            nbytes //= hint_int(size)
+            nbytes //= max(1, guess_int(size))
     return nbytes

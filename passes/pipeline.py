@@ -21,7 +21,7 @@ import torch
 
 from fxoffload.cost import CostModel
 from fxoffload.errors import BudgetError, GraphError
-from fxoffload.graph import TrainingGraph, count_bytes, get_saved, get_tensor, has_hints
+from fxoffload.graph import TrainingGraph, count_bytes, get_saved, get_tensor
 from fxoffload.passes.calibration import Event, find_profile, find_transfers
 from fxoffload.passes.insertion import insert_transfers
 from fxoffload.passes.lifetimes import find_saved_values
@@ -240,7 +240,7 @@ def _sweep(tried: _Tried, whole: _Partition, repartition: Callable[[Cut], Traini
 def _count_saved(graph: TrainingGraph, dtype: torch.dtype | None = None) -> int:
     """Bytes of what is saved, of that dtype, beside parameters, buffers and the like."""
     tensors = (get_tensor(n) for n in get_saved(graph) if n.name not in graph.static_inputs)
-    known = (x for x in tensors if x is not None and has_hints(x))
+    known = (x for x in tensors if x is not None)
     return sum(count_bytes(x) for x in known if dtype is None or x.dtype == dtype)
 
 

@@ -32,7 +32,6 @@ from fxoffload.graph import (
     get_output,
     get_results,
     get_tensor,
-    has_hints,
     is_reduction,
     is_scatter,
     is_view,
@@ -166,9 +165,9 @@ class Footprint:
         return self.position[find_maker(root)]
 
     def nbytes(self, root: fx.Node) -> int:
-        """Bytes of the storage of `root`; 0 when they depend on data."""
+        """Bytes of the storage of `root`."""
         tensor = get_tensor(root)
-        return count_bytes(tensor) if tensor is not None and has_hints(tensor) else 0
+        return 0 if tensor is None else count_bytes(tensor)
 
     def estimate_seconds(self, cost: CostModel) -> list[float]:
         """Seconds of each node."""

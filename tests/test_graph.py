@@ -9,6 +9,7 @@ import pytest
 import torch
 import toys
 from torch import Tensor
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from toys import Half, Sketch, aten
 
 from fxoffload.graph import (
@@ -22,10 +23,14 @@ from fxoffload.graph import (
     get_results,
     get_saved,
     get_tensor,
+    guess_int,
     has_hints,
     hint_int,
+    is_bounded,
     is_dense,
     is_scatter,
+    is_static,
+    is_strided,
     is_view,
 )
 
@@ -202,3 +207,24 @@ def test_get_placeholder() -> None:
 )
 def test_is_scatter(half: Half, target: Any, scatters: bool) -> None:
     assert is_scatter(half.graph.call_function(target)) is scatters
+
+
+# --- sizes that depend on data, layouts that are not understood ---------------------------------
+
+
+def test_size_that_depends_on_data_is_the_largest_it_can_be() -> None:
+    shapes = ShapeEnv()
+    unbounded, bounded = shapes.create_unbacked_symint(), shapes.create_unbacked_symint()
+    torch._check(bounded <= 24)
+    torch._check(bounded >= 0)
+    assert (guess_int(bounded), guess_int(2 * bounded + 1), is_bounded(bounded)) == (24, 49, True)
+    assert (guess_int(unbounded), is_bounded(unbounded)) == (0, False)
+    with pytest.raises(ValueError, match="no hint"):
+        hint_int(bounded)
+
+
+@pytest.mark.parametrize("layout", toys.LAYOUTS)
+def test_layouts_that_are_not_understood_are_not_touched(layout: str) -> None:
+    tensor = toys.make_layout(layout)
+    assert not is_strided(tensor)
+    assert (count_bytes(tensor), has_hints(tensor), is_static(tensor)) == (0, False, False)

@@ -20,6 +20,7 @@ from fxoffload.errors import BudgetError, GraphError
 from fxoffload.graph import TrainingGraph
 from fxoffload.ops import OFFLOAD, OPS, RELEASE
 from fxoffload.passes import PassOptions, make_plan, run_passes, transform_graph
+from fxoffload.passes.hoisting import hoist_reductions, hoist_saved
 from fxoffload.passes.insertion import insert_transfers
 from fxoffload.passes.pipeline import ALL_SAVED, CUTS, PATIENCE, count_ops
 from fxoffload.plan import Cut
@@ -429,3 +430,25 @@ def test_random_programs(
     assert len(names_of(graph.forward.graph, OFFLOAD)) == len(plan.offloads)
     toys.assert_matched(graph)
     toys.assert_same_step(before, graph)
+
+
+@pytest.mark.parametrize("fuses", [False, True])
+@pytest.mark.parametrize("layout", toys.LAYOUTS)
+def test_saved_value_of_another_layout_stays(layout: str, fuses: bool) -> None:
+    sketch = toys.Sketch()
+    x = sketch.forward.input("x", toys.make_input())
+    odd = sketch.forward.graph.call_function(toys.aten.sin.default, (x,))
+    odd.meta["val"] = toys.make_layout(layout)
+    moved = sketch.forward.call(toys.aten.cos.default, x)
+    out = sketch.forward.call(toys.aten.sin.default, moved)
+    saved, cos = sketch.save(odd, moved)
+    tangent = sketch.backward.input("tangents_1", toys.make_input())
+    product = sketch.backward.graph.call_function(toys.aten.mm.default, (saved, tangent))
+    product.meta["val"] = tangent.meta["val"]
+    gradient = sketch.backward.call(toys.aten.mul.Tensor, product, cos)
+    graph = sketch.finish([out], [gradient])
+    hoist_saved(graph)
+    hoist_reductions(graph)
+    plan = transform_graph(graph, dataclasses.replace(OPTIONS, fuses=fuses))
+    assert list(plan.kept_bytes_by_reason()) == ["tensor subclass or layout that is not understood"]
+    assert len(plan.offloads) == 1

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import operator
+import warnings
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -528,3 +529,24 @@ def _draw_call(draw: st.DrawFn, half: Half, source: fx.Node) -> fx.Node:
     return half.call(
         aten.sin.default if tensor.dtype == torch.float32 else aten.bitwise_not.default, source
     )
+
+
+LAYOUTS = ("coo", "csr", "csc", "bsr", "bsc", "mkldnn", "nested", "jagged")
+
+
+def make_layout(name: str) -> Tensor:
+    """A tensor in a layout that has no strides, or no sizes, to ask for."""
+    dense = torch.ones(4, 4)
+    makers: dict[str, Callable[[], Tensor]] = {
+        "coo": dense.to_sparse,
+        "csr": dense.to_sparse_csr,
+        "csc": dense.to_sparse_csc,
+        "bsr": lambda: dense.to_sparse_bsr((2, 2)),
+        "bsc": lambda: dense.to_sparse_bsc((2, 2)),
+        "mkldnn": dense.to_mkldnn,
+        "nested": lambda: torch.nested.nested_tensor([dense, dense]),
+        "jagged": lambda: torch.nested.nested_tensor([dense, dense], layout=torch.jagged),
+    }
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Sparse and nested tensors are in beta.
+        return makers[name]()

@@ -1,0 +1,126 @@
+"""torch's database of operators, each differentiable sample with everything moved against eager.
+
+    python benchmarks/op_database.py                       # all of them: many minutes
+    python benchmarks/op_database.py --ops nn.functional.gelu sparse.mm
+
+Runs the first sample of every differentiable operator (float64, CPU) with `compiler="eager"`,
+`memory_budget="min"` and `min_bytes=1`, and compares results and gradients with those of plain
+eager mode. Prints what failed, and the counts; the exit status is 1 where something did.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.testing._internal.common_methods_invocations import op_db
+from torch.utils._pytree import tree_leaves, tree_map_only
+
+import fxoffload
+
+OPTIONS: dict[str, Any] = {
+    "compiler": "eager", "ioengine": "memory", "memory_budget": "min", "min_bytes": 1,
+    "replan": False,
+}  # fmt: skip
+
+
+def find_samples(names: Sequence[str], count: int) -> Iterator[tuple[str, Any, Any]]:
+    """Name, operator and sample, of every differentiable operator or of those called `names`."""
+    for op in op_db:
+        name = f"{op.name}.{op.variant_test_name}" if op.variant_test_name else op.name
+        if torch.float64 not in op.supported_dtypes("cpu") or not op.supports_autograd:
+            continue
+        if names and op.name not in names and name not in names:
+            continue
+        samples = op.sample_inputs("cpu", torch.float64, requires_grad=True)
+        for index, sample in zip(range(count), samples, strict=False):
+            yield f"{name} {index}", op, sample
+
+
+def compute(
+    function: Callable[..., Any], op: Any, sample: Any
+) -> tuple[list[Tensor], list[Tensor | None]]:
+    """The results of a sample, and the gradients of its inputs."""
+
+    def copy(tensor: Tensor) -> Tensor:
+        return tensor.detach().clone().requires_grad_(tensor.requires_grad)
+
+    inputs = tree_map_only(Tensor, copy, (sample.input, sample.args, sample.kwargs))
+    torch.manual_seed(0)
+    outputs = [x for x in tree_leaves(function(*inputs)) if isinstance(x, Tensor)]
+    leaves = [x for x in tree_leaves(inputs) if isinstance(x, Tensor) and x.requires_grad]
+    roots = [x for x in outputs if x.requires_grad]
+    if not roots or not leaves:
+        return outputs, []
+    seeds = [torch.ones_like(root) for root in roots]
+    return outputs, list(torch.autograd.grad(roots, leaves, seeds, allow_unused=True))
+
+
+def check(op: Any, sample: Any) -> str | None:
+    """What went wrong with a sample, in a line; None where nothing did."""
+
+    def function(x: Any, args: Any, kwargs: Any) -> Any:
+        return op(x, *args, **kwargs)
+
+    torch._dynamo.reset()
+    try:
+        expected = compute(function, op, sample)
+    except Exception as error:
+        return f"skipped: eager mode itself raises {type(error).__name__}"
+    try:
+        found = compute(fxoffload.compile(function, **OPTIONS), op, sample)
+    except Exception as error:
+        plain = _raises_without_us(function, op, sample)
+        kind = "skipped: aot_eager raises too" if plain else "raises"
+        return f"{kind}: {type(error).__name__}: {str(error).splitlines()[0][:150]}"
+    for ours, theirs in zip(tree_leaves(found), tree_leaves(expected), strict=True):
+        if isinstance(ours, Tensor) and not _is_close(ours, theirs):
+            return "differs from eager mode"
+    return None
+
+
+def _raises_without_us(function: Callable[..., Any], op: Any, sample: Any) -> bool:
+    torch._dynamo.reset()
+    try:
+        compute(torch.compile(function, backend="aot_eager"), op, sample)
+    except Exception:
+        return True
+    return False
+
+
+def _is_close(left: Tensor, right: Tensor) -> bool:
+    try:
+        torch.testing.assert_close(left, right, equal_nan=True, check_stride=False)
+    except AssertionError:
+        return False
+    return True
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the samples; 1 where one failed."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--ops", nargs="*", default=[], help="names of operators; default: all")
+    parser.add_argument("--samples", type=int, default=2, help="of each operator")
+    arguments = parser.parse_args(argv)
+    warnings.simplefilter("ignore")
+    counts: Counter[str] = Counter()
+    for name, op, sample in find_samples(arguments.ops, arguments.samples):
+        problem = check(op, sample)
+        kind = "right" if problem is None else problem.partition(":")[0]
+        counts[kind if kind in ("right", "skipped") else "wrong"] += 1
+        if problem is not None:
+            print(f"{name}: {problem}", flush=True)
+    statistics = fxoffload.statistics()
+    moved = f"{statistics.offloads} values moved, {statistics.live_bytes} bytes live"
+    print(", ".join(f"{count} {kind}" for kind, count in sorted(counts.items())), f"; {moved}")
+    return 1 if counts["wrong"] or not counts["right"] else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
