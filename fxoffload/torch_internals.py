@@ -21,10 +21,11 @@ from typing import Any
 import networkx as nx
 import sympy
 import torch
-from functorch.compile import aot_module_simplified, make_boxed_func
+from functorch.compile import make_boxed_func
 from functorch.compile import min_cut_rematerialization_partition as min_cut_partition
 from torch import fx
 from torch._dynamo import config as dynamo_config
+from torch._dynamo.backends.common import aot_autograd
 from torch._dynamo.backends.debugging import boxed_nop
 from torch._dynamo.exc import ShortenTraceback
 from torch._functorch import config as functorch_config
@@ -378,17 +379,24 @@ def _adapt_lowering(
 def compile_with_aot(
     gm: fx.GraphModule, inputs: Sequence[Any], partitioner: OffloadPartitioner
 ) -> Callable[..., Any]:
-    """Run the transformed graphs as they are, without Inductor (functorch.compile).
+    """Run the transformed graphs as they are, without Inductor: torch's `aot_eager`, partitioned.
 
-    As code of Inductor does, they let go of each input once its last reader has run.
+    As code of Inductor does, they let go of each input once its last reader has run. The helper of
+    torch takes what AOTAutograd alone does not: inputs in lists (compiled autograd), and a backward
+    that Dynamo must not trace. Source: torch._dynamo.backends.debugging.aot_eager.
     """
 
     def run(gm: fx.GraphModule, example_inputs: Sequence[Any]) -> Any:
         return boxed_nop(gm, list(example_inputs))
 
-    return aot_module_simplified(
-        gm, inputs, fw_compiler=run, bw_compiler=run, partition_fn=partitioner
+    compile_graph = aot_autograd(
+        fw_compiler=run,
+        bw_compiler=run,
+        inference_compiler=run,
+        partition_fn=partitioner,
+        keep_inference_input_mutations=True,
     )
+    return compile_graph(gm, inputs)
 
 
 @dataclass(frozen=True)
@@ -499,7 +507,9 @@ def as_user_error(error: OffloadError) -> Exception:
     """`error` in a form that torch.compile hands to the user as it is.
 
     Dynamo wraps what a backend raises, and prints its own inside, unless it is a ShortenTraceback.
-    The result is an instance of both. Source: torch._dynamo.output_graph.call_user_compiler.
+    The result is an instance of both. To each message Dynamo adds how to debug itself, which is no
+    help with an option: the result shows its own alone. Source:
+    torch._dynamo.output_graph.call_user_compiler, torch._dynamo.exc.augment_exc_message.
     """
     kind = type(error)
     frame = inspect.currentframe()
@@ -508,9 +518,13 @@ def as_user_error(error: OffloadError) -> Exception:
     def initialise(self: Any, *args: Any) -> None:
         ShortenTraceback.__init__(self, *args, first_useful_frame=caller)
 
-    shown: Any = type(kind.__name__, (ShortenTraceback, kind), {"__init__": initialise})
+    message = str(error)
+    methods = {"__init__": initialise, "__str__": lambda self: message}
+    shown: Any = type(kind.__name__, (ShortenTraceback, kind), methods)
     shown.__module__ = kind.__module__
-    return shown(*error.args)
+    result = shown(*error.args)
+    vars(result).update(vars(error))
+    return result
 
 
 def keeps_graph() -> bool:
