@@ -12,7 +12,7 @@ from torch import fx
 
 from fxoffload import backend as offload_backend
 from fxoffload import runtime, torch_internals
-from fxoffload.config import CompilerName, OffloadConfig
+from fxoffload.config import OffloadConfig
 from fxoffload.errors import OffloadError
 from fxoffload.graph import TrainingGraph
 from fxoffload.ops import OPS, PREFETCH, RELEASE
@@ -111,7 +111,7 @@ def explain(
 
         return build_partitioner(config, store, on_partitioned=keep_copy, on_transformed=record)
 
-    partition_graphs(model, args, kwargs, config.compiler, make_partitioner)
+    partition_graphs(model, args, kwargs, config, make_partitioner)
     ioengine = str(runtime.choose_engine(config)) if config.enabled else ""
     return Explanation(tuple(found), ioengine)
 
@@ -120,7 +120,7 @@ def partition_graphs(
     model: Callable[..., Any],
     args: Sequence[Any],
     kwargs: Mapping[str, Any],
-    compiler: CompilerName,
+    config: OffloadConfig,
     make_partitioner: Callable[[], OffloadPartitioner],
     *,
     dynamic: bool | None = None,
@@ -137,10 +137,12 @@ def partition_graphs(
         original = copy.deepcopy(gm)
         partitioner = make_partitioner()
         try:
-            if compiler == "eager":
+            if config.compiler == "eager":
                 torch_internals.compile_with_aot(gm, inputs, partitioner)
             else:
-                torch_internals.trace_with_inductor(gm, inputs, partitioner)
+                torch_internals.trace_with_inductor(
+                    gm, inputs, partitioner, config.inductor_options
+                )
         except OffloadError as error:
             raise torch_internals.as_user_error(error) from None
         return original.forward
@@ -153,14 +155,14 @@ def partition_without_memory(
     model: Callable[..., Any],
     args: Sequence[Any],
     kwargs: Mapping[str, Any],
-    compiler: CompilerName,
+    config: OffloadConfig,
     make_partitioner: Callable[[], OffloadPartitioner],
 ) -> None:
     """As partition_graphs, with sizes as they are, and nothing is allocated or computed."""
     with torch_internals.without_memory() as copy_without_memory:
         shadow = copy_without_memory(model)
         args, kwargs = copy_without_memory((args, kwargs))
-        partition_graphs(shadow, args, kwargs, compiler, make_partitioner, dynamic=False)
+        partition_graphs(shadow, args, kwargs, config, make_partitioner, dynamic=False)
 
 
 def find_released_after(graph: fx.Graph, ticket: str) -> str:

@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from functools import wraps
 from operator import attrgetter, getitem
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType, NoneType
+from typing import Any, get_origin
 
 import networkx as nx
 import sympy
@@ -55,6 +56,11 @@ _ADAPTED = "fxoffload_adapted"  # Marks a lowering of ours.
 _RNG_STATE = "rng_state_output"  # What its placeholders in the backward are called.
 # What schemas call the results of random ops that tell their backward which numbers were drawn.
 _RNG_RESULTS = ("rng_state", "philox_seed", "philox_offset", "unused")
+_OFF_WHERE_MOVED = ("allow_buffer_reuse", "reorder_for_peak_memory")
+_OFF_WHERE_TRAINED = ("layout_optimization",)
+_PASSES = ("custom_partitioner_fn", "_pre_fusion_custom_pass", "_post_fusion_custom_pass")
+# The options of Inductor that compile_with_inductor sets.
+SET_OPTIONS = frozenset((*_PASSES, *_OFF_WHERE_MOVED, *_OFF_WHERE_TRAINED))
 _REGION = "mutation_region_id"  # Under which Inductor's patterns look for it in meta.
 
 Graphs = tuple[fx.GraphModule, fx.GraphModule]
@@ -131,11 +137,13 @@ def compile_with_inductor(
     gm: fx.GraphModule,
     inputs: Sequence[Any],
     partitioner: OffloadPartitioner,
+    options: Mapping[str, Any] = MappingProxyType({}),
     *,
-    mode: str | None,
     inner_compile: Callable[..., Any] = compile_fx_inner,
 ) -> Callable[..., Any]:
     """Compile a Dynamo graph with Inductor, its partitioner replaced by ours.
+
+    options: of Inductor, none of SET_OPTIONS.
 
     Three of Inductor's options are off in graphs from which something moves. allow_buffer_reuse
     keeps dead buffers for later results of the same size as long as that seems to cost nothing, but
@@ -145,8 +153,8 @@ def compile_with_inductor(
     offload would force them back by a copy. It is off in all graphs that are trained, as parity
     with unmoved ones would be lost. Source: torch._inductor.compile_fx.compile_fx.
     """
-    patches: dict[str, Any] = dict(torch._inductor.list_mode_options(mode)) if mode else {}
-    patches |= {
+    patches: dict[str, Any] = {
+        **options,
         "custom_partitioner_fn": partitioner,
         "_pre_fusion_custom_pass": CountedByGraph(OPS),
         "_post_fusion_custom_pass": FusedAtLast(OPS),
@@ -156,10 +164,10 @@ def compile_with_inductor(
         off: list[str] = []
         with ExitStack() as stack:
             if any(node.target in OPS for node in graph.graph.nodes):
-                off += ["allow_buffer_reuse", "reorder_for_peak_memory"]
+                off += _OFF_WHERE_MOVED
                 stack.enter_context(fuse_between_calls())
             if not kwargs.get("is_inference"):
-                off.append("layout_optimization")
+                off += _OFF_WHERE_TRAINED
             stack.enter_context(inductor_config.patch(dict.fromkeys(off, False)))
             return inner_compile(graph, *args, **kwargs)
 
@@ -168,6 +176,30 @@ def compile_with_inductor(
     compiled = compile_fx(gm, inputs, inner_compile=compile_one, config_patches=patches)
     assert callable(compiled)
     return compiled
+
+
+def list_inductor_modes() -> dict[str, dict[str, Any]]:
+    """The modes of torch.compile, and what each changes of Inductor's configuration.
+
+    Source: torch._inductor.list_mode_options.
+    """
+    return torch._inductor.list_mode_options()
+
+
+def list_inductor_options() -> dict[str, type]:
+    """The options of Inductor by name, with the type of each; `object` where any will do.
+
+    torch.compile checks no type that has parameters, such as a union, either. Source:
+    torch._inductor.list_options, torch._TorchCompileInductorWrapper.apply_options.
+    """
+    config: Any = inductor_config
+    types = {name: config.get_type(name) for name in torch._inductor.list_options()}
+
+    def is_plain(kind: Any) -> bool:
+        plain = isinstance(kind, type) and get_origin(kind) is None
+        return plain and kind not in (Any, NoneType)
+
+    return {name: kind if is_plain(kind) else object for name, kind in types.items()}
 
 
 # torch 2.11 has no class of its own for passes of the scheduler.
@@ -451,7 +483,10 @@ def _copy_dynamo_graph(gm: fx.GraphModule) -> fx.GraphModule:
 
 
 def trace_with_inductor(
-    gm: fx.GraphModule, inputs: Sequence[Any], partitioner: OffloadPartitioner
+    gm: fx.GraphModule,
+    inputs: Sequence[Any],
+    partitioner: OffloadPartitioner,
+    options: Mapping[str, Any] = MappingProxyType({}),
 ) -> None:
     """Do what compile_with_inductor does up to the partitioned graphs, and generate no code."""
 
@@ -460,7 +495,7 @@ def trace_with_inductor(
 
     # A cached graph would come back without a call of the partitioner.
     with functorch_config.patch(enable_autograd_cache=False):
-        compile_with_inductor(gm, inputs, partitioner, mode=None, inner_compile=skip)
+        compile_with_inductor(gm, inputs, partitioner, options, inner_compile=skip)
 
 
 def unlimited_recompiles() -> AbstractContextManager[None]:
