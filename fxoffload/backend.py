@@ -26,6 +26,30 @@ from fxoffload.torch_internals import DynamoGraph
 
 log = logging.getLogger(__name__)
 
+_compiled: list[bool] = []  # Of each graph that was compiled: whether something moves.
+
+
+@dataclass(frozen=True, slots=True)
+class GraphCounts:
+    """How many graphs this process compiled with this backend, and of how many something moves.
+
+    A graph that is compiled again, for other sizes or by a new plan, counts again.
+    """
+
+    compiled: int
+    moving: int
+
+    def __str__(self) -> str:
+        return f"{self.compiled} graph(s) compiled, {self.moving} of them move values"
+
+
+def graph_counts() -> GraphCounts:
+    """What torch.compile has handed to this backend in this process; no reset changes it.
+
+    `compiled == 0` behind a step says that torch found no graph in what was to be compiled.
+    """
+    return GraphCounts(len(_compiled), sum(_compiled))
+
 
 def backend(
     gm: fx.GraphModule,
@@ -102,6 +126,13 @@ class _Job:
         self, gm: fx.GraphModule, inputs: Sequence[Any], profile: Profile | None
     ) -> tuple[Callable[..., Any], Plan | None]:
         """The compiled graph and its plan; None where nothing is saved, or nothing was asked."""
+        compiled, plan = self._compile(gm, inputs, profile)
+        _compiled.append(plan is not None and bool(plan.offloads))
+        return compiled, plan
+
+    def _compile(
+        self, gm: fx.GraphModule, inputs: Sequence[Any], profile: Profile | None
+    ) -> tuple[Callable[..., Any], Plan | None]:
         plans: list[Plan] = []
         partitioner = build_partitioner(
             self.config,
