@@ -554,7 +554,11 @@ def as_user_error(error: OffloadError) -> Exception:
         ShortenTraceback.__init__(self, *args, first_useful_frame=caller)
 
     message = str(error)
-    methods = {"__init__": initialise, "__str__": lambda self: message}
+
+    def show(_: object) -> str:
+        return message
+
+    methods = {"__init__": initialise, "__str__": show}
     shown: Any = type(kind.__name__, (ShortenTraceback, kind), methods)
     shown.__module__ = kind.__module__
     result = shown(*error.args)
