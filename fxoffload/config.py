@@ -158,9 +158,14 @@ class OffloadConfig:
 
     @property
     def key(self) -> str:
-        """A digest of all options: equal options share one store, in every process."""
+        """A digest of all options: equal options share one store, in every process.
+
+        An object among Inductor's options counts by its repr.
+        """
         directories = self.directories if self.needs_disk else ()
-        text = repr(dataclasses.astuple(self)) + repr([str(path) for path in directories])
+        # astuple would copy such an object, and by its usual repr the copy is another one.
+        values = [getattr(self, field.name) for field in dataclasses.fields(self)]
+        text = repr(values) + repr([str(path) for path in directories])
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     @classmethod

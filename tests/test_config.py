@@ -463,6 +463,15 @@ def test_equal_options_have_one_key() -> None:
     assert left.key == right.key
 
 
+def test_an_object_as_an_option_of_inductor_has_one_key() -> None:
+    class Pass:
+        def __call__(self, graph: object) -> None: ...
+
+    options = {"post_grad_custom_pre_pass": Pass()}
+    config = OffloadConfig(directory="/a", inductor=options)
+    assert config.key == config.key == OffloadConfig(directory="/a", inductor=options).key
+
+
 @pytest.mark.parametrize("field", [field.name for field in dataclasses.fields(OffloadConfig)])
 def test_every_field_is_in_the_key(field: str) -> None:
     config = OffloadConfig(directory="/a")
