@@ -92,7 +92,7 @@ def measure(arguments: argparse.Namespace, console: Console) -> dict[str, Any]:
             model,
             (tokens,),
             {},
-            arguments.compiler,
+            config,
             lambda: build_partitioner(
                 config, "", cost=HARDWARE.make_cost_model(), on_partitioned=time_parts
             ),

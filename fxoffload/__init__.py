@@ -3,7 +3,7 @@
 step = torch.compile(model, backend="fxoffload", options={"directory": "/mnt/nvme"})
 """
 
-from fxoffload.backend import compile, replan
+from fxoffload.backend import GraphCounts, compile, graph_counts, replan
 from fxoffload.config import OffloadConfig
 from fxoffload.endurance import EnduranceProjection, project_endurance
 from fxoffload.errors import (
@@ -32,6 +32,7 @@ __all__ = [
     "EnduranceProjection",
     "Explanation",
     "Forecast",
+    "GraphCounts",
     "GraphError",
     "Hardware",
     "LargestBatch",
@@ -46,6 +47,7 @@ __all__ = [
     "compile",
     "drive_lifetimes",
     "explain",
+    "graph_counts",
     "largest_batch",
     "project_endurance",
     "replan",

@@ -26,6 +26,30 @@ from fxoffload.torch_internals import DynamoGraph
 
 log = logging.getLogger(__name__)
 
+_compiled: list[bool] = []  # Of each graph that was compiled: whether something moves.
+
+
+@dataclass(frozen=True, slots=True)
+class GraphCounts:
+    """How many graphs this process compiled with this backend, and of how many something moves.
+
+    A graph that is compiled again, for other sizes or by a new plan, counts again.
+    """
+
+    compiled: int
+    moving: int
+
+    def __str__(self) -> str:
+        return f"{self.compiled} graph(s) compiled, {self.moving} of them move values"
+
+
+def graph_counts() -> GraphCounts:
+    """What torch.compile has handed to this backend in this process; no reset changes it.
+
+    `compiled == 0` behind a step says that torch found no graph in what was to be compiled.
+    """
+    return GraphCounts(len(_compiled), sum(_compiled))
+
 
 def backend(
     gm: fx.GraphModule,
@@ -36,11 +60,11 @@ def backend(
 ) -> Callable[..., Any]:
     """Compile one Dynamo graph: `torch.compile(model, backend="fxoffload", options={...})`.
 
-    options: fields of OffloadConfig. mode: as in torch.compile, for Inductor.
+    options: fields of OffloadConfig. mode: one of them, as torch.compile passes it.
     Raises ConfigError for an option that cannot work, StoreFull for a disk that is too small.
     """
     try:
-        return compile_graph(gm, example_inputs, OffloadConfig.from_options(options), mode=mode)
+        return compile_graph(gm, example_inputs, OffloadConfig.from_options(options, mode=mode))
     except OffloadError as error:
         raise torch_internals.as_user_error(error) from None
 
@@ -55,10 +79,10 @@ def compile(
 ) -> Any:
     """`torch.compile(model, backend="fxoffload")` with `options` checked at once.
 
-    mode, dynamic, fullgraph: as in torch.compile. options: fields of OffloadConfig.
+    dynamic, fullgraph: as in torch.compile. mode, options: fields of OffloadConfig.
     Raises ConfigError for an option or a directory that cannot work.
     """
-    open_store(OffloadConfig.from_options(options))
+    open_store(OffloadConfig.from_options(options, mode=mode))
     # torch.compile takes mode or options, not both, unless the backend already carries them.
     bound = partial(backend, options=options, mode=mode)
     return torch.compile(model, backend=bound, dynamic=dynamic, fullgraph=fullgraph)
@@ -88,7 +112,6 @@ class _Job:
 
     config: OffloadConfig
     store: str
-    mode: str | None
     key: str
 
     def plan_path(self, gm: fx.GraphModule, inputs: Sequence[Any], profile: Profile | None) -> Path:
@@ -103,6 +126,13 @@ class _Job:
         self, gm: fx.GraphModule, inputs: Sequence[Any], profile: Profile | None
     ) -> tuple[Callable[..., Any], Plan | None]:
         """The compiled graph and its plan; None where nothing is saved, or nothing was asked."""
+        compiled, plan = self._compile(gm, inputs, profile)
+        _compiled.append(plan is not None and bool(plan.offloads))
+        return compiled, plan
+
+    def _compile(
+        self, gm: fx.GraphModule, inputs: Sequence[Any], profile: Profile | None
+    ) -> tuple[Callable[..., Any], Plan | None]:
         plans: list[Plan] = []
         partitioner = build_partitioner(
             self.config,
@@ -115,7 +145,9 @@ class _Job:
             compiled = torch_internals.compile_with_aot(gm, inputs, partitioner)
             return compiled, plans[0] if plans else None
         path = self.plan_path(gm, inputs, profile)
-        compiled = torch_internals.compile_with_inductor(gm, inputs, partitioner, mode=self.mode)
+        compiled = torch_internals.compile_with_inductor(
+            gm, inputs, partitioner, self.config.inductor_options
+        )
         if plans:
             keep_plan(path, plans[0])
             return compiled, plans[0]
@@ -138,27 +170,25 @@ class _Job:
             if self.config.compiler == "eager":
                 torch_internals.compile_with_aot(gm, inputs, reviewer)
             else:
-                torch_internals.trace_with_inductor(gm, inputs, reviewer)
+                torch_internals.trace_with_inductor(
+                    gm, inputs, reviewer, self.config.inductor_options
+                )
         return found[0] if found else None
 
 
 def compile_graph(
-    gm: fx.GraphModule,
-    example_inputs: Sequence[Any],
-    config: OffloadConfig,
-    *,
-    mode: str | None = None,
+    gm: fx.GraphModule, example_inputs: Sequence[Any], config: OffloadConfig
 ) -> Callable[..., Any]:
     """Compile `gm` with the compiler that `config` names, its saved values moved by plan."""
     store = open_store(config)
     graph = torch_internals.keep_dynamo_graph(gm) if config.enabled and config.replan else None
     if graph is None:
-        return _Job(config, store, mode, "").compile(gm, example_inputs, None)[0]
+        return _Job(config, store, "").compile(gm, example_inputs, None)[0]
     # One profile for a graph on a machine, whatever the options; one recorder for each plan of it.
-    name = hash_graph(gm, example_inputs, _describe_machine(example_inputs, config, mode))
+    name = hash_graph(gm, example_inputs, _describe_machine(example_inputs, config))
     profile_path = runtime.cache_path().parent / "profiles" / f"{name}.json"
     profile = Profile.recall(profile_path)
-    job = _Job(config, store, mode, f"{name[:16]} {config.key}")
+    job = _Job(config, store, f"{name[:16]} {config.key}")
     # A measurement that did not pay: the graphs of before are in torch's cache.
     settled = job.plan_path(gm, example_inputs, None).with_suffix(".settled")
     if profile is not None and _read(settled) == profile.digest:
@@ -208,10 +238,10 @@ def open_store(config: OffloadConfig) -> str:
     return runtime.register_store(config, keeps_graph=torch_internals.keeps_graph)
 
 
-def _describe_machine(inputs: Sequence[Any], config: OffloadConfig, mode: str | None) -> str:
+def _describe_machine(inputs: Sequence[Any], config: OffloadConfig) -> str:
     devices = {x.device for x in inputs if isinstance(x, torch.Tensor)}
     names = " ".join(sorted(map(runtime.describe_device, devices)))
-    return f"{hash_sources()} {names} {config.compiler} {mode}"
+    return f"{hash_sources()} {names} {config.compiler} {config.mode} {config.inductor}"
 
 
 def _describe(simulation: Simulation) -> str:

@@ -8,11 +8,12 @@ import hashlib
 import os
 import re
 import tempfile
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from fxoffload import torch_internals
 from fxoffload.errors import ConfigError
 from fxoffload.sizes import parse_bytes, parse_endurance
 
@@ -45,6 +46,9 @@ class OffloadConfig:
         once more where a plan by it is predicted to pay; False plans by the roofline alone, so
         that a plan follows from graph and machine.
     compiler: "inductor", or "eager" to run the transformed graphs without Inductor.
+    mode: of torch.compile, for Inductor: "max-autotune", "reduce-overhead", ...
+    inductor: options of Inductor itself, as {"shape_padding": False}; they go over those of `mode`.
+        Not those that fxoffload sets (see torch_internals.compile_with_inductor).
     enabled: False compiles the same saved values and moves nothing (the parity reference).
 
     Raises ConfigError for values that cannot work, before anything is compiled.
@@ -60,6 +64,11 @@ class OffloadConfig:
     endurance: int | str | None = None
     replan: bool = True
     compiler: CompilerName = "inductor"
+    mode: str | None = None
+    # Values of Inductor's options may be lists.
+    inductor: Mapping[str, Any] | tuple[tuple[str, Any], ...] | None = field(
+        default=None, hash=False
+    )
     enabled: bool = True
 
     def __post_init__(self) -> None:
@@ -71,12 +80,13 @@ class OffloadConfig:
         self._set_bytes("max_inflight_bytes")
         _check_choice("ioengine", self.ioengine, get_args(IOEngineName))
         _check_choice("compiler", self.compiler, get_args(CompilerName))
+        self._check_inductor()
         if self.endurance is not None:
             object.__setattr__(self, "endurance", parse_endurance("endurance", self.endurance))
-        for field in ("checksum", "replan", "enabled"):
-            value = getattr(self, field)
+        for name in ("checksum", "replan", "enabled"):
+            value = getattr(self, name)
             if not isinstance(value, bool):
-                raise ConfigError(f"{field}={value!r} is not a bool; pass True or False")
+                raise ConfigError(f"{name}={value!r} is not a bool; pass True or False")
         if self.max_inflight_bytes == 0:
             raise ConfigError("max_inflight_bytes=0 allows no transfer; pass at least 1")
 
@@ -85,6 +95,19 @@ class OffloadConfig:
         if value is None and optional:
             return
         object.__setattr__(self, field, parse_bytes(field, value, extra=extra))
+
+    def _check_inductor(self) -> None:
+        if self.mode is not None:
+            _check_choice("mode", self.mode, torch_internals.list_inductor_modes())
+        if self.inductor is not None:
+            object.__setattr__(self, "inductor", _normalise_inductor(self.inductor))
+        for name in ("mode", "inductor"):
+            value = getattr(self, name)
+            if value is not None and self.compiler != "inductor":
+                raise ConfigError(
+                    f"{name}={value!r} is for Inductor, which compiler={self.compiler!r} does not "
+                    f'use; leave {name} out, or pass compiler="inductor"'
+                )
 
     @property
     def directories(self) -> tuple[Path, ...]:
@@ -123,21 +146,46 @@ class OffloadConfig:
         return self.endurance
 
     @property
+    def inductor_options(self) -> dict[str, Any]:
+        """What `mode` and `inductor` change of Inductor's configuration, by name."""
+        options = torch_internals.list_inductor_modes()[self.mode] if self.mode else {}
+        return {**options, **dict(self.inductor or ())}
+
+    @property
+    def needs_disk(self) -> bool:
+        """Whether anything can be written to `directories`."""
+        return self.enabled and self.ioengine != "memory"
+
+    @property
     def key(self) -> str:
-        """A digest of all options: equal options share one store, in every process."""
-        text = repr(dataclasses.astuple(self)) + repr([str(path) for path in self.directories])
+        """A digest of all options: equal options share one store, in every process.
+
+        An object among Inductor's options counts by its repr.
+        """
+        directories = self.directories if self.needs_disk else ()
+        # astuple would copy such an object, and by its usual repr the copy is another one.
+        values = [getattr(self, field.name) for field in dataclasses.fields(self)]
+        text = repr(values) + repr([str(path) for path in directories])
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     @classmethod
-    def from_options(cls, options: Mapping[str, Any] | None) -> OffloadConfig:
-        """Build from `torch.compile(options=...)`; raises ConfigError naming an unknown option."""
+    def from_options(
+        cls, options: Mapping[str, Any] | None, *, mode: str | None = None
+    ) -> OffloadConfig:
+        """Build from `torch.compile(options=..., mode=...)`.
+
+        Raises ConfigError naming an unknown option, or where `options` have another mode.
+        """
         valid = [field.name for field in dataclasses.fields(cls)]
         options = dict(options or {})
         for name in options:
             if name not in valid:
-                near = difflib.get_close_matches(name, valid, n=1, cutoff=0.4)
-                hint = f"did you mean {near[0]!r}? " if near else ""
+                hint = _find_hint(name, valid)
                 raise ConfigError(f"unknown option {name!r}; {hint}valid options: {valid}")
+        if mode is not None and options.setdefault("mode", mode) != mode:
+            raise ConfigError(
+                f"mode={mode!r} and the option mode={options['mode']!r} differ; pass one of them"
+            )
         return cls(**options)
 
 
@@ -220,8 +268,41 @@ def _normalise_directories(value: Any) -> tuple[str, ...] | None:
     return paths
 
 
-def _check_choice(field: str, value: str, valid: tuple[str, ...]) -> None:
+def _normalise_inductor(value: Any) -> tuple[tuple[str, Any], ...]:
+    """Pairs of name and value, checked as torch.compile checks the options of Inductor."""
+    try:
+        given: dict[Any, Any] = dict(value)
+    except (TypeError, ValueError):
+        raise ConfigError(
+            f"inductor={value!r} is not a mapping; pass names and values of Inductor's options"
+        ) from None
+    types = torch_internals.list_inductor_options()
+    options: dict[str, Any] = {}
+    for given_name, option in given.items():
+        name = str(given_name).replace("-", "_")
+        if name not in types:
+            raise ConfigError(
+                f"inductor={{{name!r}: ...}} is unknown to Inductor; {_find_hint(name, types)}"
+                "torch._inductor.list_options() names all"
+            )
+        if name in torch_internals.SET_OPTIONS:
+            raise ConfigError(
+                f"inductor={{{name!r}: ...}} is what fxoffload sets itself; leave it out"
+            )
+        if not isinstance(option, types[name]):
+            raise ConfigError(
+                f"inductor={{{name!r}: {option!r}}} has the wrong type; pass {types[name].__name__}"
+            )
+        options[name] = option
+    return tuple(sorted(options.items()))
+
+
+def _check_choice(field: str, value: str, valid: Collection[str]) -> None:
     if value not in valid:
-        near = difflib.get_close_matches(str(value), valid, n=1, cutoff=0.4)
-        hint = f"did you mean {near[0]!r}? " if near else ""
+        hint = _find_hint(str(value), valid)
         raise ConfigError(f"{field}={value!r} is unknown; {hint}valid values: {list(valid)}")
+
+
+def _find_hint(name: str, valid: Collection[str]) -> str:
+    near = difflib.get_close_matches(name, valid, n=1, cutoff=0.4)
+    return f"did you mean {near[0]!r}? " if near else ""

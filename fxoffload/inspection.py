@@ -12,7 +12,7 @@ from torch import fx
 
 from fxoffload import backend as offload_backend
 from fxoffload import runtime, torch_internals
-from fxoffload.config import CompilerName, OffloadConfig
+from fxoffload.config import OffloadConfig
 from fxoffload.errors import OffloadError
 from fxoffload.graph import TrainingGraph
 from fxoffload.ops import OPS, PREFETCH, RELEASE
@@ -52,7 +52,8 @@ class GraphExplanation:
 class Explanation:
     """All graphs that one call of a model compiles to; `print` it for the tables and totals."""
 
-    graphs: tuple[GraphExplanation, ...]
+    graphs: tuple[GraphExplanation, ...]  # Those that save something for a backward.
+    num_compiled: int  # All graphs that torch.compile found, those of inference too.
     ioengine: str = ""  # Which engine would move the values, and why this one.
 
     @property
@@ -66,8 +67,16 @@ class Explanation:
         return sum(graph.plan.offloaded_bytes for graph in self.graphs)
 
     def __str__(self) -> str:
+        if not self.num_compiled:
+            return (
+                "no graph was compiled: torch.compile skipped all that ran, so that nothing can be "
+                'moved; set TORCH_LOGS="+dynamo" to see what it skipped, and why'
+            )
         if not self.graphs:
-            return "no graph saves anything for a backward: nothing to move"
+            return (
+                f"{self.num_compiled} graph(s) compiled, and none saves anything for a backward: "
+                "nothing to move"
+            )
         ioengine = [f"ioengine {self.ioengine}"] if self.ioengine else []
         tables = [f"graph {index}\n{graph}" for index, graph in enumerate(self.graphs)]
         total = (
@@ -111,56 +120,62 @@ def explain(
 
         return build_partitioner(config, store, on_partitioned=keep_copy, on_transformed=record)
 
-    partition_graphs(model, args, kwargs, config.compiler, make_partitioner)
+    num_compiled = partition_graphs(model, args, kwargs, config, make_partitioner)
     ioengine = str(runtime.choose_engine(config)) if config.enabled else ""
-    return Explanation(tuple(found), ioengine)
+    return Explanation(tuple(found), num_compiled, ioengine)
 
 
 def partition_graphs(
     model: Callable[..., Any],
     args: Sequence[Any],
     kwargs: Mapping[str, Any],
-    compiler: CompilerName,
+    config: OffloadConfig,
     make_partitioner: Callable[[], OffloadPartitioner],
     *,
     dynamic: bool | None = None,
-) -> None:
-    """Compile every graph of `model(*args, **kwargs)` up to its partition, each by a new one.
+) -> int:
+    """Compile every graph of `model(*args, **kwargs)` up to its partition; how many there are.
 
-    No code is generated. The model runs forward in eager mode, so that all graphs behind a graph
-    break are seen; no backward runs. dynamic: as in torch.compile. What a partitioner raises under
+    Each has a partitioner of its own, which is called where something is saved. No code is
+    generated. The model runs forward in eager mode, so that all graphs behind a graph break are
+    seen; no backward runs. dynamic: as in torch.compile. What a partitioner raises under
     OffloadError comes out as it is.
     """
+    graphs: list[fx.GraphModule] = []
 
     def trace(gm: fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
         # The compiler may change what it is given; a copy would lose which inputs are static.
         original = copy.deepcopy(gm)
+        graphs.append(original)
         partitioner = make_partitioner()
         try:
-            if compiler == "eager":
+            if config.compiler == "eager":
                 torch_internals.compile_with_aot(gm, inputs, partitioner)
             else:
-                torch_internals.trace_with_inductor(gm, inputs, partitioner)
+                torch_internals.trace_with_inductor(
+                    gm, inputs, partitioner, config.inductor_options
+                )
         except OffloadError as error:
             raise torch_internals.as_user_error(error) from None
         return original.forward
 
     with torch_internals.unlimited_recompiles():
         torch.compile(model, backend=trace, dynamic=dynamic)(*args, **kwargs)
+    return len(graphs)
 
 
 def partition_without_memory(
     model: Callable[..., Any],
     args: Sequence[Any],
     kwargs: Mapping[str, Any],
-    compiler: CompilerName,
+    config: OffloadConfig,
     make_partitioner: Callable[[], OffloadPartitioner],
 ) -> None:
     """As partition_graphs, with sizes as they are, and nothing is allocated or computed."""
     with torch_internals.without_memory() as copy_without_memory:
         shadow = copy_without_memory(model)
         args, kwargs = copy_without_memory((args, kwargs))
-        partition_graphs(shadow, args, kwargs, compiler, make_partitioner, dynamic=False)
+        partition_graphs(shadow, args, kwargs, config, make_partitioner, dynamic=False)
 
 
 def find_released_after(graph: fx.Graph, ticket: str) -> str:

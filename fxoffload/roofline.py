@@ -56,7 +56,7 @@ def simulate(
     def make_partitioner() -> OffloadPartitioner:
         return build_partitioner(config, "", cost=cost, on_transformed=record)
 
-    partition_without_memory(model, args, kwargs, config.compiler, make_partitioner)
+    partition_without_memory(model, args, kwargs, config, make_partitioner)
     return Forecast(tuple(plans), count_resident_bytes(model), hardware)
 
 

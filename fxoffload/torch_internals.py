@@ -16,15 +16,17 @@ from dataclasses import dataclass
 from functools import wraps
 from operator import attrgetter, getitem
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType, NoneType
+from typing import Any, get_origin
 
 import networkx as nx
 import sympy
 import torch
-from functorch.compile import aot_module_simplified, make_boxed_func
+from functorch.compile import make_boxed_func
 from functorch.compile import min_cut_rematerialization_partition as min_cut_partition
 from torch import fx
 from torch._dynamo import config as dynamo_config
+from torch._dynamo.backends.common import aot_autograd
 from torch._dynamo.backends.debugging import boxed_nop
 from torch._dynamo.exc import ShortenTraceback
 from torch._functorch import config as functorch_config
@@ -56,6 +58,11 @@ _RNG_STATE = "rng_state_output"  # What its placeholders in the backward are cal
 _RNG_RESULTS = ("rng_state", "philox_seed", "philox_offset", "unused")
 _SCRIPT_OBJECTS = "unsafe_treat_script_objects_as_zero_size"  # Not in torch 2.11.
 _COLLECTIVES = ("c10d", "_c10d_functional", "_c10d_functional_autograd", "_dtensor", "symm_mem")
+_OFF_WHERE_MOVED = ("allow_buffer_reuse", "reorder_for_peak_memory")
+_OFF_WHERE_TRAINED = ("layout_optimization",)
+_PASSES = ("custom_partitioner_fn", "_pre_fusion_custom_pass", "_post_fusion_custom_pass")
+# The options of Inductor that compile_with_inductor sets.
+SET_OPTIONS = frozenset((*_PASSES, *_OFF_WHERE_MOVED, *_OFF_WHERE_TRAINED))
 _REGION = "mutation_region_id"  # Under which Inductor's patterns look for it in meta.
 
 Graphs = tuple[fx.GraphModule, fx.GraphModule]
@@ -135,11 +142,13 @@ def compile_with_inductor(
     gm: fx.GraphModule,
     inputs: Sequence[Any],
     partitioner: OffloadPartitioner,
+    options: Mapping[str, Any] = MappingProxyType({}),
     *,
-    mode: str | None,
     inner_compile: Callable[..., Any] = compile_fx_inner,
 ) -> Callable[..., Any]:
     """Compile a Dynamo graph with Inductor, its partitioner replaced by ours.
+
+    options: of Inductor, none of SET_OPTIONS.
 
     Three of Inductor's options are off in graphs from which something moves. allow_buffer_reuse
     keeps dead buffers for later results of the same size as long as that seems to cost nothing, but
@@ -149,8 +158,8 @@ def compile_with_inductor(
     offload would force them back by a copy. It is off in all graphs that are trained, as parity
     with unmoved ones would be lost. Source: torch._inductor.compile_fx.compile_fx.
     """
-    patches: dict[str, Any] = dict(torch._inductor.list_mode_options(mode)) if mode else {}
-    patches |= {
+    patches: dict[str, Any] = {
+        **options,
         "custom_partitioner_fn": partitioner,
         "_pre_fusion_custom_pass": CountedByGraph(OPS),
         "_post_fusion_custom_pass": FusedAtLast(OPS),
@@ -160,10 +169,10 @@ def compile_with_inductor(
         off: list[str] = []
         with ExitStack() as stack:
             if any(node.target in OPS for node in graph.graph.nodes):
-                off += ["allow_buffer_reuse", "reorder_for_peak_memory"]
+                off += _OFF_WHERE_MOVED
                 stack.enter_context(fuse_between_calls())
             if not kwargs.get("is_inference"):
-                off.append("layout_optimization")
+                off += _OFF_WHERE_TRAINED
             stack.enter_context(inductor_config.patch(dict.fromkeys(off, False)))
             return inner_compile(graph, *args, **kwargs)
 
@@ -172,6 +181,30 @@ def compile_with_inductor(
     compiled = compile_fx(gm, inputs, inner_compile=compile_one, config_patches=patches)
     assert callable(compiled)
     return compiled
+
+
+def list_inductor_modes() -> dict[str, dict[str, Any]]:
+    """The modes of torch.compile, and what each changes of Inductor's configuration.
+
+    Source: torch._inductor.list_mode_options.
+    """
+    return torch._inductor.list_mode_options()
+
+
+def list_inductor_options() -> dict[str, type]:
+    """The options of Inductor by name, with the type of each; `object` where any will do.
+
+    torch.compile checks no type that has parameters, such as a union, either. Source:
+    torch._inductor.list_options, torch._TorchCompileInductorWrapper.apply_options.
+    """
+    config: Any = inductor_config
+    types = {name: config.get_type(name) for name in torch._inductor.list_options()}
+
+    def is_plain(kind: Any) -> bool:
+        plain = isinstance(kind, type) and get_origin(kind) is None
+        return plain and kind not in (Any, NoneType)
+
+    return {name: kind if is_plain(kind) else object for name, kind in types.items()}
 
 
 # torch 2.11 has no class of its own for passes of the scheduler.
@@ -383,17 +416,24 @@ def _adapt_lowering(
 def compile_with_aot(
     gm: fx.GraphModule, inputs: Sequence[Any], partitioner: OffloadPartitioner
 ) -> Callable[..., Any]:
-    """Run the transformed graphs as they are, without Inductor (functorch.compile).
+    """Run the transformed graphs as they are, without Inductor: torch's `aot_eager`, partitioned.
 
-    As code of Inductor does, they let go of each input once its last reader has run.
+    As code of Inductor does, they let go of each input once its last reader has run. The helper of
+    torch takes what AOTAutograd alone does not: inputs in lists (compiled autograd), and a backward
+    that Dynamo must not trace. Source: torch._dynamo.backends.debugging.aot_eager.
     """
 
     def run(gm: fx.GraphModule, example_inputs: Sequence[Any]) -> Any:
         return boxed_nop(gm, list(example_inputs))
 
-    return aot_module_simplified(
-        gm, inputs, fw_compiler=run, bw_compiler=run, partition_fn=partitioner
+    compile_graph = aot_autograd(
+        fw_compiler=run,
+        bw_compiler=run,
+        inference_compiler=run,
+        partition_fn=partitioner,
+        keep_inference_input_mutations=True,
     )
+    return compile_graph(gm, inputs)
 
 
 @dataclass(frozen=True)
@@ -448,7 +488,10 @@ def _copy_dynamo_graph(gm: fx.GraphModule) -> fx.GraphModule:
 
 
 def trace_with_inductor(
-    gm: fx.GraphModule, inputs: Sequence[Any], partitioner: OffloadPartitioner
+    gm: fx.GraphModule,
+    inputs: Sequence[Any],
+    partitioner: OffloadPartitioner,
+    options: Mapping[str, Any] = MappingProxyType({}),
 ) -> None:
     """Do what compile_with_inductor does up to the partitioned graphs, and generate no code."""
 
@@ -457,7 +500,7 @@ def trace_with_inductor(
 
     # A cached graph would come back without a call of the partitioner.
     with functorch_config.patch(enable_autograd_cache=False):
-        compile_with_inductor(gm, inputs, partitioner, mode=None, inner_compile=skip)
+        compile_with_inductor(gm, inputs, partitioner, options, inner_compile=skip)
 
 
 def unlimited_recompiles() -> AbstractContextManager[None]:
@@ -504,7 +547,9 @@ def as_user_error(error: OffloadError) -> Exception:
     """`error` in a form that torch.compile hands to the user as it is.
 
     Dynamo wraps what a backend raises, and prints its own inside, unless it is a ShortenTraceback.
-    The result is an instance of both. Source: torch._dynamo.output_graph.call_user_compiler.
+    The result is an instance of both. To each message Dynamo adds how to debug itself, which is no
+    help with an option: the result shows its own alone. Source:
+    torch._dynamo.output_graph.call_user_compiler, torch._dynamo.exc.augment_exc_message.
     """
     kind = type(error)
     frame = inspect.currentframe()
@@ -513,9 +558,17 @@ def as_user_error(error: OffloadError) -> Exception:
     def initialise(self: Any, *args: Any) -> None:
         ShortenTraceback.__init__(self, *args, first_useful_frame=caller)
 
-    shown: Any = type(kind.__name__, (ShortenTraceback, kind), {"__init__": initialise})
+    message = str(error)
+
+    def show(_: object) -> str:
+        return message
+
+    methods = {"__init__": initialise, "__str__": show}
+    shown: Any = type(kind.__name__, (ShortenTraceback, kind), methods)
     shown.__module__ = kind.__module__
-    return shown(*error.args)
+    result = shown(*error.args)
+    vars(result).update(vars(error))
+    return result
 
 
 def keeps_graph() -> bool:

@@ -6,6 +6,7 @@ import gc
 import logging
 import re
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from waiting import wait_for_writes
 
 import fxoffload
-from fxoffload import runtime
+from fxoffload import config, runtime, torch_internals
 
 WIDTH = 32
 
@@ -226,6 +227,8 @@ def test_budget_that_cannot_be_met_is_an_error(spill_directory: Path, way: str) 
         ({"ioengine": "posics"}, ["ioengine", "posics", "posix", "memory"]),
         ({"directory": "/nonexistent/place"}, ["/nonexistent/place", "does not exist"]),
         ({"compiler": "gcc"}, ["compiler", "gcc", "inductor"]),
+        ({"mode": "max-autotun"}, ["mode", "max-autotun", "max-autotune"]),
+        ({"inductor": {"shape_paddin": True}}, ["inductor", "shape_paddin", "shape_padding"]),
     ],
 )
 @pytest.mark.parametrize("way", ["string", "typed"])
@@ -248,6 +251,134 @@ def test_bad_options_are_one_clear_error(
     assert all(word in message for word in words)
     assert "BackendCompilerFailed" not in message
     assert "Traceback" not in message
+    assert "TORCH" not in message
+
+
+def test_bad_mode_of_torch_compile_is_one_clear_error() -> None:
+    torch._dynamo.reset()
+    compiled = torch.compile(make_model(), backend="fxoffload", mode="max-autotun")
+    with pytest.raises(fxoffload.ConfigError, match="did you mean 'max-autotune'"):
+        compiled(torch.randn(4, WIDTH))
+
+
+@pytest.mark.parametrize("way", ["string", "typed", "option", "explain"])
+def test_options_of_inductor_reach_it(
+    spill_directory: Path, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    seen: list[Any] = []
+
+    class Seen(Exception):
+        """Raised where Inductor would start."""
+
+    def stop(*_: Any, config_patches: dict[str, Any], **__: Any) -> None:
+        seen.append((config_patches["max_autotune"], config_patches.get("shape_padding")))
+        raise Seen
+
+    monkeypatch.setattr(torch_internals, "compile_fx", stop)
+    torch._dynamo.reset()
+    model, x = make_model(), torch.randn(4, WIDTH)
+    mode = "max-autotune-no-cudagraphs"
+    options = {"directory": spill_directory, "inductor": {"shape_padding": False}}
+    calls = {
+        "string": lambda: torch.compile(model, backend="fxoffload", mode=mode)(x),
+        "option": lambda: torch.compile(
+            model, backend="fxoffload", options={**options, "mode": mode}
+        )(x),
+        "typed": lambda: fxoffload.compile(model, mode=mode, **options)(x),
+        "explain": lambda: fxoffload.explain(model, x, options={**options, "mode": mode}),
+    }
+    with pytest.raises(Exception, match="Seen"):
+        calls[way]()
+    assert seen == [(True, None if way == "string" else False)]
+
+
+@pytest.mark.parametrize("options", [{"ioengine": "memory"}, {"enabled": False}])
+def test_no_disk_is_needed(monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]) -> None:
+    def refuse() -> Path:
+        raise fxoffload.ConfigError("no directory for the spill file")
+
+    monkeypatch.setattr(config, "default_directory", refuse)
+    torch._dynamo.reset()
+    fxoffload.reset_statistics()
+    model, x = make_model(), torch.randn(16, WIDTH)
+    chosen = {"compiler": "eager", "min_bytes": 1, "memory_budget": "min", **options}
+    fxoffload.compile(model, **chosen)(x).sum().backward()
+    assert_gradients(model, reference_gradients(model, x))
+    assert (fxoffload.statistics().offloaded_bytes > 0) is ("ioengine" in options)
+    torch._dynamo.reset()
+    assert fxoffload.explain(model, x, options=chosen).saved_bytes > 0 or "enabled" in options
+
+
+# --- counts -------------------------------------------------------------------------------------
+
+
+def count_graphs(run: Callable[[], Any]) -> tuple[int, int]:
+    """How many graphs `run` compiles, and how many of them move values."""
+    torch._dynamo.reset()
+    before = fxoffload.graph_counts()
+    run()
+    now = fxoffload.graph_counts()
+    return now.compiled - before.compiled, now.moving - before.moving
+
+
+def test_graphs_are_counted(spill_directory: Path) -> None:
+    model, x = make_model(), torch.randn(16, WIDTH)
+    options = {"directory": spill_directory, "compiler": "eager", "min_bytes": 1}
+
+    def run(memory_budget: str, *inputs: Tensor, enabled: bool = True) -> None:
+        chosen = {**options, "memory_budget": memory_budget, "enabled": enabled}
+        compiled = torch.compile(model, backend="fxoffload", options=chosen, dynamic=False)
+        for one in inputs:
+            compiled(one).sum().backward()
+
+    assert count_graphs(lambda: run("min", x, x)) == (1, 1)
+    assert count_graphs(lambda: run("min", x, x[:8])) == (2, 2)
+    assert count_graphs(lambda: run("1GiB", x)) == (1, 0)
+    assert count_graphs(lambda: run("min", x, enabled=False)) == (1, 0)
+    counts = fxoffload.graph_counts()
+    assert (
+        str(counts) == f"{counts.compiled} graph(s) compiled, {counts.moving} of them move values"
+    )
+    fxoffload.reset_statistics()
+    assert fxoffload.graph_counts() == counts
+
+
+def test_a_graph_that_fails_is_not_counted(spill_directory: Path) -> None:
+    def run() -> None:
+        compiled = compile_eager(make_model(), spill_directory, memory_budget=1)
+        with pytest.raises(fxoffload.BudgetError):
+            compiled(torch.randn(16, WIDTH))
+
+    assert count_graphs(run) == (0, 0)
+
+
+@pytest.mark.skipif(torch.__version__ < "2.13", reason="seen in torch 2.13")
+def test_modules_of_torch_compiled_in_place_are_no_graphs(spill_directory: Path) -> None:
+    """Module.compile compiles the frames that run, and Dynamo skips those of torch.nn's files.
+
+    Should this fail, torch compiles them, and the README must no longer warn of it.
+    """
+    options = {"directory": spill_directory, "compiler": "eager", "min_bytes": 1}
+
+    class Wrapped(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = make_model()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.layers(x)
+
+    def run_in_place(module: nn.Module) -> None:
+        module.compile(backend="fxoffload", options=options)
+        module(torch.randn(16, WIDTH)).sum().backward()
+
+    def run_wrapped() -> None:
+        compiled = torch.compile(make_model(), backend="fxoffload", options=options)
+        compiled(torch.randn(16, WIDTH)).sum().backward()
+
+    assert count_graphs(lambda: run_in_place(make_model()))[0] == 0
+    assert count_graphs(lambda: run_in_place(Wrapped()))[0] == 1
+    assert count_graphs(run_wrapped)[0] == 1
 
 
 def test_too_small_disk_is_said_before_the_first_step(

@@ -108,6 +108,8 @@ def test_nothing_in_flight_is_refused() -> None:
         ("ioengine", "Memory", "memory"),
         ("compiler", "induktor", "inductor"),
         ("compiler", None, None),
+        ("mode", "max-autotun", "max-autotune"),
+        ("mode", "fastest", None),
     ],
 )
 def test_bad_choices(field: str, value: Any, near: str | None) -> None:
@@ -150,6 +152,57 @@ def test_ints_stay(nbytes: int) -> None:
     assert parse_bytes("memory_budget", str(nbytes % 2**50)) == nbytes % 2**50
 
 
+# --- Inductor -----------------------------------------------------------------------------------
+
+
+def test_mode_and_options_of_inductor() -> None:
+    config = OffloadConfig(
+        mode="max-autotune", inductor={"max-autotune": False, "triton.cudagraphs": False}
+    )
+    assert config.inductor == (("max_autotune", False), ("triton.cudagraphs", False))
+    assert config.inductor_options == {
+        "coordinate_descent_tuning": True, "max_autotune": False, "triton.cudagraphs": False
+    }  # fmt: skip
+    assert OffloadConfig().inductor_options == OffloadConfig(mode="default").inductor_options == {}
+    assert dataclasses.replace(config, min_bytes=1).inductor == config.inductor
+
+
+def test_options_of_inductor_in_any_order_are_equal() -> None:
+    left = OffloadConfig(inductor={"shape_padding": False, "precompilation_timeout_seconds": 9})
+    right = OffloadConfig(inductor={"precompilation_timeout_seconds": 9, "shape_padding": False})
+    assert left == right
+    assert hash(left) == hash(right)
+    assert left.key == right.key
+
+
+def test_a_list_as_an_option_of_inductor() -> None:
+    config = OffloadConfig(inductor={"autotune_num_choices_displayed": None, "cpp.cxx": (None,)})
+    assert isinstance(hash(config), int)
+    assert isinstance(hash(OffloadConfig(inductor={"post_grad_fusion_options": {}})), int)
+
+
+@pytest.mark.parametrize(
+    ("inductor", "words"),
+    [
+        ({"shape_paddin": True}, "'shape_paddin'.* unknown to Inductor; .*'shape_padding'"),
+        ({"shape_padding": 3}, "'shape_padding': 3} has the wrong type; pass bool"),
+        ({"custom_partitioner_fn": None}, "'custom_partitioner_fn'.* sets itself; leave it out"),
+        ({"layout-optimization": True}, "'layout_optimization'.* sets itself"),
+        ("shape_padding", "inductor='shape_padding' is not a mapping"),
+        (3, "inductor=3 is not a mapping"),
+    ],
+)
+def test_bad_options_of_inductor(inductor: Any, words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        OffloadConfig(inductor=inductor)
+
+
+@pytest.mark.parametrize("options", [{"mode": "default"}, {"inductor": {"shape_padding": True}}])
+def test_options_of_inductor_need_inductor(options: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=r'is for Inductor.* or pass compiler="inductor"'):
+        OffloadConfig(compiler="eager", **options)
+
+
 # --- options ------------------------------------------------------------------------------------
 
 
@@ -157,6 +210,14 @@ def test_options_are_fields() -> None:
     options = {"directory": "/data", "memory_budget": "min", "enabled": False}
     assert OffloadConfig.from_options(options) == OffloadConfig(**options)
     assert OffloadConfig.from_options(None) == OffloadConfig()
+
+
+def test_the_mode_of_torch_compile_is_an_option() -> None:
+    config = OffloadConfig(mode="max-autotune")
+    assert OffloadConfig.from_options(None, mode="max-autotune") == config
+    assert OffloadConfig.from_options({"mode": "max-autotune"}, mode="max-autotune") == config
+    with pytest.raises(ConfigError, match="mode='default' and the option mode='max-autotune' diff"):
+        OffloadConfig.from_options({"mode": "max-autotune"}, mode="default")
 
 
 @pytest.mark.parametrize(
@@ -388,6 +449,8 @@ CHANGES: dict[str, Any] = {
     "replan": False,
     "endurance": "600TBW",
     "compiler": "eager",
+    "mode": "max-autotune",
+    "inductor": {"shape_padding": False},
     "enabled": False,
 }
 
@@ -398,6 +461,15 @@ def test_equal_options_have_one_key() -> None:
     assert left == right
     assert hash(left) == hash(right)
     assert left.key == right.key
+
+
+def test_an_object_as_an_option_of_inductor_has_one_key() -> None:
+    class Pass:
+        def __call__(self, graph: object) -> None: ...
+
+    options = {"post_grad_custom_pre_pass": Pass()}
+    config = OffloadConfig(directory="/a", inductor=options)
+    assert config.key == config.key == OffloadConfig(directory="/a", inductor=options).key
 
 
 @pytest.mark.parametrize("field", [field.name for field in dataclasses.fields(OffloadConfig)])
@@ -411,3 +483,16 @@ def test_default_directory_is_in_the_key(monkeypatch: pytest.MonkeyPatch) -> Non
     one = OffloadConfig().key
     monkeypatch.setenv(DIRECTORY_VARIABLE, "/data/two")
     assert OffloadConfig().key != one
+
+
+@pytest.mark.parametrize("options", [{"ioengine": "memory"}, {"enabled": False}])
+def test_without_a_disk_no_directory_is_asked_for(
+    monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]
+) -> None:
+    def refuse() -> Path:
+        raise ConfigError("no directory for the spill file")
+
+    monkeypatch.setattr(config_module, "default_directory", refuse)
+    assert OffloadConfig(**options).key == OffloadConfig(**options).key
+    with pytest.raises(ConfigError, match="no directory"):
+        _ = OffloadConfig().key

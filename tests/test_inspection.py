@@ -89,8 +89,27 @@ def test_model_without_gradients(spill_directory: Path) -> None:
 
     torch._dynamo.reset()
     explanation = fxoffload.explain(double, torch.ones(3), options={"directory": spill_directory})
-    assert explanation.graphs == ()
-    assert "nothing to move" in str(explanation)
+    assert (explanation.graphs, explanation.num_compiled) == ((), 1)
+    expected = "1 graph(s) compiled, and none saves anything for a backward: nothing to move"
+    assert str(explanation) == expected
+
+
+def test_model_without_graphs(spill_directory: Path) -> None:
+    """What torch skips is told from what saves nothing."""
+    layer = nn.Linear(3, 3)
+
+    @torch.compiler.disable
+    def skipped(x: Tensor) -> Tensor:
+        return layer(x).tanh()
+
+    def call(x: Tensor) -> Tensor:
+        return skipped(x)
+
+    torch._dynamo.reset()
+    explanation = fxoffload.explain(call, torch.ones(3), options={"directory": spill_directory})
+    assert (explanation.graphs, explanation.num_compiled) == ((), 0)
+    assert str(explanation).startswith("no graph was compiled: ")
+    assert 'set TORCH_LOGS="+dynamo"' in str(explanation)
 
 
 def test_a_budget_that_cannot_be_met(spill_directory: Path) -> None:

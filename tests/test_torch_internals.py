@@ -6,6 +6,7 @@ import copy
 import operator
 import pickle
 import re
+import traceback
 import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -41,6 +42,7 @@ from fxoffload.ops import OFFLOAD, OPS, PREFETCH, WAIT
 from fxoffload.passes.lifetimes import find_saved_values
 from fxoffload.plan import Cut
 from fxoffload.torch_internals import (
+    SET_OPTIONS,
     CountedByGraph,
     DynamoGraph,
     FusedAtLast,
@@ -63,6 +65,8 @@ from fxoffload.torch_internals import (
     keep_strides,
     keeps_graph,
     keeps_tangents,
+    list_inductor_modes,
+    list_inductor_options,
     mark_regions,
     outside_of_tracing,
     runs_alone,
@@ -419,7 +423,7 @@ def test_thresholds_of_other_devices_and_releases() -> None:
 
 
 def compile_plainly(gm: fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
-    return compile_with_inductor(gm, inputs, OffloadPartitioner(Recorder(), "plain"), mode=None)
+    return compile_with_inductor(gm, inputs, OffloadPartitioner(Recorder(), "plain"))
 
 
 def test_outside_of_tracing_tensors_are_real() -> None:
@@ -438,21 +442,69 @@ def test_the_cache_folder_is_inductors() -> None:
 
 @pytest.mark.slow
 def test_compile_with_inductor() -> None:
-    mode = "max-autotune-no-cudagraphs"
+    options = list_inductor_modes()["max-autotune-no-cudagraphs"]
     with torch._inductor.utils.fresh_cache():
-        recorder, results = run_compiled(two_outputs, compile_with_inductor, mode=mode)
+        recorder, results = run_compiled(two_outputs, compile_with_inductor, options=options)
     torch.testing.assert_close(results, two_outputs(make_input()))
     assert len(recorder.calls) == 1
     assert torch._inductor.config.custom_partitioner_fn is None
+
+
+def test_modes_are_options_of_inductor() -> None:
+    modes, types = list_inductor_modes(), list_inductor_options()
+    assert modes["default"] == {}
+    assert modes["reduce-overhead"] == {"triton.cudagraphs": True}
+    assert all(set(options) <= set(types) for options in modes.values())
+
+
+def test_options_of_inductor_have_types() -> None:
+    types = list_inductor_options()
+    assert types["shape_padding"] is bool
+    assert types["triton.cudagraphs"] is bool
+    assert types["layout_optimization"] is bool
+    assert types["custom_partitioner_fn"] is object  # A union.
+    assert isinstance(None, types["custom_partitioner_fn"])
+    assert set(types) == set(torch._inductor.list_options())
+    assert set(types) >= SET_OPTIONS
+
+
+def test_options_hold_for_both_graphs() -> None:
+    seen: list[tuple[bool, bool]] = []
+
+    def spy(graph: fx.GraphModule, *_: Any, is_backward: bool = False, **__: Any) -> Any:
+        seen.append((is_backward, torch._inductor.config.epilogue_fusion))
+        return make_boxed_func(graph.forward)
+
+    _, results = run_compiled(
+        two_outputs, compile_with_inductor, options={"epilogue_fusion": False}, inner_compile=spy
+    )
+    results[1].backward()
+    assert seen == [(False, False), (True, False)]
+    assert torch._inductor.config.epilogue_fusion
+
+
+def test_what_is_set_is_no_option() -> None:
+    """Every option of Inductor that compiling changes is in SET_OPTIONS."""
+    usual = torch._inductor.config.get_config_copy()
+    found: set[str] = set()
+
+    def look(graph: fx.GraphModule, *_: Any, **__: Any) -> Any:
+        now = torch._inductor.config.get_config_copy()
+        found.update(name for name in now if now[name] != usual[name])
+        return make_boxed_func(graph.forward)
+
+    _, results = run_compiled(two_outputs, compile_with_inductor, inner_compile=look)
+    results[1].backward()
+    assert {"custom_partitioner_fn", "layout_optimization"} <= found <= SET_OPTIONS
 
 
 @pytest.mark.slow
 def test_trace_with_inductor_does_not_take_a_cached_graph() -> None:
     """It would come back without a call of the partitioner."""
     with torch._inductor.utils.fresh_cache():
-        for compiler, options in ((compile_with_inductor, {"mode": None}), (trace_only, {})):
+        for compiler in (compile_with_inductor, trace_only):
             torch._dynamo.reset()
-            recorder, results = run_compiled(two_outputs, compiler, **options)
+            recorder, results = run_compiled(two_outputs, compiler)
             results[1].backward()
             assert len(recorder.calls) == 1
 
@@ -547,7 +599,7 @@ def test_values_on_cuda_are_taken_as_aligned(unknown_ops: None, met: bool) -> No
 
 
 def test_compiling_adapts_what_inductor_makes_of_the_ops(unknown_ops: None) -> None:
-    run_compiled(two_outputs, compile_with_inductor, mode=None, inner_compile=skip_code)
+    run_compiled(two_outputs, compile_with_inductor, inner_compile=skip_code)
     unaligned, result = lower_wait(torch.device("cuda", 0))
     assert result not in unaligned
     assert len(lower_offload()) == 1
@@ -576,7 +628,7 @@ def test_graphs_without_transfers_are_plain_inductors(
     monkeypatch.setattr(torch_internals, "OPS", [op])
     defaults = dict.fromkeys(OPTIONS, True)
     with torch.set_grad_enabled(trains), torch._inductor.config.patch(defaults):
-        _, results = run_compiled(two_outputs, compile_with_inductor, mode=None, inner_compile=spy)
+        _, results = run_compiled(two_outputs, compile_with_inductor, inner_compile=spy)
         if trains:
             results[1].backward()
     assert found == [expected] * (2 if trains else 1)
@@ -757,7 +809,7 @@ def test_a_kept_dynamo_graph_compiles_again_without_dynamo() -> None:
 
     def build(gm: fx.GraphModule, inputs: Sequence[Any], identity: str) -> Callable[..., Any]:
         partitioner = OffloadPartitioner(choose, identity)
-        return compile_with_inductor(gm, inputs, partitioner, mode=None)
+        return compile_with_inductor(gm, inputs, partitioner)
 
     def keep(gm: fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
         graph = keep_dynamo_graph(gm)
@@ -852,8 +904,16 @@ def test_user_error_passes_through_torch_compile(kind: type[errors.OffloadError]
     with pytest.raises(kind) as caught:
         torch.compile(torch.sin, backend=backend)(torch.ones(2))
     assert type(caught.value).__name__ == kind.__name__
-    assert str(caught.value).startswith("subject: fact; remedy")
-    assert "BackendCompilerFailed" not in str(caught.value)
+    shown = traceback.format_exception_only(caught.value)
+    assert shown == [f"fxoffload.errors.{kind.__name__}: subject: fact; remedy\n"]
+
+
+def test_user_error_keeps_what_it_knows() -> None:
+    error = errors.BudgetError("subject: fact; remedy")
+    error.lowest_peak_bytes = 17
+    shown = as_user_error(error)
+    assert isinstance(shown, errors.BudgetError)
+    assert shown.lowest_peak_bytes == 17
 
 
 def test_plain_error_is_wrapped() -> None:
