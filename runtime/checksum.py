@@ -96,7 +96,7 @@ class CheckedFuture(Future[int]):
             moved = find_outcome(inner)
             if moved is None:
                 super().cancel()
-            elif isinstance(moved, OSError):
+            elif isinstance(moved, Exception):
                 self.set_exception(moved)
             else:
                 if moved == len(view):

@@ -15,7 +15,7 @@ from typing import Literal
 
 from fxoffload.config import OffloadConfig, check_directory
 from fxoffload.errors import ConfigError
-from fxoffload.runtime.bandwidth import Bandwidth, measure_bandwidth
+from fxoffload.runtime.bandwidth import ROUNDS, Bandwidth, measure_bandwidth
 from fxoffload.runtime.ioengine import IOEngine
 from fxoffload.runtime.kvikio_engine import KvikioEngine, find_obstacle
 from fxoffload.runtime.memory import MemoryEngine
@@ -146,7 +146,7 @@ def _make_key(kind: EngineKind, place: str) -> str:
         except metadata.PackageNotFoundError:
             continue
     # The cache may be in a home directory that several machines share.
-    return " ".join([platform.node(), place, kind, *versions])
+    return " ".join([platform.node(), place, kind, f"{ROUNDS} rounds", *versions])
 
 
 def _open_striped(

@@ -17,6 +17,9 @@ class StoreStatistics:
     sum or a peak since the start or the last reset. The `host_` counters are the host tier's part
     of the counters of all tiers; `host_overflow_bytes` were meant for the host tier, which was
     full, and went to nvme. `checksum_errors` are those of `read_errors` that a digest found.
+    `forwarded_bytes` were handed back from memory and crossed no link; `staged_bytes` came back
+    over a GPU's bus from a staging buffer, before a drive had them. `pageable_bytes` are those of
+    staging buffers for which no pinned memory was to be had; the devices count them.
     """
 
     offloads: int = 0
@@ -24,6 +27,7 @@ class StoreStatistics:
     written_bytes: int = 0
     read_bytes: int = 0
     forwarded_bytes: int = 0
+    staged_bytes: int = 0
     deduplicated_bytes: int = 0
     cancelled_bytes: int = 0
     exposed_seconds: float = 0.0
@@ -37,6 +41,7 @@ class StoreStatistics:
     host_live_bytes: int = 0
     host_overflow_bytes: int = 0
     checksum_errors: int = 0
+    pageable_bytes: int = 0
     ioengine: str = ""
 
     @property
@@ -68,6 +73,7 @@ class Counters:
     written_bytes: int = 0
     read_bytes: int = 0
     forwarded_bytes: int = 0
+    staged_bytes: int = 0
     deduplicated_bytes: int = 0
     cancelled_bytes: int = 0
     exposed_seconds: float = 0.0
@@ -82,10 +88,10 @@ class Counters:
     host_overflow_bytes: int = 0
     checksum_errors: int = 0
 
-    def snapshot(self, ioengine: str) -> StoreStatistics:
-        """The counters as they stand, as a frozen record."""
+    def snapshot(self, ioengine: str, *, pageable_bytes: int = 0) -> StoreStatistics:
+        """The counters as they stand, as a frozen record, with one that the devices keep."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
-        return StoreStatistics(**values, ioengine=ioengine)
+        return StoreStatistics(**values, pageable_bytes=pageable_bytes, ioengine=ioengine)
 
     def reset(self) -> None:
         """Set every sum to zero; what is true now (in flight, live) stays."""

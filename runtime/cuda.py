@@ -110,6 +110,7 @@ class CudaOutgoing:
 
     # The engine reads the staging buffer; the tensor's memory is ordered by events.
     shares_memory = False
+    crosses_bus = True
     stays = False
 
     def __init__(self, x: torch.Tensor, device: CudaDevice, alignment: int) -> None:

@@ -35,6 +35,19 @@ class Devices:
         # setdefault: of two threads that come first, both use the one that is kept.
         return self._found.setdefault(device, CudaDevice(CudaStreams(device), self._host_bytes))
 
+    @property
+    def pageable_bytes(self) -> int:
+        """Bytes of staging buffers that could not be pinned."""
+        return sum(device.arena.pageable_bytes for device in self._cuda())
+
+    def reset_statistics(self) -> None:
+        """Count from zero again."""
+        for device in self._cuda():
+            device.arena.pageable_bytes = 0
+
+    def _cuda(self) -> list[CudaDevice]:
+        return [device for device in list(self._found.values()) if isinstance(device, CudaDevice)]
+
     def close(self) -> None:
         """Wait for the copies in flight and give the buffers back."""
         for device in self._found.values():

@@ -40,6 +40,7 @@ DIRECT_BYTES = 64 * 2**10
 class HostOutgoing:
     """A host tensor's bytes: its own memory, a private copy of it, or a staging buffer."""
 
+    crosses_bus = False
     stays = False
 
     def __init__(self, x: torch.Tensor, pool: StagingPool, alignment: int) -> None:

@@ -15,7 +15,7 @@ class IOFuture(Protocol):
         ...
 
     def result(self) -> int:
-        """Wait; the bytes moved. Raises OSError, or CancelledError."""
+        """Wait; the bytes moved. Raises the error of the transfer, or CancelledError."""
         ...
 
     def cancel(self) -> bool:
@@ -74,12 +74,15 @@ class IOEngine(Protocol):
         ...
 
 
-def find_outcome(future: IOFuture) -> int | OSError | None:
-    """Wait for `future`: the bytes moved, the error, or None when it was cancelled."""
+def find_outcome(future: IOFuture) -> int | Exception | None:
+    """Wait for `future`: the bytes moved, its error of any kind, or None when it was cancelled.
+
+    What interrupts the wait itself (KeyboardInterrupt) is raised.
+    """
     try:
         return future.result()
-    except OSError as error:
-        # Its frames hold what the caller holds, the error too: a ring that keeps tensors alive.
-        return error.with_traceback(None)
     except CancelledError:
         return None
+    except Exception as error:
+        # Its frames hold what the caller holds, the error too: a ring that keeps tensors alive.
+        return error.with_traceback(None)

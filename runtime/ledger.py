@@ -85,7 +85,7 @@ class Ledger:
             ticket.capped = True
             self._capped_bytes += ticket.nbytes
 
-    def wait_exposed(self, future: IOFuture) -> int | OSError | None:
+    def wait_exposed(self, future: IOFuture) -> int | Exception | None:
         """As find_outcome; the time that it takes is exposed."""
         if future.done():
             return find_outcome(future)
@@ -107,7 +107,7 @@ class Ledger:
                 self.counters.cancelled_bytes += ticket.nbytes
                 ticket.state = TicketState.RESIDENT
             elif outcome != ticket.write_bytes:
-                reason = outcome if isinstance(outcome, OSError) else f"short write of {outcome}"
+                reason = outcome if isinstance(outcome, Exception) else f"short write of {outcome}"
                 self.note_failure(ticket, f"writing to {ticket.describe_place()}: {reason}")
             else:
                 self.counters.written_bytes += ticket.nbytes

@@ -52,11 +52,14 @@ def forward_value(
             y = arrival.y
         with ledger.lock:
             ticket.forwarded[y.data_ptr()] = arrival
-            if ticket.stored and outgoing.stays:
-                ledger.counters.read_bytes += ticket.nbytes
-                ledger.counters.host_read_bytes += ticket.host_bytes
+            counters = ledger.counters
+            if arrival is None or not outgoing.crosses_bus:
+                counters.forwarded_bytes += ticket.nbytes
+            elif outgoing.stays:
+                counters.read_bytes += ticket.nbytes
+                counters.host_read_bytes += ticket.host_bytes
             else:
-                ledger.counters.forwarded_bytes += ticket.nbytes
+                counters.staged_bytes += ticket.nbytes
     finally:
         with ledger.lock:
             ticket.copies -= 1
@@ -156,7 +159,7 @@ def _lend(
         return y
 
 
-def _find_read_error(ledger: Ledger, ticket: Ticket, read: Read) -> OSError | None:
+def _find_read_error(ledger: Ledger, ticket: Ticket, read: Read) -> Exception | None:
     """Wait for the read; None when every byte came."""
     expected = len(read.incoming.view)
     outcome = ledger.wait_exposed(read.future)
@@ -165,6 +168,6 @@ def _find_read_error(ledger: Ledger, ticket: Ticket, read: Read) -> OSError | No
     with ledger.lock:
         ledger.counters.read_errors += 1
         ledger.counters.checksum_errors += isinstance(outcome, DigestMismatch)
-    if isinstance(outcome, OSError):
+    if isinstance(outcome, Exception):
         return outcome
     return OSError(errno.EIO, f"short read: {outcome or 0} of {expected} bytes")

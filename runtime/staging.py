@@ -8,12 +8,14 @@ it for good; so chunks are powers of two, and cut here in pages.
 from __future__ import annotations
 
 import threading
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 
 from fxoffload.runtime.buffers import STAGING_ALIGNMENT, StagingBuffer
+from fxoffload.runtime.counters import format_bytes
 from fxoffload.runtime.slots import SlotAllocator
 
 CHUNK_BYTES = 64 * 2**20
@@ -36,7 +38,9 @@ class StagingArena:
 
     Pageable copies are slower and hold the caller up, but a value is never refused and nothing
     waits for another value's end: writes that failed keep their buffers as long as they live.
-    `allocate(nbytes, pinned)` gives host memory as bytes. Not to be called from a finalizer.
+    `allocate(nbytes, pinned)` gives host memory as bytes. Where it raises RuntimeError for pinned
+    memory (a container's or WSL's limit on locked memory), no more is asked for; that is said once.
+    pageable_bytes: of the buffers that were not pinned. Not to be called from a finalizer.
     """
 
     def __init__(self, allocate: AllocateFunction, max_bytes: int) -> None:
@@ -45,6 +49,8 @@ class StagingArena:
         self._lock = threading.Lock()
         self._chunks: list[_Chunk] = []
         self._places: dict[StagingBuffer, tuple[_Chunk, int]] = {}
+        self.pageable_bytes = 0
+        self._refusal: str | None = None
 
     @property
     def pinned_bytes(self) -> int:
@@ -68,6 +74,8 @@ class StagingArena:
                 buffer = self._cut(chunk, nbytes)
                 assert buffer is not None
                 return buffer
+            self.pageable_bytes += nbytes
+            self._warn_once()
         return self._make(nbytes, pinned=False)
 
     def give(self, buffer: StagingBuffer) -> None:
@@ -99,9 +107,28 @@ class StagingArena:
             size //= 2
         if size > room:
             return None
-        chunk = _Chunk(self._make(size, pinned=True), SlotAllocator(STAGING_ALIGNMENT))
+        try:
+            memory = self._make(size, pinned=True)
+        except RuntimeError as error:
+            self._refusal = f"{format_bytes(size)} more were refused: {str(error).splitlines()[0]}"
+            # Smaller chunks may still be had; none of this size is asked for again.
+            self._max_bytes = self.pinned_bytes + (size // 2 if size > least else 0)
+            return self._grow(nbytes)
+        chunk = _Chunk(memory, SlotAllocator(STAGING_ALIGNMENT))
         self._chunks.append(chunk)
         return chunk
+
+    def _warn_once(self) -> None:
+        refusal, self._refusal = self._refusal, None
+        if refusal is not None:
+            warnings.warn(
+                f"{format_bytes(self.pinned_bytes)} of host memory are pinned, and {refusal}. "
+                "Values that find no room there go through pageable memory, which is slower "
+                "(pageable_bytes in statistics()); raise the limit on locked memory (ulimit -l, "
+                "or --ulimit memlock=-1 of a container), or lower host_budget",
+                RuntimeWarning,
+                stacklevel=3,
+            )
 
     def _make(self, nbytes: int, *, pinned: bool) -> StagingBuffer:
         memory = self._allocate(nbytes, pinned)

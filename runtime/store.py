@@ -189,14 +189,16 @@ class OffloadStore:
         """The counters now, after everything that is dead has been freed."""
         self._ledger.catch_up()
         names = dict.fromkeys(engine.name for engine in self.engines.values())
+        pageable_bytes = self._devices.pageable_bytes
         with self._ledger.lock:
-            return self._ledger.counters.snapshot(", ".join(names))
+            return self._ledger.counters.snapshot(", ".join(names), pageable_bytes=pageable_bytes)
 
     def reset_statistics(self) -> None:
         """Set the sums to zero; bytes in flight and in slots stay."""
         self._ledger.catch_up()
         with self._ledger.lock:
             self._ledger.counters.reset()
+        self._devices.reset_statistics()
 
     def close(self) -> None:
         """Finish what is in flight and close the engines; later calls raise StoreClosed."""

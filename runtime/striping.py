@@ -159,7 +159,7 @@ class StripedEngine(abc.ABC):
 
     def _note_end(self, stripe: Stripe, nbytes: int, write: bool, future: IOFuture) -> None:
         outcome = find_outcome(future) if write else None
-        failed = isinstance(outcome, OSError) if outcome is not None else None
+        failed = isinstance(outcome, Exception) if outcome is not None else None
         self._events.append(_Event(stripe, -nbytes, failed))
 
     def _settle(self) -> None:

@@ -47,6 +47,7 @@ class Outgoing(Protocol):
 
     layout: Layout
     shares_memory: bool  # The tensor's own memory is read until the write has ended.
+    crosses_bus: bool  # forward() copies between host and device.
     stays: bool  # Written bytes lie here and nowhere else, until the value is freed.
     slot_bytes: int  # Room to ask for: the same for equal tensors, wherever they lie.
     write_bytes: int  # Bytes that write() moves.

@@ -26,7 +26,7 @@ class Transfer:
     def __init__(self, move: Callable[[memoryview], int], view: memoryview) -> None:
         self._move = move
         self._views = [view]
-        self._outcome: int | BaseException | None = None
+        self._outcome: int | Exception | None = None
         self._callbacks: deque[Callable[[Any], object]] = deque()
         self._ended = False
         self._running = threading.Lock()
@@ -67,8 +67,11 @@ class Transfer:
             return
         try:
             outcome = self._move(view)
-        except BaseException as error:
+        except Exception as error:
             outcome = error
+        except BaseException as error:
+            # Only an Exception is told from what interrupts the thread that waits.
+            outcome = RuntimeError(f"a transfer was ended by {error!r}")
         del view
         self._end(outcome)
 
@@ -78,7 +81,7 @@ class Transfer:
         except IndexError:
             return None
 
-    def _end(self, outcome: int | BaseException | None) -> None:
+    def _end(self, outcome: int | Exception | None) -> None:
         self._outcome = outcome
         self._ended = True
         self._running.release()

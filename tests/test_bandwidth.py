@@ -16,13 +16,31 @@ from fxoffload.runtime.workers import Transfer
 
 # What the probe asks for first, and a quarter of that: smaller slots do too.
 @pytest.mark.parametrize("capacity", [2**23, 2**20])
-def test_bandwidth_is_positive_and_round(monkeypatch: pytest.MonkeyPatch, capacity: int) -> None:
+def test_bandwidth_is_positive_and_has_two_digits(
+    monkeypatch: pytest.MonkeyPatch, capacity: int
+) -> None:
     monkeypatch.setattr(bandwidth, "PROBE_BYTES", 2**20)
     engine = MemoryEngine(capacity)
     for value in measure_bandwidth(engine):
         assert value > 0
-        assert len(f"{value:.0f}".rstrip("0")) == 1
+        assert len(f"{value:.0f}".rstrip("0")) <= 2
     assert engine.end_bytes == 0
+    engine.close()
+
+
+@pytest.mark.parametrize("disturbed", [0, 3, 5])
+def test_rounds_that_are_disturbed_do_not_count(
+    monkeypatch: pytest.MonkeyPatch, disturbed: int
+) -> None:
+    seconds = iter([1.0, *([10.0, 20.0] * disturbed), *([0.1, 0.2] * (7 - disturbed))])
+    monkeypatch.setattr(bandwidth, "PROBE_BYTES", 2**20)
+    monkeypatch.setattr(bandwidth, "PAUSE_SECONDS", 0.0)
+    monkeypatch.setattr(bandwidth, "_time_all", lambda *_: next(seconds))
+    engine = MemoryEngine(2**23)
+    nbytes = bandwidth.PROBE_COUNT * 2**20
+    assert measure_bandwidth(engine) == (
+        round_down(nbytes / 0.1, digits=2), round_down(nbytes / 0.2, digits=2)
+    )  # fmt: skip
     engine.close()
 
 

@@ -295,17 +295,20 @@ def test_what_finds_host_memory_full_counts_towards_the_cap() -> None:
         run.check()
 
 
-def test_host_memory_counts_as_forwarded_until_it_is_written(run: Run) -> None:
+@pytest.mark.parametrize("tier", ["host", "nvme"])
+def test_what_comes_back_over_the_bus_is_not_forwarded(run: Run, tier: str) -> None:
+    """Also where the host asks for it before the copy out has begun."""
     run.world.random.choice = lambda choices: choices[0]  # Nothing goes on by itself.
-    ticket = run.offload(2, tier="host")
+    ticket = run.offload(2, tier=tier)
     y = run.prefetch(ticket)
     run.wait(ticket, y)
     del y
     run.store.free(ticket)
     run.world.run_all()
     done = run.store.statistics()
-    assert done.forwarded_bytes == ticket.nbytes
-    assert done.host_read_bytes == 0
+    assert done.forwarded_bytes == 0
+    crossed = (ticket.nbytes, 0) if tier == "host" else (0, ticket.nbytes)
+    assert (done.host_read_bytes, done.staged_bytes) == crossed
     run.check()
 
 

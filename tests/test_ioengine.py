@@ -20,6 +20,13 @@ def test_outcomes() -> None:
     cancelled.cancel()
     assert [find_outcome(future) for future in (moved, failed, cancelled)] == [5, error, None]
     surprise: Future[int] = Future()
-    surprise.set_exception(ValueError("not an I/O error"))
-    with pytest.raises(ValueError, match="not an I/O error"):
-        find_outcome(surprise)
+    unexpected = ValueError("not an I/O error")
+    surprise.set_exception(unexpected)
+    assert find_outcome(surprise) is unexpected
+
+
+def test_what_interrupts_the_wait_is_raised() -> None:
+    interrupted: Future[int] = Future()
+    interrupted.set_exception(KeyboardInterrupt())
+    with pytest.raises(KeyboardInterrupt):
+        find_outcome(interrupted)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -57,6 +58,27 @@ def test_beyond_the_bound_memory_is_pageable() -> None:
     assert arena.used_bytes == 0
     arena.take(MIB)
     assert memory.pageable == [MIB]
+
+
+def test_refused_pinning_is_said_once_and_memory_is_pageable() -> None:
+    memory = Memory()
+
+    def refuse(nbytes: int, pinned: bool) -> torch.Tensor:
+        if pinned and sum(memory.pinned) + nbytes > 8 * MIB:
+            raise RuntimeError("CUDA error: out of memory")
+        return memory.allocate(nbytes, pinned)
+
+    arena = StagingArena(refuse, 256 * MIB)
+    with pytest.warns(RuntimeWarning, match=r"8\.0 MiB .*refused: CUDA error.*memlock") as said:
+        buffers = [arena.take(5 * MIB) for _ in range(3)]
+    assert len(said) == 1
+    assert memory.pinned == [8 * MIB], "smaller chunks are tried"
+    assert memory.pageable == [5 * MIB, 5 * MIB]
+    assert arena.pageable_bytes == 10 * MIB
+    for buffer in buffers:
+        arena.give(buffer)
+    arena.take(3 * MIB)
+    assert arena.pageable_bytes == 10 * MIB, "what was pinned is still used"
 
 
 def test_a_value_larger_than_a_chunk_has_one_of_its_own() -> None:

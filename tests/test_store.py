@@ -25,6 +25,7 @@ from fxoffload.runtime.posix import PosixEngine
 from fxoffload.runtime.spill_file import SpillFile
 from fxoffload.runtime.store import OffloadStore
 from fxoffload.runtime.ticket import Ticket, TicketState
+from fxoffload.runtime.workers import Transfer
 
 CPU = torch.device("cpu")
 CAP = 2**30
@@ -638,6 +639,37 @@ def test_with_both_tiers_full_values_stay_in_memory() -> None:
         store.free(ticket)
     record = store.statistics()
     assert (record.write_errors, record.host_overflow_bytes) == (1, 80_000)
+    check_empty(store)
+    store.close()
+
+
+@pytest.mark.parametrize("error", [RuntimeError("CUDA error"), MemoryError(), ValueError("odd")])
+def test_a_write_may_fail_by_any_exception(error: Exception) -> None:
+    """At the cap the next value waits for the end of the first write, however that ends."""
+
+    class Failing(MemoryEngine):
+        def write(self, view: memoryview, offset: int) -> Transfer:
+            def raise_error(_: memoryview) -> int:
+                raise error
+
+            return self._writers.submit(raise_error, view)
+
+    store = OffloadStore({"nvme": Failing(1_000_000)}, max_inflight_bytes=1)
+    values = [fill(50_000, seed) for seed in range(2)]
+    tickets: list[Ticket] = []
+    worker = threading.Thread(
+        target=lambda: tickets.extend(store.offload(x, "x", "nvme", True) for x in values),
+        daemon=True,
+    )
+    worker.start()
+    worker.join(timeout=20)
+    assert len(tickets) == 2, "the second value waits for ever"
+    with pytest.warns(RuntimeWarning, match="the value stays in memory"):
+        store.release(tickets[1], block=True)
+    for ticket, value in zip(tickets, values, strict=True):
+        assert torch.equal(fetch(store, ticket, value), value)
+        store.free(ticket)
+    assert store.statistics().write_errors == 2
     check_empty(store)
     store.close()
 
