@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -225,6 +225,7 @@ def compile_graph(
             write_whole(settled, review.profile.digest.encode())
             return None
         log.info("measured, and planned anew: the plan took %s", _describe(review.before))
+        _announce_compilation()
         with graph.compiling(inputs) as gm:
             return job.compile(gm, inputs, review.profile)[0]
 
@@ -242,6 +243,16 @@ def _describe_machine(inputs: Sequence[Any], config: OffloadConfig) -> str:
     devices = {x.device for x in inputs if isinstance(x, torch.Tensor)}
     names = " ".join(sorted(map(runtime.describe_device, devices)))
     return f"{hash_sources()} {names} {config.compiler} {config.mode} {config.inductor}"
+
+
+@cache
+def _announce_compilation() -> None:
+    """Say once in a process why a step in the midst of training takes as long as the first."""
+    log.warning(
+        "a graph is compiled once more, by what its first steps took: this step takes as long as "
+        "the first one did (option replan=False keeps the first plan). Said once; each graph at "
+        "level INFO"
+    )
 
 
 def _describe(simulation: Simulation) -> str:

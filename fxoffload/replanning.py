@@ -30,7 +30,7 @@ class ReplannedGraph:
     find_clocks: when the ops of the graph ran (see StepRecorder.find_clocks), and whether all ranks
     agreed on that, so that no decision may depend on what this one alone knows; None before enough
     steps have run. replan: takes the arguments of the call, the clocks, and the seconds that a
-    compilation must save; returns None where the plan stays.
+    compilation must save; returns None where the plan stays, as it does where replan raises.
     """
 
     def __init__(
@@ -56,7 +56,15 @@ class ReplannedGraph:
                     clocks, agreed = found
                     seconds = 0.0 if agreed else self._compile_seconds
                     self._replan = None
-                    self._compiled = replan(args, clocks, seconds) or self._compiled
+                    try:
+                        self._compiled = replan(args, clocks, seconds) or self._compiled
+                    except Exception:
+                        # The graph that ran so far is as right as ever: no reason to end a job.
+                        log.warning(
+                            "a graph could not be planned anew by what its first steps took; its "
+                            "plan stays (replan=False does not try)",
+                            exc_info=True,
+                        )
         return self._compiled(*args)
 
 

@@ -10,11 +10,15 @@ import fcntl
 import json
 import logging
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 log = logging.getLogger(__name__)
+
+LOCK_SECONDS = 120.0  # More than all probes of a machine take together.
+POLL_SECONDS = 0.02
 
 
 def cache_path() -> Path:
@@ -26,8 +30,8 @@ def cache_path() -> Path:
 def recall_pair(key: str, measure: Callable[[], tuple[float, float]]) -> tuple[float, float]:
     """The two numbers kept under `key`, or what `measure` says, which is kept from then on.
 
-    Of several processes that ask at once, one measures and the others wait for it: together they
-    would only measure each other.
+    Of several processes that ask at once, one measures and the others wait for it, for at most
+    LOCK_SECONDS: together they would only measure each other.
     """
     path = cache_path()
     try:
@@ -46,18 +50,28 @@ def recall_pair(key: str, measure: Callable[[], tuple[float, float]]) -> tuple[f
                 log.info("%s cannot be written: %s", path, error)
         return found
     finally:
-        os.close(fd)  # Unlocks.
+        # A child that was forked meanwhile has the descriptor too: closing it unlocks nothing.
+        fcntl.flock(fd, fcntl.LOCK_UN)
+        os.close(fd)
 
 
 def _open_locked(path: Path) -> int:
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    deadline = time.monotonic() + LOCK_SECONDS
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX)
+        while True:
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(POLL_SECONDS)
+            else:
+                return fd
     except BaseException:
         os.close(fd)
         raise
-    return fd
 
 
 def _read(fd: int) -> dict[str, tuple[float, float]]:

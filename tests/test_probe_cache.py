@@ -141,3 +141,46 @@ def test_of_many_at_once_one_measures() -> None:
     with ThreadPoolExecutor(4) as threads:
         assert set(threads.map(ask, range(4))) == {(1e9, 2e9)}
     assert probe.calls == 1
+
+
+def test_a_child_that_was_forked_meanwhile_holds_nobody_up(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It has the descriptor of the locked file for as long as it lives."""
+    monkeypatch.setattr(probe_cache, "LOCK_SECONDS", 0.0)
+    reader, writer = os.pipe()
+    children: list[int] = []
+
+    def measure() -> tuple[float, float]:
+        child = os.fork()
+        if child == 0:
+            os.read(reader, 1)
+            os._exit(0)
+        children.append(child)
+        return 1e9, 2e9
+
+    probe = Probe()
+    try:
+        assert recall_pair("a", measure) == (1e9, 2e9)
+        assert recall_pair("a", probe) == (1e9, 2e9)
+        assert probe.calls == 0
+    finally:
+        os.write(writer, b".")
+        os.waitpid(children[0], 0)
+        os.close(reader)
+        os.close(writer)
+
+
+def test_who_waits_too_long_for_others_measures(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(probe_cache, "LOCK_SECONDS", 0.0)
+    inner = Probe()
+
+    def measure() -> tuple[float, float]:
+        return recall_pair("a", inner)  # The file is locked by the outer call.
+
+    with caplog.at_level(logging.INFO, "fxoffload"):
+        assert recall_pair("a", measure) == (1e9, 2e9)
+    assert inner.calls == 1
+    assert "measured by each process" in caplog.text

@@ -20,7 +20,7 @@ from torch.fx.experimental.symbolic_shapes import DimDynamic, StatelessSymbolicC
 from waiting import wait_for_writes
 
 import fxoffload
-from fxoffload import runtime
+from fxoffload import backend, runtime
 from fxoffload.plan import Plan
 from fxoffload.replanning import Clocks, ReplannedGraph, agree, pays
 from fxoffload.simulation import Simulation
@@ -110,6 +110,21 @@ def test_the_old_graph_stays_where_it_does_not_pay() -> None:
     assert planner.replanned == [1.0]
 
 
+def test_a_plan_that_cannot_be_made_anew_stays(caplog: pytest.LogCaptureFixture) -> None:
+    planner = Planner(1, None, False)
+
+    def fail(*_: object) -> None:
+        planner.replan(*_)
+        raise fxoffload.StoreFull("no room")
+
+    graph = ReplannedGraph(lambda x: x, planner.find_clocks, fail, compile_seconds=1.0)
+    assert [graph(1) for _ in range(4)] == [1, 1, 1, 1]
+    assert len(planner.replanned) == 1
+    (record,) = caplog.records
+    assert record.levelno == logging.WARNING
+    assert "StoreFull: no room" in caplog.text
+
+
 # --- a compiled model ---------------------------------------------------------------------------
 
 
@@ -160,6 +175,7 @@ def test_a_plan_that_is_waited_for_is_given_up(
     options: dict[str, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The roofline says that all hides; the steps take less than one transfer: nothing does."""
+    backend._announce_compilation.cache_clear()
     model = make_model()
     compiled = fxoffload.compile(model, **options)
     with caplog.at_level(logging.INFO, "fxoffload"):
@@ -167,6 +183,8 @@ def test_a_plan_that_is_waited_for_is_given_up(
     assert min(moved[:4]) > 0
     assert moved[4:] == [0] * 4
     assert len(re.findall("planned anew", caplog.text)) == 1
+    (said,) = (record for record in caplog.records if record.levelno == logging.WARNING)
+    assert "replan=False" in said.message
     assert len(find_profiles(tmp_path)) == 1
 
 
