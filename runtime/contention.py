@@ -155,4 +155,6 @@ def _make_compute() -> _Compute:
 
 def _find_typical(samples: list[float]) -> float:
     typical = statistics.quantiles(samples, n=4)[0]
-    return round_down(typical) if typical > _LEAST_SECONDS_PER_BYTE else _LEAST_SECONDS_PER_BYTE
+    if typical <= _LEAST_SECONDS_PER_BYTE:
+        return _LEAST_SECONDS_PER_BYTE
+    return round_down(typical, digits=2)

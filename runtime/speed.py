@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import platform
 import time
@@ -12,6 +13,8 @@ import torch
 
 from fxoffload.runtime.bandwidth import Bandwidth, round_down
 from fxoffload.runtime.probe_cache import recall_pair
+
+log = logging.getLogger(__name__)
 
 PROBE_SECONDS = 0.1  # For each number, warm-up not counted.
 _MATRIX_SIZE = {"cpu": 1024, "cuda": 8192}
@@ -60,12 +63,22 @@ def recall_exchange(device: torch.device) -> Bandwidth:
 def measure_exchange(device: torch.device) -> Bandwidth:
     """The best of many copies in each direction, rounded down to two digits."""
     own = torch.zeros(_EXCHANGE_BYTES, dtype=torch.uint8, device=device)
-    host = torch.zeros(_EXCHANGE_BYTES, dtype=torch.uint8, pin_memory=device.type == "cuda")
+    host = _make_host(_EXCHANGE_BYTES, pinned=device.type == "cuda")
     write = _find_least_seconds(lambda: host.copy_(own, non_blocking=True), device)
     read = _find_least_seconds(lambda: own.copy_(host, non_blocking=True), device)
     return Bandwidth(
         *(round_down(_EXCHANGE_BYTES / seconds, digits=2) for seconds in (write, read))
     )
+
+
+def _make_host(nbytes: int, *, pinned: bool) -> torch.Tensor:
+    """Host memory, pageable where pinning is refused: what moves later is then pageable too."""
+    if pinned:
+        try:
+            return torch.zeros(nbytes, dtype=torch.uint8, pin_memory=True)
+        except RuntimeError as error:
+            log.warning("the bus is measured with pageable memory, pinning is refused: %s", error)
+    return torch.zeros(nbytes, dtype=torch.uint8)
 
 
 def measure_speed(device: torch.device, dtype: torch.dtype) -> Speed:

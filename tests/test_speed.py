@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -69,3 +70,18 @@ def test_measured_once_for_each_kind_of_work(monkeypatch: pytest.MonkeyPatch) ->
     finally:
         torch.set_num_threads(threads)
     assert calls == [torch.float32, torch.bfloat16, torch.float32]
+
+
+def test_refused_pinning_measures_pageable_memory(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    zeros = torch.zeros
+
+    def refuse(*args: Any, pin_memory: bool = False, **kwargs: Any) -> torch.Tensor:
+        if pin_memory:
+            raise RuntimeError("CUDA error: out of memory")
+        return zeros(*args, **kwargs)
+
+    monkeypatch.setattr(torch, "zeros", refuse)
+    assert speed._make_host(1000, pinned=True).nbytes == 1000
+    assert "pinning is refused: CUDA error" in caplog.text
