@@ -6,6 +6,9 @@ READY := $(VENV)/.ready
 SOURCES := fxoffload passes runtime tests examples benchmarks
 ARGS ?=
 
+# Runs a command and shows what it printed only where it fails: pip warns of harmless things.
+quietly = $(1) >$(VENV)/setup.log 2>&1 || { cat $(VENV)/setup.log >&2; exit 1; }
+
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test check format typing accept bench gpu
 
@@ -53,7 +56,8 @@ typing: $(READY)  ## link tree for the type checker
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 	  || { echo "$(PYTHON) is older than 3.11; name another: make PYTHON=python3.12 ..."; exit 1; }
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
-	touch $@
+	@echo "setting up $(VENV): a few minutes"
+	@$(PYTHON) -m venv $(VENV)
+	@$(call quietly,$(BIN)/python -m pip install --quiet --upgrade pip)
+	@$(call quietly,$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]')
+	@touch $@
