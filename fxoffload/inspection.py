@@ -16,12 +16,15 @@ from fxoffload.config import OffloadConfig
 from fxoffload.errors import OffloadError
 from fxoffload.graph import TrainingGraph
 from fxoffload.ops import OPS, PREFETCH, RELEASE
+from fxoffload.passes.lifetimes import CONSTANT, STATIC_INPUT
 from fxoffload.plan import Offload, Plan
 from fxoffload.planning import build_partitioner
 from fxoffload.tables import format_table
 from fxoffload.torch_internals import OffloadPartitioner
 
 MIB = 2**20
+# A model has hundreds of these, and no option changes them.
+STATIC_REASONS = (STATIC_INPUT, CONSTANT)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +48,23 @@ class GraphExplanation:
                 rows.append((value.name, size, f"move to {decision.tier}", released, prefetched))
             else:
                 rows.append((value.name, size, f"keep: {decision.reason}", "", ""))
+        for reason in STATIC_REASONS:
+            rows = _fold(rows, f"keep: {reason}")
         return f"{format_table(rows)}\n{self.plan}"
+
+
+def _fold(rows: list[tuple[str, ...]], decision: str) -> list[tuple[str, ...]]:
+    """`rows` with those of one decision in a single row, in the place of the first."""
+    places = [index for index, row in enumerate(rows) if row[2] == decision]
+    if len(places) < 2:
+        return rows
+    total = sum(float(rows[index][1]) for index in places)
+    folded = (f"{len(places)} values", f"{total:.2f}", decision, "", "")
+    return [
+        folded if index == places[0] else row
+        for index, row in enumerate(rows)
+        if index not in places[1:]
+    ]
 
 
 @dataclass(frozen=True, slots=True)

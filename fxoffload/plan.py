@@ -98,7 +98,8 @@ class Plan:
     budget_bytes: the peak that was asked for, None when there was none. step_seconds,
     exposed_seconds, contended_seconds: predicted; see Simulation. cut: what is saved at all,
     and not recomputed. held_bytes: predicted to be on the device when the forward ends, its results
-    included; unmoved_held_bytes: the same with nothing moved.
+    included; unmoved_held_bytes: the same with nothing moved. kept_at_peak: bytes of kept values
+    that are part of the peak, by the reason why they stay, largest first.
     Hashable and comparable: equal graphs and options give equal plans.
     """
 
@@ -113,6 +114,7 @@ class Plan:
     cut: Cut = None
     held_bytes: int = 0
     unmoved_held_bytes: int = 0
+    kept_at_peak: tuple[tuple[str, int], ...] = ()
 
     @property
     def offloads(self) -> tuple[tuple[SavedValue, Offload], ...]:
@@ -159,8 +161,10 @@ class Plan:
             )
         if self.cut is not None:
             lines.append(f"recomputed: {describe_cut(self.cut)}")
+        at_peak = dict(self.kept_at_peak)
         lines += [
-            f"kept {nbytes / mib:.1f} MiB: {reason}"
+            f"kept {nbytes / mib:.1f} MiB ({at_peak.get(reason, 0) / mib:.1f} MiB of the peak): "
+            f"{reason}"
             for reason, nbytes in self.kept_bytes_by_reason().items()
         ]
         return "\n".join(lines)

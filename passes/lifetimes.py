@@ -45,6 +45,8 @@ from fxoffload.torch_internals import (
 
 GATHER_FRACTION = 0.5
 UNBOUNDED = "size that depends on data without a bound: not counted in the predicted peak"
+STATIC_INPUT = "parameter, buffer or other static input"
+CONSTANT = "constant of the graph"
 UNREAD = "not read by the backward"
 
 
@@ -168,14 +170,14 @@ def find_refusal(
     tensor = get_tensor(root)
     assert tensor is not None
     if root.name in graph.static_inputs:
-        return "parameter, buffer or other static input"
+        return STATIC_INPUT
     returned = {n for n in get_results(graph.forward.graph)[: graph.num_outputs] if n is not None}
     if returned & component:
         return "aliased by an output of the forward"
     if root.op == "placeholder" and not _receives_gradient(graph, root):
         return "input that belongs to the caller"
     if root.op == "get_attr":
-        return "constant of the graph"
+        return CONSTANT
     if is_rng_state(root):
         return "state of a random number generator"
     if mutated & component:

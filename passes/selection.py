@@ -9,6 +9,7 @@ Every candidate set of moved values is placed and simulated; the result is the b
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -314,7 +315,20 @@ def _make_plan(
         contended_seconds=best.simulation.contended_seconds,
         held_bytes=best.held_bytes,
         unmoved_held_bytes=unmoved.held_bytes,
+        kept_at_peak=_find_kept(step, decisions, best.simulation.peak_position),
     )
+
+
+def _find_kept(
+    step: Step, decisions: Sequence[Decision], position: int
+) -> tuple[tuple[str, int], ...]:
+    """Bytes that are kept at `position`, by reason, largest first."""
+    kept: Counter[str] = Counter()
+    for value, decision in zip(step.values, decisions, strict=True):
+        lives = value.counts and value.born <= position <= step.freed(value)
+        if isinstance(decision, Keep) and lives:
+            kept[decision.reason] += value.kept_bytes
+    return tuple(kept.most_common())
 
 
 def _make_budget_error(step: Step, limits: _Limits, lowest: Trial) -> BudgetError:

@@ -12,6 +12,7 @@ from zoo import CASES
 
 import fxoffload
 from fxoffload.ops import OFFLOAD, OPS, PREFETCH, RELEASE, WAIT
+from fxoffload.passes.lifetimes import STATIC_INPUT
 
 
 def explain(case: str, directory: Path, **options: object) -> fxoffload.Explanation:
@@ -48,8 +49,12 @@ def test_table_has_a_row_for_each_value_and_the_totals(spill_directory: Path) ->
     explanation = explain("attention", spill_directory, memory_budget="min")
     text = str(explanation)
     (graph,) = explanation.graphs
+    statics = [value for value in graph.plan.values if value.refusal == STATIC_INPUT]
     for value in graph.plan.values:
-        assert f"\n{value.name} " in text
+        assert (f"\n{value.name} " in text) == (value not in statics)
+    total_mib = sum(round(value.nbytes / 2**20, 2) for value in statics)
+    assert len(statics) > 1
+    assert re.search(rf"\n{len(statics)} values +{total_mib:.2f} +keep: {STATIC_INPUT}", text)
     assert "released after" in text
     assert "prefetched before" in text
     assert "keep: parameter, buffer or other static input" in text

@@ -41,11 +41,12 @@ def test_kept_bytes_by_reason_are_largest_first() -> None:
 
 
 def test_words() -> None:
-    assert str(make_plan()).splitlines() == [
+    plan = make_plan(kept_at_peak=(("aliased", 2 * MIB),))
+    assert str(plan).splitlines() == [
         "moved 12.0 of 15.0 MiB saved; predicted peak 5.0 MiB (15.0 MiB with nothing moved), "
         "step 0.000 s, 0.000 s of it exposed",
-        "kept 2.0 MiB: aliased",
-        "kept 1.0 MiB: too small",
+        "kept 2.0 MiB (2.0 MiB of the peak): aliased",
+        "kept 1.0 MiB (0.0 MiB of the peak): too small",
     ]
 
 

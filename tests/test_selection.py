@@ -192,6 +192,20 @@ def test_release_at_the_end_blocks_only_where_the_room_is_needed() -> None:
     assert plan.exposed_seconds == 0.0
 
 
+def test_plan_says_what_each_reason_costs_at_the_peak() -> None:
+    values = [
+        make_value("a", born=0, freed=9, refusal="returned"),
+        make_value("b", born=0, freed=9, refusal="returned"),
+        make_value("c", born=0, freed=9, refusal="small", nbytes=30),
+        make_value("caller", refusal="input that belongs to the caller", owned=False),
+        make_value("gone", born=0, last_use=1, first_use=0, freed=0, refusal="early"),
+    ]
+    step = make_step(values, fixed=[Residence("peak", 1000, 15, 15)])
+    plan = choose_offloads(step, FAST, budget_bytes="min")
+    assert plan.peak_bytes == 1230
+    assert plan.kept_at_peak == (("returned", 200), ("small", 30))
+
+
 def test_host_takes_what_is_reused_soonest() -> None:
     values = [make_value("long"), make_value("short", first_use=5), make_value("mid", first_use=6)]
     links = {**FAST, "host": FAST["nvme"]}
