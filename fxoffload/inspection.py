@@ -10,9 +10,8 @@ from typing import Any
 import torch
 from torch import fx
 
-from fxoffload import backend as offload_backend
 from fxoffload import runtime, torch_internals
-from fxoffload.config import OffloadConfig
+from fxoffload.config import OffloadConfig, check_directory
 from fxoffload.errors import OffloadError
 from fxoffload.graph import TrainingGraph
 from fxoffload.ops import OPS, PREFETCH, RELEASE
@@ -118,7 +117,9 @@ def explain(
     Raises ConfigError for an option that cannot work.
     """
     config = OffloadConfig.from_options(options)
-    store = offload_backend.open_store(config)
+    if config.needs_disk:
+        for directory in config.directories:
+            check_directory(directory)
     found: list[GraphExplanation] = []
 
     def make_partitioner() -> OffloadPartitioner:
@@ -137,7 +138,8 @@ def explain(
                 )
             )
 
-        return build_partitioner(config, store, on_partitioned=keep_copy, on_transformed=record)
+        # No store: nothing will move, so no room is reserved for it.
+        return build_partitioner(config, "", on_partitioned=keep_copy, on_transformed=record)
 
     num_compiled = partition_graphs(model, args, kwargs, config, make_partitioner)
     ioengine = str(runtime.choose_engine(config)) if config.enabled else ""

@@ -45,6 +45,19 @@ def test_moves_nothing_while_explaining(spill_directory: Path) -> None:
     assert fxoffload.statistics().offloaded_bytes == 0
 
 
+def test_reserves_nothing_while_explaining(
+    spill_directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A disk that is too small for the plan is no reason not to show it."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("a store is opened, or room is reserved")
+
+    monkeypatch.setattr(fxoffload.runtime, "register_store", refuse)
+    monkeypatch.setattr(fxoffload.planning, "reserve", refuse)
+    assert explain("mlp", spill_directory, memory_budget="min").offloaded_bytes > 0
+
+
 def test_table_has_a_row_for_each_value_and_the_totals(spill_directory: Path) -> None:
     explanation = explain("attention", spill_directory, memory_budget="min")
     text = str(explanation)
