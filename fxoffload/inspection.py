@@ -38,7 +38,15 @@ class GraphExplanation:
 
     def __str__(self) -> str:
         rows = [("value", "MiB", "decision", "released after", "prefetched before")]
+        folded = [value for value in self.plan.values if value.refusal in STATIC_REASONS]
+        for reason in STATIC_REASONS:
+            values = [value for value in folded if value.refusal == reason]
+            if values:
+                size = f"{sum(value.nbytes for value in values) / MIB:.2f}"
+                rows.append((f"{len(values)} value(s)", size, f"keep: {reason}", "", ""))
         for value, decision in zip(self.plan.values, self.plan.decisions, strict=True):
+            if value in folded:
+                continue
             size = f"{value.nbytes / MIB:.2f}"
             if isinstance(decision, Offload):
                 ticket = f"offload_{value.name}"
@@ -47,23 +55,7 @@ class GraphExplanation:
                 rows.append((value.name, size, f"move to {decision.tier}", released, prefetched))
             else:
                 rows.append((value.name, size, f"keep: {decision.reason}", "", ""))
-        for reason in STATIC_REASONS:
-            rows = _fold(rows, f"keep: {reason}")
         return f"{format_table(rows)}\n{self.plan}"
-
-
-def _fold(rows: list[tuple[str, ...]], decision: str) -> list[tuple[str, ...]]:
-    """`rows` with those of one decision in a single row, in the place of the first."""
-    places = [index for index, row in enumerate(rows) if row[2] == decision]
-    if len(places) < 2:
-        return rows
-    total = sum(float(rows[index][1]) for index in places)
-    folded = (f"{len(places)} values", f"{total:.2f}", decision, "", "")
-    return [
-        folded if index == places[0] else row
-        for index, row in enumerate(rows)
-        if index not in places[1:]
-    ]
 
 
 @dataclass(frozen=True, slots=True)
