@@ -160,6 +160,7 @@ def test_a_fork_while_bytes_move(spill_directory: Path) -> None:
         from fxoffload.config import OffloadConfig
         from fxoffload.errors import StoreError
         from fxoffload.runtime import register_store, statistics
+        import time
         key = register_store(OffloadConfig(directory=sys.argv[1], ioengine="posix"))
         ops = torch.ops.fxoffload
         values = [torch.full((500_000,), float(i)) for i in range(16)]
@@ -181,6 +182,8 @@ def test_a_fork_while_bytes_move(spill_directory: Path) -> None:
         codes = {os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children}
         tickets.clear()
         del ticket
+        while statistics().inflight_bytes:  # A write that has begun holds its slot to its end.
+            time.sleep(0.01)
         done = statistics()
         print(codes, done.live_bytes, done.write_errors + done.read_errors)
         """
