@@ -1,6 +1,6 @@
 """Selection: decide for every saved value whether it moves, and where. Pure data, no torch.fx.
 
-    no budget   everything that moves without being waited for
+    no budget   what moves without being waited for, and takes next to nothing from compute
     bytes       what fits: least step time, then fewest bytes written; nothing when all fits anyway
     "min"       the lowest peak that moving reaches: everything moves
 
@@ -30,6 +30,8 @@ from fxoffload.simulation import (
 
 # Part of a link's bandwidth that a plan counts on: the rest absorbs noise and other users.
 LINK_UTILISATION = 0.8
+# Without a budget, the part of the unmoved step that transfers may take from compute beside them.
+HIDDEN_SHARE = 0.02
 # Nodes that may be simulated in one selection, about a second's worth: small steps are searched
 # through, large ones get thirty trials.
 MAX_NODE_VISITS = 150_000
@@ -113,9 +115,10 @@ def choose_offloads(
     unmoved = attempt(())
     limits = _Limits(budget_bytes if isinstance(budget_bytes, int) else None, held_bytes)
     chosen: list[SavedValue] = []
-    reason = "moving it would not hide"
+    reason = "moving it would cost step time"
     if limit is None:
-        chosen = _choose_hidden(step, candidates, idle, used, attempt, trials)
+        seconds = HIDDEN_SHARE * unmoved.simulation.step_seconds
+        chosen = _choose_hidden(candidates, idle, used, attempt, seconds, trials)
     if budget_bytes == "min":
         # Also what does not count at the peak of this graph: it does when graphs follow each other.
         chosen, reason = candidates, ""
@@ -147,14 +150,22 @@ def evaluate_transfers(
 
 
 def _choose_hidden(
-    step: Step,
     candidates: Sequence[SavedValue],
     idle: Mapping[str, float],
     links: Mapping[str, Link],
     attempt: Callable[[Iterable[SavedValue]], Trial],
+    contended_seconds: float,
     max_trials: int,
 ) -> list[SavedValue]:
-    """The longest prefixes of `candidates` that nobody waits for, skipping what would not hide."""
+    """The longest prefixes of `candidates` that hide, skipping what would not.
+
+    A set hides if nobody waits for it, and if it takes at most `contended_seconds` from compute.
+    """
+
+    def hides(chosen: Iterable[SavedValue]) -> bool:
+        found = attempt(chosen).simulation
+        return found.exposed_seconds <= 0.0 and found.contended_seconds <= contended_seconds
+
     useful = [
         value
         for value in candidates
@@ -167,8 +178,8 @@ def _choose_hidden(
         while low < high:  # The most of what is left that still hides.
             middle = (low + high + 1) // 2
             trials += 1
-            hides = attempt([*chosen, *useful[:middle]]).simulation.exposed_seconds <= 0.0
-            low, high = (middle, high) if hides else (low, middle - 1)
+            fits = hides([*chosen, *useful[:middle]])
+            low, high = (middle, high) if fits else (low, middle - 1)
         chosen += useful[:low]
         useful = useful[low + 1 :]
     return chosen

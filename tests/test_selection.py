@@ -147,11 +147,24 @@ def test_min_moves_everything_that_may_move() -> None:
     assert plan.exposed_seconds > 0.0
 
 
+def test_without_budget_transfers_take_next_to_nothing_from_compute() -> None:
+    step = make_step([make_value(name) for name in "abcdefgh"])
+    free, dear = Link(1e6, 1e6, 0.0), Link(1e6, 1e6, 0.0, 6e-4)
+    assert moved(choose_offloads(step, {"nvme": free})) == set("abcdefgh")
+    plan = choose_offloads(step, {"nvme": dear})
+    assert 0 < len(moved(plan)) < 8
+    assert plan.exposed_seconds == 0.0
+    assert 0.0 < plan.contended_seconds <= selection.HIDDEN_SHARE * plan.compute_seconds
+    assert set(reasons(plan).values()) == {"moving it would cost step time"}
+    # Who asks for less memory pays with time.
+    assert moved(choose_offloads(step, {"nvme": dear}, budget_bytes="min")) == set("abcdefgh")
+
+
 def test_without_budget_a_value_reused_too_soon_stays() -> None:
     step = make_step([make_value("a"), make_value("late", last_use=8, first_use=0)])
     plan = choose_offloads(step, {"nvme": Link(100, 100, 0.25)})
     assert moved(plan) == {"a"}
-    assert reasons(plan) == {"late": "moving it would not hide"}
+    assert reasons(plan) == {"late": "moving it would cost step time"}
 
 
 def test_without_budget_a_full_link_takes_no_more() -> None:
