@@ -31,7 +31,7 @@ class OffloadConfig:
     directory: one directory or several (striped) on real disks. Default: `$FXOFFLOAD_DIR`, else a
         per-user directory on a disk. Not used with `ioengine="memory"`.
     memory_budget: None moves what hides behind compute (transfers take at most 2 % of the step);
-        bytes (int or "8GiB") is the activation peak to fit; "min" moves everything that may be moved.
+        bytes (int or "8GiB") is the activation peak to fit; "min" moves everything that may move.
     host_budget: bytes of host memory for the host tier (int or "4GiB"); None is no host tier.
         With `ioengine="memory"` it caps the host memory that stands in for the disk.
     min_bytes: smaller storages stay where they are.

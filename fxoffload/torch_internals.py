@@ -597,6 +597,20 @@ def outside_of_tracing() -> AbstractContextManager[Any]:
     return unset_fake_temporarily()
 
 
+def describe_tracing() -> str:
+    """What AOTAutograd's graphs depend on beside the program: modes of autograd, and its options.
+
+    torch's own key of a compiled graph has the same (AOTAutogradCacheDetails).
+    """
+    modes = {
+        "grad": torch.is_grad_enabled(),
+        "inference": torch.is_inference_mode_enabled(),
+        "autocast": [torch.is_autocast_enabled(kind) for kind in ("cpu", "cuda")],
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
+    }
+    return f"{modes} functorch {functorch_config.get_hash().hex()}"
+
+
 def find_cache_folder() -> Path:
     """Where Inductor keeps what it compiled; also what is here goes when that is deleted.
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import logging
+import os
 import pickle
 from collections.abc import Callable
 from pathlib import Path
@@ -10,12 +12,27 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor, fx
+from torch._functorch import config as functorch_config
 
-from fxoffload.plan import Keep, Plan, SavedValue
-from fxoffload.plan_cache import find_plan_path, keep_plan, recall_plan
+from fxoffload.plan import Keep, Offload, Plan, SavedValue
+from fxoffload.plan_cache import encode_plan, find_plan_path, keep_plan, recall_plan, write_whole
 
 VALUE = SavedValue("x", ("x",), 8, 8, born=1, last_use=1, first_use=2, freed=3)
-PLAN = Plan((VALUE,), (Keep("too small"),), peak_bytes=8, unmoved_peak_bytes=8)
+# No field has its default: one that a file forgets would come back as another.
+PLAN = Plan(
+    (VALUE, SavedValue("y", ("y", "z"), 16, 8, 0, 1, 2, 4, True, False, "state", 4)),
+    (Offload("host", "a", "b", blocks=False), Keep("too small")),
+    peak_bytes=8,
+    unmoved_peak_bytes=9,
+    budget_bytes=10,
+    step_seconds=0.1,
+    exposed_seconds=0.2,
+    contended_seconds=0.3,
+    cut="loops",
+    held_bytes=11,
+    unmoved_held_bytes=12,
+    kept_at_peak=(("too small", 8), ("state", 4)),
+)
 
 
 def sin(x: Tensor) -> Tensor:
@@ -34,7 +51,19 @@ def test_a_plan_is_found_again(tmp_path: Path) -> None:
     assert list(path.parent.iterdir()) == [path]  # Nothing half-written is left.
 
 
-@pytest.mark.parametrize("content", [b"", b"no pickle", pickle.dumps([1]), pickle.dumps(PLAN)[:-9]])
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"no JSON",
+        b"[1]",
+        b"{}",
+        b'{"values": [], "decisions": [{"kind": "Burn"}], "kept_at_peak": []}',
+        b"\xff\xfe",
+        pickle.dumps(os.getcwd),  # Nothing in the file is ever run.
+        encode_plan(PLAN).encode()[:-9],
+    ],
+)
 def test_other_files_hold_no_plan(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "a.plan"
     path.write_bytes(content)
@@ -48,6 +77,45 @@ def test_a_folder_that_takes_no_file_is_logged(
     with caplog.at_level(logging.INFO, "fxoffload.plan_cache"):
         keep_plan(tmp_path / "file" / "a.plan", PLAN)
     assert "cannot be written" in caplog.text
+
+
+def test_a_full_disk_leaves_no_file(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "replace", refuse)
+    with caplog.at_level(logging.INFO, "fxoffload.plan_cache"):
+        write_whole(tmp_path / "a", b"content")
+    assert "cannot be written" in caplog.text
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_path_tells_evaluation_from_training(tmp_path: Path) -> None:
+    gm = fx.symbolic_trace(sin)
+    x = torch.empty(2, 3)
+    training = find_plan_path(tmp_path, gm, (x,), "a")
+    with torch.no_grad():
+        evaluation = find_plan_path(tmp_path, gm, (x,), "a")
+    with torch.inference_mode():
+        inference = find_plan_path(tmp_path, gm, (x,), "a")
+    with torch.autocast("cpu"):
+        autocast = find_plan_path(tmp_path, gm, (x,), "a")
+    with functorch_config.patch(activation_memory_budget=0.5):
+        recomputing = find_plan_path(tmp_path, gm, (x,), "a")
+    leaf = find_plan_path(tmp_path, gm, (torch.empty(2, 3, requires_grad=True),), "a")
+    assert len({training, evaluation, inference, autocast, recomputing, leaf}) == 6
+
+
+def test_the_path_tells_bodies_apart(tmp_path: Path) -> None:
+    def nest(body: Callable[[Tensor], Tensor]) -> fx.GraphModule:
+        graph = fx.Graph()
+        graph.output(graph.call_module("body", (graph.placeholder("x"),)))
+        return fx.GraphModule({"body": fx.symbolic_trace(body)}, graph)
+
+    paths = [find_plan_path(tmp_path, nest(body), (), "a") for body in (sin, cos)]
+    assert paths[0] != paths[1]
 
 
 def test_the_path_tells_graphs_apart(tmp_path: Path) -> None:
