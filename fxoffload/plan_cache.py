@@ -64,14 +64,11 @@ def write_whole(path: Path, content: bytes) -> None:
     """Write a file in one piece, its folder too; one that takes no file is only logged."""
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
-            try:
+        # In a folder of its own, which goes whatever happens.
+        with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+            with tempfile.NamedTemporaryFile(dir=folder, delete=False) as file:
                 file.write(content)
-                file.flush()  # Closing must not be what fails: nothing would be deleted then.
-                os.replace(file.name, path)
-            except BaseException:
-                os.unlink(file.name)
-                raise
+            os.replace(file.name, path)
     except OSError as error:
         log.info("%s cannot be written, a later process will not know it: %s", path, error)
 
@@ -97,15 +94,10 @@ def decode_plan(text: str) -> Plan:
     """The plan that encode_plan wrote. Raises ValueError for any other text."""
     try:
         record: dict[str, Any] = json.loads(text)
-        values = [_decode_value(**value) for value in record["values"]]
-        kept = [(reason, nbytes) for reason, nbytes in record["kept_at_peak"]]
-        parts: dict[str, Any] = {
-            "values": tuple(values),
-            "decisions": tuple(_decode_decision(**each) for each in record["decisions"]),
-            "kept_at_peak": tuple(kept),
-        }
-        fields: dict[str, Any] = {**record, **parts}
-        return Plan(**fields)
+        record["values"] = tuple(_decode_value(**value) for value in record["values"])
+        record["decisions"] = tuple(_decode_decision(**each) for each in record["decisions"])
+        record["kept_at_peak"] = tuple((reason, size) for reason, size in record["kept_at_peak"])
+        return Plan(**record)
     except (KeyError, TypeError, RecursionError) as error:
         raise ValueError(f"no record of a plan: {error!r}") from error
 

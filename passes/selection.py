@@ -117,8 +117,8 @@ def choose_offloads(
     chosen: list[SavedValue] = []
     reason = "moving it would cost step time"
     if limit is None:
-        seconds = HIDDEN_SHARE * unmoved.simulation.step_seconds
-        chosen = _choose_hidden(candidates, idle, used, attempt, seconds, trials)
+        taken = HIDDEN_SHARE * unmoved.simulation.step_seconds
+        chosen = _choose_hidden(candidates, idle, used, attempt, taken, trials)
     if budget_bytes == "min":
         # Also what does not count at the peak of this graph: it does when graphs follow each other.
         chosen, reason = candidates, ""
@@ -161,11 +161,6 @@ def _choose_hidden(
 
     A set hides if nobody waits for it, and if it takes at most `contended_seconds` from compute.
     """
-
-    def hides(chosen: Iterable[SavedValue]) -> bool:
-        found = attempt(chosen).simulation
-        return found.exposed_seconds <= 0.0 and found.contended_seconds <= contended_seconds
-
     useful = [
         value
         for value in candidates
@@ -178,8 +173,9 @@ def _choose_hidden(
         while low < high:  # The most of what is left that still hides.
             middle = (low + high + 1) // 2
             trials += 1
-            fits = hides([*chosen, *useful[:middle]])
-            low, high = (middle, high) if fits else (low, middle - 1)
+            found = attempt([*chosen, *useful[:middle]]).simulation
+            hides = found.exposed_seconds <= 0.0 and found.contended_seconds <= contended_seconds
+            low, high = (middle, high) if hides else (low, middle - 1)
         chosen += useful[:low]
         useful = useful[low + 1 :]
     return chosen
