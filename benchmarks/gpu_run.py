@@ -190,9 +190,8 @@ def measure_staging(work: GpuWork) -> None:
             store.release(tickets[-1], block=True)
         for number in reversed(range(count)):
             ticket = tickets.pop()
-            layout = ticket.layout
-            y = store.prefetch(ticket, ticket.size, layout.stride, layout.dtype, layout.device)
-            store.wait(ticket, y)
+            store.prefetch(ticket)
+            y = store.wait(ticket)
             if y[-1].item() != number:
                 raise RuntimeError(f"step {step}: value {number} came back as {y[-1].item()}")
             store.free(ticket)

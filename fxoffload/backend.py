@@ -107,18 +107,20 @@ def replan() -> int:
 class _Job:
     """What the compilation of one Dynamo graph depends on beside the graph.
 
-    key: under what the ops of the graph are recorded; "" records nothing.
+    key: under what the runtime knows the graph. machine: what plans depend on and options do not
+    say.
     """
 
     config: OffloadConfig
     store: str
     key: str
+    machine: str
 
     def plan_path(self, gm: fx.GraphModule, inputs: Sequence[Any], profile: Profile | None) -> Path:
         """Of the plan beside torch's compiled graphs."""
         folder = torch_internals.find_cache_folder() / "fxoffload"
         identity = build_partitioner(
-            self.config, self.store, key=self.key, profile=profile
+            self.config, self.store, key=self.key, machine=self.machine, profile=profile
         ).identity
         return find_plan_path(folder, gm, inputs, identity)
 
@@ -138,6 +140,7 @@ class _Job:
             self.config,
             self.store,
             key=self.key,
+            machine=self.machine,
             profile=profile,
             on_transformed=lambda graph, plan: plans.append(plan),
         )
@@ -181,14 +184,15 @@ def compile_graph(
 ) -> Callable[..., Any]:
     """Compile `gm` with the compiler that `config` names, its saved values moved by plan."""
     store = open_store(config)
+    machine = _describe_machine(example_inputs, config)
+    # One profile for a graph on a machine, whatever the options; one key for each plan of it.
+    name = hash_graph(gm, example_inputs, machine)
+    job = _Job(config, store, f"{name[:16]} {config.key}", machine)
     graph = torch_internals.keep_dynamo_graph(gm) if config.enabled and config.replan else None
     if graph is None:
-        return _Job(config, store, "").compile(gm, example_inputs, None)[0]
-    # One profile for a graph on a machine, whatever the options; one recorder for each plan of it.
-    name = hash_graph(gm, example_inputs, _describe_machine(example_inputs, config))
+        return job.compile(gm, example_inputs, None)[0]
     profile_path = runtime.cache_path().parent / "profiles" / f"{name}.json"
     profile = Profile.recall(profile_path)
-    job = _Job(config, store, f"{name[:16]} {config.key}")
     # A measurement that did not pay: the graphs of before are in torch's cache.
     settled = job.plan_path(gm, example_inputs, None).with_suffix(".settled")
     if profile is not None and _read(settled) == profile.digest:
@@ -236,7 +240,9 @@ def open_store(config: OffloadConfig) -> str:
     """Open the store of `config`, or find it open already; returns its key."""
     if not config.enabled:
         return ""
-    return runtime.register_store(config, keeps_graph=torch_internals.keeps_graph)
+    return runtime.register_store(
+        config, keeps_graph=torch_internals.keeps_graph, is_shared=torch_internals.is_shared
+    )
 
 
 def _describe_machine(inputs: Sequence[Any], config: OffloadConfig) -> str:

@@ -8,7 +8,7 @@ import hashlib
 import os
 import re
 import tempfile
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -21,6 +21,7 @@ IOEngineName = Literal["auto", "posix", "kvikio", "memory"]
 CompilerName = Literal["inductor", "eager"]
 DIRECTORY_VARIABLE = "FXOFFLOAD_DIR"
 
+_STORE_OPTIONS = ("ioengine", "host_budget", "max_inflight_bytes", "checksum")
 _MEMORY_FILESYSTEMS = frozenset({"tmpfs", "ramfs", "devtmpfs", "hugetlbfs"})
 
 
@@ -33,7 +34,8 @@ class OffloadConfig:
     memory_budget: None moves what hides behind compute (transfers take at most 2 % of the step);
         bytes (int or "8GiB") is the activation peak to fit; "min" moves everything that may move.
     host_budget: bytes of host memory for the host tier (int or "4GiB"); None is no host tier.
-        With `ioengine="memory"` it caps the host memory that stands in for the disk.
+        With `ioengine="memory"` it caps the host memory that stands in for the disk; without it
+        that is half of what the machine has, or the process's cgroup allows.
     min_bytes: smaller storages stay where they are.
     max_inflight_bytes: cap on bytes being written; at the cap an offload waits.
     ioengine: "posix" (threads), "kvikio" (the library KvikIO; needs a CUDA driver), "memory" (no
@@ -158,13 +160,21 @@ class OffloadConfig:
 
     @property
     def key(self) -> str:
-        """A digest of all options: equal options share one store, in every process.
+        """A digest of all options, the same in every process.
 
         An object among Inductor's options counts by its repr.
         """
+        return self._digest([field.name for field in dataclasses.fields(self)])
+
+    @property
+    def store_key(self) -> str:
+        """A digest of what a store is made of: configurations that differ elsewhere share one."""
+        return self._digest(_STORE_OPTIONS)
+
+    def _digest(self, names: Iterable[str]) -> str:
         directories = self.directories if self.needs_disk else ()
-        # astuple would copy such an object, and by its usual repr the copy is another one.
-        values = [getattr(self, field.name) for field in dataclasses.fields(self)]
+        # astuple would copy an object among the options, and by its usual repr that is another one.
+        values = [getattr(self, name) for name in names]
         text = repr(values) + repr([str(path) for path in directories])
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 

@@ -37,6 +37,13 @@ class StoreClosed(StoreError):
     """The store was closed while a graph still had values in it."""
 
 
+class ModifiedError(StoreError, RuntimeError):
+    """A saved tensor of the caller's was changed in place before its backward.
+
+    Without this package autograd raises a RuntimeError for it.
+    """
+
+
 class TransferError(StoreError):
     """A write or a read failed for good; the message names value, bytes, file and cause."""
 

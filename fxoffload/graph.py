@@ -65,11 +65,6 @@ def get_saved(graph: TrainingGraph) -> list[fx.Node]:
     return [node for node in saved if node is not None]
 
 
-def get_placeholder(graph: fx.Graph, name: str) -> fx.Node | None:
-    """The placeholder called `name`, if `graph` has one."""
-    return next((n for n in graph.find_nodes(op="placeholder") if n.name == name), None)
-
-
 def hint_int(value: int | torch.SymInt) -> int:
     """`value` as an int: a symbolic one by its hint. Raises ValueError when it has none."""
     if isinstance(value, int):

@@ -31,7 +31,7 @@ _SCHEMAS = (
     # `name` the saved value in messages, `tier` "nvme" or "host". `owned` is False when x belongs
     # to the caller, so that it may never be handed to the backward as scratch memory.
     # `duplicate_bytes`: bytes of other saved views that this one transfer stands for.
-    # `graph`: under what its seconds are recorded; "" records nothing.
+    # `graph`: under what the runtime knows the graph, whose steps it records where asked to.
     "offload(Tensor x, str store, str name, str tier, bool owned, SymInt duplicate_bytes, "
     'str graph="") -> Tensor',
     # No forward node after this one reads x. With block=True the call returns only when the

@@ -65,6 +65,7 @@ def build_partitioner(
     store: str,
     *,
     key: str = "",
+    machine: str = "",
     profile: Profile | None = None,
     cost: CostModel | None = None,
     on_transformed: TransformCallback | None = None,
@@ -73,7 +74,8 @@ def build_partitioner(
     """A partitioner that plans and rewrites.
 
     store: key of the store that must hold what moves; "" where nothing will run. key: under what
-    the runtime records the graph; "" records nothing. profile: what its nodes took before. cost:
+    the runtime knows the graph. machine: what plans depend on beside graph and options, named, as
+    measured numbers are kept by it. profile: what its nodes took before. cost:
     of other hardware than this machine. on_partitioned sees the chosen partition before it is
     rewritten, on_transformed the result.
     """
@@ -102,8 +104,9 @@ def build_partitioner(
                 on_transformed(graph, plan)
         return graph.forward, graph.backward
 
-    # Speed and contention follow from the graph and the options, which are in every key already.
+    # Speed and contention follow from the graph, the options and the machine.
     identity = f"fxoffload {hash_sources()} {config.key} {key} {sorted(links.items())} {cost}"
+    identity += f" {machine}"
     if ranks:
         identity += " the same cut on all ranks"
     if profile is not None:
@@ -262,7 +265,7 @@ def hash_sources() -> str:
     """A digest of this package's sources: a changed pass must not meet a cached graph."""
     digest = hashlib.sha256()
     for folder in (Path(__file__).parent, Path(passes.__file__).parent):
-        for path in sorted(folder.glob("*.py")):
+        for path in sorted(folder.rglob("*.py")):
             digest.update(path.read_bytes())
     return digest.hexdigest()[:16]
 

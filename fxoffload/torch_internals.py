@@ -580,6 +580,16 @@ def keeps_graph() -> bool:
     return bool(autograd._get_current_graph_task_keep_graph())
 
 
+def is_shared(x: torch.Tensor) -> bool:
+    """Whether another tensor than `x` holds the memory of `x`.
+
+    Source: torch._C._storage_Use_Count, which counts the storage that is looked at here, too.
+    """
+    internal: Any = torch._C
+    storage = x.untyped_storage()
+    return internal._storage_Use_Count(storage._cdata) > 2
+
+
 def keeps_tangents() -> bool:
     """Whether the gradients that a backward is called with live until it has returned.
 

@@ -51,7 +51,7 @@ def insert_transfers(
 ) -> None:
     """Add offload, release, prefetch and wait for each value that `plan` moves to `store`.
 
-    key: under what the runtime records the seconds of this graph; "" records nothing. fuses:
+    key: under what the runtime knows this graph. fuses:
     whether Inductor fuses the loops.
     Raises PlanError when the plan names a value that the graph does not save.
     """

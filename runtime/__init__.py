@@ -7,6 +7,7 @@
     loading     the way back of a value: forwarded from memory, or read
     ledger      the lock, bytes in flight, how transfers end
     ticket      what is known of one value
+    callers     tensors of the caller's: changed meanwhile, or kept anyway
     recorder    when the ops of a graph ran
     devices     finds what moves a device's tensors:  host, cuda
     streams     the side streams of a CUDA device, and their order
@@ -19,6 +20,7 @@
     bandwidth   what an engine delivers, from one short probe
     probe_cache measured speeds on disk
     kvikio_engine, posix, memory    the engines
+    memory_limit    what a container, or the machine, allows
     striping    slots over several files
     workers     threads that move bytes
     ioengine    the protocol of engines

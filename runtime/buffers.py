@@ -26,22 +26,6 @@ def find_span(tensor: torch.Tensor) -> int:
     return (last + 1) * tensor.element_size()
 
 
-def is_dense(tensor: torch.Tensor) -> bool:
-    """Whether the elements fill their span: no gap and no overlap, in any order of dimensions."""
-    expected = 1
-    for stride, size in sorted(
-        (stride, size)
-        for size, stride in zip(tensor.shape, tensor.stride(), strict=True)
-        if size != 1
-    ):
-        if size == 0:
-            return True
-        if stride != expected:
-            return False
-        expected *= size
-    return True
-
-
 def span_tensor(tensor: torch.Tensor) -> torch.Tensor:
     """The span of `tensor` as a uint8 tensor on the same memory, whatever the dtype."""
     offset = tensor.storage_offset() * tensor.element_size()
@@ -143,9 +127,8 @@ class StagingPool:
     racing threads may exceed the bound by a buffer each.
     """
 
-    def __init__(self, *, max_free_bytes: int = 64 * 2**20, pinned: bool = False) -> None:
+    def __init__(self, *, max_free_bytes: int = 64 * 2**20) -> None:
         self._max_free_bytes = max_free_bytes
-        self._pinned = pinned and torch.cuda.is_available()
         self._free: dict[int, deque[StagingBuffer]] = {}
 
     @property
@@ -168,6 +151,6 @@ class StagingPool:
             self._free.setdefault(size, deque()).append(buffer)
 
     def _allocate(self, size: int) -> StagingBuffer:
-        memory = torch.empty(size + STAGING_ALIGNMENT, dtype=torch.uint8, pin_memory=self._pinned)
+        memory = torch.empty(size + STAGING_ALIGNMENT, dtype=torch.uint8)
         tensor = memory.narrow(0, -memory.data_ptr() % STAGING_ALIGNMENT, size)
         return StagingBuffer(tensor, tensor.numpy().data)

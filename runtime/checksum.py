@@ -39,7 +39,7 @@ class CheckedEngine:
         self._written: dict[int, int] = {}
         self.alignment = inner.alignment
         self.allocate, self.reserve, self.describe = inner.allocate, inner.reserve, inner.describe
-        self.close = inner.close
+        self.close, self.abandon = inner.close, inner.abandon
 
     @property
     def name(self) -> str:

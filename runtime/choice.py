@@ -8,7 +8,6 @@ import platform
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Literal
@@ -77,9 +76,10 @@ def choose_engine(config: OffloadConfig) -> EngineChoice:
     return _choose("kvikio" if kvikio > _ADVANTAGE * posix else "posix", reason, directories)
 
 
-def open_engine(config: OffloadConfig) -> IOEngine:
+def open_engine(config: OffloadConfig, choice: EngineChoice | None = None) -> IOEngine:
     """Open the engine that stands for the disk tier under `config`.
 
+    choice: what choose_engine said; without it, it is asked.
     Raises ConfigError for a directory that cannot hold a spill file, or an engine that cannot be
     used here.
     """
@@ -87,14 +87,13 @@ def open_engine(config: OffloadConfig) -> IOEngine:
         return MemoryEngine(config.host_bytes)
     for directory in config.directories:
         check_directory(directory)
-    choice = choose_engine(config)
+    choice = choice or choose_engine(config)
     speeds = [bandwidth.round_trip for bandwidth in choice.bandwidths]
     engine = _open_striped(choice.kind, config.directories, speeds)
     log.info("ioengine %s; %s", engine.name, choice.reason)
     return engine
 
 
-@cache
 def probe_memory() -> Bandwidth:
     """What host memory as a tier delivers, by a short probe that is made once on a machine."""
 
@@ -119,8 +118,6 @@ def _choose(kind: EngineKind, reason: str, directories: Sequence[Path]) -> Engin
     return EngineChoice(kind, reason, key, tuple(bandwidth for _, bandwidth in probes), total)
 
 
-# Cached here too, so that a process that cannot keep its numbers on disk stays with them.
-@cache
 def _probe_directory(kind: EngineKind, directory: Path) -> tuple[str, Bandwidth]:
     """The file system that holds `directory`, and what the engine delivers there."""
 

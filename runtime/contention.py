@@ -56,7 +56,8 @@ def recall_contention(config: OffloadConfig) -> Contention:
     choice = choose_engine(config)
 
     def measure() -> Contention:
-        store = OffloadStore({_TIER: open_engine(config)}, max_inflight_bytes=2**62)
+        # No other number may be recalled in here: this process has the file of all locked.
+        store = OffloadStore({_TIER: open_engine(config, choice)}, max_inflight_bytes=2**62)
         try:
             return measure_contention(store, min(choice.bandwidth))
         finally:
@@ -98,9 +99,9 @@ def _run_round(
     for ticket in tickets:
         store.release(ticket, True)
     between = compute(None)
-    reading = compute(lambda index: store.prefetch_ahead(tickets[index]))
+    reading = compute(lambda index: store.prefetch(tickets[index]))
     for ticket in tickets:
-        store.take(ticket)
+        store.wait(ticket)
     after = compute(None)
     for ticket in tickets:
         store.free(ticket)

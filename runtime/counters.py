@@ -19,7 +19,8 @@ class StoreStatistics:
     full, and went to nvme. `checksum_errors` are those of `read_errors` that a digest found.
     `forwarded_bytes` were handed back from memory and crossed no link; `staged_bytes` came back
     over a GPU's bus from a staging buffer, before a drive had them. `pageable_bytes` are those of
-    staging buffers for which no pinned memory was to be had; the devices count them.
+    staging buffers for which no pinned memory was to be had; the devices count them. `kept_bytes`
+    were not offloaded, as other graphs or the program itself keep them in memory anyway.
     """
 
     offloads: int = 0
@@ -29,6 +30,7 @@ class StoreStatistics:
     forwarded_bytes: int = 0
     staged_bytes: int = 0
     deduplicated_bytes: int = 0
+    kept_bytes: int = 0
     cancelled_bytes: int = 0
     exposed_seconds: float = 0.0
     inflight_bytes: int = 0
@@ -75,6 +77,7 @@ class Counters:
     forwarded_bytes: int = 0
     staged_bytes: int = 0
     deduplicated_bytes: int = 0
+    kept_bytes: int = 0
     cancelled_bytes: int = 0
     exposed_seconds: float = 0.0
     inflight_bytes: int = 0

@@ -5,7 +5,8 @@ The tests drive it with streams that are simulated on the CPU; test_gpu.py runs 
 Order is kept by events, never by `record_stream`:
 
     offload    the outgoing stream waits for the stream that computes, then copies x out
-    release    the computing stream waits for that copy; then the memory of x is free to go
+    release    with `block` the computing stream waits for that copy, as it reuses the memory of x;
+               without, x is held until the copy has ended
     prefetch   y is allocated on the computing stream, and `ready` marked there: whatever used
                the memory of y before is in front of it
     read ends  the thread that read issues the copy, on the incoming stream behind `ready`
@@ -13,6 +14,9 @@ Order is kept by events, never by `record_stream`:
 
 What goes to host memory stays in its staging buffer, which a second copy on the host would only
 take the bus's speed from: written means that it has been copied out, and prefetch copies it back.
+
+One thread of ours waits for the copies out, which end in the order of their start, and hands each
+value to the engine: as much is written at a time as the engine can.
 
 Nothing but a passed event frees memory that a side stream uses: a staging buffer comes back
 behind its last copy, and a y that nobody waited for (a backward that was given up) is held until
@@ -23,21 +27,21 @@ in a queue that needs no lock, so that finalizers may end a value in any thread 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
-from fxoffload.runtime.buffers import StagingBuffer, compact, copy_values, same_layout, span_tensor
+from fxoffload.runtime.buffers import StagingBuffer, compact, span_tensor
 from fxoffload.runtime.ioengine import IOEngine, IOFuture, find_outcome
 from fxoffload.runtime.memory import MemoryEngine
-from fxoffload.runtime.posix import submit_transfer
 from fxoffload.runtime.staging import StagingArena
 from fxoffload.runtime.streams import CudaStreams
 from fxoffload.runtime.transfer import Arrival, Incoming, Layout, Outgoing, find_layout
+from fxoffload.runtime.workers import Workers
 
-WORKERS = 2
 STAGING_BYTES = 2 * 2**30
 
 
@@ -61,22 +65,23 @@ class CudaDevice:
         self.arena = StagingArena(streams.empty_host, host_bytes + STAGING_BYTES)
         self._holds: deque[Hold] = deque()
         # A write first waits for its copy, which must not hold up the engine's own threads.
-        self.executor = ThreadPoolExecutor(
-            WORKERS, "fxoffload-cuda-write", initializer=streams.enter_thread
-        )
+        self.workers = Workers(1, "fxoffload-cuda-write", enter=streams.enter_thread)
 
     def send(self, x: torch.Tensor, alignment: int) -> Outgoing:
         """Start to copy `x` to a staging buffer on the outgoing stream."""
         return CudaOutgoing(x, self, alignment)
 
-    def receive(
-        self, layout: Layout, size: Sequence[int], stride: Sequence[int], alignment: int
-    ) -> Incoming:
+    def receive(self, layout: Layout, alignment: int) -> Incoming:
         """Allocate a device tensor and the staging buffer that the slot is read into."""
-        return CudaIncoming(layout, size, stride, self, alignment)
+        return CudaIncoming(layout, self, alignment)
 
     def take(self, nbytes: int) -> StagingBuffer:
         """A staging buffer; those whose last copy has passed are reused."""
+        self.let_go()
+        return self.arena.take(nbytes)
+
+    def let_go(self) -> None:
+        """Drop the holds whose event has passed."""
         for _ in range(len(self._holds)):
             try:
                 hold = self._holds.popleft()
@@ -86,7 +91,6 @@ class CudaDevice:
                 self._holds.append(hold)
             elif hold.buffer is not None:
                 self.arena.give(hold.buffer)
-        return self.arena.take(nbytes)
 
     def keeps(self, engine: IOEngine) -> bool:
         """Whether `engine` is host memory, as the staging buffers are."""
@@ -98,7 +102,7 @@ class CudaDevice:
 
     def close(self) -> None:
         """Finish the writes that were started and wait for every copy that was."""
-        self.executor.shutdown()
+        self.workers.shutdown()
         while self._holds:
             hold = self._holds.popleft()
             if hold.event is not None:
@@ -121,45 +125,45 @@ class CudaOutgoing:
         self._buffer = device.take(self.slot_bytes)
         # Held until release or close: its memory must not be reused before the copy.
         self._tensor: torch.Tensor | None = tensor
-        try:
-            self._copied = device.streams.copy_out(
-                self._buffer.tensor[: self.layout.span], span_tensor(tensor)
-            )
-        except BaseException:
-            device.hold(Hold(None, self._buffer))
-            raise
+        # What is raised here may come when the copy is queued: then the buffer is left alone.
+        self._copied = device.streams.copy_out(
+            self._buffer.tensor[: self.layout.span], span_tensor(tensor)
+        )
         self._last = self._copied  # The last event that the buffer is needed for.
 
-    def write(self, engine: IOEngine, offset: int) -> Future[int]:
+    def write(self, engine: IOEngine, offset: int) -> IOFuture:
         """Start to write to the slot at `offset`, once the copy has passed.
 
         A slot of host memory stays empty: it says how much of that memory is taken.
         """
-        copied = self._copied
         self.stays = self._device.keeps(engine)
+        view = self._buffer.view[: self.write_bytes]
+        write = CudaWrite(
+            self._copied, view, None if self.stays else partial(engine.write, offset=offset)
+        )
+        self._device.workers.start(write)
+        return write
 
-        def run(view: memoryview) -> int:
-            copied.synchronize()
-            return len(view) if self.stays else engine.write(view, offset).result()
-
-        return submit_transfer(self._device.executor, run, self._buffer.view[: self.write_bytes])
-
-    def release(self) -> None:
-        """Order what follows on the current stream behind the copy; no host wait."""
-        if self._tensor is not None:
+    def release(self, block: bool) -> None:
+        """Order what follows on the current stream behind the copy, or hold x; no host wait."""
+        tensor, self._tensor = self._tensor, None
+        if tensor is None:
+            return
+        if block:
             self._device.streams.join(self._copied)
-            self._tensor = None
+        else:
+            self._device.hold(Hold(self._copied, tensors=(tensor,)))
 
     def keep_copy(self) -> None:
         """The staging buffer is the copy."""
 
-    def lend(self, size: Sequence[int], stride: Sequence[int]) -> torch.Tensor | None:
+    def lend(self) -> torch.Tensor | None:
         """Never: released memory has been reused by then."""
         return None
 
-    def forward(self, size: Sequence[int], stride: Sequence[int]) -> Arrival:
+    def forward(self) -> Arrival:
         """Start to copy the value from the staging buffer to a new tensor."""
-        arrival = CudaArrival(self.layout, size, stride, self._device)
+        arrival = CudaArrival(self.layout, self._device)
         self._last = arrival.start(self._buffer, self._copied)
         return arrival
 
@@ -171,33 +175,86 @@ class CudaOutgoing:
         self._device.hold(Hold(self._last, self._buffer, tensors))
 
 
+class CudaWrite(Future[int]):
+    """The write of a staging buffer by `write(view)`, behind the event of the copy into it.
+
+    Without `write` there is nothing to do but to wait for the copy.
+    """
+
+    def __init__(
+        self,
+        copied: torch.cuda.Event,
+        view: memoryview,
+        write: Callable[[memoryview], IOFuture] | None,
+    ) -> None:
+        super().__init__()
+        self._copied = copied
+        self._write = write
+        self._inner: IOFuture | None = None
+        # Who takes the view out, in one step and without a lock, moves it or cancels that.
+        self._views = deque([view])
+
+    def run(self) -> None:
+        """In a thread of ours: wait for the copy, and let the engine write."""
+        try:
+            view = self._views.pop()
+        except IndexError:
+            return
+        try:
+            self._copied.synchronize()
+            if self._write is None:
+                self.set_result(len(view))
+                return
+            self._inner = self._write(view)
+        except Exception as error:
+            self.set_exception(error)
+            return
+        self._inner.add_done_callback(self._finish)
+
+    def cancel(self) -> bool:
+        """True only if the engine never started to write and now never will."""
+        try:
+            self._views.pop()
+        except IndexError:
+            inner = self._inner
+            return inner is not None and inner.cancel()
+        return super().cancel()
+
+    def _finish(self, inner: IOFuture) -> None:
+        self._inner = None  # Each knows the other.
+        outcome = find_outcome(inner)
+        if outcome is None:
+            super().cancel()
+        elif isinstance(outcome, Exception):
+            self.set_exception(outcome)
+        else:
+            self.set_result(outcome)
+
+
 class CudaArrival:
     """A device tensor `y` that a copy on the incoming stream fills."""
 
-    def __init__(
-        self, layout: Layout, size: Sequence[int], stride: Sequence[int], device: CudaDevice
-    ) -> None:
+    def __init__(self, layout: Layout, device: CudaDevice) -> None:
         streams = device.streams
+        device.let_go()
         self._layout = layout
         self._device = device
-        self.y = self._target = streams.empty(size, stride, layout.dtype)
-        if not same_layout(size, stride, layout.size, layout.stride):
-            self._target = streams.empty(layout.size, layout.stride, layout.dtype)
+        self.y = streams.empty(layout.size, layout.stride, layout.dtype)
         # What used this memory before may still be queued on the current stream.
         self._ready = streams.mark()
         self._started: Future[Hold] = Future()
 
     def start(self, buffer: StagingBuffer, *after: torch.cuda.Event) -> torch.cuda.Event:
         """Copy from `buffer` behind `after`; called once. The event is the end of the copy."""
-        streams, target = self._device.streams, self._target
+        streams = self._device.streams
         try:
             source = buffer.tensor[: self._layout.span]
-            copied = streams.copy_in(span_tensor(target), source, (self._ready, *after))
+            copied = streams.copy_in(span_tensor(self.y), source, (self._ready, *after))
         except BaseException as error:
             self._started.set_exception(error)
             raise
         # The allocator does not know of the incoming stream: only this keeps the memory.
-        hold = Hold(copied, tensors=(self.y, target))
+        hold = Hold(copied, tensors=(self.y,))
         self._device.hold(hold)
         self._started.set_result(hold)
         return copied
@@ -208,9 +265,6 @@ class CudaArrival:
         assert hold.event is not None
         self._device.streams.join(hold.event)
         hold.tensors = ()  # From here on the order of the current stream keeps them.
-        if self._target is not self.y:
-            copy_values(self.y, self._target)
-            self._target = self.y
 
     def close(self) -> None:
         """Nothing: the hold keeps the memory until the copy has ended."""
@@ -219,15 +273,8 @@ class CudaArrival:
 class CudaIncoming(CudaArrival):
     """A device tensor that is filled from a staging buffer as soon as that has been read into."""
 
-    def __init__(
-        self,
-        layout: Layout,
-        size: Sequence[int],
-        stride: Sequence[int],
-        device: CudaDevice,
-        alignment: int,
-    ) -> None:
-        super().__init__(layout, size, stride, device)
+    def __init__(self, layout: Layout, device: CudaDevice, alignment: int) -> None:
+        super().__init__(layout, device)
         nbytes = -(-layout.span // alignment) * alignment
         buffer = device.take(nbytes)
         self.view = buffer.view[:nbytes]
@@ -252,13 +299,9 @@ class CudaIncoming(CudaArrival):
 
     def _copy_once(self) -> None:
         buffer = self._take_buffer()
-        if buffer is None:
-            return
-        copied = None
-        try:
-            copied = self.start(buffer)
-        finally:
-            self._device.hold(Hold(copied, buffer))
+        if buffer is not None:
+            # What is raised here may come when the copy is queued: then the buffer is left alone.
+            self._device.hold(Hold(self.start(buffer), buffer))
 
     def _take_buffer(self) -> StagingBuffer | None:
         try:

@@ -7,8 +7,6 @@ interior is read in place too. Small tensors go through a staging buffer.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 
 from fxoffload.runtime.buffers import (
@@ -16,10 +14,8 @@ from fxoffload.runtime.buffers import (
     StagingPool,
     byte_view,
     compact,
-    copy_values,
     empty_at,
     find_span,
-    same_layout,
     span_tensor,
 )
 from fxoffload.runtime.ioengine import IOEngine, IOFuture
@@ -28,9 +24,8 @@ from fxoffload.runtime.transfer import (
     Incoming,
     Layout,
     Outgoing,
-    copy_span,
+    Present,
     find_layout,
-    restore_tensor,
 )
 
 # Below this a copy costs less than waiting for the tensor's own memory to be written.
@@ -73,35 +68,36 @@ class HostOutgoing:
         """Start to write to the slot at `offset`."""
         return engine.write(self._view, offset)
 
-    def release(self) -> None:
+    def release(self, block: bool) -> None:
         """Nothing to order: the store waits where the memory is shared."""
 
     def keep_copy(self) -> None:
         """Replace the tensor by a copy of its span."""
         if self._tensor is not None and self.shares_memory:
-            self._tensor = restore_tensor(self.layout, span_tensor(self._tensor).clone())
+            copy = span_tensor(self._tensor).clone()
+            self._tensor = copy.view(self.layout.dtype).as_strided(
+                self.layout.size, self.layout.stride
+            )
             self._view = memoryview(b"")
             self.shares_memory = False
 
-    def lend(self, size: Sequence[int], stride: Sequence[int]) -> torch.Tensor | None:
-        """The tensor itself, where its storage starts with it and the shape is the same."""
+    def lend(self) -> torch.Tensor | None:
+        """The tensor itself, where its storage starts with it."""
         tensor = self._tensor
         if tensor is None or tensor.storage_offset() != 0:
             return None
-        if not same_layout(size, stride, self.layout.size, self.layout.stride):
-            return None
-        return tensor.as_strided(size, stride)
+        return tensor.as_strided(self.layout.size, self.layout.stride)
 
-    def forward(self, size: Sequence[int], stride: Sequence[int]) -> Arrival:
+    def forward(self) -> Arrival:
         """Copy the value to a new tensor."""
-        y = torch.empty_strided(size, stride, dtype=self.layout.dtype)
+        y = _empty_like(self.layout)
         if self._tensor is not None:
             source = span_tensor(self._tensor)
         else:
             assert self._buffer is not None
             source = self._buffer.tensor[: self.layout.span]
-        copy_span(y, source, self.layout)
-        return HostArrival(y)
+        span_tensor(y).copy_(source)
+        return Present(y)
 
     def close(self) -> None:
         """Give the memory back; the write has ended."""
@@ -112,54 +108,28 @@ class HostOutgoing:
             self._buffer = None
 
 
-class HostArrival:
-    """A host tensor that is valid already."""
-
-    def __init__(self, y: torch.Tensor) -> None:
-        self.y = y
-
-    def finish(self) -> None:
-        """Nothing to wait for."""
-
-    def close(self) -> None:
-        """Nothing to give back."""
-
-
 class HostIncoming:
     """A host tensor that is read in place, or through a staging buffer."""
 
-    def __init__(
-        self,
-        layout: Layout,
-        size: Sequence[int],
-        stride: Sequence[int],
-        pool: StagingPool,
-        alignment: int,
-    ) -> None:
+    def __init__(self, layout: Layout, pool: StagingPool, alignment: int) -> None:
         self._layout = layout
         self._pool = pool
         self._buffer: StagingBuffer | None = None
         self._memory: memoryview | None = None
-        self._other: torch.Tensor | None = None
         if layout.staged:
-            self.y = torch.empty_strided(size, stride, dtype=layout.dtype)
-            self._buffer = pool.take(layout.span)
-            self.view = self._buffer.view[: -(-layout.span // alignment) * alignment]
+            nbytes = -(-layout.span // alignment) * alignment
+            self.y = _empty_like(layout)
+            self._buffer = pool.take(nbytes)
+            self.view = self._buffer.view[:nbytes]
             return
-        same = same_layout(size, stride, layout.size, layout.stride)
-        target, self._memory = empty_at(
+        self.y, self._memory = empty_at(
             layout.size,
-            stride if same else layout.stride,
+            layout.stride,
             layout.dtype,
             span=layout.span,
             phase=layout.phase,
             alignment=alignment,
         )
-        if same:
-            self.y = target
-        else:
-            self.y = torch.empty_strided(size, stride, dtype=layout.dtype)
-            self._other = target
         start, end = _find_interior(layout.phase, layout.span, alignment)
         self.view = self._memory[start:end]
 
@@ -167,22 +137,20 @@ class HostIncoming:
         """Nothing to do before `finish`: the bytes are where they belong."""
 
     def finish(self) -> None:
-        """Put the first and last bytes in place and change the strides where asked."""
+        """Put the first and last bytes in place."""
         layout = self._layout
         if self._buffer is not None:
-            copy_span(self.y, self._buffer.tensor[: layout.span], layout)
+            span_tensor(self.y).copy_(self._buffer.tensor[: layout.span])
         else:
             assert self._memory is not None
             self._memory[: len(layout.head)] = layout.head
             self._memory[layout.span - len(layout.tail) :] = layout.tail
-            if self._other is not None:
-                copy_values(self.y, self._other)
         self.close()
 
     def close(self) -> None:
         """Give the memory back; `y` keeps its own."""
         self.view = memoryview(b"")
-        self._memory = self._other = None
+        self._memory = None
         if self._buffer is not None:
             self._pool.give(self._buffer)
             self._buffer = None
@@ -198,11 +166,9 @@ class HostDevice:
         """Make the bytes of `x` ready to be written."""
         return HostOutgoing(x, self._pool, alignment)
 
-    def receive(
-        self, layout: Layout, size: Sequence[int], stride: Sequence[int], alignment: int
-    ) -> Incoming:
-        """Allocate a tensor of this shape that the slot of `layout` can be read into."""
-        return HostIncoming(layout, size, stride, self._pool, alignment)
+    def receive(self, layout: Layout, alignment: int) -> Incoming:
+        """Allocate a tensor that the slot of `layout` can be read into."""
+        return HostIncoming(layout, self._pool, alignment)
 
     def keeps(self, engine: IOEngine) -> bool:
         """Never: a copy on the host is the engine's."""
@@ -210,6 +176,11 @@ class HostDevice:
 
     def close(self) -> None:
         """Nothing to give back: the pool's memory goes with the pool."""
+
+
+def _empty_like(layout: Layout) -> torch.Tensor:
+    """An uninitialised host tensor laid out as `layout` says."""
+    return torch.empty_strided(layout.size, layout.stride, dtype=layout.dtype)
 
 
 def _find_interior(phase: int, span: int, alignment: int) -> tuple[int, int]:

@@ -73,6 +73,13 @@ class IOEngine(Protocol):
         """Finish what was started and give everything back; a second call does nothing."""
         ...
 
+    def abandon(self) -> None:
+        """In a forked child, which has none of our threads: let go of the files of the parent.
+
+        Nothing else may be called afterwards.
+        """
+        ...
+
 
 def find_outcome(future: IOFuture) -> int | Exception | None:
     """Wait for `future`: the bytes moved, its error of any kind, or None when it was cancelled.

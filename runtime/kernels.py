@@ -44,13 +44,24 @@ _tickets: dict[int, tuple[OffloadStore, Ticket, StepRecorder | None]] = {}
 _ids = itertools.count(1)
 
 
-def register_store(config: OffloadConfig, *, keeps_graph: Callable[[], bool] = lambda: True) -> str:
-    """Open the store of `config`, or find the open one; returns the key that the ops carry."""
-    key = config.key
+def register_store(
+    config: OffloadConfig,
+    *,
+    keeps_graph: Callable[[], bool] = lambda: True,
+    is_shared: Callable[[torch.Tensor], bool] = lambda _: False,
+) -> str:
+    """Open the store of `config`, or find the open one; returns the key that the ops carry.
+
+    keeps_graph, is_shared: see OffloadStore.
+    """
+    key = config.store_key
+    if config.endurance_bytes is not None:
+        _, start = _wear.get(key, (0, time.perf_counter()))
+        _wear[key] = config.endurance_bytes, start
     store = _stores.get(key)
     if store is not None and not store.closed:
         return key
-    opened = _open_store(config, keeps_graph)
+    opened = _open_store(config, keeps_graph, is_shared)
     past = find_past(store.statistics()) if store is not None else None
     with _lock:
         if past is not None and _stores.get(key) is store:
@@ -59,8 +70,6 @@ def register_store(config: OffloadConfig, *, keeps_graph: Callable[[], bool] = l
         used = store is None or store.closed
         if used:
             _stores[key] = opened
-            if config.endurance_bytes is not None:
-                _wear[key] = config.endurance_bytes, time.perf_counter()
     if not used:  # Another thread was first.
         opened.close()
     return key
@@ -130,14 +139,23 @@ def close_stores() -> None:
         store.close()
 
 
-def _open_store(config: OffloadConfig, keeps_graph: Callable[[], bool]) -> OffloadStore:
+def _open_store(
+    config: OffloadConfig,
+    keeps_graph: Callable[[], bool],
+    is_shared: Callable[[torch.Tensor], bool],
+) -> OffloadStore:
     if config.checksum:
         find_digest()  # Raises before anything is opened.
     engine = open_engine(config)
     engines: dict[str, IOEngine] = {"nvme": CheckedEngine(engine) if config.checksum else engine}
     if config.host_bytes is not None and config.ioengine != "memory":
         engines["host"] = MemoryEngine(config.host_bytes)
-    return OffloadStore(engines, max_inflight_bytes=config.inflight_bytes, keeps_graph=keeps_graph)
+    return OffloadStore(
+        engines,
+        max_inflight_bytes=config.inflight_bytes,
+        keeps_graph=keeps_graph,
+        is_shared=is_shared,
+    )
 
 
 def _offload(
@@ -152,7 +170,9 @@ def _offload(
     owner, recorder = find_store(store), _recorders.get(graph)
     _threads[threading.get_ident()] = threading.current_thread()
     with _recorded(recorder, "offload", name, x.device):
-        ticket = owner.offload(x, name, tier, owned, duplicate_bytes)
+        ticket = owner.offload(
+            x, name, tier, owned, duplicate_bytes, site=None if owned else f"{graph} {name}"
+        )
     number = next(_ids)
     array = np.array([number], np.int64)
     _tickets[number] = owner, ticket, recorder
@@ -169,7 +189,7 @@ def _release(ticket: torch.Tensor, x: torch.Tensor, block: bool) -> None:
 def _prefetch(ticket: torch.Tensor) -> None:
     store, found, recorder = _find_ticket(ticket)
     with _recorded(recorder, "prefetch", found.name, found.layout.device):
-        store.prefetch_ahead(found)
+        store.prefetch(found)
 
 
 def _wait(
@@ -181,7 +201,7 @@ def _wait(
 ) -> torch.Tensor:
     store, found, recorder = _find_ticket(ticket)
     with _recorded(recorder, "wait", found.name, device):
-        y = store.take(found)
+        y = store.wait(found)
     if (tuple(y.shape), y.dtype, y.device.type) != (tuple(size), dtype, device.type):
         raise StoreError(
             f"{found.name}: {y.dtype}{list(y.shape)} on {y.device} was offloaded and "
@@ -229,8 +249,22 @@ def _forget(number: int) -> None:
         store.free(ticket)
 
 
+def _pause_reads() -> None:
+    for store in list(_stores.values()):
+        store.pause_reads()
+
+
+def _resume_reads() -> None:
+    for store in list(_stores.values()):
+        store.resume_reads()
+
+
 def _forget_all() -> None:
     # A forked child has the stores without their threads: a transfer would never end.
+    global _lock
+    _lock = threading.Lock()  # Another thread may have held it.
+    for store in _stores.values():
+        store.abandon()
     _past[0] = StoreStatistics()
     _wear.clear()
     _stores.clear()
@@ -248,4 +282,4 @@ for _name, _kernel in (
     LIBRARY.impl(_name, _kernel, "CompositeExplicitAutograd")
 
 atexit.register(close_stores)
-os.register_at_fork(after_in_child=_forget_all)
+os.register_at_fork(before=_pause_reads, after_in_parent=_resume_reads, after_in_child=_forget_all)

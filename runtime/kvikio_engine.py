@@ -19,7 +19,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 from fxoffload.runtime.spill_file import SpillFile
 from fxoffload.runtime.striping import StripedEngine
@@ -88,16 +88,6 @@ class KvikioEngine(StripedEngine):
         self._readers = tuple(Lane(handle.pread, "read") for handle in self._handles)
         _raise_threads(LANE_TASKS * 2 * len(self._handles))
 
-    @property
-    def moves_device_memory(self) -> bool:
-        """Whether a view may also be a contiguous uint8 CUDA tensor, moved by GPUDirect Storage.
-
-        KvikIO then waits for the default stream in the thread that starts the transfer.
-        """
-        defaults = importlib.import_module("kvikio.defaults")
-        driver = importlib.import_module("kvikio.cufile_driver")
-        return not defaults.is_compat_mode_preferred() and bool(driver.get("is_gds_available"))
-
     def close(self) -> None:
         """Finish what was started, then close the files."""
         for lane in (*self._writers, *self._readers):
@@ -105,9 +95,16 @@ class KvikioEngine(StripedEngine):
         self._close_handles()
         super().close()
 
+    def abandon(self) -> None:
+        """In a forked child: let go of the files, without a call to the library."""
+        null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+        for handle in self._handles:
+            # The descriptors are the library's: it closes them when the handles die.
+            os.dup2(null, handle.fileno(), inheritable=False)
+        os.close(null)
+        super().abandon()
+
     def _start(self, index: int, view: memoryview, position: int, *, write: bool) -> Future[int]:
-        if not isinstance(cast(object, view), memoryview):
-            self.name = "kvikio gds"
         lane = (self._writers if write else self._readers)[index]
         return lane.submit(view, position)
 

@@ -1,13 +1,18 @@
 """What holds for all values of a store: one lock, bytes in flight, and how transfers end.
 
-Locking: one plain lock guards tickets, slots and counters. Nothing that can call back into the
-store runs under it: futures are cancelled and given their callbacks outside. A finalizer may run
-at any allocation, also in a thread that holds the lock, so `bury` only queues the ticket and takes
-the lock when it can be had at once; the queue is emptied at the next call or end of a transfer.
+Locking: one plain lock guards tickets, slots and counters. Under it nothing is submitted and
+nothing is waited for, so whoever waits for the lock gets it soon. A finalizer may run at any
+allocation, also in a thread that holds this lock or that of an executor: so `bury` only queues
+the ticket, and frees it where the lock can be had at once. Otherwise the queue is emptied at the
+next call or end of a transfer.
+
+A fork copies memory that a drive writes to by itself: on older kernels a read under way may then
+end in the pages of the child (open(2), O_DIRECT). So reads pause while the process forks.
 """
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 import warnings
@@ -16,7 +21,12 @@ from collections import deque
 from fxoffload.errors import StoreClosed
 from fxoffload.runtime.counters import Counters, format_bytes
 from fxoffload.runtime.ioengine import IOFuture, find_outcome
-from fxoffload.runtime.ticket import Ticket, TicketState
+from fxoffload.runtime.ticket import Ticket
+
+log = logging.getLogger(__name__)
+
+PAUSE_SECONDS = 60.0  # A drive that has not ended its reads by then hangs.
+POLL_SECONDS = 0.0005
 
 
 class Ledger:
@@ -27,8 +37,11 @@ class Ledger:
         self.counters = Counters()
         self.closed = False
         self._max_inflight_bytes = max_inflight_bytes
-        self._room = threading.Condition(self.lock)
+        self._changed = threading.Condition(self.lock)  # Less in flight, starting or paused.
         self._capped_bytes = 0  # Of those in flight.
+        self._starting = 0  # Transfers that are being handed to an engine.
+        self._paused = False
+        self._reads: set[IOFuture] = set()  # Changed in single steps, without the lock.
         self._dead: deque[Ticket] = deque()
         self._failure: str | None = None
         self._warned = False
@@ -40,10 +53,21 @@ class Ledger:
                 f"{subject}: the store is closed; compile the model again to open a new one"
             )
 
+    def close(self) -> bool:
+        """Let nothing start any more, and wait for what is starting; False when closed before."""
+        with self.lock:
+            if self.closed:
+                return False
+            self.closed = True
+            self._changed.notify_all()
+            while self._starting:
+                self._changed.wait()
+            return True
+
     def catch_up(self) -> None:
         """Free what died and warn of a failed write; called where no lock is held."""
         if self._dead:
-            self._free_dead()
+            self._free_dead(wait=True)
         if self._failure is not None:
             self.warn_once()
 
@@ -56,6 +80,8 @@ class Ledger:
             self._warned = True
         warnings.warn(message, RuntimeWarning, stacklevel=4)
 
+    # What is in flight
+
     def enter_flight(self, subject: str, nbytes: int, *, capped: bool) -> None:
         """Count `nbytes` as being written; at the cap, wait until earlier writes have ended."""
         counters = self.counters
@@ -64,7 +90,7 @@ class Ledger:
             if capped and self._is_over_cap(nbytes):
                 start = time.perf_counter()
                 while self._is_over_cap(nbytes):
-                    self._room.wait()
+                    self._changed.wait()
                 counters.exposed_seconds += time.perf_counter() - start
                 self.check_open(subject)
             counters.inflight_bytes += nbytes
@@ -77,13 +103,69 @@ class Ledger:
         """`nbytes` are no longer being written. Needs the lock."""
         self.counters.inflight_bytes -= nbytes
         self._capped_bytes -= nbytes if capped else 0
-        self._room.notify_all()
+        self._changed.notify_all()
+
+    def end_flight(self, ticket: Ticket) -> None:
+        """The bytes of `ticket` are no longer being written; once. Needs the lock."""
+        if ticket.in_flight:
+            ticket.in_flight = False
+            self.leave_flight(ticket.nbytes, capped=ticket.capped)
 
     def cap(self, ticket: Ticket) -> None:
         """Count the bytes of `ticket`, which are in flight, towards the cap. Needs the lock."""
         if not ticket.capped:
             ticket.capped = True
             self._capped_bytes += ticket.nbytes
+
+    # The start of transfers
+
+    def enter_start(self, subject: str) -> None:
+        """A transfer is about to be handed to an engine. Needs the lock."""
+        self.check_open(subject)
+        self._starting += 1
+
+    def leave_start(self) -> None:
+        """It has been handed over, or was refused. Needs the lock."""
+        self._starting -= 1
+        if self.closed:
+            self._changed.notify_all()
+
+    def start_read(self, ticket: Ticket, view: memoryview) -> IOFuture:
+        """Read the slot of `ticket` into `view`, behind a fork that is under way."""
+        with self.lock:
+            while self._paused:
+                self._changed.wait()
+            self.enter_start(ticket.name)
+        try:
+            # What is not in memory was written: no read can overtake its write.
+            assert ticket.stored
+            assert ticket.slot is not None
+            future = ticket.engine.read(view, ticket.slot)
+            self._reads.add(future)
+        finally:
+            with self.lock:
+                self.leave_start()
+        future.add_done_callback(self._reads.discard)
+        return future
+
+    def pause_reads(self) -> None:
+        """Start no read until `resume_reads`, and wait for those that were started."""
+        with self.lock:
+            self._paused = True
+        deadline = time.monotonic() + PAUSE_SECONDS
+        while self._starting or not all(future.done() for future in list(self._reads)):
+            if time.monotonic() > deadline:
+                log.warning("the process forks while a read hangs: its bytes may be lost")
+                return
+            time.sleep(POLL_SECONDS)
+
+    def resume_reads(self) -> None:
+        """The fork is over."""
+        with self.lock:
+            self._paused = False
+            self._changed.notify_all()
+
+    # The end of transfers
 
     def wait_exposed(self, future: IOFuture) -> int | Exception | None:
         """As find_outcome; the time that it takes is exposed."""
@@ -97,40 +179,25 @@ class Ledger:
 
     def finish_write(self, ticket: Ticket, future: IOFuture) -> None:
         """Note the end of a write: `future` is done. Who comes second finds nothing to do."""
+        if ticket.write is not future:  # So too where `_free` cancels it, under the lock.
+            return
         outcome = find_outcome(future)
         with self.lock:
-            if ticket.write is not future:
-                return
-            ticket.write = None
-            self.leave_flight(ticket.nbytes, capped=ticket.capped)
-            if outcome is None:
-                self.counters.cancelled_bytes += ticket.nbytes
-                ticket.state = TicketState.RESIDENT
-            elif outcome != ticket.write_bytes:
-                reason = outcome if isinstance(outcome, Exception) else f"short write of {outcome}"
-                self.note_failure(ticket, f"writing to {ticket.describe_place()}: {reason}")
-            else:
-                self.counters.written_bytes += ticket.nbytes
-                self.counters.host_written_bytes += ticket.host_bytes
-                ticket.stored = not ticket.lent
-                if ticket.stored:
-                    ticket.state = TicketState.STORED
-            self.tidy(ticket)
-        if self._dead:
-            self._free_dead()
+            if ticket.write is future:
+                self._end_write(ticket, outcome)
+                self.tidy(ticket)
+        self._free_dead(wait=False)
 
     def finish_read(self, ticket: Ticket) -> None:
         """A read has ended, perhaps after its ticket died."""
         if ticket.freed:  # Who frees it from now on finds the read done.
             with self.lock:
                 self.tidy(ticket)
-        if self._dead:
-            self._free_dead()
+        self._free_dead(wait=False)
 
     def note_failure(self, ticket: Ticket, reason: str) -> None:
         """The bytes of `ticket` could not be written and stay in memory. Needs the lock."""
         self.counters.write_errors += 1
-        ticket.state = TicketState.RESIDENT
         self._failure = (
             f"{ticket.name}: {format_bytes(ticket.nbytes)} ({ticket.nbytes} bytes) could not be "
             f"offloaded ({reason}); the value stays in memory and nothing is lost, but the peak "
@@ -143,46 +210,59 @@ class Ledger:
             ticket.outgoing.close()
             ticket.outgoing = None
         if ticket.slot is not None and ticket.slot_is_idle:
-            for read in ticket.reads.values():
-                read.incoming.close()
-            ticket.reads.clear()
             ticket.engine.free(ticket.slot)
             ticket.slot = None
             self.counters.live_bytes -= ticket.nbytes
             self.counters.host_live_bytes -= ticket.host_bytes
-        if ticket.freed:
-            for arrival in ticket.forwarded.values():
-                if arrival is not None:
-                    arrival.close()
-            ticket.forwarded.clear()
         if ticket.freed and ticket.slot is None:
-            ticket.state = TicketState.FREED
+            while ticket.prefetches:
+                ticket.prefetches.pop().arrival.close()
 
     def bury(self, ticket: Ticket) -> None:
         """Nobody will ask for `ticket` again; safe in a finalizer, in any thread, at any time."""
         self._dead.append(ticket)
-        # The lock is not re-entrant: having had it proves that this thread is not inside.
-        if self.lock.acquire(blocking=False):
-            self.lock.release()
-            self._free_dead()
+        self._free_dead(wait=False)
 
-    def _free_dead(self) -> None:
-        while self._dead:
+    def _free_dead(self, *, wait: bool) -> None:
+        while self._dead and self.lock.acquire(blocking=wait):
             try:
-                ticket = self._dead.popleft()
-            except IndexError:  # Another thread took the last one.
-                return
-            with self.lock:
-                ticket.freed = True
-                write = ticket.write
-                reads = [read.future for read in ticket.reads.values()]
-            if write is not None and write.cancel():
-                self.finish_write(ticket, write)
-            for read in reads:
-                read.cancel()
-            with self.lock:
-                self.tidy(ticket)
+                if self._dead:  # Only who has the lock takes one out.
+                    self._free(self._dead.popleft())
+            finally:
+                self.lock.release()
+
+    def _free(self, ticket: Ticket) -> None:
+        """Needs the lock. What is cancelled calls back in this thread, and must not want it."""
+        write, ticket.write = ticket.write, None
+        if write is not None:
+            if write.cancel():
+                self._end_write(ticket, None)
+            else:
+                ticket.write = write
+                if write.done():  # It may have called back while it was not known here.
+                    self._end_write(ticket, find_outcome(write))
+        for prefetch in ticket.prefetches:
+            if prefetch.read is not None:
+                prefetch.read.future.cancel()
+        ticket.freed = True
+        if ticket.caller is not None:
+            ticket.caller.kept = None
+        self.tidy(ticket)
+
+    def _end_write(self, ticket: Ticket, outcome: int | Exception | None) -> None:
+        """Needs the lock."""
+        ticket.write = None
+        self.end_flight(ticket)
+        if outcome is None:
+            self.counters.cancelled_bytes += ticket.nbytes
+        elif outcome != ticket.write_bytes:
+            reason = outcome if isinstance(outcome, Exception) else f"short write of {outcome}"
+            self.note_failure(ticket, f"writing to {ticket.describe_place()}: {reason}")
+        else:
+            self.counters.written_bytes += ticket.nbytes
+            self.counters.host_written_bytes += ticket.host_bytes
+            ticket.stored = not ticket.lent
 
     def _is_over_cap(self, nbytes: int) -> bool:
         inflight = self._capped_bytes
-        return inflight > 0 and inflight + nbytes > self._max_inflight_bytes
+        return not self.closed and inflight > 0 and inflight + nbytes > self._max_inflight_bytes

@@ -3,26 +3,30 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import torch
 
 from fxoffload.errors import ChecksumError, StoreError, TransferError
+from fxoffload.runtime.callers import CallersTensor
 from fxoffload.runtime.checksum import DigestMismatch
 from fxoffload.runtime.counters import format_bytes
 from fxoffload.runtime.ioengine import IOFuture
 from fxoffload.runtime.ledger import Ledger
-from fxoffload.runtime.ticket import Read, Ticket, TicketState
-from fxoffload.runtime.transfer import Device, Outgoing
+from fxoffload.runtime.ticket import Prefetch, Read, Ticket
+from fxoffload.runtime.transfer import Arrival, Device, Outgoing, Present
+
+
+def copy_kept(caller: CallersTensor) -> Prefetch | None:
+    """A copy of what the caller keeps, as the backward may overwrite it; None if it was written."""
+    if caller.kept is None:
+        return None
+    return Prefetch(Present(caller.kept.clone(memory_format=torch.preserve_format)))
 
 
 def forward_value(
-    ledger: Ledger,
-    ticket: Ticket,
-    size: Sequence[int],
-    stride: Sequence[int],
-    keeps_graph: Callable[[], bool],
-) -> torch.Tensor | None:
+    ledger: Ledger, ticket: Ticket, keeps_graph: Callable[[], bool]
+) -> Prefetch | None:
     """The value from memory, or None when it is only in its slot.
 
     `keeps_graph` tells whether another backward may follow: if not, a queued write is cancelled,
@@ -45,15 +49,13 @@ def forward_value(
         last = not keeps_graph()
         if last and write is not None and write.cancel():
             ledger.finish_write(ticket, write)
-        arrival = None
-        y = _lend(ledger, ticket, outgoing, size, stride) if last and ticket.owned else None
-        if y is None:
-            arrival = outgoing.forward(size, stride)
-            y = arrival.y
+        arrival = _lend(ledger, ticket, outgoing) if last and ticket.caller is None else None
+        lent = arrival is not None
+        if arrival is None:
+            arrival = outgoing.forward()
         with ledger.lock:
-            ticket.forwarded[y.data_ptr()] = arrival
             counters = ledger.counters
-            if arrival is None or not outgoing.crosses_bus:
+            if lent or not outgoing.crosses_bus:
                 counters.forwarded_bytes += ticket.nbytes
             elif outgoing.stays:
                 counters.read_bytes += ticket.nbytes
@@ -64,74 +66,39 @@ def forward_value(
         with ledger.lock:
             ticket.copies -= 1
             ledger.tidy(ticket)
-    return y
+    return Prefetch(arrival)
 
 
-def start_read(
-    ledger: Ledger, device: Device, ticket: Ticket, size: Sequence[int], stride: Sequence[int]
-) -> torch.Tensor:
+def start_read(ledger: Ledger, device: Device, ticket: Ticket) -> Prefetch:
     """Allocate a tensor and start to read the slot into it."""
-    incoming = device.receive(ticket.layout, size, stride, ticket.alignment)
-    try:
-        with ledger.lock:
-            ledger.check_open(ticket.name)
-            # What is not in memory was written: no read can overtake its write.
-            assert ticket.stored
-            assert ticket.slot is not None
-            future = ticket.engine.read(incoming.view, ticket.slot)
-            ticket.reads[incoming.y.data_ptr()] = Read(incoming, future)
-            ticket.state = TicketState.READING
-    except BaseException:
-        incoming.close()
-        raise
-
-    def end(future: IOFuture) -> None:
-        try:
-            incoming.arrive(future)
-        finally:
-            ledger.finish_read(ticket)  # May close `incoming`.
-
-    future.add_done_callback(end)
-    return incoming.y
+    incoming = device.receive(ticket.layout, ticket.alignment)
+    # What is raised here (Ctrl-C) may come when the read has begun: then its memory is left alone.
+    read = Read(incoming, ledger.start_read(ticket, incoming.view))
+    _follow(ledger, ticket, read)
+    return Prefetch(incoming, read)
 
 
-def finish_read(ledger: Ledger, ticket: Ticket, y: torch.Tensor) -> None:
-    """Wait until `y` is valid; a failed read is tried once more, then raises TransferError."""
-    address = y.data_ptr()
-    with ledger.lock:
-        ledger.check_open(ticket.name)
-        read = ticket.reads.get(address)
-        known = address in ticket.forwarded or ticket.nbytes == 0
-        arrival = ticket.forwarded.get(address)
-        if arrival is not None:
-            ticket.forwarded[address] = None
-        if read is None and not known:
-            raise StoreError(
-                f"{ticket.name}: wait was given a tensor that no prefetch of this ticket "
-                "returned; a pass or the compiler copied it between prefetch and wait"
-            )
-    if read is None:
-        if arrival is not None:
-            arrival.finish()
-        return
-    error = _find_read_error(ledger, ticket, read)
-    if error is not None:
-        with ledger.lock:
-            ledger.check_open(ticket.name)
-            assert ticket.slot is not None
-            read.future = ticket.engine.read(read.incoming.view, ticket.slot)
+def finish_prefetch(ledger: Ledger, ticket: Ticket, prefetch: Prefetch) -> torch.Tensor:
+    """Wait for the value; a read that fails is tried once more, then TransferError is raised."""
+    read, arrival = prefetch.read, prefetch.arrival
+    error = None
+    if read is not None:
         error = _find_read_error(ledger, ticket, read)
+        if error is not None:
+            read.future = ledger.start_read(ticket, read.incoming.view)
+            error = _find_read_error(ledger, ticket, read)
     if error is None:
-        read.incoming.finish()
+        arrival.finish()
     with ledger.lock:
-        del ticket.reads[address]
-        if error is None:
+        ticket.prefetches.remove(prefetch)
+        if error is not None:
+            arrival.close()
+        elif read is not None:
             ledger.counters.read_bytes += ticket.nbytes
             ledger.counters.host_read_bytes += ticket.host_bytes
-            ticket.state = TicketState.READING if ticket.reads else TicketState.LOADED
-            return
-        read.incoming.close()
-        ticket.state = TicketState.STORED
+    if error is None:
+        y = arrival.y
+        return y if y.shape == ticket.size else y.expand(ticket.size)
     value = f"{ticket.name}: {format_bytes(ticket.nbytes)} ({ticket.nbytes} bytes)"
     if isinstance(error, DigestMismatch):
         raise ChecksumError(
@@ -145,18 +112,29 @@ def finish_read(ledger: Ledger, ticket: Ticket, y: torch.Tensor) -> None:
     ) from error
 
 
-def _lend(
-    ledger: Ledger, ticket: Ticket, outgoing: Outgoing, size: Sequence[int], stride: Sequence[int]
-) -> torch.Tensor | None:
+def _follow(ledger: Ledger, ticket: Ticket, read: Read) -> None:
+    """Let what follows the first read happen in the thread that ends it."""
+    incoming = read.incoming
+
+    def end(future: IOFuture) -> None:
+        try:
+            incoming.arrive(future)
+        finally:
+            ledger.finish_read(ticket)  # May close `incoming`.
+
+    read.future.add_done_callback(end)
+
+
+def _lend(ledger: Ledger, ticket: Ticket, outgoing: Outgoing) -> Arrival | None:
     with ledger.lock:
         # Before release the program may still read the tensor, or reuse its memory after it.
-        y = outgoing.lend(size, stride) if ticket.released and not ticket.lent else None
-        if y is not None:
-            # The backward may write to it from now on, so the slot's bytes may become wrong.
-            ticket.lent = True
-            ticket.stored = False
-            ticket.state = TicketState.LOADED
-        return y
+        y = outgoing.lend() if ticket.released and not ticket.lent else None
+        if y is None:
+            return None
+        # The backward may write to it from now on, so the slot's bytes may become wrong.
+        ticket.lent = True
+        ticket.stored = False
+        return Present(y)
 
 
 def _find_read_error(ledger: Ledger, ticket: Ticket, read: Read) -> Exception | None:

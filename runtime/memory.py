@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import mmap
-import os
 
 import numpy as np
 
 from fxoffload.errors import StoreFull
 from fxoffload.runtime.counters import format_bytes
+from fxoffload.runtime.memory_limit import find_memory_limit
 from fxoffload.runtime.slots import SlotAllocator
 from fxoffload.runtime.workers import Transfer, Workers
 
@@ -21,9 +21,10 @@ class MemoryEngine:
     """Slots in one private anonymous map, filled and read by a worker thread each.
 
     The map reserves nothing: a page costs memory from the first write to it on. Slots are reused,
-    so the memory used is at most `capacity_bytes`, and no more than was stored at once. Pages
-    are kept for the next step, as new ones are dear; whenever the last slot is freed, those go
-    back to the system that neither this round nor the one before it used.
+    so the memory used is at most `capacity_bytes` (by default half of what this process may use,
+    as for a file system in memory), and no more than was stored at once. Pages are kept for the
+    next step, as new ones are dear; whenever the last slot is freed, those go back to the system
+    that neither this round nor the one before it used.
     """
 
     name = "memory"
@@ -31,7 +32,7 @@ class MemoryEngine:
 
     def __init__(self, capacity_bytes: int | None = None) -> None:
         if capacity_bytes is None:
-            capacity_bytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+            capacity_bytes = find_memory_limit() // 2
         self.capacity_bytes = capacity_bytes
         flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE
         self._map: mmap.mmap | None = mmap.mmap(-1, max(capacity_bytes, 1), flags=flags)
@@ -90,6 +91,11 @@ class MemoryEngine:
         self._writers.shutdown()
         self._readers.shutdown()
         # With the last array that points into it the map goes, too.
+        self._memory = np.empty(0, np.uint8)
+        self._map = None
+
+    def abandon(self) -> None:
+        """In a forked child: nothing of the memory is copied to it any more."""
         self._memory = np.empty(0, np.uint8)
         self._map = None
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any
 
 from fxoffload.runtime.spill_file import SpillFile
 from fxoffload.runtime.striping import StripedEngine
@@ -46,27 +44,6 @@ class PosixEngine(StripedEngine):
         return workers.submit(
             lambda whole: _transfer(call, fd, whole, position, alignment, short), view
         )
-
-
-def submit_transfer(
-    executor: ThreadPoolExecutor, move: Callable[[memoryview], int], view: memoryview
-) -> Future[int]:
-    """Run `move(view)` in `executor`, and let go of `view` as soon as that is done or cancelled.
-
-    An executor keeps the arguments of a cancelled call until a worker comes across it, which
-    would keep the tensor's memory alive behind every queued transfer.
-    """
-    held = [view]
-
-    def run() -> int:
-        return move(held[0])
-
-    def drop(_: Future[Any]) -> None:
-        held.clear()
-
-    future = executor.submit(run)
-    future.add_done_callback(drop)
-    return future
 
 
 def _pread_into(fd: int, view: memoryview, position: int) -> int:

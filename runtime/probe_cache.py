@@ -1,7 +1,8 @@
 """Measured speeds on disk, so that every process on a machine plans with the same numbers.
 
 They are in `$XDG_CACHE_HOME/fxoffload/speeds.json` (`~/.cache/...` without the variable). Delete
-the file to measure again. A file that cannot be read or written costs a measurement, nothing else.
+the file to measure again. A file that cannot be read or written costs each process a measurement,
+nothing else.
 """
 
 from __future__ import annotations
@@ -19,6 +20,9 @@ log = logging.getLogger(__name__)
 
 LOCK_SECONDS = 120.0  # More than all probes of a machine take together.
 POLL_SECONDS = 0.02
+
+# What this process measured and could not keep on disk: all its graphs plan by the same numbers.
+_own: dict[tuple[Path, str], tuple[float, float]] = {}
 
 
 def cache_path() -> Path:
@@ -38,21 +42,32 @@ def recall_pair(key: str, measure: Callable[[], tuple[float, float]]) -> tuple[f
         fd = _open_locked(path)
     except OSError as error:
         log.info("%s cannot be used, speeds are measured by each process: %s", path, error)
-        return measure()
+        return _recall_own(path, key, measure)
     try:
         known = _read(fd)
         found = known.get(key)
         if found is None:
-            found = known[key] = measure()
+            found = known[key] = _recall_own(path, key, measure)
             try:
                 _write(fd, known)
             except OSError as error:
                 log.info("%s cannot be written: %s", path, error)
+            else:
+                del _own[path, key]
         return found
     finally:
         # A child that was forked meanwhile has the descriptor too: closing it unlocks nothing.
         fcntl.flock(fd, fcntl.LOCK_UN)
         os.close(fd)
+
+
+def _recall_own(
+    path: Path, key: str, measure: Callable[[], tuple[float, float]]
+) -> tuple[float, float]:
+    found = _own.get((path, key))
+    if found is None:
+        found = _own[path, key] = measure()
+    return found
 
 
 def _open_locked(path: Path) -> int:

@@ -18,8 +18,10 @@ log = logging.getLogger(__name__)
 
 PROBE_SECONDS = 0.1  # For each number, warm-up not counted.
 _MATRIX_SIZE = {"cpu": 1024, "cuda": 8192}
+_ROWS = 512  # Of a matrix that are filled at a time.
 # More than caches hold, and little beside a model that fills the device.
-_COPY_BYTES = {"cpu": 2**26, "cuda": 2**28}
+_COPY_BYTES = {"cpu": 2**26, "cuda": 2**27}
+_LEAST_SIZE = 512  # Below which a probe says nothing.
 _EXCHANGE_BYTES = 2**26
 
 
@@ -84,19 +86,42 @@ def _make_host(nbytes: int, *, pinned: bool) -> torch.Tensor:
 def measure_speed(device: torch.device, dtype: torch.dtype) -> Speed:
     """The best of many short runs, rounded down to two digits: others may use the device too."""
     kind = "cuda" if device.type == "cuda" else "cpu"
-    size = _MATRIX_SIZE[kind]
+    # One after the other: the second may have the memory of the first.
+    flops = _with_less_memory(
+        _MATRIX_SIZE[kind], lambda size: _measure_products(size, device, dtype)
+    )
+    nbytes = _with_less_memory(_COPY_BYTES[kind], lambda nbytes: _measure_copies(nbytes, device))
+    return Speed(round_down(flops, digits=2), round_down(nbytes, digits=2))
+
+
+def _measure_products(size: int, device: torch.device, dtype: torch.dtype) -> float:
+    """Operations per second of products of square matrices."""
     # Not constant: that takes a GPU less power, and so less time. Not by the program's generator.
     generator = torch.Generator(device).manual_seed(0)
-    left = torch.randn(size, size, dtype=torch.float32, device=device, generator=generator)
-    left = left.to(dtype)
+    left = torch.empty(size, size, dtype=dtype, device=device)
+    for rows in left.split(_ROWS):  # Float32 numbers of all rows at once are more than the matrix.
+        rows.copy_(torch.randn(rows.shape, device=device, generator=generator))
     product = torch.empty_like(left)
-    source = torch.ones(_COPY_BYTES[kind] // 4, dtype=torch.float32, device=device)
+    seconds = _find_least_seconds(lambda: torch.mm(left, left, out=product), device)
+    return 2 * size**3 / seconds
+
+
+def _measure_copies(nbytes: int, device: torch.device) -> float:
+    """Bytes per second read and written in a copy of `nbytes`."""
+    source = torch.ones(nbytes // 4, dtype=torch.float32, device=device)
     target = torch.empty_like(source)
-    multiply = _find_least_seconds(lambda: torch.mm(left, left, out=product), device)
-    copy = _find_least_seconds(lambda: target.copy_(source), device)
-    return Speed(
-        round_down(2 * size**3 / multiply, digits=2), round_down(2 * source.nbytes / copy, digits=2)
-    )
+    return 2 * nbytes / _find_least_seconds(lambda: target.copy_(source), device)
+
+
+def _with_less_memory(size: int, measure: Callable[[int], float]) -> float:
+    """`measure(size)`, or with half the size as often as a device's memory is too full for it."""
+    while True:
+        try:
+            return measure(size)
+        except torch.OutOfMemoryError:
+            if size < _LEAST_SIZE:
+                raise
+        size //= 2  # Behind the handler, which keeps what the failed probe had.
 
 
 def _find_least_seconds(run: Callable[[], Any], device: torch.device) -> float:

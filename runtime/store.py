@@ -1,31 +1,33 @@
 """The asynchronous store: values go out, come back, and are forwarded while still in memory.
 
-    offload    RESIDENT -> WRITING -> STORED     (a failed or cancelled write: back to RESIDENT)
-    release    the memory of x is the program's again
-    prefetch   RESIDENT, WRITING: forwarded from memory;  STORED -> READING
-    wait       READING -> LOADED
-    free       -> FREED, when no transfer uses the slot any more
+    offload    a slot is taken, and the write to it starts
+    release    the memory of x is the program's again, at once or when the write has ended
+    prefetch   in memory still: forwarded from there;  in the slot alone: the read starts
+    wait       the value
+    free       the slot is given back when no transfer uses it any more
 
 `fxoffload.runtime.ledger` has the rules of locking.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import partial
 
 import torch
 
 from fxoffload.errors import StoreError
 from fxoffload.runtime.buffers import find_span
+from fxoffload.runtime.callers import CallersTensor, Sites
 from fxoffload.runtime.counters import StoreStatistics
 from fxoffload.runtime.devices import Devices
 from fxoffload.runtime.ioengine import IOEngine
 from fxoffload.runtime.ledger import Ledger
-from fxoffload.runtime.loading import finish_read, forward_value, start_read
+from fxoffload.runtime.loading import copy_kept, finish_prefetch, forward_value, start_read
 from fxoffload.runtime.memory import MemoryEngine
 from fxoffload.runtime.storing import start_write
-from fxoffload.runtime.ticket import Ticket
+from fxoffload.runtime.ticket import Prefetch, Ticket
+from fxoffload.runtime.transfer import find_layout
 
 
 class OffloadStore:
@@ -35,7 +37,7 @@ class OffloadStore:
     goes to "nvme". `max_inflight_bytes` caps the bytes being written: at the cap an offload waits,
     and one value larger than the cap goes alone. `keeps_graph` tells inside a backward whether a
     second one may follow; only when it says no is the offloaded tensor itself handed back instead
-    of a copy.
+    of a copy. `is_shared` tells whether another tensor than the one given holds its memory.
     """
 
     def __init__(
@@ -44,11 +46,14 @@ class OffloadStore:
         *,
         max_inflight_bytes: int,
         keeps_graph: Callable[[], bool] = lambda: True,
+        is_shared: Callable[[torch.Tensor], bool] = lambda _: False,
     ) -> None:
         self.engines = dict(engines)
         # One for all tiers, so that a value prepared for one can go to another.
         self._alignment = max(engine.alignment for engine in self.engines.values())
         self._keeps_graph = keeps_graph
+        self._is_shared = is_shared
+        self._sites = Sites()
         self._ledger = Ledger(max_inflight_bytes)
         host = [engine for engine in self.engines.values() if isinstance(engine, MemoryEngine)]
         self._devices = Devices(sum(engine.capacity_bytes for engine in host))
@@ -59,45 +64,51 @@ class OffloadStore:
         return self._ledger.closed
 
     def offload(
-        self, x: torch.Tensor, name: str, tier: str, owned: bool, duplicate_bytes: int = 0
+        self,
+        x: torch.Tensor,
+        name: str,
+        tier: str,
+        owned: bool,
+        duplicate_bytes: int = 0,
+        *,
+        site: str | None = None,
     ) -> Ticket:
         """Start to copy `x` out; `x` must not change before `release`.
 
-        `owned` is False when `x` belongs to the caller and may never be handed back itself.
+        `owned` is False when `x` belongs to the caller and may never be handed back itself. Where
+        such values of the same `site` stay in memory anyway, nothing is written; None: always.
         """
         ledger = self._ledger
         ledger.catch_up()
         engine = self._find_engine(tier, name)
         device = self._devices.find(x.device)
+        caller = None if owned else CallersTensor(x, site)
         if x.requires_grad:
             x = x.detach()
         nbytes = min(find_span(x), x.nbytes)
+        if caller is not None and self._sites.stay(site):
+            return self._keep(x, name, nbytes, tier, engine, caller)
         # The cap is for memory that transfers take beside the values': here there is none.
         capped = not device.keeps(engine)
         ledger.enter_flight(name, nbytes, capped=capped)
         ticket: Ticket | None = None
         try:
             outgoing = device.send(x, self._alignment)
-            size, layout = tuple(x.shape), outgoing.layout
             ticket = Ticket(
-                name, size, nbytes, tier, engine, self._alignment, layout, owned, outgoing,
-                capped=capped,
+                name, tuple(x.shape), nbytes, tier, engine, self._alignment, outgoing.layout,
+                caller, outgoing, in_flight=True, capped=capped,
             )  # fmt: skip
-            with ledger.lock:
-                counters = ledger.counters
-                ledger.check_open(name)
-                start_write(ticket, self.engines.get("nvme"), ledger)
-                counters.offloads += 1
-                counters.offloaded_bytes += nbytes
-                counters.deduplicated_bytes += duplicate_bytes
-                if ticket.write is None:
-                    ledger.leave_flight(nbytes, capped=ticket.capped)
+            spare = self.engines.get("nvme")
+            start_write(ticket, spare, ledger, duplicate_bytes=duplicate_bytes)
+            if ticket.write is not None:
+                ticket.write.add_done_callback(partial(ledger.finish_write, ticket))
         except BaseException:
             with ledger.lock:
-                ledger.leave_flight(nbytes, capped=capped if ticket is None else ticket.capped)
+                if ticket is None:
+                    ledger.leave_flight(nbytes, capped=capped)
+                else:
+                    ledger.end_flight(ticket)
             raise
-        if ticket.write is not None:
-            ticket.write.add_done_callback(partial(ledger.finish_write, ticket))
         return ticket
 
     def release(self, ticket: Ticket, block: bool) -> None:
@@ -115,7 +126,7 @@ class OffloadStore:
             outgoing, write = ticket.outgoing, ticket.write
         if outgoing is None:
             return
-        outgoing.release()
+        outgoing.release(block)
         if block and outgoing.shares_memory:
             if write is not None:
                 ledger.wait_exposed(write)
@@ -125,54 +136,31 @@ class OffloadStore:
                     ticket.outgoing.keep_copy()
             ledger.catch_up()
 
-    def prefetch(
-        self,
-        ticket: Ticket,
-        size: Sequence[int],
-        stride: Sequence[int],
-        dtype: torch.dtype,
-        device: torch.device,
-    ) -> torch.Tensor:
-        """A tensor that holds the value once `wait` has returned for it."""
+    def prefetch(self, ticket: Ticket) -> None:
+        """Start to bring the value back; `wait` returns it.
+
+        Raises ModifiedError for what belongs to the caller and was changed in place.
+        """
         self._ledger.catch_up()
-        layout = ticket.layout
-        if ticket.size != tuple(size) or (layout.dtype, layout.device.type) != (dtype, device.type):
-            raise StoreError(
-                f"{ticket.name}: {layout.dtype}{list(ticket.size)} on {layout.device} was "
-                f"offloaded and {dtype}{list(size)} on {device} is asked for; "
-                "the forward and the backward graph do not belong together"
-            )
-        return self._start(ticket, size, stride)
+        self._start(ticket)
 
-    def prefetch_ahead(self, ticket: Ticket) -> None:
-        """Start to bring the value back, as it went out; `take` returns it."""
-        ledger = self._ledger
-        ledger.catch_up()
-        y = self._start(ticket, ticket.size, ticket.layout.stride)
-        with ledger.lock:
-            ticket.prefetched.append(y)
+    def wait(self, ticket: Ticket) -> torch.Tensor:
+        """The value that the latest `prefetch` started to bring back, or is brought back now.
 
-    def take(self, ticket: Ticket) -> torch.Tensor:
-        """The value that `prefetch_ahead` started to bring back, or is brought back now.
-
-        A read that fails is tried once more; then TransferError is raised.
+        As it went out, in memory of its own, but for dimensions that were expanded. A read that
+        fails is tried once more; then TransferError is raised.
         """
         ledger = self._ledger
         ledger.catch_up()
         with ledger.lock:
-            y = ticket.prefetched.pop() if ticket.prefetched else None
-        if y is None:
-            y = self._start(ticket, ticket.size, ticket.layout.stride)
-        finish_read(ledger, ticket, y)
-        return y
-
-    def wait(self, ticket: Ticket, y: torch.Tensor) -> None:
-        """Return when `y`, which `prefetch` returned, is valid.
-
-        A read that fails is tried once more; then TransferError is raised.
-        """
-        self._ledger.catch_up()
-        finish_read(self._ledger, ticket, y)
+            ledger.check_open(ticket.name)
+            started = (each for each in reversed(ticket.prefetches) if not each.taken)
+            prefetch = next(started, None)
+            if prefetch is not None:
+                prefetch.taken = True
+        if prefetch is None:
+            prefetch = self._start(ticket, taken=True)
+        return finish_prefetch(ledger, ticket, prefetch)
 
     def free(self, ticket: Ticket) -> None:
         """Nobody will ask for `ticket` again; safe in a finalizer, in any thread, at any time."""
@@ -202,14 +190,25 @@ class OffloadStore:
 
     def close(self) -> None:
         """Finish what is in flight and close the engines; later calls raise StoreClosed."""
-        with self._ledger.lock:
-            if self._ledger.closed:
-                return
-            self._ledger.closed = True
+        if not self._ledger.close():
+            return
         self._devices.close()
         for engine in self.engines.values():
             engine.close()
         self._ledger.catch_up()
+
+    def pause_reads(self) -> None:
+        """Before a fork: start no read until `resume_reads`, and wait for those under way."""
+        self._ledger.pause_reads()
+
+    def resume_reads(self) -> None:
+        """Behind a fork, in the parent."""
+        self._ledger.resume_reads()
+
+    def abandon(self) -> None:
+        """In a forked child: let go of the parent's files, without waiting for its threads."""
+        for engine in self.engines.values():
+            engine.abandon()
 
     def _find_engine(self, tier: str, subject: str) -> IOEngine:
         engine = self.engines.get(tier)
@@ -220,9 +219,40 @@ class OffloadStore:
             )
         return engine
 
-    def _start(self, ticket: Ticket, size: Sequence[int], stride: Sequence[int]) -> torch.Tensor:
-        y = forward_value(self._ledger, ticket, size, stride, self._keeps_graph)
-        if y is not None:
-            return y
-        device = self._devices.find(ticket.layout.device)
-        return start_read(self._ledger, device, ticket, size, stride)
+    def _keep(
+        self,
+        x: torch.Tensor,
+        name: str,
+        nbytes: int,
+        tier: str,
+        engine: IOEngine,
+        caller: CallersTensor,
+    ) -> Ticket:
+        caller.keep(x)
+        layout = find_layout(x)
+        with self._ledger.lock:
+            self._ledger.check_open(name)
+            self._ledger.counters.kept_bytes += nbytes
+        return Ticket(
+            name, tuple(x.shape), nbytes, tier, engine, self._alignment, layout, caller, None
+        )
+
+    def _start(self, ticket: Ticket, *, taken: bool = False) -> Prefetch:
+        ledger, caller = self._ledger, ticket.caller
+        prefetch = None
+        if caller is not None:
+            caller.check_unchanged(ticket.name)
+            prefetch = copy_kept(caller)
+            if caller.kept is not None:
+                self._sites.note(caller.site, alive=self._is_shared(caller.kept))
+        if prefetch is None:
+            prefetch = forward_value(ledger, ticket, self._keeps_graph)
+        if prefetch is None:
+            device = self._devices.find(ticket.layout.device)
+            prefetch = start_read(ledger, device, ticket)
+            if caller is not None:  # Of which we hold nothing any more.
+                self._sites.note(caller.site, alive=caller.alive)
+        prefetch.taken = taken
+        with ledger.lock:
+            ticket.prefetches.append(prefetch)
+        return prefetch

@@ -5,33 +5,52 @@ from __future__ import annotations
 from fxoffload.errors import StoreFull
 from fxoffload.runtime.ioengine import IOEngine
 from fxoffload.runtime.ledger import Ledger
-from fxoffload.runtime.ticket import Ticket, TicketState
+from fxoffload.runtime.ticket import Ticket
 
 
-def start_write(ticket: Ticket, spare: IOEngine | None, ledger: Ledger) -> None:
+def start_write(
+    ticket: Ticket, spare: IOEngine | None, ledger: Ledger, *, duplicate_bytes: int
+) -> None:
     """Take a slot and start to write; the value stays in memory where there is no room.
 
-    `spare` is the engine of the nvme tier, which takes what finds the host tier full. Needs the
-    lock of `ledger`.
+    `spare` is the engine of the nvme tier, which takes what finds the host tier full.
     """
-    outgoing = ticket.outgoing
+    outgoing, counters = ticket.outgoing, ledger.counters
     assert outgoing is not None
-    if ticket.nbytes == 0:
-        return
+    with ledger.lock:
+        ledger.enter_start(ticket.name)
+        try:
+            counters.offloads += 1
+            counters.offloaded_bytes += ticket.nbytes
+            counters.deduplicated_bytes += duplicate_bytes
+            slot = _find_slot(ticket, outgoing.slot_bytes, spare, ledger)
+            if slot is None:
+                ledger.end_flight(ticket)
+                return
+            ticket.slot, ticket.write_bytes = slot, outgoing.write_bytes
+            counters.live_bytes += ticket.nbytes
+            counters.host_live_bytes += ticket.host_bytes
+        finally:
+            if ticket.slot is None:
+                ledger.leave_start()
     try:
-        slot = _take_slot(ticket, outgoing.slot_bytes, spare, ledger)
+        # What is raised here (Ctrl-C) may come when the write has begun: then nobody takes note
+        # of its end, and the slot and the memory under it are never used again.
+        ticket.write = outgoing.write(ticket.engine, slot)
+    finally:
+        with ledger.lock:
+            ledger.leave_start()
+
+
+def _find_slot(ticket: Ticket, nbytes: int, spare: IOEngine | None, ledger: Ledger) -> int | None:
+    """None where there is nothing to write, or no room; needs the lock."""
+    if ticket.nbytes == 0:
+        return None
+    try:
+        return _take_slot(ticket, nbytes, spare, ledger)
     except StoreFull as error:
         ledger.note_failure(ticket, str(error))
-        return
-    ticket.slot, ticket.write_bytes = slot, outgoing.write_bytes
-    ledger.counters.live_bytes += ticket.nbytes
-    ledger.counters.host_live_bytes += ticket.host_bytes
-    try:
-        ticket.write = outgoing.write(ticket.engine, slot)
-    except BaseException:
-        ledger.tidy(ticket)
-        raise
-    ticket.state = TicketState.WRITING
+        return None
 
 
 def _take_slot(ticket: Ticket, nbytes: int, spare: IOEngine | None, ledger: Ledger) -> int:

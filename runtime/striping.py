@@ -143,6 +143,11 @@ class StripedEngine(abc.ABC):
         for stripe in self._stripes:
             stripe.file.close()
 
+    def abandon(self) -> None:
+        """In a forked child: close its copies of the files, so that their space is not kept."""
+        for stripe in self._stripes:
+            stripe.file.close()
+
     @abc.abstractmethod
     def _start(self, index: int, view: memoryview, position: int, *, write: bool) -> IOFuture:
         """Start to move all of `view` to or from `position` of file `index`."""

@@ -2,36 +2,36 @@
 
 from __future__ import annotations
 
-import enum
 from dataclasses import dataclass, field
 
-import torch
-
+from fxoffload.runtime.callers import CallersTensor
 from fxoffload.runtime.ioengine import IOEngine, IOFuture
 from fxoffload.runtime.transfer import Arrival, Incoming, Layout, Outgoing
 
 
-class TicketState(enum.Enum):
-    """Where the bytes of a value are.
-
-    RESIDENT -> WRITING -> STORED -> READING -> LOADED -> FREED. A write that fails or is cancelled
-    goes back to RESIDENT; a value that is read again goes from LOADED back to READING.
-    """
-
-    RESIDENT = "resident"
-    WRITING = "writing"
-    STORED = "stored"
-    READING = "reading"
-    LOADED = "loaded"
-    FREED = "freed"
-
-
 @dataclass(slots=True, eq=False)
 class Read:
-    """One read in flight: its target, and what becomes of it."""
+    """One read: what its bytes go to, and its future; another one when it is tried again."""
 
     incoming: Incoming
     future: IOFuture
+
+
+@dataclass(slots=True, eq=False)
+class Prefetch:
+    """One way back of a value, from `prefetch` until `wait` has returned it.
+
+    `read` is None where the value comes from memory. `taken`: a `wait` has it.
+    """
+
+    arrival: Arrival
+    read: Read | None = None
+    taken: bool = False
+
+    @property
+    def done(self) -> bool:
+        """Whether no transfer uses the slot on its behalf."""
+        return self.read is None or self.read.future.done()
 
 
 @dataclass(slots=True, eq=False)
@@ -39,9 +39,8 @@ class Ticket:
     """One offloaded value; changed only under the lock of its store.
 
     `outgoing` is there as long as the bytes are in memory, `slot` as long as the engine holds a
-    place for them, `write` until the end of the write has been noted. `reads` and `forwarded` have
-    the addresses of the tensors that prefetch returned, the latter with None after `wait`;
-    `prefetched` has those tensors between the ops prefetch and wait.
+    place for them, `write` until the end of the write has been noted. `caller` is there for what
+    belongs to the caller; where that is kept, there is neither of the others.
     """
 
     name: str
@@ -51,18 +50,16 @@ class Ticket:
     engine: IOEngine
     alignment: int  # Of the bytes between head and tail, enough for every tier of the store.
     layout: Layout
-    owned: bool
+    caller: CallersTensor | None
     outgoing: Outgoing | None
     write_bytes: int = 0  # What a complete write moves.
-    state: TicketState = TicketState.RESIDENT
     slot: int | None = None
     write: IOFuture | None = None
-    reads: dict[int, Read] = field(default_factory=dict[int, Read])
-    forwarded: dict[int, Arrival | None] = field(default_factory=dict[int, Arrival | None])
-    prefetched: list[torch.Tensor] = field(default_factory=list[torch.Tensor])
+    prefetches: list[Prefetch] = field(default_factory=list[Prefetch])
     stored: bool = False  # The slot has the bytes.
     lent: bool = False  # The tensor itself went to the last backward; the bytes are nobody's.
-    capped: bool = True  # Whether its bytes in flight count towards the cap on those.
+    in_flight: bool = False  # Whether its bytes count as being written,
+    capped: bool = False  # and towards the cap on those.
     released: bool = False
     freed: bool = False
     copies: int = 0  # Copies from `outgoing` that are being made.
@@ -84,7 +81,7 @@ class Ticket:
         if self.write is not None:
             return False
         if self.freed:
-            return all(read.future.done() for read in self.reads.values())
+            return all(prefetch.done for prefetch in self.prefetches)
         return not self.stored
 
     @property

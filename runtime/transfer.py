@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
 import torch
 
-from fxoffload.runtime.buffers import copy_values, find_span, same_layout, span_tensor
+from fxoffload.runtime.buffers import find_span
 from fxoffload.runtime.ioengine import IOEngine, IOFuture
 
 
@@ -29,7 +28,7 @@ class Layout(NamedTuple):
 
 
 class Arrival(Protocol):
-    """A tensor that a copy has been started to."""
+    """A tensor of a layout's size and strides, that a copy has been started to."""
 
     y: torch.Tensor
 
@@ -40,6 +39,19 @@ class Arrival(Protocol):
     def close(self) -> None:
         """Nobody will use `y`: give the memory back as soon as no copy uses it."""
         ...
+
+
+class Present:
+    """An Arrival whose tensor is valid already, for whatever the current stream does next."""
+
+    def __init__(self, y: torch.Tensor) -> None:
+        self.y = y
+
+    def finish(self) -> None:
+        """Nothing to wait for."""
+
+    def close(self) -> None:
+        """Nothing to give back."""
 
 
 class Outgoing(Protocol):
@@ -56,19 +68,19 @@ class Outgoing(Protocol):
         """Start to write to the slot at `offset`."""
         ...
 
-    def release(self) -> None:
-        """The program is about to reuse the tensor's memory."""
+    def release(self, block: bool) -> None:
+        """The program no longer reads the tensor; with `block` it is about to reuse its memory."""
         ...
 
     def keep_copy(self) -> None:
         """Stop sharing the tensor's memory: keep the bytes in memory of our own."""
         ...
 
-    def lend(self, size: Sequence[int], stride: Sequence[int]) -> torch.Tensor | None:
-        """The tensor itself in this shape, or None where only a copy can be had."""
+    def lend(self) -> torch.Tensor | None:
+        """The tensor itself, or None where only a copy can be had."""
         ...
 
-    def forward(self, size: Sequence[int], stride: Sequence[int]) -> Arrival:
+    def forward(self) -> Arrival:
         """Copy the value to a new tensor."""
         ...
 
@@ -94,10 +106,8 @@ class Device(Protocol):
         """Make the bytes of `x` ready to be written."""
         ...
 
-    def receive(
-        self, layout: Layout, size: Sequence[int], stride: Sequence[int], alignment: int
-    ) -> Incoming:
-        """Allocate a tensor of this shape that the slot of `layout` can be read into."""
+    def receive(self, layout: Layout, alignment: int) -> Incoming:
+        """Allocate a tensor that the slot of `layout` can be read into."""
         ...
 
     def keeps(self, engine: IOEngine) -> bool:
@@ -107,14 +117,6 @@ class Device(Protocol):
     def close(self) -> None:
         """Give everything back; no transfer is in flight."""
         ...
-
-
-def copy_span(y: torch.Tensor, source: torch.Tensor, layout: Layout) -> None:
-    """Copy the span bytes `source` of a value laid out as `layout` to `y`, on the same device."""
-    if same_layout(y.shape, y.stride(), layout.size, layout.stride):
-        span_tensor(y).copy_(source)
-    else:
-        copy_values(y, restore_tensor(layout, source))
 
 
 def find_layout(

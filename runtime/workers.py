@@ -13,9 +13,17 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import CancelledError
 from queue import SimpleQueue
-from typing import Any
+from typing import Any, Protocol
 
 log = logging.getLogger(__name__)
+
+
+class Runnable(Protocol):
+    """What a worker runs; it keeps its errors to itself."""
+
+    def run(self) -> None:
+        """Do it, unless it was cancelled."""
+        ...
 
 
 class Transfer:
@@ -100,14 +108,21 @@ class Transfer:
 
 
 class Workers:
-    """`count` threads that run transfers in the order in which they were submitted."""
+    """`count` threads that run transfers in the order in which they were submitted.
 
-    def __init__(self, count: int, name: str) -> None:
-        self._queue: SimpleQueue[Transfer | None] = SimpleQueue()
+    Each calls `enter()` first.
+    """
+
+    def __init__(
+        self, count: int, name: str, *, enter: Callable[[], object] = lambda: None
+    ) -> None:
+        self._queue: SimpleQueue[Runnable | None] = SimpleQueue()
         self._closed = False
         # Daemons, as the interpreter would wait for others before the stores are closed at exit.
         self._threads = [
-            threading.Thread(target=_work, args=(self._queue,), name=f"{name}_{i}", daemon=True)
+            threading.Thread(
+                target=_work, args=(self._queue, enter), name=f"{name}_{i}", daemon=True
+            )
             for i in range(count)
         ]
         for thread in self._threads:
@@ -115,11 +130,15 @@ class Workers:
 
     def submit(self, move: Callable[[memoryview], int], view: memoryview) -> Transfer:
         """Start `move(view)`; RuntimeError after shutdown."""
+        transfer = Transfer(move, view)
+        self.start(transfer)
+        return transfer
+
+    def start(self, transfer: Runnable) -> None:
+        """Let a thread run `transfer`; RuntimeError after shutdown."""
         if self._closed:
             raise RuntimeError("cannot start a transfer after shutdown")
-        transfer = Transfer(move, view)
         self._queue.put(transfer)
-        return transfer
 
     def shutdown(self) -> None:
         """Finish what was submitted and end the threads. A second call does nothing."""
@@ -130,7 +149,8 @@ class Workers:
             self._threads.pop().join()
 
 
-def _work(queue: SimpleQueue[Transfer | None]) -> None:
+def _work(queue: SimpleQueue[Runnable | None], enter: Callable[[], object]) -> None:
+    enter()
     while True:
         transfer = queue.get()
         if transfer is None:

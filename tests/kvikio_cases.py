@@ -49,7 +49,6 @@ def test_there_is_no_obstacle() -> None:
 def test_direct_both_ways_whatever_the_settings(engine: KvikioEngine) -> None:
     assert engine.name == "kvikio direct"
     assert engine.alignment == os.sysconf("SC_PAGE_SIZE")
-    assert not engine.moves_device_memory
     fd = engine._handles[0].fileno()
     assert fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_DIRECT
     view = make_view(20 * MIB, seed=1)
@@ -281,7 +280,6 @@ def test_auto_takes_the_faster_and_says_so(
 
     monkeypatch.setattr(choice, "measure_bandwidth", measure)
     monkeypatch.setenv("XDG_CACHE_HOME", str(spill_directory))
-    choice._probe_directory.cache_clear()
     chosen = choose_engine(config := OffloadConfig(directory=spill_directory))
     speeds = {"posix": "1e+09", "kvikio": "1e+09", faster: "2e+09"}
     told = f"there and back: kvikio {speeds['kvikio']}, posix {speeds['posix']}"
@@ -291,7 +289,6 @@ def test_auto_takes_the_faster_and_says_so(
     engine = open_engine(config)
     assert engine.name == f"{faster} direct"
     engine.close()
-    choice._probe_directory.cache_clear()
 
 
 @pytest.mark.parametrize("name", ["kvikio", "auto"])
@@ -299,7 +296,6 @@ def test_a_real_probe(
     spill_directory: Path, monkeypatch: pytest.MonkeyPatch, name: IOEngineName
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(spill_directory))
-    choice._probe_directory.cache_clear()
     config = OffloadConfig(directory=spill_directory, ioengine=name)
     chosen = choose_engine(config)
     assert min(chosen.bandwidth) > 0
@@ -307,7 +303,6 @@ def test_a_real_probe(
     engine = open_engine(config)
     assert engine.name == f"{chosen.kind} direct"
     engine.close()
-    choice._probe_directory.cache_clear()
 
 
 def test_a_handle_that_cannot_be_opened(
@@ -339,9 +334,8 @@ def test_store_round_trip(spill_directory: Path) -> None:
         store.release(tickets[-1], True)
     assert store.statistics().written_bytes == total
     for ticket, value in reversed(list(zip(tickets, values, strict=True))):
-        layout = ticket.layout
-        y = store.prefetch(ticket, value.shape, layout.stride, value.dtype, value.device)
-        store.wait(ticket, y)
+        store.prefetch(ticket)
+        y = store.wait(ticket)
         assert torch.equal(y, value)
         store.free(ticket)
     done = store.statistics()

@@ -34,6 +34,7 @@ from fxoffload.runtime.cuda import CudaDevice
 from fxoffload.runtime.slots import SlotAllocator
 from fxoffload.runtime.staging import AllocateFunction, StagingArena
 from fxoffload.runtime.streams import CudaStreams
+from fxoffload.runtime.workers import Runnable
 
 CPU = torch.device("cpu")
 POISON = 0xA5
@@ -313,14 +314,14 @@ class JobFuture(Future[int]):
         return super().result(timeout)
 
 
-class JobExecutor:
-    """In place of a ThreadPoolExecutor."""
+class JobWorkers:
+    """In place of Workers."""
 
     def __init__(self, world: World) -> None:
         self._world = world
 
-    def submit(self, run: Callable[[], int]) -> JobFuture:
-        return self._world.submit(run)
+    def start(self, transfer: Runnable) -> None:
+        self._world.jobs.append(transfer.run)
 
     def shutdown(self) -> None:
         self._world.run_all()
@@ -370,6 +371,8 @@ class JobEngine:
 
     def close(self) -> None:
         self._world.run_all()
+
+    def abandon(self) -> None: ...
 
 
 class WatchedArena(StagingArena):
@@ -451,7 +454,7 @@ def install(
     patch.setattr(streams, "torch", simulated)
     device = CudaDevice(CudaStreams(CPU))
     device.arena = WatchedArena(world, device.streams.empty_host, staging_bytes)
-    device.executor.shutdown()
-    device.executor = JobExecutor(world)  # pyright: ignore[reportAttributeAccessIssue]
+    device.workers.shutdown()
+    device.workers = JobWorkers(world)  # pyright: ignore[reportAttributeAccessIssue]
     with QueueCopies(world):
         yield device

@@ -7,7 +7,6 @@ import itertools
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -22,21 +21,10 @@ from fxoffload.runtime.posix import PosixEngine
 from fxoffload.runtime.probe_cache import cache_path
 from fxoffload.runtime.spill_file import SpillFile
 
-PROBES = (choice._probe_directory, choice.probe_memory)
-
-
-def forget_probes() -> None:
-    """What a new process knows."""
-    for probe in PROBES:
-        probe.cache_clear()
-
 
 @pytest.fixture(autouse=True)
-def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    forget_probes()
-    yield
-    forget_probes()
 
 
 @pytest.fixture
@@ -128,11 +116,9 @@ def test_a_new_process_keeps_the_numbers_and_the_compile_cache(
     )
     config = OffloadConfig(directory=spill_directory, ioengine=name)
     first, identity = choose_engine(config), build_partitioner(config, "store").uuid()
-    forget_probes()
     assert choose_engine(config) == first
     assert build_partitioner(config, "store").uuid() == identity
     cache_path().unlink()
-    forget_probes()
     assert choose_engine(config).bandwidth == (2e9, 1e9)
     assert build_partitioner(config, "store").uuid() != identity
 

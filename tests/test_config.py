@@ -478,6 +478,15 @@ def test_every_field_is_in_the_key(field: str) -> None:
     assert dataclasses.replace(config, **{field: CHANGES[field]}).key != config.key
 
 
+@pytest.mark.parametrize("field", [field.name for field in dataclasses.fields(OffloadConfig)])
+def test_configurations_share_a_store(field: str) -> None:
+    """But for what it is made of: else each budget would open files and threads of its own."""
+    config = OffloadConfig(directory="/a")
+    other = dataclasses.replace(config, **{field: CHANGES[field]})
+    made_of = ("directory", "ioengine", "host_budget", "max_inflight_bytes", "checksum", "enabled")
+    assert (other.store_key == config.store_key) == (field not in made_of)
+
+
 def test_default_directory_is_in_the_key(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(DIRECTORY_VARIABLE, "/data/one")
     one = OffloadConfig().key

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from functools import partial
 
 import pytest
 import torch
-from simulated_device import CPU, Event, JobEngine, Stream, World, install
+from simulated_device import CPU, Event, JobEngine, Stream, Wait, World, install
 from torch import Tensor
 
 from fxoffload.errors import TransferError
@@ -36,7 +37,9 @@ class Run:
     store: OffloadStore
     seen: list[tuple[int, float, float]] = field(default_factory=list[tuple[int, float, float]])
 
-    def offload(self, number: int, *, release: bool = True, tier: str = "nvme") -> Ticket:
+    def offload(
+        self, number: int, *, release: bool = True, block: bool = True, tier: str = "nvme"
+    ) -> Ticket:
         """A value of `number` everywhere, made by a kernel, offloaded and released."""
         world = self.world
         # Some have gaps, so that a private copy is made on the device.
@@ -46,17 +49,14 @@ class Run:
         world.launch(lambda: raw.fill_(number))
         ticket = self.store.offload(x, f"x{number}", tier, True)
         if release:
-            self.store.release(ticket, block=True)
+            self.store.release(ticket, block)
         return ticket
 
-    def prefetch(self, ticket: Ticket) -> torch.Tensor:
-        layout = ticket.layout
-        return self.store.prefetch(ticket, ticket.size, layout.stride, layout.dtype, CPU)
-
-    def wait(self, ticket: Ticket, y: torch.Tensor) -> None:
+    def wait(self, ticket: Ticket) -> torch.Tensor:
         """Wait, and let a kernel read the value."""
-        self.store.wait(ticket, y)
+        y = self.store.wait(ticket)
         self.look(y, int(ticket.name[1:]))
+        return y
 
     def look(self, y: torch.Tensor, expected: int) -> None:
         """A kernel that reads `y`."""
@@ -108,7 +108,8 @@ def train(run: Run, steps: int = 3) -> None:
         for _ in range(VALUES):
             number += 1
             tier = random.choice(("nvme", "host"))
-            tickets.append(run.offload(number, release=releases, tier=tier))
+            block = random.random() < 0.7
+            tickets.append(run.offload(number, release=releases, block=block, tier=tier))
             run.world.progress()
         if random.random() < 0.5:
             run.world.run_all()  # Everything is written, so that it must be read.
@@ -116,15 +117,16 @@ def train(run: Run, steps: int = 3) -> None:
         keeps_graph = random.random() < 0.3
         gives_up = random.random() < 0.3
         for _ in range(1 + keeps_graph):
-            ahead: list[tuple[Ticket, torch.Tensor]] = []
+            ahead: list[Ticket] = []
             for ticket in reversed(tickets):
-                ahead.append((ticket, run.prefetch(ticket)))
+                run.store.prefetch(ticket)
+                ahead.append(ticket)
                 if len(ahead) == 3:
-                    run.wait(*ahead.pop(0))
+                    run.wait(ahead.pop(0))
             if gives_up:
                 ahead.clear()
             while ahead:
-                run.wait(*ahead.pop(0))
+                run.wait(ahead.pop(0))
         random.shuffle(tickets)
         while tickets:
             run.store.free(tickets.pop())
@@ -146,7 +148,7 @@ def test_every_order_of_completion_gives_the_same_values() -> None:
     train_all()
 
 
-def release_at_once(outgoing: CudaOutgoing) -> None:
+def release_at_once(outgoing: CudaOutgoing, block: bool) -> None:
     outgoing._tensor = None
 
 
@@ -157,6 +159,11 @@ def forget_event(device: CudaDevice, hold: Hold) -> None:
 def forget_tensors(device: CudaDevice, hold: Hold) -> None:
     hold.tensors = ()
     device._holds.append(hold)
+
+
+def forget_released(device: CudaDevice, hold: Hold) -> None:
+    if hold.buffer is not None or hold.event is None:
+        device._holds.append(hold)
 
 
 def copy_in_after(
@@ -182,6 +189,11 @@ FORGOTTEN: dict[str, tuple[object, str, Callable[..., object]]] = {
     ),
     "a forwarded value waits for its copy out": (CudaStreams, "copy_in", copy_in_after(slice(1))),
     "a buffer waits for its last copy": (CudaDevice, "hold", forget_event),
+    "a value that is not waited for is held until it is copied out": (
+        CudaDevice,
+        "hold",
+        forget_released,
+    ),
     "an event tells when it has passed": (Event, "query", lambda _: True),
     "a value that is given up waits for its copy": (CudaDevice, "hold", forget_tensors),
 }
@@ -196,19 +208,62 @@ def test_each_order_that_is_forgotten_is_found(
         train_all()
 
 
-def test_release_waits_only_on_the_device(run: Run) -> None:
-    run.store.free(run.offload(2))
+@pytest.mark.parametrize("block", [True, False])
+def test_release_waits_only_on_the_device(run: Run, block: bool) -> None:
+    """And there only where the memory is reused at once: else copies would stall what follows."""
+    run.world.random.choice = lambda choices: choices[0]  # Nothing goes on by itself.
+    ticket = run.offload(2, block=block)
+    waits = any(isinstance(command, Wait) for command in run.world.current.queue)
+    assert waits == block
+    assert run.world.live_blocks == 1 - block
+    run.world.run_all()
+    run.store.free(ticket)
     assert run.store.statistics().exposed_seconds == 0
     run.check()
+
+
+def test_as_much_is_written_at_a_time_as_the_engine_can(run: Run) -> None:
+    """A thread that waited for each end would have one drive of several idle."""
+    writing: list[Future[int]] = []
+    run.engine.write = lambda view, offset: writing.append(Future()) or writing[-1]
+    tickets = [run.offload(number) for number in range(5)]
+    run.world.run_all()
+    assert len(writing) == 5
+    run.store.free(tickets[1])  # Cancels what the engine has not begun.
+    assert writing[1].cancelled()
+    writing[2].set_exception(OSError("simulated"))
+    for future in (writing[0], *writing[3:]):
+        future.set_running_or_notify_cancel()
+        future.set_result(1536)
+    with pytest.warns(RuntimeWarning, match="simulated"):
+        record = run.store.statistics()
+    assert record.written_bytes == 3 * tickets[0].nbytes
+    assert record.cancelled_bytes == tickets[0].nbytes
+    assert (record.write_errors, record.inflight_bytes) == (1, 0)
+    for ticket in tickets:
+        run.store.free(ticket)
+    run.check()
+
+
+@pytest.mark.parametrize("tier", ["host", "nvme"])
+def test_a_write_that_waits_for_its_copy_is_cancelled(run: Run, tier: str) -> None:
+    run.world.random.choice = lambda choices: choices[0]  # Nothing goes on by itself.
+    ticket = run.offload(2, tier=tier)
+    run.store.free(ticket)
+    record = run.store.statistics()
+    assert (record.cancelled_bytes, record.written_bytes) == (ticket.nbytes, 0)
+    run.check()
+    assert run.store.statistics().written_bytes == 0
 
 
 def test_a_reload_is_copied_before_anybody_waits(run: Run) -> None:
     ticket = run.offload(2)
     run.world.run_all()
-    y = run.prefetch(ticket)
+    run.store.prefetch(ticket)
     run.world.run_all()
+    y = ticket.prefetches[0].arrival.y
     assert torch.equal(run.world.alias(y), torch.full((LENGTH,), 2.0))
-    run.wait(ticket, y)
+    assert run.wait(ticket) is y
     del y
     run.store.free(ticket)
     assert run.store.statistics().read_bytes == ticket.nbytes
@@ -219,8 +274,8 @@ def test_memory_of_a_value_is_not_held_after_its_wait(run: Run) -> None:
     """The program's last reference frees it, although nothing asks for a buffer any more."""
     ticket = run.offload(2)
     for forwarded in (True, False):
-        y = run.prefetch(ticket)
-        run.wait(ticket, y)
+        run.store.prefetch(ticket)
+        y = run.wait(ticket)
         run.world.run_all()
         assert run.world.live_blocks == 1
         del y
@@ -242,10 +297,9 @@ def test_what_goes_to_host_memory_stays_where_it_was_copied_to(run: Run) -> None
     held = run.device.arena.used_bytes
     for _ in range(2):
         for ticket in tickets:
-            y = run.prefetch(ticket)
+            run.store.prefetch(ticket)
             run.world.run_all()
-            run.wait(ticket, y)
-            del y
+            run.wait(ticket)
     done = run.store.statistics()
     assert done.host_read_bytes == 2 * done.host_written_bytes
     assert done.read_bytes == 2 * done.written_bytes
@@ -272,7 +326,7 @@ def test_what_stays_where_it_is_copied_to_waits_for_no_room() -> None:
             run.store._ledger._max_inflight_bytes = 1
             first = run.offload(2, tier=tier)
 
-            run.store._ledger._room.wait = partial(run_without, run.store._ledger.lock, world)
+            run.store._ledger._changed.wait = partial(run_without, run.store._ledger.lock, world)
             second = run.offload(4, tier=tier)
             assert (run.store.statistics().inflight_bytes == first.nbytes) == waits
             world.run_all()
@@ -300,9 +354,8 @@ def test_what_comes_back_over_the_bus_is_not_forwarded(run: Run, tier: str) -> N
     """Also where the host asks for it before the copy out has begun."""
     run.world.random.choice = lambda choices: choices[0]  # Nothing goes on by itself.
     ticket = run.offload(2, tier=tier)
-    y = run.prefetch(ticket)
-    run.wait(ticket, y)
-    del y
+    run.store.prefetch(ticket)
+    run.wait(ticket)
     run.store.free(ticket)
     run.world.run_all()
     done = run.store.statistics()
@@ -322,9 +375,9 @@ def test_expanded_values_come_back(run: Run) -> None:
     run.store.release(ticket, block=True)
     del x
     for _ in range(2):
-        y = run.store.prefetch(ticket, (4, LENGTH), (LENGTH, 1), torch.float32, CPU)
-        run.wait(ticket, y)
-        assert y.stride() == (LENGTH, 1)
+        run.store.prefetch(ticket)
+        y = run.wait(ticket)
+        assert (y.shape, y.stride()) == ((4, LENGTH), (0, 1))
         world.run_all()
     del y
     run.store.free(ticket)
@@ -338,13 +391,11 @@ def test_a_read_that_fails_for_good_leaves_nothing(run: Run) -> None:
     ticket = run.offload(2)
     run.world.run_all()
     run.engine.read_failures = 2
-    y = run.prefetch(ticket)
+    run.store.prefetch(ticket)
     with pytest.raises(TransferError, match=r"x2: .*read"):
-        run.wait(ticket, y)
-    del y
-    y = run.prefetch(ticket)
-    run.wait(ticket, y)
-    del y
+        run.wait(ticket)
+    run.store.prefetch(ticket)
+    run.wait(ticket)
     run.store.free(ticket)
     run.check()
 
@@ -383,13 +434,14 @@ def test_two_users_of_one_read_copy_once(seed: int) -> None:
     for run in open_run(world):
         ticket = run.offload(2)
         world.run_all()
-        y = run.prefetch(ticket)
-        (read,) = ticket.reads.values()
+        run.store.prefetch(ticket)
+        read = ticket.prefetches[0].read
+        assert read is not None
         world.run_until(read.future.done)
         before = sum(len(stream.queue) for stream in world.streams)
         read.incoming.arrive(read.future)
         assert sum(len(stream.queue) for stream in world.streams) <= before
-        run.wait(ticket, y)
-        del y, read
+        run.wait(ticket)
+        del read
         run.store.free(ticket)
         run.check()

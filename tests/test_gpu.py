@@ -281,10 +281,9 @@ def test_large_values_under_a_slow_stream(store: OffloadStore, own_stream: bool)
                 wait_for_writes(store.statistics)
             for number in reversed(range(count)):
                 ticket = tickets.pop()
-                layout = ticket.layout
-                y = store.prefetch(ticket, shape, layout.stride, layout.dtype, layout.device)
+                store.prefetch(ticket)
                 torch.cuda._sleep(SLEEP_CYCLES)
-                store.wait(ticket, y)
+                y = store.wait(ticket)
                 assert y.data_ptr() % 512 == 0
                 low, high = (value.item() for value in torch.aminmax(y))
                 assert low == high == 10 * step + number
@@ -303,9 +302,7 @@ def test_a_value_that_is_given_up_overwrites_nothing(store: OffloadStore) -> Non
         store.release(ticket, block=True)
         del x
         wait_for_writes(store.statistics)
-        layout = ticket.layout
-        y = store.prefetch(ticket, ticket.size, layout.stride, layout.dtype, CUDA)
-        del y
+        store.prefetch(ticket)
         store.free(ticket)
         other = torch.full((nbytes // 4,), 2.0, device=CUDA)
         torch.cuda._sleep(SLEEP_CYCLES)
@@ -323,9 +320,8 @@ def test_a_steady_step_pins_nothing(store: OffloadStore) -> None:
         wait_for_writes(store.statistics)
         for number in reversed(range(4)):
             ticket = tickets.pop()
-            layout = ticket.layout
-            y = store.prefetch(ticket, ticket.size, layout.stride, layout.dtype, CUDA)
-            store.wait(ticket, y)
+            store.prefetch(ticket)
+            y = store.wait(ticket)
             assert torch.aminmax(y) == (number, number)
             store.free(ticket)
 
@@ -354,8 +350,8 @@ def test_two_devices(store: OffloadStore) -> None:
     wait_for_writes(store.statistics)
     for device, ticket in values.items():
         with torch.cuda.device(1 - device.index):
-            y = store.prefetch(ticket, ticket.size, (1,), torch.float32, device)
-            store.wait(ticket, y)
+            store.prefetch(ticket)
+            y = store.wait(ticket)
             assert y.device == device
             assert torch.aminmax(y) == (device.index, device.index)
             assert torch.cuda.current_device() == 1 - device.index

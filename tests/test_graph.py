@@ -19,7 +19,6 @@ from fxoffload.graph import (
     find_mutated,
     find_views,
     get_output,
-    get_placeholder,
     get_results,
     get_saved,
     get_tensor,
@@ -179,14 +178,6 @@ def test_constant_results_appear_as_none() -> None:
     sketch = Sketch()
     x = sketch.forward.input("x", torch.empty(4))
     assert get_results(sketch.forward.finish([None, x, 3]).graph) == [None, x, None]
-
-
-def test_get_placeholder() -> None:
-    graph = toys.make_chain(2)
-    found = get_placeholder(graph.backward.graph, "layer1")
-    assert found is not None
-    assert found.op == "placeholder"
-    assert get_placeholder(graph.backward.graph, "grad1") is None
 
 
 @pytest.mark.parametrize(

@@ -91,10 +91,10 @@ def test_wait_copies_nothing_for_the_stride_of_a_dimension_of_one(key: str) -> N
     ticket = offload(key, x)
     OPS.release(ticket, x, True)
     OPS.prefetch(ticket)
-    (prefetched,) = kernels._tickets[int(ticket.item())][1].prefetched
+    (prefetched,) = kernels._tickets[int(ticket.item())][1].prefetches
     y = OPS.wait(ticket, x.shape, (1000, 7, 1), x.dtype, CPU)
     assert y.stride() == (1000, 7, 1)
-    assert y.data_ptr() == prefetched.data_ptr()
+    assert y.data_ptr() == prefetched.arrival.y.data_ptr()
     assert torch.equal(y, x)
 
 
@@ -251,6 +251,15 @@ def test_equal_options_share_a_store(config: OffloadConfig) -> None:
     assert register_store(config) == key
     assert find_store(key) is not store
     assert not find_store(key).closed
+
+
+def test_a_store_is_shared_by_all_budgets(config: OffloadConfig) -> None:
+    """One spill file, one set of threads, and the host budget is given out once."""
+    others = [
+        dataclasses.replace(config, memory_budget=budget, min_bytes=size, replan=False)
+        for budget, size in (("min", 1), ("1GiB", 2))
+    ]
+    assert len({register_store(each) for each in (config, *others)}) == 1
 
 
 def test_a_closed_store_still_counts(config: OffloadConfig) -> None:

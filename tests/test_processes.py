@@ -33,8 +33,8 @@ def work(store, rounds, say=lambda: None):
         for ticket in tickets:
             store.release(ticket, True)
         for ticket, value in zip(tickets, values):
-            y = store.prefetch(ticket, value.shape, value.stride(), value.dtype, value.device)
-            store.wait(ticket, y)
+            store.prefetch(ticket)
+            y = store.wait(ticket)
             assert torch.equal(y, value)
             store.free(ticket)
 """
@@ -191,6 +191,75 @@ def test_a_fork_while_bytes_move(spill_directory: Path) -> None:
     assert (code, out.strip()) == (0, "{7} 0 0"), err
 
 
+def test_a_child_keeps_no_spill_file(spill_directory: Path) -> None:
+    """Else closing the store would free no space while a worker of a DataLoader lives."""
+    script = """
+        from pathlib import Path
+        from fxoffload.config import OffloadConfig
+        from fxoffload.runtime import register_store
+        def find_spill_files():
+            links = (os.readlink(link) for link in Path("/proc/self/fd").iterdir() if link.exists())
+            return [link for link in links if link.startswith(sys.argv[1])]
+        key = register_store(OffloadConfig(directory=sys.argv[1], ioengine="posix"))
+        kept = torch.ops.fxoffload.offload(torch.ones(500_000), key, "value", "nvme", True, 0)
+        child = os.fork()
+        if child == 0:
+            os._exit(len(find_spill_files()))
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        y = torch.ops.fxoffload.wait(kept, (500_000,), (1,), torch.float32, torch.device("cpu"))
+        print(len(find_spill_files()), y.sum().item())
+        """
+    code, out, err = finish(start(script, spill_directory))
+    assert (code, out.strip()) == (0, "1 500000.0"), err
+
+
+def test_a_fork_waits_for_the_reads_under_way(spill_directory: Path) -> None:
+    """A read by direct I/O into memory that a fork shares may end in the child: open(2)."""
+    script = """
+        import threading, time
+        from fxoffload.config import OffloadConfig
+        from fxoffload.runtime import register_store
+        reading, forked = [], []
+        preadv = os.preadv
+        def crawl(*args):
+            start = time.monotonic()
+            time.sleep(0.2)
+            try:
+                return preadv(*args)
+            finally:
+                reading.append((start, time.monotonic()))
+        config = OffloadConfig(directory=sys.argv[1], ioengine="posix")
+        key = register_store(config)
+        ops = torch.ops.fxoffload
+        tickets = []
+        for number in range(6):
+            x = torch.full((500_000,), float(number))
+            tickets.append(ops.offload(x, key, "value", "nvme", True, 0))
+            ops.release(tickets[-1], x, True)
+        os.preadv = crawl
+        def read():
+            for ticket in tickets:
+                ops.prefetch(ticket)
+                time.sleep(0.05)
+        thread = threading.Thread(target=read)
+        thread.start()
+        for _ in range(3):
+            time.sleep(0.07)
+            child = os.fork()
+            if child == 0:
+                os._exit(0)
+            forked.append(time.monotonic())
+            os.waitpid(child, 0)
+        thread.join()
+        for number, ticket in enumerate(tickets):
+            y = ops.wait(ticket, (500_000,), (1,), torch.float32, torch.device("cpu"))
+            assert torch.equal(y, torch.full((500_000,), float(number)))
+        print(len(reading), sum(start < at < end for start, end in reading for at in forked))
+        """
+    code, out, err = finish(start(script, spill_directory))
+    assert (code, out.strip()) == (0, "6 0"), err
+
+
 def test_spawned_workers_have_stores_of_their_own(spill_directory: Path) -> None:
     script = """
         from pathlib import Path
@@ -201,8 +270,8 @@ def test_spawned_workers_have_stores_of_their_own(spill_directory: Path) -> None
         code = "import fxoffload; print(fxoffload.statistics().live_bytes)"
         command = [sys.executable, "-c", code]
         other = subprocess.run(command, capture_output=True, text=True, check=True)
-        y = store.prefetch(ticket, value.shape, value.stride(), value.dtype, value.device)
-        store.wait(ticket, y)
+        store.prefetch(ticket)
+        y = store.wait(ticket)
         assert torch.equal(y, value)
         print(other.stdout.strip())
         """

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.overrides import TorchFunctionMode
 
 from fxoffload.runtime import speed
 from fxoffload.runtime.bandwidth import Bandwidth
@@ -70,6 +71,46 @@ def test_measured_once_for_each_kind_of_work(monkeypatch: pytest.MonkeyPatch) ->
     finally:
         torch.set_num_threads(threads)
     assert calls == [torch.float32, torch.bfloat16, torch.float32]
+
+
+def test_no_tensor_of_a_probe_is_larger_than_its_matrix(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It runs at the first compilation, when a model may nearly fill the device already."""
+    largest = 0
+
+    class Watch(TorchFunctionMode):
+        def __torch_function__(
+            self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+        ) -> Any:
+            nonlocal largest
+            found = func(*args, **(kwargs or {}))
+            if isinstance(found, torch.Tensor):
+                largest = max(largest, found.nbytes)
+            return found
+
+    monkeypatch.setattr(speed, "_MATRIX_SIZE", {"cpu": 2048})
+    monkeypatch.setattr(speed, "_COPY_BYTES", {"cpu": 4000})
+    with Watch():
+        measure_speed(CPU, torch.bfloat16)
+    assert largest == 2 * 2048**2
+
+
+def test_a_full_device_is_probed_with_less(monkeypatch: pytest.MonkeyPatch) -> None:
+    tried: list[int] = []
+
+    def measure(size: int) -> float:
+        tried.append(size)
+        if size > 1000:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return 3.0
+
+    assert speed._with_less_memory(4096, measure) == 3.0
+    assert tried == [4096, 2048, 1024, 512]
+
+    def fail(size: int) -> float:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    with pytest.raises(torch.OutOfMemoryError):
+        speed._with_less_memory(4096, fail)
 
 
 def test_refused_pinning_measures_pageable_memory(

@@ -10,24 +10,28 @@ import threading
 import time
 import warnings
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 import torch
+from torch.multiprocessing.reductions import StorageWeakRef
 
 from fxoffload.errors import StoreClosed, StoreError, StoreFull, TransferError
+from fxoffload.runtime.buffers import find_span
+from fxoffload.runtime.checksum import CheckedEngine
+from fxoffload.runtime.counters import StoreStatistics
 from fxoffload.runtime.ioengine import IOEngine
 from fxoffload.runtime.memory import MemoryEngine
 from fxoffload.runtime.posix import PosixEngine
 from fxoffload.runtime.spill_file import SpillFile
 from fxoffload.runtime.store import OffloadStore
-from fxoffload.runtime.ticket import Ticket, TicketState
+from fxoffload.runtime.ticket import Ticket
 from fxoffload.runtime.workers import Transfer
+from fxoffload.torch_internals import is_shared
 
-CPU = torch.device("cpu")
 CAP = 2**30
 SIZES = (0, 1, 511, 512, 513, 4097, 64 * 1024 - 1, 64 * 1024, 64 * 1024 + 1, 3_000_001)
 
@@ -63,6 +67,7 @@ class FlakyEngine:
         self.alignment = self.inner.alignment
         self.allocate, self.free = self.inner.allocate, self.inner.free
         self.reserve, self.describe = self.inner.reserve, self.inner.describe
+        self.abandon = self.inner.abandon
 
     def write(self, view: memoryview, offset: int) -> Future[int]:
         if self.write_failures:
@@ -152,20 +157,19 @@ def fill(nbytes: int, seed: int = 0) -> torch.Tensor:
 
 
 def offload(store: OffloadStore, x: torch.Tensor, name: str = "x", owned: bool = True) -> Ticket:
-    return store.offload(x, name, "nvme", owned)
+    return store.offload(x, name, "nvme", owned, site=name)
 
 
-def fetch(store: OffloadStore, ticket: Ticket, like: torch.Tensor) -> torch.Tensor:
-    y = store.prefetch(ticket, like.shape, like.stride(), like.dtype, CPU)
-    store.wait(ticket, y)
-    return y
+def fetch(store: OffloadStore, ticket: Ticket) -> torch.Tensor:
+    store.prefetch(ticket)
+    return store.wait(ticket)
 
 
 def round_trip(store: OffloadStore, x: torch.Tensor) -> torch.Tensor:
     ticket = offload(store, x)
     store.release(ticket, block=True)
     wait_stored(ticket)
-    y = fetch(store, ticket, x)
+    y = fetch(store, ticket)
     assert y.storage_offset() == 0
     store.free(ticket)
     return y
@@ -216,29 +220,13 @@ def test_dtypes_and_layouts(store: OffloadStore, name: str, forwarded: bool) -> 
         y = round_trip(store, x)
     else:
         ticket = offload(store, x)
-        y = fetch(store, ticket, x)
+        y = fetch(store, ticket)
         store.free(ticket)
     assert torch.equal(y, x)
-    assert (y.stride(), y.dtype) == (x.stride(), x.dtype)
+    assert y.dtype == x.dtype
+    if find_span(x) <= x.nbytes:  # Else a dense copy goes out.
+        assert y.stride() == x.stride()
     assert y.untyped_storage().data_ptr() != x.untyped_storage().data_ptr() or y.numel() == 0
-
-
-@pytest.mark.parametrize("name", ["transposed", "permuted", "expanded", "expanded gaps", "gaps"])
-@pytest.mark.parametrize("small", [False, True])
-def test_other_strides_than_recorded(store: OffloadStore, name: str, small: bool) -> None:
-    x = make_values()[name]
-    if small:
-        x = x[:5, :5] if x.dim() > 1 else x[:50]
-    ticket = offload(store, x)
-    forwarded = store.prefetch(ticket, x.shape, x.contiguous().stride(), x.dtype, CPU)
-    store.release(ticket, block=True)
-    wait_stored(ticket)
-    read = store.prefetch(ticket, x.shape, x.contiguous().stride(), x.dtype, CPU)
-    for y in (forwarded, read):
-        store.wait(ticket, y)
-        assert y.is_contiguous()
-        assert torch.equal(y, x)
-    store.free(ticket)
 
 
 def test_the_memory_of_x_is_free_after_a_blocking_release(store: OffloadStore) -> None:
@@ -248,7 +236,7 @@ def test_the_memory_of_x_is_free_after_a_blocking_release(store: OffloadStore) -
         ticket = offload(store, x)
         store.release(ticket, block=True)
         x.zero_()
-        assert torch.equal(fetch(store, ticket, expected), expected)
+        assert torch.equal(fetch(store, ticket), expected)
         store.free(ticket)
 
 
@@ -261,7 +249,7 @@ def test_many_values_in_random_order(store: OffloadStore) -> None:
         tickets.append(offload(store, x))
         store.release(tickets[-1], block=rng.random() < 0.5)
     for index in rng.sample(range(60), 60):
-        assert torch.equal(fetch(store, tickets[index], values[index]), values[index])
+        assert torch.equal(fetch(store, tickets[index]), values[index])
         store.free(tickets[index])
 
 
@@ -270,13 +258,10 @@ def test_reads_in_flight_together(store: OffloadStore) -> None:
     tickets = [offload(store, value) for value in values]
     for ticket in tickets:
         store.release(ticket, block=True)
-    ys = [
-        store.prefetch(ticket, value.shape, (1,), value.dtype, CPU)
-        for ticket, value in zip(tickets, values, strict=True)
-    ]
+    for ticket in tickets:
+        store.prefetch(ticket)
     for index in (3, 0, 5, 1, 4, 2):
-        store.wait(tickets[index], ys[index])
-        assert torch.equal(ys[index], values[index])
+        assert torch.equal(store.wait(tickets[index]), values[index])
         store.free(tickets[index])
 
 
@@ -284,15 +269,16 @@ def test_a_ticket_can_be_read_again(store: OffloadStore) -> None:
     x = fill(500_000)
     ticket = offload(store, x)
     store.release(ticket, block=True)
-    first = fetch(store, ticket, x)
+    first = fetch(store, ticket)
     first.zero_()
-    together = [store.prefetch(ticket, x.shape, (1,), x.dtype, CPU) for _ in range(2)]
-    for y in together:
-        store.wait(ticket, y)
-        assert torch.equal(y, x)
-    assert ticket.state is TicketState.LOADED
+    for _ in range(2):
+        store.prefetch(ticket)
+    together = [store.wait(ticket) for _ in range(2)]
+    assert together[0].data_ptr() != together[1].data_ptr()
+    assert all(torch.equal(y, x) for y in together)
+    assert not ticket.prefetches
     store.free(ticket)
-    assert ticket.state is TicketState.FREED
+    assert ticket.slot is None
 
 
 def test_slots_are_reused(store: OffloadStore, engine: IOEngine) -> None:
@@ -310,21 +296,18 @@ def test_slots_are_reused(store: OffloadStore, engine: IOEngine) -> None:
     assert engine.end_bytes == 0
 
 
-def test_states_and_counters(flaky: FlakyEngine) -> None:
+def test_counters(flaky: FlakyEngine) -> None:
     store = OffloadStore({"nvme": flaky}, max_inflight_bytes=CAP)
     flaky.gate.clear()
     x = fill(100_000)
     ticket = store.offload(x, "x", "nvme", True, 11)
-    assert ticket.state is TicketState.WRITING
+    assert not ticket.stored
     record = store.statistics()
     assert (record.inflight_bytes, record.live_bytes) == (100_000, 100_000)
     flaky.finish()
-    assert ticket.state is TicketState.STORED
+    assert ticket.stored
     store.release(ticket, block=True)
-    y = store.prefetch(ticket, x.shape, (1,), x.dtype, CPU)
-    assert ticket.state is TicketState.READING
-    store.wait(ticket, y)
-    assert ticket.state is TicketState.LOADED
+    assert torch.equal(fetch(store, ticket), x)
     record = store.statistics()
     assert record.offloads == 1
     assert record.offloaded_bytes == record.written_bytes == record.read_bytes == 100_000
@@ -335,7 +318,6 @@ def test_states_and_counters(flaky: FlakyEngine) -> None:
     assert store.statistics().written_bytes == 0
     assert store.statistics().live_bytes == 100_000
     store.free(ticket)
-    assert ticket.state is TicketState.FREED
     check_empty(store)
     store.close()
 
@@ -405,7 +387,7 @@ def test_forwarding_the_tensor_itself(
     last_store.release(ticket, block=False)
     if started:
         flaky.start()
-    y = fetch(last_store, ticket, x)
+    y = fetch(last_store, ticket)
     assert y.data_ptr() == x.data_ptr()
     assert torch.equal(y, expected)
     y.zero_()
@@ -416,7 +398,7 @@ def test_forwarding_the_tensor_itself(
     assert record.cancelled_bytes == (0 if started else 100_000)
     assert record.inflight_bytes == record.live_bytes == 0
     with pytest.raises(StoreError, match="retain_graph=True"):
-        last_store.prefetch(ticket, x.shape, (1,), x.dtype, CPU)
+        last_store.prefetch(ticket)
     last_store.free(ticket)
     assert flaky.reads == 0
 
@@ -437,7 +419,7 @@ def test_forwarding_a_copy(
     ticket = offload(last_store, x, owned=why != "the caller's")
     if why != "not released":
         last_store.release(ticket, block=False)
-    y = fetch(last_store, ticket, x)
+    y = fetch(last_store, ticket)
     assert y.untyped_storage().data_ptr() != x.untyped_storage().data_ptr()
     assert y.storage_offset() == 0
     assert torch.equal(y, x)
@@ -453,13 +435,13 @@ def test_a_kept_graph_gets_copies_and_its_write_goes_on(flaky: FlakyEngine) -> N
     expected = x.clone()
     ticket = offload(store, x)
     store.release(ticket, block=False)
-    fetch(store, ticket, x).zero_()
-    assert torch.equal(fetch(store, ticket, x), expected)
+    fetch(store, ticket).zero_()
+    assert torch.equal(fetch(store, ticket), expected)
     assert store.statistics().cancelled_bytes == 0
     flaky.finish()
     assert ticket.outgoing is None
     kept = False
-    assert torch.equal(fetch(store, ticket, x), expected)
+    assert torch.equal(fetch(store, ticket), expected)
     assert flaky.reads == 1
     store.free(ticket)
     check_empty(store)
@@ -473,7 +455,7 @@ def test_free_cancels_a_queued_write(last_store: OffloadStore, flaky: FlakyEngin
     record = last_store.statistics()
     assert record.cancelled_bytes == 100_000
     assert record.inflight_bytes == record.live_bytes == 0
-    assert ticket.state is TicketState.FREED
+    assert ticket.freed
     assert ticket.outgoing is None
 
 
@@ -501,7 +483,7 @@ def test_free_during_a_read_keeps_the_slot_until_its_end(
         wait_stored(ticket)
         reading.set_running_or_notify_cancel()
         monkeypatch.setattr(flaky, "read", lambda *_, reading=reading: reading)
-        last_store.prefetch(ticket, x.shape, (1,), x.dtype, CPU)
+        last_store.prefetch(ticket)
         last_store.free(ticket)
         assert last_store.statistics().live_bytes == nbytes
         reading.set_result(0)
@@ -522,7 +504,7 @@ def test_the_cap_makes_an_offload_wait(
     last_store: OffloadStore, flaky: FlakyEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     flaky.gate.clear()
-    room, waiting = last_store._ledger._room, threading.Event()
+    room, waiting = last_store._ledger._changed, threading.Event()
     wait = room.wait
     monkeypatch.setattr(room, "wait", lambda: waiting.set() or wait())
     size = 3 * 2**20
@@ -569,8 +551,8 @@ def test_a_failed_write_loses_nothing(
     assert re.search(rf"^value_7: .*{nbytes} bytes.*No space left", message)
     if block:
         x.zero_()
-    assert ticket.state is TicketState.RESIDENT
-    assert torch.equal(fetch(last_store, ticket, expected), expected)
+    assert ticket.outgoing is not None
+    assert torch.equal(fetch(last_store, ticket), expected)
     again = offload(last_store, expected)
     last_store.release(again, block=True)
     record = last_store.statistics()
@@ -591,7 +573,7 @@ def test_a_full_store_keeps_values_in_memory() -> None:
     (message,) = [str(warning.message) for warning in said]
     assert "the limit is 97.7 KiB" in message
     for ticket, value in zip(tickets, values, strict=True):
-        assert torch.equal(fetch(store, ticket, value), value)
+        assert torch.equal(fetch(store, ticket), value)
         store.free(ticket)
     assert store.statistics().write_errors == 2
     check_empty(store)
@@ -614,7 +596,7 @@ def test_what_finds_the_host_tier_full_goes_to_nvme(engine: IOEngine, nbytes: in
     assert (record.host_written_bytes, record.host_live_bytes) == (2 * nbytes, 2 * nbytes)
     assert record.host_overflow_bytes == record.nvme_written_bytes == 3 * nbytes
     for ticket, value in zip(tickets, values, strict=True):
-        assert torch.equal(fetch(store, ticket, value), value)
+        assert torch.equal(fetch(store, ticket), value)
     record = store.statistics()
     assert (record.read_bytes, record.host_read_bytes) == (5 * nbytes, 2 * nbytes)
     for ticket in tickets:
@@ -635,7 +617,7 @@ def test_with_both_tiers_full_values_stay_in_memory() -> None:
     with pytest.warns(RuntimeWarning, match="the value stays in memory"):
         store.release(tickets[2], block=True)
     for ticket, value in zip(tickets, values, strict=True):
-        assert torch.equal(fetch(store, ticket, value), value)
+        assert torch.equal(fetch(store, ticket), value)
         store.free(ticket)
     record = store.statistics()
     assert (record.write_errors, record.host_overflow_bytes) == (1, 80_000)
@@ -667,7 +649,7 @@ def test_a_write_may_fail_by_any_exception(error: Exception) -> None:
     with pytest.warns(RuntimeWarning, match="the value stays in memory"):
         store.release(tickets[1], block=True)
     for ticket, value in zip(tickets, values, strict=True):
-        assert torch.equal(fetch(store, ticket, value), value)
+        assert torch.equal(fetch(store, ticket), value)
         store.free(ticket)
     assert store.statistics().write_errors == 2
     check_empty(store)
@@ -686,17 +668,215 @@ def test_a_failed_copy_to_staging_leaves_the_flight(
     assert last_store.statistics().inflight_bytes == 0
 
 
-def test_an_engine_that_cannot_start_leaves_nothing(
-    last_store: OffloadStore, flaky: FlakyEngine, monkeypatch: pytest.MonkeyPatch
+def test_what_interrupts_the_start_of_a_write_leaves_its_slot_alone(
+    flaky: FlakyEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(*_: object) -> Future[int]:
-        raise RuntimeError("cannot schedule new futures")
+    """Ctrl-C may come when the write has begun: its slot must not be written by another."""
+    store = OffloadStore({"nvme": flaky}, max_inflight_bytes=CAP)
+    used: list[int] = []
+    write = FlakyEngine.write
 
-    monkeypatch.setattr(flaky, "write", refuse)
-    with pytest.raises(RuntimeError, match="cannot schedule"):
-        offload(last_store, fill(1000))
-    record = last_store.statistics()
-    assert record.inflight_bytes == record.live_bytes == record.offloads == 0
+    def interrupt(view: memoryview, offset: int) -> Future[int]:
+        used.append(offset)
+        flaky.gate.clear()
+        write(flaky, view, offset)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(flaky, "write", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        offload(store, fill(1000))
+    monkeypatch.undo()
+    flaky.gate.set()
+    x = fill(1000, seed=1)
+    ticket = offload(store, x)
+    assert ticket.slot not in used
+    flaky.finish()
+    wait_stored(ticket)
+    assert torch.equal(fetch(store, ticket), x)
+    store.free(ticket)
+    record = store.statistics()
+    assert (record.inflight_bytes, record.live_bytes) == (0, 1000)
+    store.close()
+
+
+class SpyLock:
+    """A lock that notes when somebody is ready to wait for it."""
+
+    def __init__(self, inner: threading.Lock) -> None:
+        self._inner = inner
+        self.waited = 0
+
+    def acquire(self, blocking: bool = True) -> bool:
+        self.waited += blocking
+        return self._inner.acquire(blocking)
+
+    def release(self) -> None:
+        self._inner.release()
+
+    def __enter__(self) -> None:
+        self.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
+
+
+@pytest.mark.parametrize("state", ["writing", "queued", "reading", "stored"])
+def test_free_never_waits_for_the_lock(flaky: FlakyEngine, state: str) -> None:
+    """It runs in finalizers: in threads that may hold what the lock's owner waits for."""
+    store = OffloadStore({"nvme": flaky}, max_inflight_bytes=CAP)
+    if state in ("writing", "queued"):
+        flaky.gate.clear()
+    ticket = offload(store, fill(100_000))
+    if state == "writing":
+        flaky.start()
+    elif state != "queued":
+        store.release(ticket, block=True)
+    reading: Future[int] = Future()
+    if state == "reading":
+        flaky.read = lambda *_: reading
+        store.prefetch(ticket)
+    spy = store._ledger.lock = SpyLock(store._ledger.lock)
+    store.free(ticket)
+    assert spy.waited == 0
+    assert ticket.freed
+    assert (ticket.slot is None) == (state != "writing")
+    store.close()
+    check_empty(store)
+
+
+def test_nothing_is_handed_to_an_engine_under_the_lock(
+    flaky: FlakyEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An executor has locks of its own, and a finalizer inside them may want that of the store."""
+    store = OffloadStore({"nvme": flaky}, max_inflight_bytes=CAP)
+    free: list[bool] = []
+
+    def watch(call: Callable[[memoryview, int], Future[int]]) -> Callable[..., Future[int]]:
+        def start(view: memoryview, offset: int) -> Future[int]:
+            free.append(not store._ledger.lock.locked())
+            return call(view, offset)
+
+        return start
+
+    monkeypatch.setattr(flaky, "write", watch(flaky.write))
+    monkeypatch.setattr(flaky, "read", watch(flaky.read))
+    flaky.read_failures = 1
+    x = fill(100_000)
+    ticket = offload(store, x)
+    store.release(ticket, block=True)
+    assert torch.equal(fetch(store, ticket), x)
+    store.free(ticket)
+    assert free == [True] * 3
+    store.close()
+
+
+@pytest.mark.parametrize("nbytes", [1000, 100_000])
+@pytest.mark.parametrize("written", [False, True])
+def test_a_callers_tensor_that_was_changed(flaky: FlakyEngine, nbytes: int, written: bool) -> None:
+    """Whoever wrote first: autograd raises where it finds another version than was saved."""
+    store = OffloadStore({"nvme": flaky}, max_inflight_bytes=CAP)
+    flaky.gate.clear()
+    x = fill(nbytes)
+    ticket = offload(store, x, owned=False)
+    store.release(ticket, block=False)
+    if written:
+        flaky.finish()
+        assert ticket.outgoing is None
+    x[1:].mul_(2)  # By a view.
+    for bring_back in (store.prefetch, store.wait):
+        with pytest.raises(RuntimeError, match=r"x: .*modified by an inplace .* at version 1"):
+            bring_back(ticket)
+    store.free(ticket)
+    store.close()
+    check_empty(store)
+
+
+def test_the_watch_over_a_callers_tensor_keeps_no_memory(store: OffloadStore) -> None:
+    x = fill(100_000)
+    storage = StorageWeakRef(x.untyped_storage())
+    ticket = offload(store, x, owned=False)
+    store.release(ticket, block=True)
+    assert not storage.expired()
+    del x
+    assert storage.expired()
+    assert torch.equal(fetch(store, ticket), fill(100_000))
+    store.free(ticket)
+
+
+def test_what_the_caller_keeps_is_written_once(engine: IOEngine) -> None:
+    store = OffloadStore({"nvme": engine}, max_inflight_bytes=CAP, is_shared=is_shared)
+
+    def step(x: torch.Tensor, *, keep: bool, site: str = "graph x") -> StoreStatistics:
+        expected = x.clone()
+        store.reset_statistics()
+        ticket = store.offload(x, "x", "nvme", False, site=site)
+        store.release(ticket, block=True)
+        if not keep:
+            del x
+        wait_stored(ticket)
+        for _ in range(2):  # A second backward.
+            y = fetch(store, ticket)
+            assert torch.equal(y, expected)
+            y.zero_()  # It is the backward's own.
+        store.free(ticket)
+        return store.statistics()
+
+    x = fill(100_000)
+    assert step(x, keep=True).written_bytes == 100_000
+    for _ in range(2):
+        done = step(x, keep=True)
+        assert done.kept_bytes == 100_000
+        assert done.offloads == done.written_bytes == done.read_bytes == done.forwarded_bytes == 0
+    assert step(x, keep=True, site="graph y").written_bytes == 100_000, "of another site"
+    # Once it is seen that nobody else keeps it, it moves again, for good.
+    done = step(fill(100_000), keep=False)
+    assert done.kept_bytes == 100_000
+    for _ in range(2):
+        assert step(x, keep=True).written_bytes == 100_000
+    check_empty(store)
+    store.close()
+
+
+def test_a_small_value_comes_back_whole_through_large_pages() -> None:
+    """The read must be as long as the write: a digest is that of all that was written."""
+
+    class LargePages(MemoryEngine):
+        alignment = 64 * 2**10
+
+    store = OffloadStore({"nvme": CheckedEngine(LargePages(2**24))}, max_inflight_bytes=CAP)
+    x = fill(1000)
+    assert torch.equal(round_trip(store, x), x)
+    assert store.statistics().checksum_errors == 0
+    store.close()
+
+
+def test_a_fork_waits_for_reads(flaky: FlakyEngine) -> None:
+    store = OffloadStore({"nvme": flaky}, max_inflight_bytes=CAP)
+    reading, waited = [Future[int](), Future[int]()], threading.Event()
+    started = iter(reading)
+    tickets = [offload(store, fill(100_000)) for _ in range(2)]
+    for ticket in tickets:
+        store.release(ticket, block=True)
+    flaky.read = lambda *_: next(started)
+    store.prefetch(tickets[0])
+    forking = threading.Thread(target=lambda: (store.pause_reads(), waited.set()))
+    forking.start()
+    assert not waited.wait(0.05)
+    other = threading.Thread(target=store.prefetch, args=(tickets[1],))
+    other.start()
+    reading[0].set_result(0)
+    assert waited.wait(30)
+    other.join(0.05)
+    assert other.is_alive(), "no read starts meanwhile"
+    store.resume_reads()
+    other.join(30)
+    assert not other.is_alive()
+    reading[1].set_result(0)
+    for ticket in tickets:
+        store.free(ticket)
+    forking.join(30)
+    check_empty(store)
+    store.close()
 
 
 @pytest.mark.parametrize("nbytes", [1000, 100_000])
@@ -709,7 +889,7 @@ def test_a_failed_read_is_tried_again(
     last_store.release(ticket, block=True)
     wait_stored(ticket)
     setattr(flaky, kind, 1)
-    assert torch.equal(fetch(last_store, ticket, x), x)
+    assert torch.equal(fetch(last_store, ticket), x)
     assert last_store.statistics().read_errors == 1
     assert flaky.reads == 2
     last_store.free(ticket)
@@ -725,7 +905,7 @@ def test_a_read_that_fails_for_good_says_all(
     wait_stored(ticket)
     flaky.read_failures = 2
     with pytest.raises(TransferError) as caught:
-        fetch(last_store, ticket, x)
+        fetch(last_store, ticket)
     message = str(caught.value)
     assert message.startswith("layer_3.mlp: ")
     assert f"{nbytes} bytes" in message
@@ -733,7 +913,7 @@ def test_a_read_that_fails_for_good_says_all(
     assert ticket.describe_place() in message
     assert isinstance(caught.value.__cause__, OSError)
     assert last_store.statistics().read_errors == 2
-    assert torch.equal(fetch(last_store, ticket, x), x)
+    assert torch.equal(fetch(last_store, ticket), x)
     last_store.free(ticket)
 
 
@@ -745,16 +925,6 @@ def test_wrong_questions_are_refused(store: OffloadStore) -> None:
         store.offload(x.to("meta"), "x", "nvme", True)
     with pytest.raises(StoreFull):
         store.reserve(2**62, "nvme")
-    ticket = offload(store, x)
-    for size, dtype in (((99_999,), torch.uint8), ((100_000,), torch.int8)):
-        with pytest.raises(StoreError, match="do not belong together"):
-            store.prefetch(ticket, size, (1,), dtype, CPU)
-    store.release(ticket, block=True)
-    y = store.prefetch(ticket, x.shape, (1,), x.dtype, CPU)
-    with pytest.raises(StoreError, match="no prefetch of this ticket returned"):
-        store.wait(ticket, y.clone())
-    store.wait(ticket, y)
-    store.free(ticket)
 
 
 def test_close(flaky: FlakyEngine, tmp_path: Path) -> None:
@@ -765,12 +935,12 @@ def test_close(flaky: FlakyEngine, tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
     store.close()
     store.close()
-    assert ticket.state is TicketState.STORED
+    assert ticket.stored
     for call in (
         lambda: offload(store, x),
         lambda: store.release(ticket, block=True),
-        lambda: store.prefetch(ticket, x.shape, (1,), x.dtype, CPU),
-        lambda: store.wait(ticket, x),
+        lambda: store.prefetch(ticket),
+        lambda: store.wait(ticket),
         lambda: store.reserve(1, "nvme"),
     ):
         with pytest.raises(StoreClosed, match="the store is closed"):
@@ -811,7 +981,7 @@ def test_threads_at_once(store: OffloadStore) -> None:
             for i, ticket in enumerate(tickets):
                 store.release(ticket, block=i % 2 == 0)
             for value, ticket in zip(values, tickets, strict=True):
-                if not torch.equal(fetch(store, ticket, value), value):
+                if not torch.equal(fetch(store, ticket), value):
                     errors.append(f"thread {seed}, step {step}")
                 store.free(ticket)
 

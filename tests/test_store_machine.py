@@ -30,17 +30,23 @@ from fxoffload.runtime.posix import PosixEngine
 from fxoffload.runtime.spill_file import SpillFile
 from fxoffload.runtime.store import OffloadStore
 from fxoffload.runtime.ticket import Ticket
+from fxoffload.torch_internals import is_shared
 
 CPU = torch.device("cpu")
 CAP_BYTES = 400_000
 HOST_BYTES = 500_000
 # How a transfer goes: at once, not before it is let go, not before that and beyond cancelling, ...
 GOOD = ("now", "queued", "running")
-BAD = ("error", "short")
+ERRORS = {
+    "OSError": OSError(errno.EIO, os.strerror(errno.EIO)),
+    "RuntimeError": RuntimeError("CUDA error: an illegal memory access was encountered"),
+    "MemoryError": MemoryError(),
+}
+BAD = (*ERRORS, "short")
 READS = st.lists(st.sampled_from([*GOOD, *BAD]), max_size=2)
 COUNTED = (
     "offloads", "offloaded_bytes", "read_bytes", "host_read_bytes", "forwarded_bytes",
-    "host_overflow_bytes", "read_errors",
+    "host_overflow_bytes", "read_errors", "kept_bytes",
 )  # fmt: skip
 
 
@@ -64,8 +70,9 @@ class Held(Future[int]):
             assert self.set_running_or_notify_cancel()
 
     def let_go(self) -> None:
+        begin, self._begin = self._begin, lambda: 0  # It has the value's memory.
         if self.running() or (not self.done() and self.set_running_or_notify_cancel()):
-            self.set_result(self._begin())
+            self.set_result(begin())
 
 
 @dataclass
@@ -109,7 +116,7 @@ class ScriptedEngine:
 
         def note(future: IOFuture) -> None:
             outcome = find_outcome(future)
-            if isinstance(outcome, OSError):
+            if isinstance(outcome, Exception):
                 slot.written = "error"
             else:
                 slot.written = {None: "cancelled", len(view): "all"}.get(outcome, "short")
@@ -146,8 +153,8 @@ class ScriptedEngine:
                 find_outcome(future)
         elif kind in BAD:
             future = Future[int]()
-            if kind == "error":
-                future.set_exception(OSError(errno.EIO, os.strerror(errno.EIO)))
+            if kind in ERRORS:
+                future.set_exception(ERRORS[kind])
             else:
                 future.set_result(len(view) - 1)
         else:
@@ -164,27 +171,22 @@ class ScriptedEngine:
 
 
 @dataclass
-class Target:
-    """A tensor on its way back; `attempts` is how its read goes, or empty when it was forwarded."""
-
-    y: torch.Tensor | None  # None when `prefetch_ahead` keeps it.
-    attempts: list[str]
-
-
-@dataclass
 class Value:
     """What was offloaded, and all that came of it."""
 
     ticket: Ticket
-    x: torch.Tensor
+    x: torch.Tensor | None  # None when the program has dropped it.
     expected: torch.Tensor
     owned: bool
     slot: Slot | None
     tier: str
+    site: str = ""
+    kept: bool = False
+    changed: bool = False
     released: bool = False
     lent: bool = False
-    targets: list[Target] = field(default_factory=list)
-    ahead: list[Target] = field(default_factory=list)
+    # How the read of each prefetch went, or nothing when it was forwarded.
+    prefetched: list[list[str]] = field(default_factory=list)
 
     @property
     def nbytes(self) -> int:
@@ -207,6 +209,7 @@ class Sums:
     forwarded_bytes: int = 0
     host_overflow_bytes: int = 0
     read_errors: int = 0
+    kept_bytes: int = 0
     refused: int = 0
     writes: list[tuple[Slot, int]] = field(default_factory=list)
 
@@ -234,7 +237,9 @@ class StoreMachine(RuleBasedStateMachine):
             {"nvme": self.nvme, "host": self.host},
             max_inflight_bytes=CAP_BYTES,
             keeps_graph=lambda: not self.last,
+            is_shared=is_shared,
         )
+        self.sites: dict[str, bool] = {}
         self.values: list[Value] = []
         self.sums = Sums()
         self.count = 0
@@ -248,6 +253,7 @@ class StoreMachine(RuleBasedStateMachine):
         layout=st.sampled_from(["plain", "gaps", "offset", "transposed"]),
         owned=st.booleans(),
         tier=st.sampled_from(["nvme", "host"]),
+        site=st.sampled_from(["one", "two"]),
         write=st.sampled_from([*GOOD, *GOOD, *BAD]),
         block=st.sampled_from([True, True, False, None]),
     )
@@ -258,6 +264,7 @@ class StoreMachine(RuleBasedStateMachine):
         layout: str,
         owned: bool,
         tier: str,
+        site: str,
         write: str,
         block: bool | None,
     ) -> None:
@@ -282,14 +289,19 @@ class StoreMachine(RuleBasedStateMachine):
         if inflight_bytes + x.nbytes > CAP_BYTES:
             self.let_go()  # It waits until writes end.
         with self.count_warnings():
-            ticket = self.store.offload(x, f"value_{self.count}", tier, owned)
+            ticket = self.store.offload(x, f"value_{self.count}", tier, owned, site=site)
         for each in self.engines:
             each.next_write = "now"
         slot = self.nvme.last_slot or self.host.last_slot
-        value = Value(ticket, x, x.clone(), owned, slot, slot.tier if slot else tier)
+        value = Value(ticket, x, x.clone(), owned, slot, slot.tier if slot else tier, site)
         self.values.append(value)
-        self.largest_bytes = max(self.largest_bytes, value.nbytes)
         sums = self.sums
+        if not owned and self.sites.get(site):
+            assert slot is None
+            value.kept = True
+            sums.kept_bytes += value.nbytes
+            return
+        self.largest_bytes = max(self.largest_bytes, value.nbytes)
         sums.offloads += 1
         sums.offloaded_bytes += value.nbytes
         refused = (self.nvme.refusals, self.host.refusals) != refusals
@@ -315,67 +327,61 @@ class StoreMachine(RuleBasedStateMachine):
         if not value.released:
             self.release_value(value, block)
 
+    @precondition(lambda self: self.values)
+    @rule(data=st.data())
+    def forget(self, data: st.DataObject) -> None:
+        """The program drops the tensor."""
+        value = self.pick(data)
+        if value.released or value.kept:
+            value.x = None
+
+    @precondition(lambda self: self.values)
+    @rule(data=st.data())
+    def change(self, data: st.DataObject) -> None:
+        """The caller writes to a tensor of its own."""
+        value = self.pick(data)
+        if not value.owned and value.released and value.x is not None:
+            value.x.add_(1)
+            value.changed = True
+
     def release_value(self, value: Value, block: bool) -> None:
         if block:
             self.let_go()  # It waits for the write.
         with self.count_warnings():
             self.store.release(value.ticket, block)
         value.released = True
-        if block:
-            value.x.zero_()
-
-    @precondition(lambda self: self.values)
-    @rule(data=st.data(), last=st.booleans(), ahead=st.booleans(), reads=READS)
-    def prefetch(self, data: st.DataObject, last: bool, ahead: bool, reads: list[str]) -> None:
-        value = self.pick(data)
-        self.plan_reads(reads)
-        x, ticket = value.x, value.ticket
-        self.last = last
-        if value.lent:
-            with self.count_warnings(), pytest.raises(StoreError, match="was to be the last"):
-                self.store.prefetch_ahead(ticket)
-            return
-        plan, before = self.find_plan(value), self.count_reads()
-        y = None
-        with self.count_warnings():
-            if ahead:
-                self.store.prefetch_ahead(ticket)
-            else:
-                y = self.store.prefetch(ticket, x.shape, x.stride(), x.dtype, CPU)
-        attempts = plan[: self.count_reads() - before]
-        self.note_forward(value, attempts)
-        (value.ahead if ahead else value.targets).append(Target(y, attempts))
-
-    @precondition(lambda self: any(value.targets for value in self.values))
-    @rule(data=st.data(), reads=READS)
-    def wait(self, data: st.DataObject, reads: list[str]) -> None:
-        self.plan_reads(reads)
-        waiting = [value for value in self.values if value.targets]
-        value = waiting[data.draw(st.integers(0, len(waiting) - 1))]
-        target = value.targets.pop(data.draw(st.integers(0, len(value.targets) - 1)))
-        y = target.y
-        assert y is not None
-
-        def wait() -> torch.Tensor:
-            self.store.wait(value.ticket, y)
-            return y
-
-        self.end_transfer(value, target.attempts, wait)
+        if block and not value.kept:
+            assert value.x is not None
+            value.x.data.zero_()  # As what reuses the memory does: no version tells of it.
 
     @precondition(lambda self: self.values)
     @rule(data=st.data(), last=st.booleans(), reads=READS)
-    def take(self, data: st.DataObject, last: bool, reads: list[str]) -> None:
-        """What was prefetched ahead, the latest first; what was not is brought back now."""
+    def prefetch(self, data: st.DataObject, last: bool, reads: list[str]) -> None:
+        value = self.pick(data)
+        self.plan_reads(reads)
+        self.last = last
+        refusal = "modified by an inplace" if value.changed else "was to be the last"
+        if value.lent or value.changed:
+            with self.count_warnings(), pytest.raises(StoreError, match=refusal):
+                self.store.prefetch(value.ticket)
+            return
+        plan, before = self.find_plan(value), self.count_reads()
+        with self.count_warnings():
+            self.store.prefetch(value.ticket)
+        attempts = plan[: self.count_reads() - before]
+        self.note_forward(value, attempts)
+        value.prefetched.append(attempts)
+
+    @precondition(lambda self: self.values)
+    @rule(data=st.data(), last=st.booleans(), reads=READS)
+    def wait(self, data: st.DataObject, last: bool, reads: list[str]) -> None:
+        """What was prefetched, the latest first; what was not is brought back now."""
         self.plan_reads(reads)
         value = self.pick(data)
         self.last = last
-        if value.ahead:
-            attempts = value.ahead.pop().attempts
-        elif value.lent:
-            return
-        else:
-            attempts = None
-        self.end_transfer(value, attempts, lambda: self.store.take(value.ticket))
+        attempts = value.prefetched.pop() if value.prefetched else None
+        if attempts is not None or not (value.lent or value.changed):
+            self.end_transfer(value, attempts)
 
     @precondition(lambda self: self.values)
     @rule(data=st.data())
@@ -418,7 +424,7 @@ class StoreMachine(RuleBasedStateMachine):
         assert record.written_bytes == sums.written("all")
         assert record.host_written_bytes == sums.written("all", tier="host")
         assert record.cancelled_bytes == sums.written("cancelled")
-        failed = sum(slot.written in BAD for slot, _ in sums.writes)
+        failed = sum(slot.written in ("error", "short") for slot, _ in sums.writes)
         assert record.write_errors == sums.refused + failed
         assert self.warned == self.failed
         if reset:
@@ -467,7 +473,12 @@ class StoreMachine(RuleBasedStateMachine):
         return [*engine.next_reads, "now", "now"][:2]
 
     def note_forward(self, value: Value, attempts: list[str]) -> None:
-        if attempts:
+        if not value.owned and (value.kept or attempts):
+            if value.x is not None:
+                self.sites.setdefault(value.site, True)
+            else:
+                self.sites[value.site] = False
+        if attempts or value.kept:
             return
         self.sums.forwarded_bytes += value.nbytes
         if value.ticket.lent:
@@ -476,10 +487,8 @@ class StoreMachine(RuleBasedStateMachine):
             assert self.last
             value.lent = True
 
-    def end_transfer(
-        self, value: Value, attempts: list[str] | None, call: Callable[[], torch.Tensor]
-    ) -> None:
-        """Check what `call` brings; `attempts` are the reads that it waits for, None if none is
+    def end_transfer(self, value: Value, attempts: list[str] | None) -> None:
+        """Check what comes back; `attempts` are the reads that are waited for, None if none is
         known."""
         self.let_go()
         for engine in self.engines:  # Nobody lets go of a read while it is waited for.
@@ -488,7 +497,7 @@ class StoreMachine(RuleBasedStateMachine):
         y = error = None
         with self.count_warnings():
             try:
-                y = call()
+                y = self.store.wait(value.ticket)
             except TransferError as caught:
                 error = str(caught)
         made = plan[: self.count_reads() - reads]

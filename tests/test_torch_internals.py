@@ -61,6 +61,7 @@ from fxoffload.torch_internals import (
     is_checkpointed,
     is_collective,
     is_rng_state,
+    is_shared,
     keep_dynamo_graph,
     keep_strides,
     keeps_graph,
@@ -945,6 +946,17 @@ def test_keeps_graph(options: dict[str, bool], expected: bool) -> None:
     y.register_hook(lambda _: seen.append(keeps_graph()))
     torch.autograd.grad(y.sum(), x, **options)
     assert seen == [expected]
+
+
+@pytest.mark.parametrize("shape", [(1000,), (0,)])
+def test_is_shared(shape: tuple[int, ...]) -> None:
+    x = torch.empty(shape)
+    assert not is_shared(x)
+    view = x.detach()
+    assert is_shared(x)
+    assert is_shared(view)
+    del x
+    assert not is_shared(view)
 
 
 def test_keeps_graph_outside_of_a_backward() -> None:

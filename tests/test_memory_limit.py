@@ -1,0 +1,42 @@
+"""The memory limit of a process: that of its cgroups in every version, else the machine's."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from fxoffload.runtime.memory_limit import find_memory_limit
+
+PHYSICAL = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+@pytest.mark.parametrize(
+    ("cgroup", "files", "expected"),
+    [
+        ("", {}, PHYSICAL),
+        ("0::/a/b", {"a/b/memory.max": "1000", "a/memory.max": "max"}, 1000),
+        ("0::/a/b", {"a/b/memory.max": "max", "a/memory.max": "2000"}, 2000),
+        ("0::/a", {"a/memory.max": "max"}, PHYSICAL),
+        ("0::/", {"memory.max": "3000"}, 3000),
+        ("4:cpu,memory:/a\n0::/", {"memory/a/memory.limit_in_bytes": "4000"}, 4000),
+        # A container of version 1 sees its own cgroup at the place of the uppermost.
+        ("4:memory:/docker/7\n1:cpu:/", {"memory/memory.limit_in_bytes": "5000"}, 5000),
+        ("4:memory:/\n", {"memory/memory.limit_in_bytes": str(2**63 - 4096)}, PHYSICAL),
+        ("1:cpu:/a\n0::/b", {"a/memory.max": "1", "unified/b/memory.max": "6000"}, 6000),
+    ],
+)
+def test_limit(cgroup: str, files: dict[str, str], expected: int, tmp_path: Path) -> None:
+    if cgroup:
+        (tmp_path / "proc/self").mkdir(parents=True)
+        (tmp_path / "proc/self/cgroup").write_text(f"{cgroup}\n")
+    for name, text in files.items():
+        path = tmp_path / "sys/fs/cgroup" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"{text}\n")
+    assert find_memory_limit(tmp_path) == expected
+
+
+def test_limit_of_this_process() -> None:
+    assert 0 < find_memory_limit() <= PHYSICAL
