@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -64,9 +64,33 @@ def backend(
     Raises ConfigError for an option that cannot work, StoreFull for a disk that is too small.
     """
     try:
-        return compile_graph(gm, example_inputs, OffloadConfig.from_options(options, mode=mode))
+        config = OffloadConfig.from_options(options, mode=mode)
     except OffloadError as error:
         raise torch_internals.as_user_error(error) from None
+    return BoundBackend(config)(gm, example_inputs)
+
+
+@dataclass(frozen=True, slots=True)
+class BoundBackend:
+    """The backend with its options: to torch, equal options are one backend.
+
+    Else each module that is compiled by itself would compile the code that it shares with others
+    once more, up to torch's limit on that, and then run eagerly.
+    """
+
+    config: OffloadConfig
+
+    @property
+    def __name__(self) -> str:
+        """What torch calls the backend in messages."""
+        return "fxoffload"
+
+    def __call__(self, gm: fx.GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
+        """Compile one Dynamo graph. Raises as `backend`."""
+        try:
+            return compile_graph(gm, example_inputs, self.config)
+        except OffloadError as error:
+            raise torch_internals.as_user_error(error) from None
 
 
 def compile(
@@ -82,9 +106,10 @@ def compile(
     dynamic, fullgraph: as in torch.compile. mode, options: fields of OffloadConfig.
     Raises ConfigError for an option or a directory that cannot work.
     """
-    open_store(OffloadConfig.from_options(options, mode=mode))
+    config = OffloadConfig.from_options(options, mode=mode)
+    open_store(config)
     # torch.compile takes mode or options, not both, unless the backend already carries them.
-    bound = partial(backend, options=options, mode=mode)
+    bound = BoundBackend(config)
     return torch.compile(model, backend=bound, dynamic=dynamic, fullgraph=fullgraph)
 
 
