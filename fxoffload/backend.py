@@ -18,6 +18,7 @@ from fxoffload.config import OffloadConfig
 from fxoffload.errors import OffloadError
 from fxoffload.plan import Plan
 from fxoffload.plan_cache import find_plan_path, hash_graph, keep_plan, recall_plan, write_whole
+from fxoffload.planned_sizes import SizedGraph, find_planned_sizes, warn_of_uncounted
 from fxoffload.planning import Review, build_partitioner, build_reviewer, hash_sources, reserve
 from fxoffload.profile import Profile
 from fxoffload.replanning import Clocks, ReplannedGraph
@@ -153,8 +154,14 @@ class _Job:
         self, gm: fx.GraphModule, inputs: Sequence[Any], profile: Profile | None
     ) -> tuple[Callable[..., Any], Plan | None]:
         """The compiled graph and its plan; None where nothing is saved, or nothing was asked."""
+        # Before the compiler, which may replace symbols by numbers.
+        sizes = find_planned_sizes(inputs)
         compiled, plan = self._compile(gm, inputs, profile)
         _compiled.append(plan is not None and bool(plan.offloads))
+        if plan is not None and self.config.budget_bytes is not None:
+            warn_of_uncounted(plan)
+            if sizes:
+                compiled = SizedGraph(compiled, sizes, plan, self.config.budget_bytes)
         return compiled, plan
 
     def _compile(

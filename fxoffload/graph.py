@@ -1,8 +1,8 @@
 """A forward and a backward graph, and read-only facts about their nodes.
 
 Facts come from `node.meta["val"]`, the fake tensor (or symbolic int) that AOTAutograd leaves on
-every node. Byte counts of symbolic sizes are those of the traced example (the hint); of sizes that
-depend on data, the largest that they can be.
+every node. Byte counts of symbolic sizes are those of the traced example (the hint), or of the
+largest that the program declares; of sizes that depend on data, the largest that they can be.
 """
 
 from __future__ import annotations
@@ -12,11 +12,15 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from operator import getitem
+from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import fx
 
 _UNBOUNDED = 2**62
+# By shape environment: the largest value that the program declares for each symbol.
+_maxima: WeakKeyDictionary[Any, dict[Any, int]] = WeakKeyDictionary()
 
 
 @dataclass(slots=True)
@@ -76,16 +80,50 @@ def hint_int(value: int | torch.SymInt) -> int:
 
 
 def guess_int(value: int | torch.SymInt) -> int:
-    """`value` as an int: by its hint, else the largest it can be, 0 where that is not bounded.
+    """`value` as an int: what a plan counts with.
 
+    That is its hint, or what it becomes at the declared maxima of its symbols, if that is more;
+    without a hint the largest it can be, 0 where that is not bounded.
     Source: torch.fx.experimental.symbolic_shapes.ShapeEnv.bound_sympy.
     """
     if isinstance(value, int):
         return value
     if value.node.hint is not None:
-        return int(value.node.hint)
+        hint, maxima = int(value.node.hint), find_maxima(value)
+        if maxima.keys().isdisjoint(value.node.expr.free_symbols):
+            return hint
+        largest = {symbol: maxima.get(symbol, hint) for symbol, hint in find_hints(value).items()}
+        return max(hint, int(value.node.expr.xreplace(largest)))
     upper = value.node.shape_env.bound_sympy(value.node.expr).upper
     return int(upper) if is_bounded(value) else 0
+
+
+def find_maxima(value: torch.SymInt) -> dict[Any, int]:
+    """By symbol: what torch._dynamo.mark_dynamic(..., max=...) declares in the program of `value`.
+
+    Not what guards tell of sizes: those are often far from what ever comes. Source:
+    torch.fx.experimental.symbolic_shapes (ShapeEnv.tracked_fakes, StrictMinMaxConstraint).
+    """
+    shapes = value.node.shape_env
+    found = _maxima.get(shapes)
+    if found is None:
+        found = _maxima[shapes] = {}
+        for tracked in shapes.tracked_fakes or ():
+            constraints = getattr(tracked.symbolic_context, "constraint_sizes", None) or ()
+            sizes: tuple[Any, ...] = getattr(tracked.fake, "shape", ())
+            for size, constraint in zip(sizes, constraints, strict=False):
+                upper = getattr(getattr(constraint, "vr", None), "upper", _UNBOUNDED)
+                if isinstance(size, torch.SymInt) and upper < _UNBOUNDED:
+                    found[size.node.expr] = int(upper)
+    return found
+
+
+def find_hints(value: torch.SymInt) -> dict[Any, int]:
+    """By symbol: the hints that make up that of `value`, which has one."""
+    return {
+        symbol: int(value.node.shape_env.backed_var_to_val[symbol])
+        for symbol in value.node.expr.free_symbols
+    }
 
 
 def is_bounded(value: int | torch.SymInt) -> bool:

@@ -11,6 +11,8 @@ Tier = Literal["nvme", "host"]
 # choice without checkpoints. "loops": that choice, but no result of a fused loop is saved because
 # a call of the backward reads it.
 Cut = float | Literal["loops"] | None
+# Why a value stays of which nobody knows how large it will be.
+UNCOUNTED = "size that depends on data without a bound: not counted in the predicted peak"
 
 
 def describe_cut(cut: Cut) -> str:

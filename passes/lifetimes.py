@@ -36,7 +36,7 @@ from fxoffload.graph import (
     is_strided,
     is_view,
 )
-from fxoffload.plan import SavedValue
+from fxoffload.plan import UNCOUNTED, SavedValue
 from fxoffload.torch_internals import (
     find_backward_placeholder,
     is_rng_state,
@@ -44,7 +44,6 @@ from fxoffload.torch_internals import (
 )
 
 GATHER_FRACTION = 0.5
-UNBOUNDED = "size that depends on data without a bound: not counted in the predicted peak"
 STATIC_INPUT = "parameter, buffer or other static input"
 CONSTANT = "constant of the graph"
 UNREAD = "not read by the backward"
@@ -201,7 +200,7 @@ def _find_tensor_refusal(node: fx.Node) -> str | None:
     if tensor.is_conj() or tensor.is_neg():
         return "lazily conjugated or negated view"
     if not all(map(is_bounded, tensor.size())):
-        return UNBOUNDED
+        return UNCOUNTED
     if not has_hints(tensor):
         return "size that depends on data"
     return None

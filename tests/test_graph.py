@@ -203,6 +203,26 @@ def test_is_scatter(half: Half, target: Any, scatters: bool) -> None:
 # --- sizes that depend on data, layouts that are not understood ---------------------------------
 
 
+def test_a_symbolic_size_is_the_largest_that_is_declared(fresh_dynamo: None) -> None:
+    """Not what a guard allows: that may be far from what ever comes."""
+    found: list[int] = []
+
+    def backend(gm: torch.fx.GraphModule, inputs: list[Any]) -> Any:
+        rows, columns = (x for x in inputs if isinstance(x, torch.SymInt))
+        found.extend(map(guess_int, (rows, columns, rows * columns + 3)))
+        assert hint_int(rows) == 16
+        return gm
+
+    def step(x: torch.Tensor) -> torch.Tensor:
+        return x + 1 if x.shape[1] < 1000 else x
+
+    x = torch.randn(16, 8)
+    torch._dynamo.mark_dynamic(x, 0, min=2, max=64)
+    torch._dynamo.mark_dynamic(x, 1)
+    torch.compile(step, backend=backend)(x)
+    assert found == [64, 8, 64 * 8 + 3]
+
+
 def test_size_that_depends_on_data_is_the_largest_it_can_be() -> None:
     shapes = ShapeEnv()
     unbounded, bounded = shapes.create_unbacked_symint(), shapes.create_unbacked_symint()
