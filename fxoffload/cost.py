@@ -6,6 +6,7 @@ direction is covered by the margin that scheduling adds.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +19,8 @@ from torch.utils.flop_counter import flop_registry
 from fxoffload.graph import get_tensor, guess_int, is_strided
 from fxoffload.ops import OPS
 from fxoffload.profile import Profile
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +105,7 @@ _SUMMED_IN_FLOAT32 = (
 
 def counts_flops(node: fx.Node) -> bool:
     """Whether torch.utils.flop_counter knows the op of `node`: matrix products and the like."""
-    return getattr(node.target, "overloadpacket", None) in flop_registry
+    return _find_packet(node) in flop_registry
 
 
 def count_scratch_bytes(node: fx.Node) -> int:
@@ -121,8 +124,13 @@ def count_scratch_bytes(node: fx.Node) -> int:
     return torch.float32.itemsize * batch * heads * length * (dim + 1)
 
 
+def _find_packet(node: fx.Node) -> Any:
+    """What the registry knows the op of `node` by; a higher-order op by itself."""
+    return getattr(node.target, "overloadpacket", node.target)
+
+
 def _count_flops(node: fx.Node) -> float:
-    packet = getattr(node.target, "overloadpacket", None)
+    packet = _find_packet(node)
     if packet is torch.ops.aten._scaled_dot_product_flash_attention_for_cpu:
         return _attention_flops(node, products=2)
     if packet is torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward:
@@ -133,7 +141,11 @@ def _count_flops(node: fx.Node) -> float:
     args = tree_map(_concretise, node.args)
     kwargs = tree_map(_concretise, node.kwargs)
     out = tree_map(_concretise, node.meta.get("val"))
-    return float(flop_registry[packet](*args, **kwargs, out_val=out))
+    try:
+        return float(flop_registry[packet](*args, **kwargs, out_val=out))
+    except TypeError as error:  # In torch 2.13 so for aten._slow_conv2d_forward.
+        log.info("torch's FLOP formula does not take the arguments of %s: %s", packet, error)
+        return 0.0
 
 
 def _attention_flops(node: fx.Node, *, products: int) -> float:

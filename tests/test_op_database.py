@@ -1,0 +1,38 @@
+"""A slice of torch's database of operators: everything moved, results and gradients as in eager."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from pathlib import Path
+
+import fxoffload
+
+sys.path.append(str(Path(__file__).parent.parent))
+
+from benchmarks.op_database import check, find_samples
+
+# Those that needed care of their own, and every so manieth of all others.
+CHOSEN = (
+    "sparse.mm.reduce", "nn.functional.scaled_dot_product_attention", "nn.functional.conv2d",
+    "nn.functional.max_pool2d", "nonzero", "masked_select", "linalg.svd", "index_add", "expand",
+    "nn.functional.dropout", "nn.functional.embedding", "resolve_conj", "split", "unbind",
+)  # fmt: skip
+STRIDE = 12
+
+
+def test_a_slice_is_right(fresh_dynamo: None) -> None:
+    before = fxoffload.statistics().offloads
+    problems: dict[str, str] = {}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        samples = [*find_samples(CHOSEN, 1), *list(find_samples((), 1))[::STRIDE]]
+        for name, op, sample in samples:
+            problem = check(op, sample)
+            if problem is not None and not problem.startswith("skipped"):
+                problems[name] = problem
+    assert len(samples) >= 50
+    assert problems == {}
+    done = fxoffload.statistics()
+    assert done.offloads - before >= len(samples) // 3, "values moved"
+    assert (done.live_bytes, done.inflight_bytes) == (0, 0)
