@@ -97,31 +97,9 @@ class CostModel:
         return roofline if self.profile is None else roofline * self.profile.find_factor(node.name)
 
 
-_SUMMED_IN_FLOAT32 = (
-    torch.ops.aten._scaled_dot_product_cudnn_attention_backward,
-    torch.ops.aten._scaled_dot_product_flash_attention_backward,
-)
-
-
 def counts_flops(node: fx.Node) -> bool:
     """Whether torch.utils.flop_counter knows the op of `node`: matrix products and the like."""
     return _find_packet(node) in flop_registry
-
-
-def count_scratch_bytes(node: fx.Node) -> int:
-    """Bytes that the kernel of `node` takes from the allocator while it runs, and for itself.
-
-    Attention's backward on CUDA adds up the gradient of its queries in float32, beside as many sums
-    as its softmax has. Source: aten's cudnn/MHA.cpp and flash_attn/flash_api.cpp (dq_accum); read
-    off the allocator's history on an H200, torch 2.11.
-    """
-    if getattr(node.target, "overloadpacket", None) not in _SUMMED_IN_FLOAT32:
-        return 0
-    query = node.args[1]
-    assert isinstance(query, fx.Node)
-    tensor = query.meta["val"]
-    batch, heads, length, dim = (guess_int(size) for size in tensor.size())
-    return torch.float32.itemsize * batch * heads * length * (dim + 1)
 
 
 def _find_packet(node: fx.Node) -> Any:

@@ -23,7 +23,7 @@ import networkx as nx
 import torch
 from torch import fx
 
-from fxoffload.cost import CostModel, count_scratch_bytes
+from fxoffload.cost import CostModel
 from fxoffload.graph import (
     TrainingGraph,
     count_bytes,
@@ -38,6 +38,7 @@ from fxoffload.graph import (
 )
 from fxoffload.passes.lifetimes import build_alias_graph
 from fxoffload.plan import SavedValue
+from fxoffload.scratch import count_scratch_bytes
 from fxoffload.simulation import Residence, Step
 from fxoffload.torch_internals import find_store_policy, keeps_tangents, runs_alone
 
