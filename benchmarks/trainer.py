@@ -16,8 +16,7 @@ import torch
 from torch import Tensor
 from torch._dynamo import lookup_backend
 
-import fxoffload
-from fxoffload import passes, runtime
+from fxoffload import backend, passes, runtime
 from fxoffload.passes import PassOptions, pipeline
 from fxoffload.plan import Plan
 from fxoffload.runtime.recorder import RUNS, SKIPPED_RUNS
@@ -131,12 +130,12 @@ class Trainer:
 
 def compile_variant(model: LossOnly, *, variant: Variant, **options: Any) -> Any:
     """The compiled model; this is all that differs between the variants."""
-    if variant == "fxoffload":
-        return fxoffload.compile(model, **options)
-    eager = options.get("compiler") == "eager"
-    found = lookup_backend("aot_eager_decomp_partition" if eager else "inductor")
     # A callable of its own: under the same backend Dynamo takes the graph that it compiled for
     # another model of that class, whatever the configuration was then.
+    if variant == "fxoffload":
+        return torch.compile(model, backend=partial(backend.backend, options=options))
+    eager = options.get("compiler") == "eager"
+    found = lookup_backend("aot_eager_decomp_partition" if eager else "inductor")
     return torch.compile(model, backend=partial(found))
 
 

@@ -133,20 +133,18 @@ def replan() -> int:
 class _Job:
     """What the compilation of one Dynamo graph depends on beside the graph.
 
-    key: under what the runtime knows the graph. machine: what plans depend on and options do not
-    say.
+    key: under what the runtime knows the graph: this one on this machine under these options.
     """
 
     config: OffloadConfig
     store: str
     key: str
-    machine: str
 
     def plan_path(self, gm: fx.GraphModule, inputs: Sequence[Any], profile: Profile | None) -> Path:
         """Of the plan beside torch's compiled graphs."""
         folder = torch_internals.find_cache_folder() / "fxoffload"
         identity = build_partitioner(
-            self.config, self.store, key=self.key, machine=self.machine, profile=profile
+            self.config, self.store, key=self.key, profile=profile
         ).identity
         return find_plan_path(folder, gm, inputs, identity)
 
@@ -172,7 +170,6 @@ class _Job:
             self.config,
             self.store,
             key=self.key,
-            machine=self.machine,
             profile=profile,
             on_transformed=lambda graph, plan: plans.append(plan),
         )
@@ -216,10 +213,9 @@ def compile_graph(
 ) -> Callable[..., Any]:
     """Compile `gm` with the compiler that `config` names, its saved values moved by plan."""
     store = open_store(config)
-    machine = _describe_machine(example_inputs, config)
     # One profile for a graph on a machine, whatever the options; one key for each plan of it.
-    name = hash_graph(gm, example_inputs, machine)
-    job = _Job(config, store, f"{name[:16]} {config.key}", machine)
+    name = hash_graph(gm, example_inputs, _describe_machine(example_inputs, config))
+    job = _Job(config, store, f"{name[:16]} {config.key}")
     graph = torch_internals.keep_dynamo_graph(gm) if config.enabled and config.replan else None
     if graph is None:
         return job.compile(gm, example_inputs, None)[0]

@@ -65,7 +65,6 @@ def build_partitioner(
     store: str,
     *,
     key: str = "",
-    machine: str = "",
     profile: Profile | None = None,
     cost: CostModel | None = None,
     on_transformed: TransformCallback | None = None,
@@ -74,8 +73,7 @@ def build_partitioner(
     """A partitioner that plans and rewrites.
 
     store: key of the store that must hold what moves; "" where nothing will run. key: under what
-    the runtime knows the graph. machine: what plans depend on beside graph and options, named, as
-    measured numbers are kept by it. profile: what its nodes took before. cost:
+    the runtime knows the graph, its machine included. profile: what its nodes took before. cost:
     of other hardware than this machine. on_partitioned sees the chosen partition before it is
     rewritten, on_transformed the result.
     """
@@ -104,9 +102,8 @@ def build_partitioner(
                 on_transformed(graph, plan)
         return graph.forward, graph.backward
 
-    # Speed and contention follow from the graph, the options and the machine.
+    # Speed and contention follow from the graph, the options and the machine, all in `key`.
     identity = f"fxoffload {hash_sources()} {config.key} {key} {sorted(links.items())} {cost}"
-    identity += f" {machine}"
     if ranks:
         identity += " the same cut on all ranks"
     if profile is not None:

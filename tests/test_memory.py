@@ -12,6 +12,7 @@ from engine_contract import EngineContract
 
 from fxoffload.errors import StoreFull
 from fxoffload.runtime.memory import MemoryEngine
+from fxoffload.runtime.memory_limit import find_memory_limit
 
 
 class TestContract(EngineContract):
@@ -56,6 +57,7 @@ def test_capacity() -> None:
 
 def test_default_capacity_costs_nothing_until_used() -> None:
     engine = MemoryEngine()
+    assert engine.capacity_bytes == find_memory_limit() // 2, "as for a file system in memory"
     engine.reserve(2**30)
     engine.close()
 

@@ -806,13 +806,15 @@ def test_the_watch_over_a_callers_tensor_keeps_no_memory(store: OffloadStore) ->
 def test_what_the_caller_keeps_is_written_once(engine: IOEngine) -> None:
     store = OffloadStore({"nvme": engine}, max_inflight_bytes=CAP, is_shared=is_shared)
 
-    def step(x: torch.Tensor, *, keep: bool, site: str = "graph x") -> StoreStatistics:
+    def step(box: list[torch.Tensor], *, keep: bool, site: str = "graph x") -> StoreStatistics:
+        x = box[0]
         expected = x.clone()
         store.reset_statistics()
         ticket = store.offload(x, "x", "nvme", False, site=site)
         store.release(ticket, block=True)
         if not keep:
-            del x
+            box.clear()
+        del x
         wait_stored(ticket)
         for _ in range(2):  # A second backward.
             y = fetch(store, ticket)
@@ -822,17 +824,17 @@ def test_what_the_caller_keeps_is_written_once(engine: IOEngine) -> None:
         return store.statistics()
 
     x = fill(100_000)
-    assert step(x, keep=True).written_bytes == 100_000
+    assert step([x], keep=True).written_bytes == 100_000
     for _ in range(2):
-        done = step(x, keep=True)
+        done = step([x], keep=True)
         assert done.kept_bytes == 100_000
         assert done.offloads == done.written_bytes == done.read_bytes == done.forwarded_bytes == 0
-    assert step(x, keep=True, site="graph y").written_bytes == 100_000, "of another site"
+    assert step([x], keep=True, site="graph y").written_bytes == 100_000, "of another site"
     # Once it is seen that nobody else keeps it, it moves again, for good.
-    done = step(fill(100_000), keep=False)
+    done = step([fill(100_000)], keep=False)
     assert done.kept_bytes == 100_000
     for _ in range(2):
-        assert step(x, keep=True).written_bytes == 100_000
+        assert step([x], keep=True).written_bytes == 100_000
     check_empty(store)
     store.close()
 
