@@ -16,11 +16,15 @@ it: SchedulerNode.recompute_size_and_body forgets mutations, torch 2.13.) The re
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 
 NAMESPACE = "fxoffload"
+
+OpEvent = tuple[str, str]  # One op of a graph that ran: its kind, and the name of its value.
+# When each op ran, in seconds of compute since the first of its forward or backward.
+Clocks = Mapping[OpEvent, float]
 
 # needs_exact_strides: the bytes that leave are laid out as the graph says, so that views can be
 # replayed on them (torch_internals.keep_strides has Inductor heed it). cudagraph_unsafe: a recorded

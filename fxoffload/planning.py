@@ -18,6 +18,7 @@ from fxoffload.config import OffloadConfig
 from fxoffload.cost import CostModel, DeviceSpeed, Link, counts_flops
 from fxoffload.errors import BudgetError
 from fxoffload.graph import TrainingGraph, get_tensor, is_static
+from fxoffload.ops import Clocks
 from fxoffload.passes import PassOptions
 from fxoffload.plan import Cut, Plan
 from fxoffload.profile import Profile
@@ -114,7 +115,7 @@ def build_partitioner(
 def build_reviewer(
     config: OffloadConfig,
     plan: Plan,
-    clocks: Mapping[tuple[str, str], float],
+    clocks: Clocks,
     on_reviewed: Callable[[Review], None],
 ) -> OffloadPartitioner:
     """A partitioner that rewrites nothing: it looks at `plan` in the light of `clocks`.

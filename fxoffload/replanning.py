@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from fxoffload.ops import Clocks
 from fxoffload.plan import Plan
 from fxoffload.simulation import RESOLUTION, Simulation
 
@@ -20,7 +21,6 @@ REPAID_STEPS = 1000
 # Of the predicted peak.
 LEAST_GAIN_WITHOUT_BUDGET = 0.05
 
-Clocks = Mapping[tuple[str, str], float]
 Replan = Callable[[Sequence[Any], Clocks, float], Callable[..., Any] | None]
 
 

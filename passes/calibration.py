@@ -15,6 +15,7 @@ from collections.abc import Iterable, Mapping
 from itertools import accumulate
 
 from fxoffload.cost import Link
+from fxoffload.ops import Clocks
 from fxoffload.plan import Plan
 from fxoffload.profile import Profile
 from fxoffload.simulation import Step, Transfer
@@ -24,13 +25,11 @@ MIN_SHARE = 0.01
 # Of the measured seconds, the least that is held to be the nodes' own.
 LEAST_OWN_SHARE = 0.5
 
-Event = tuple[str, str]  # Kind of op, and name of the value.
-
 
 def find_profile(
     step: Step,
     transfers: Mapping[str, Transfer],
-    clocks: Mapping[Event, float],
+    clocks: Clocks,
     links: Mapping[str, Link],
 ) -> Profile:
     """The Profile of a `step` that ran with `transfers`, whose seconds are those of the roofline.
@@ -90,7 +89,7 @@ def find_transfers(step: Step, plan: Plan) -> dict[str, Transfer]:
 def _find_points(
     step: Step,
     transfers: Mapping[str, Transfer],
-    clocks: Mapping[Event, float],
+    clocks: Clocks,
     kinds: Iterable[str],
 ) -> list[tuple[int, float]]:
     """Position and clock of the ops of `kinds`; the clock runs with the positions."""

@@ -12,7 +12,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Literal
@@ -22,7 +22,8 @@ import torch
 from fxoffload.cost import CostModel
 from fxoffload.errors import BudgetError, GraphError
 from fxoffload.graph import TrainingGraph, count_bytes, get_saved, get_tensor
-from fxoffload.passes.calibration import Event, find_profile, find_transfers
+from fxoffload.ops import Clocks
+from fxoffload.passes.calibration import find_profile, find_transfers
 from fxoffload.passes.insertion import insert_transfers
 from fxoffload.passes.lifetimes import find_saved_values
 from fxoffload.passes.scheduling import schedule_transfers
@@ -270,7 +271,7 @@ def make_plan(graph: TrainingGraph, options: PassOptions, *, held_bytes: int | N
 
 
 def calibrate(
-    graph: TrainingGraph, plan: Plan, clocks: Mapping[Event, float], options: PassOptions
+    graph: TrainingGraph, plan: Plan, clocks: Clocks, options: PassOptions
 ) -> tuple[Profile, Simulation]:
     """What the nodes of `graph` took when it ran by `plan`, and what `plan` then leads to.
 

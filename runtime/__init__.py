@@ -49,12 +49,11 @@ from fxoffload.runtime.kernels import (
     stop_recorder,
 )
 from fxoffload.runtime.probe_cache import cache_path
-from fxoffload.runtime.recorder import Clocks, StepRecorder
+from fxoffload.runtime.recorder import StepRecorder
 from fxoffload.runtime.speed import Speed, describe_device, recall_exchange, recall_speed
 
 __all__ = [
     "Bandwidth",
-    "Clocks",
     "Contention",
     "EngineChoice",
     "Speed",

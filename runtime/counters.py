@@ -8,9 +8,11 @@ from dataclasses import dataclass, fields, replace
 _PRESENT = ("inflight_bytes", "live_bytes", "host_live_bytes")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class StoreStatistics:
     """Counters of one store, or of several added up.
+
+    A store counts in one of its own, under its lock; what a user gets is a copy as of then.
 
     Bytes are bytes of values, without the padding that a transfer may add. `inflight_bytes` (being
     written), `live_bytes` and `host_live_bytes` (slots held) are what is true now; all else is a
@@ -62,46 +64,12 @@ class StoreStatistics:
         return self.live_bytes - self.host_live_bytes
 
 
-@dataclass(slots=True)
-class Counters:
-    """The running counters of one store; changed and read only under that store's lock.
-
-    It has no lock of its own: a finalizer that the garbage collector runs inside a second lock
-    could wait for the thread that it interrupted.
-    """
-
-    offloads: int = 0
-    offloaded_bytes: int = 0
-    written_bytes: int = 0
-    read_bytes: int = 0
-    forwarded_bytes: int = 0
-    staged_bytes: int = 0
-    deduplicated_bytes: int = 0
-    kept_bytes: int = 0
-    cancelled_bytes: int = 0
-    exposed_seconds: float = 0.0
-    inflight_bytes: int = 0
-    peak_inflight_bytes: int = 0
-    live_bytes: int = 0
-    write_errors: int = 0
-    read_errors: int = 0
-    host_written_bytes: int = 0
-    host_read_bytes: int = 0
-    host_live_bytes: int = 0
-    host_overflow_bytes: int = 0
-    checksum_errors: int = 0
-
-    def snapshot(self, ioengine: str, *, pageable_bytes: int = 0) -> StoreStatistics:
-        """The counters as they stand, as a frozen record, with one that the devices keep."""
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
-        return StoreStatistics(**values, pageable_bytes=pageable_bytes, ioengine=ioengine)
-
-    def reset(self) -> None:
-        """Set every sum to zero; what is true now (in flight, live) stays."""
-        kept = {name: getattr(self, name) for name in _PRESENT}
-        for field in fields(self):
-            setattr(self, field.name, kept.get(field.name, field.default))
-        self.peak_inflight_bytes = self.inflight_bytes
+def reset_sums(counters: StoreStatistics) -> None:
+    """Set every sum to zero; what is true now (in flight, live) stays."""
+    kept = {name: getattr(counters, name) for name in _PRESENT}
+    for field in fields(counters):
+        setattr(counters, field.name, kept.get(field.name, field.default))
+    counters.peak_inflight_bytes = counters.inflight_bytes
 
 
 def find_past(record: StoreStatistics) -> StoreStatistics:

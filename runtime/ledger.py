@@ -19,7 +19,7 @@ import warnings
 from collections import deque
 
 from fxoffload.errors import StoreClosed
-from fxoffload.runtime.counters import Counters, format_bytes
+from fxoffload.runtime.counters import StoreStatistics, format_bytes
 from fxoffload.runtime.ioengine import IOFuture, find_outcome
 from fxoffload.runtime.ticket import Ticket
 
@@ -34,7 +34,7 @@ class Ledger:
 
     def __init__(self, max_inflight_bytes: int) -> None:
         self.lock = threading.Lock()
-        self.counters = Counters()
+        self.counters = StoreStatistics()
         self.closed = False
         self._max_inflight_bytes = max_inflight_bytes
         self._changed = threading.Condition(self.lock)  # Less in flight, starting or paused.

@@ -5,16 +5,15 @@ from __future__ import annotations
 import statistics
 import threading
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
 
+from fxoffload.ops import Clocks, OpEvent
+
 SKIPPED_RUNS = 1  # The first step meets cold memory.
 RUNS = 3
 
-Event = tuple[str, str]  # Kind of op, and name of the value.
-Clocks = Mapping[Event, float]
 Mark = float | torch.cuda.Event
 
 
@@ -36,12 +35,14 @@ class _Run:
     """One run of a forward or of a backward: when each op began and when it ended."""
 
     forward: bool
-    marks: dict[Event, tuple[Mark, Mark]] = field(default_factory=dict[Event, tuple[Mark, Mark]])
+    marks: dict[OpEvent, tuple[Mark, Mark]] = field(
+        default_factory=dict[OpEvent, tuple[Mark, Mark]]
+    )
 
-    def find_clocks(self) -> dict[Event, float]:
+    def find_clocks(self) -> dict[OpEvent, float]:
         """The clock stands still while an op runs. Waits for events that have not passed."""
         clock, left = 0.0, None
-        clocks: dict[Event, float] = {}
+        clocks: dict[OpEvent, float] = {}
         for event, (enter, leave) in self.marks.items():
             if left is not None:
                 clock += _find_seconds(left, enter)
@@ -104,7 +105,7 @@ class StepRecorder:
                 self._closed = self._has_enough()
             if not self._closed:
                 return None
-            found: dict[Event, list[float]] = {}
+            found: dict[OpEvent, list[float]] = {}
             for runs in self._runs.values():
                 for run in runs[SKIPPED_RUNS:]:
                     for event, clock in run.find_clocks().items():

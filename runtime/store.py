@@ -12,6 +12,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -19,7 +20,7 @@ import torch
 from fxoffload.errors import StoreError
 from fxoffload.runtime.buffers import find_span
 from fxoffload.runtime.callers import CallersTensor, Sites
-from fxoffload.runtime.counters import StoreStatistics
+from fxoffload.runtime.counters import StoreStatistics, reset_sums
 from fxoffload.runtime.devices import Devices
 from fxoffload.runtime.ioengine import IOEngine
 from fxoffload.runtime.ledger import Ledger
@@ -179,13 +180,15 @@ class OffloadStore:
         names = dict.fromkeys(engine.name for engine in self.engines.values())
         pageable_bytes = self._devices.pageable_bytes
         with self._ledger.lock:
-            return self._ledger.counters.snapshot(", ".join(names), pageable_bytes=pageable_bytes)
+            return replace(
+                self._ledger.counters, pageable_bytes=pageable_bytes, ioengine=", ".join(names)
+            )
 
     def reset_statistics(self) -> None:
         """Set the sums to zero; bytes in flight and in slots stay."""
         self._ledger.catch_up()
         with self._ledger.lock:
-            self._ledger.counters.reset()
+            reset_sums(self._ledger.counters)
         self._devices.reset_statistics()
 
     def close(self) -> None:

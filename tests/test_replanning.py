@@ -21,8 +21,9 @@ from waiting import wait_for_writes
 
 import fxoffload
 from fxoffload import backend, runtime
+from fxoffload.ops import Clocks
 from fxoffload.plan import Plan
-from fxoffload.replanning import Clocks, ReplannedGraph, agree, pays
+from fxoffload.replanning import ReplannedGraph, agree, pays
 from fxoffload.simulation import Simulation
 from fxoffload.torch_internals import DynamoGraph
 

@@ -13,6 +13,7 @@ import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -949,6 +950,43 @@ def test_close(flaky: FlakyEngine, tmp_path: Path) -> None:
             call()
     store.free(ticket)
     check_empty(store)
+
+
+@pytest.mark.parametrize("verb", ["write", "read"])
+def test_close_waits_for_what_is_being_started(
+    flaky: FlakyEngine, monkeypatch: pytest.MonkeyPatch, verb: str
+) -> None:
+    """A transfer that is handed to a closed engine would never end."""
+    store = OffloadStore({"nvme": flaky}, max_inflight_bytes=CAP)
+    ticket = offload(store, fill(100_000))
+    store.release(ticket, block=True)
+    starting, gate = threading.Event(), threading.Event()
+    order: list[str] = []
+    move, close = getattr(flaky, verb), flaky.close
+
+    def start(view: memoryview, offset: int) -> Future[int]:
+        starting.set()
+        assert gate.wait(30)
+        order.append("started")
+        return move(view, offset)
+
+    monkeypatch.setattr(flaky, verb, start)
+    monkeypatch.setattr(flaky, "close", lambda: (order.append("closed"), close()))
+    begin = (
+        partial(offload, store, fill(100_000))
+        if verb == "write"
+        else partial(store.prefetch, ticket)
+    )
+    threads = [threading.Thread(target=begin), threading.Thread(target=store.close)]
+    threads[0].start()
+    assert starting.wait(30)
+    threads[1].start()
+    threads[1].join(0.05)
+    gate.set()
+    for thread in threads:
+        thread.join(30)
+    assert order == ["started", "closed"]
+    store.free(ticket)
 
 
 def test_close_lets_a_waiting_offload_go(last_store: OffloadStore, flaky: FlakyEngine) -> None:
