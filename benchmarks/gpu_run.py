@@ -19,12 +19,12 @@ import torch
 from torch import Tensor
 
 from fxoffload import OffloadConfig, OffloadError, ops, runtime
-from fxoffload.runtime.choice import open_engine
-from fxoffload.runtime.cuda import CudaDevice
-from fxoffload.runtime.ioengine import IOEngine
-from fxoffload.runtime.memory import MemoryEngine
-from fxoffload.runtime.staging import StagingArena
-from fxoffload.runtime.store import OffloadStore
+from fxoffload.runtime.devices.cuda import CudaDevice
+from fxoffload.runtime.devices.staging import StagingArena
+from fxoffload.runtime.engines.ioengine import IOEngine
+from fxoffload.runtime.engines.memory import MemoryEngine
+from fxoffload.runtime.measurement.choice import open_engine
+from fxoffload.runtime.store.store import OffloadStore
 
 sys.path.append(str(Path(__file__).resolve().parent.parent))
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from rich.table import Table
 
-from fxoffload.runtime.counters import format_bytes
+from fxoffload.sizes import format_bytes
 
 sys.path.append(str(Path(__file__).resolve().parent.parent))
 

@@ -17,8 +17,8 @@ from typing import Any, Literal
 
 from fxoffload import ConfigError, OffloadConfig
 from fxoffload.config import IOEngineName
-from fxoffload.runtime.choice import open_engine
-from fxoffload.runtime.store import OffloadStore
+from fxoffload.runtime.measurement.choice import open_engine
+from fxoffload.runtime.store.store import OffloadStore
 
 sys.path.append(str(Path(__file__).resolve().parent.parent))
 

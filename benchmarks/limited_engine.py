@@ -12,7 +12,7 @@ from unittest.mock import patch
 from fxoffload import OffloadConfig, planning
 from fxoffload.cost import Link
 from fxoffload.runtime import kernels
-from fxoffload.runtime.ioengine import IOEngine, IOFuture
+from fxoffload.runtime.engines.ioengine import IOEngine, IOFuture
 
 
 class LimitedEngine:

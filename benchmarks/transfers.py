@@ -15,10 +15,10 @@ from typing import Literal, NamedTuple, Protocol
 import numpy as np
 import torch
 
-from fxoffload.runtime.buffers import LEAST_HUGE_BYTES
-from fxoffload.runtime.ioengine import IOEngine, IOFuture
-from fxoffload.runtime.store import OffloadStore
-from fxoffload.runtime.ticket import Ticket
+from fxoffload.runtime.devices.buffers import LEAST_HUGE_BYTES
+from fxoffload.runtime.engines.ioengine import IOEngine, IOFuture
+from fxoffload.runtime.store.store import OffloadStore
+from fxoffload.runtime.store.ticket import Ticket
 
 TIER = "nvme"
 Direction = Literal["write", "read"]

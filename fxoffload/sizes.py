@@ -74,6 +74,15 @@ def parse_flop_rate(field: str, value: float | str) -> float:
     return _parse_rate(field, value, r"([KMGTP])?FLOP", "TFLOP/s")
 
 
+def format_bytes(nbytes: float) -> str:
+    """`nbytes` for a person: "512 B", "3.2 GiB"."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if nbytes < 1024:
+            return f"{nbytes:.0f} B" if unit == "B" else f"{nbytes:.1f} {unit}"
+        nbytes /= 1024
+    return f"{nbytes:.1f} TiB"
+
+
 def _parse_rate(field: str, value: float | str, unit: str, example: str) -> float:
     rate = value
     if isinstance(value, str):

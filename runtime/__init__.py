@@ -1,41 +1,15 @@
-"""Tensors, bytes, files and streams: the asynchronous store behind the four ops.
+"""What runs a transformed graph: the four ops on real tensors, and the store behind them.
 
-    kernels     the ops on real tensors; the stores of this process
-    contention  what transfers take from compute on the same cores, from one short probe
-    store       offload, release, prefetch, wait, free
-    storing     the way out of a value: a slot, and a write
-    loading     the way back of a value: forwarded from memory, or read
-    ledger      the lock, bytes in flight, how transfers end
-    ticket      what is known of one value
-    callers     tensors of the caller's: changed meanwhile, or kept anyway
-    recorder    when the ops of a graph ran
-    devices     finds what moves a device's tensors:  host, cuda
-    streams     the side streams of a CUDA device, and their order
-    staging     pinned buffers of bounded size, for cuda
-    transfer    the protocols of devices, and the layout of bytes in a slot
-    buffers     raw bytes of tensors, aligned memory, staging
-    checksum    an engine around another one, with digests
-    choice      which engine, and what it delivers
-    speed       how fast a device computes and exchanges bytes with the host, from short probes
-    bandwidth   what an engine delivers, from one short probe
-    probe_cache measured speeds on disk
-    kvikio_engine, posix, memory    the engines
-    memory_limit    what a container, or the machine, allows
-    striping    slots over several files
-    workers     threads that move bytes
-    ioengine    the protocol of engines
-    spill_file  one unlinked, preallocated file
-    slots       extents of a file
-    counters    what the store did, and its frozen record
+    kernels         the ops, and the stores of this process
+    measurement/    how fast engines and devices are; when the ops of a graph ran
+    store/          one value from its offload to its wait; what is in flight; failures
+    devices/        from a tensor's memory to bytes that an engine can move, and back
+    engines/        slots on a drive or in memory; transfers to and from them
 
-Modules import only those below them here and `fxoffload.{config,endurance,errors,ops}`; none
-sees a graph.
+A folder imports only from those below it, and no module imports anything of fxoffload but config,
+endurance, errors, ops and sizes: the runtime knows no graph.
 """
 
-from fxoffload.runtime.bandwidth import Bandwidth
-from fxoffload.runtime.choice import EngineChoice, choose_engine, probe_memory
-from fxoffload.runtime.contention import Contention, recall_contention
-from fxoffload.runtime.counters import StoreStatistics
 from fxoffload.runtime.kernels import (
     close_stores,
     drive_lifetimes,
@@ -48,9 +22,18 @@ from fxoffload.runtime.kernels import (
     statistics,
     stop_recorder,
 )
-from fxoffload.runtime.probe_cache import cache_path
-from fxoffload.runtime.recorder import StepRecorder
-from fxoffload.runtime.speed import Speed, describe_device, recall_exchange, recall_speed
+from fxoffload.runtime.measurement.bandwidth import Bandwidth
+from fxoffload.runtime.measurement.choice import EngineChoice, choose_engine, probe_memory
+from fxoffload.runtime.measurement.contention import Contention, recall_contention
+from fxoffload.runtime.measurement.probe_cache import cache_path
+from fxoffload.runtime.measurement.recorder import StepRecorder
+from fxoffload.runtime.measurement.speed import (
+    Speed,
+    describe_device,
+    recall_exchange,
+    recall_speed,
+)
+from fxoffload.runtime.store.counters import StoreStatistics
 
 __all__ = [
     "Bandwidth",

@@ -24,15 +24,15 @@ from fxoffload.config import OffloadConfig
 from fxoffload.endurance import EnduranceProjection
 from fxoffload.errors import StoreError
 from fxoffload.ops import LIBRARY
-from fxoffload.runtime.buffers import copy_values, same_layout
-from fxoffload.runtime.checksum import CheckedEngine, find_digest
-from fxoffload.runtime.choice import open_engine
-from fxoffload.runtime.counters import StoreStatistics, add_statistics, find_past
-from fxoffload.runtime.ioengine import IOEngine
-from fxoffload.runtime.memory import MemoryEngine
-from fxoffload.runtime.recorder import StepRecorder, mark_now
-from fxoffload.runtime.store import OffloadStore
-from fxoffload.runtime.ticket import Ticket
+from fxoffload.runtime.devices.buffers import copy_values, same_layout
+from fxoffload.runtime.engines.checksum import CheckedEngine, find_digest
+from fxoffload.runtime.engines.ioengine import IOEngine
+from fxoffload.runtime.engines.memory import MemoryEngine
+from fxoffload.runtime.measurement.choice import open_engine
+from fxoffload.runtime.measurement.recorder import StepRecorder, mark_now
+from fxoffload.runtime.store.counters import StoreStatistics, add_statistics, find_past
+from fxoffload.runtime.store.store import OffloadStore
+from fxoffload.runtime.store.ticket import Ticket
 
 _lock = threading.Lock()  # Guards changes of _stores; nothing else is called under it.
 _stores: dict[str, OffloadStore] = {}

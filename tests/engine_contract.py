@@ -12,7 +12,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from fxoffload.runtime.ioengine import IOEngine
+from fxoffload.runtime.engines.ioengine import IOEngine
 
 KIB = 1024
 MIB = 1024 * KIB

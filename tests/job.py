@@ -15,7 +15,7 @@ from waiting import wait_for_writes
 
 import fxoffload
 from fxoffload.runtime import kernels
-from fxoffload.runtime.store import OffloadStore
+from fxoffload.runtime.store.store import OffloadStore
 
 WIDTH = 64
 BATCH = 512

@@ -21,14 +21,15 @@ from torch import nn
 
 import fxoffload
 from fxoffload.config import IOEngineName, OffloadConfig
-from fxoffload.runtime import choice, kvikio_engine, spill_file
-from fxoffload.runtime.bandwidth import Bandwidth
-from fxoffload.runtime.choice import choose_engine, open_engine
+from fxoffload.runtime.engines import kvikio_engine, spill_file
+from fxoffload.runtime.engines.kvikio_engine import LANE_TASKS, KvikioEngine, Lane, find_obstacle
+from fxoffload.runtime.engines.posix import PosixEngine
+from fxoffload.runtime.engines.spill_file import SpillFile
 from fxoffload.runtime.kernels import close_stores
-from fxoffload.runtime.kvikio_engine import LANE_TASKS, KvikioEngine, Lane, find_obstacle
-from fxoffload.runtime.posix import PosixEngine
-from fxoffload.runtime.spill_file import SpillFile
-from fxoffload.runtime.store import OffloadStore
+from fxoffload.runtime.measurement import choice
+from fxoffload.runtime.measurement.bandwidth import Bandwidth
+from fxoffload.runtime.measurement.choice import choose_engine, open_engine
+from fxoffload.runtime.store.store import OffloadStore
 
 
 @pytest.fixture

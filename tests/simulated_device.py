@@ -1,7 +1,7 @@
 """A CUDA device that is simulated in one thread: streams, events, memory and I/O as data.
 
 `install` puts it in the place of torch.cuda and of the threads, so that the real code of
-runtime/streams.py and runtime/cuda.py runs on it. The host runs ahead: copies and kernels only
+devices/streams.py and devices/cuda.py runs on it. The host runs ahead: copies and kernels only
 queue up, each stream keeps its order, and a seeded generator says which stream or which job goes
 next, whenever the host calls in and while it waits. A copy is two steps, so that it can be seen
 half done. Nothing that is queued keeps memory alive, as on a real device.
@@ -28,13 +28,13 @@ import pytest
 import torch
 from torch.overrides import TorchFunctionMode
 
-from fxoffload.runtime import streams
-from fxoffload.runtime.buffers import StagingBuffer
-from fxoffload.runtime.cuda import CudaDevice
-from fxoffload.runtime.slots import SlotAllocator
-from fxoffload.runtime.staging import AllocateFunction, StagingArena
-from fxoffload.runtime.streams import CudaStreams
-from fxoffload.runtime.workers import Runnable
+from fxoffload.runtime.devices import streams
+from fxoffload.runtime.devices.buffers import StagingBuffer
+from fxoffload.runtime.devices.cuda import CudaDevice
+from fxoffload.runtime.devices.staging import AllocateFunction, StagingArena
+from fxoffload.runtime.devices.streams import CudaStreams
+from fxoffload.runtime.engines.slots import SlotAllocator
+from fxoffload.runtime.engines.workers import Runnable
 
 CPU = torch.device("cpu")
 POISON = 0xA5

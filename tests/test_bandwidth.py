@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from fxoffload.errors import StoreFull
-from fxoffload.runtime import bandwidth
-from fxoffload.runtime.bandwidth import Bandwidth, measure_bandwidth, round_down
-from fxoffload.runtime.memory import MemoryEngine
-from fxoffload.runtime.workers import Transfer
+from fxoffload.runtime.engines.memory import MemoryEngine
+from fxoffload.runtime.engines.workers import Transfer
+from fxoffload.runtime.measurement import bandwidth
+from fxoffload.runtime.measurement.bandwidth import Bandwidth, measure_bandwidth, round_down
 
 
 # What the probe asks for first, and a quarter of that: smaller slots do too.

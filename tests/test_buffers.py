@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from fxoffload.runtime import buffers
-from fxoffload.runtime.buffers import (
+from fxoffload.runtime.devices import buffers
+from fxoffload.runtime.devices.buffers import (
     LEAST_HUGE_BYTES,
     STAGING_ALIGNMENT,
     StagingPool,

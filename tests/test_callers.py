@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import fxoffload
 from fxoffload.errors import ModifiedError, OffloadError
-from fxoffload.runtime.callers import CallersTensor, Sites
+from fxoffload.runtime.store.callers import CallersTensor, Sites
 
 WIDTH = 32
 BLOCKS = 12

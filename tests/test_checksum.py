@@ -15,12 +15,12 @@ from waiting import wait_for_writes
 from fxoffload.config import OffloadConfig
 from fxoffload.errors import ChecksumError, ConfigError, TransferError
 from fxoffload.runtime import find_store, kernels, register_store
-from fxoffload.runtime.checksum import CheckedEngine, DigestMismatch
-from fxoffload.runtime.memory import MemoryEngine
-from fxoffload.runtime.posix import PosixEngine
-from fxoffload.runtime.spill_file import SpillFile
-from fxoffload.runtime.store import OffloadStore
-from fxoffload.runtime.ticket import Ticket
+from fxoffload.runtime.engines.checksum import CheckedEngine, DigestMismatch
+from fxoffload.runtime.engines.memory import MemoryEngine
+from fxoffload.runtime.engines.posix import PosixEngine
+from fxoffload.runtime.engines.spill_file import SpillFile
+from fxoffload.runtime.store.store import OffloadStore
+from fxoffload.runtime.store.ticket import Ticket
 
 CPU = torch.device("cpu")
 Flip = Callable[[Ticket], None]

@@ -14,12 +14,13 @@ import pytest
 from fxoffload.config import IOEngineName, OffloadConfig
 from fxoffload.errors import ConfigError, StoreFull
 from fxoffload.planning import build_partitioner
-from fxoffload.runtime import choice, spill_file
-from fxoffload.runtime.bandwidth import Bandwidth
-from fxoffload.runtime.choice import choose_engine, open_engine
-from fxoffload.runtime.posix import PosixEngine
-from fxoffload.runtime.probe_cache import cache_path
-from fxoffload.runtime.spill_file import SpillFile
+from fxoffload.runtime.engines import spill_file
+from fxoffload.runtime.engines.posix import PosixEngine
+from fxoffload.runtime.engines.spill_file import SpillFile
+from fxoffload.runtime.measurement import choice
+from fxoffload.runtime.measurement.bandwidth import Bandwidth
+from fxoffload.runtime.measurement.choice import choose_engine, open_engine
+from fxoffload.runtime.measurement.probe_cache import cache_path
 
 
 @pytest.fixture(autouse=True)

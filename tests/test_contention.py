@@ -12,11 +12,15 @@ import torch
 
 from fxoffload.config import IOEngineName, OffloadConfig
 from fxoffload.errors import StoreFull
-from fxoffload.runtime import contention
-from fxoffload.runtime.contention import Contention, measure_contention, recall_contention
-from fxoffload.runtime.memory import MemoryEngine
-from fxoffload.runtime.store import OffloadStore
-from fxoffload.runtime.workers import Transfer
+from fxoffload.runtime.engines.memory import MemoryEngine
+from fxoffload.runtime.engines.workers import Transfer
+from fxoffload.runtime.measurement import contention
+from fxoffload.runtime.measurement.contention import (
+    Contention,
+    measure_contention,
+    recall_contention,
+)
+from fxoffload.runtime.store.store import OffloadStore
 
 MIB = 2**20
 

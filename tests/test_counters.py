@@ -4,15 +4,7 @@ from __future__ import annotations
 
 from dataclasses import fields
 
-import pytest
-
-from fxoffload.runtime.counters import (
-    StoreStatistics,
-    add_statistics,
-    find_past,
-    format_bytes,
-    reset_sums,
-)
+from fxoffload.runtime.store.counters import StoreStatistics, add_statistics, find_past, reset_sums
 
 
 def test_reset_keeps_what_is_true_now() -> None:
@@ -50,11 +42,3 @@ def test_what_is_past_holds_nothing() -> None:
     assert past.inflight_bytes == past.live_bytes == past.host_live_bytes == 0
     changed = {f.name for f in fields(record) if getattr(past, f.name) != getattr(record, f.name)}
     assert changed == {"inflight_bytes", "live_bytes", "host_live_bytes"}
-
-
-@pytest.mark.parametrize(
-    ("nbytes", "text"),
-    [(0, "0 B"), (1023, "1023 B"), (1024, "1.0 KiB"), (3 * 2**30, "3.0 GiB"), (2**41, "2.0 TiB")],
-)
-def test_format_bytes(nbytes: int, text: str) -> None:
-    assert format_bytes(nbytes) == text

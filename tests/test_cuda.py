@@ -14,11 +14,11 @@ from simulated_device import CPU, Event, JobEngine, Stream, Wait, World, install
 from torch import Tensor
 
 from fxoffload.errors import TransferError
-from fxoffload.runtime.cuda import CudaDevice, CudaOutgoing, Hold
-from fxoffload.runtime.memory import MemoryEngine
-from fxoffload.runtime.store import OffloadStore
-from fxoffload.runtime.streams import CudaStreams
-from fxoffload.runtime.ticket import Ticket
+from fxoffload.runtime.devices.cuda import CudaDevice, CudaOutgoing, Hold
+from fxoffload.runtime.devices.streams import CudaStreams
+from fxoffload.runtime.engines.memory import MemoryEngine
+from fxoffload.runtime.store.store import OffloadStore
+from fxoffload.runtime.store.ticket import Ticket
 
 SEEDS = range(40)
 VALUES = 4

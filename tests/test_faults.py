@@ -18,7 +18,7 @@ import pytest
 from job import VALUE_BYTES, WIDTH, Job, open_job
 
 import fxoffload
-from fxoffload.runtime.checksum import CheckedEngine
+from fxoffload.runtime.engines.checksum import CheckedEngine
 
 
 @pytest.fixture(scope="module")

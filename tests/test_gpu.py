@@ -20,9 +20,9 @@ from waiting import wait_for_writes
 from zoo import CASES
 
 import fxoffload
-from fxoffload.runtime.cuda import CudaDevice
-from fxoffload.runtime.memory import MemoryEngine
-from fxoffload.runtime.store import OffloadStore
+from fxoffload.runtime.devices.cuda import CudaDevice
+from fxoffload.runtime.engines.memory import MemoryEngine
+from fxoffload.runtime.store.store import OffloadStore
 
 # Before the first product of matrices, which reads it: with it, equal runs give equal bits.
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")

@@ -28,8 +28,8 @@ from benchmarks.block_device import (
 from benchmarks.busy_threads import keep_busy
 from benchmarks.fio import FioFailed, FioJob, find_jobs, prepare_file, run_fio
 from benchmarks.transfers import TIER, EngineTransfers, StoreTransfers, Timing, Values
-from fxoffload.runtime.memory import MemoryEngine
-from fxoffload.runtime.store import OffloadStore
+from fxoffload.runtime.engines.memory import MemoryEngine
+from fxoffload.runtime.store.store import OffloadStore
 
 ROOT = Path(__file__).parent.parent
 MIB = 2**20

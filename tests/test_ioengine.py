@@ -7,7 +7,7 @@ from concurrent.futures import Future
 
 import pytest
 
-from fxoffload.runtime.ioengine import find_outcome
+from fxoffload.runtime.engines.ioengine import find_outcome
 
 
 def test_outcomes() -> None:

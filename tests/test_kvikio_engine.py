@@ -16,9 +16,9 @@ from fake_cuda import environment_with_driver
 import fxoffload
 from fxoffload.config import OffloadConfig
 from fxoffload.errors import ConfigError
-from fxoffload.runtime import kvikio_engine
-from fxoffload.runtime.choice import choose_engine, open_engine
-from fxoffload.runtime.kvikio_engine import find_obstacle
+from fxoffload.runtime.engines import kvikio_engine
+from fxoffload.runtime.engines.kvikio_engine import find_obstacle
+from fxoffload.runtime.measurement.choice import choose_engine, open_engine
 
 CASES = Path(__file__).with_name("kvikio_cases.py")
 
@@ -65,7 +65,7 @@ def test_auto_logs_why(
     spill_directory: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(kvikio_engine, "DRIVER_LIBRARY", "libnone.so.1")
-    with caplog.at_level("INFO", "fxoffload.runtime.choice"):
+    with caplog.at_level("INFO", "fxoffload.runtime.measurement.choice"):
         engine = open_engine(OffloadConfig(directory=spill_directory))
     assert caplog.messages == [
         f"ioengine {engine.name}; kvikio cannot be used: no CUDA driver (libnone.so.1)"

@@ -27,6 +27,13 @@ PRIVATE = (
 # Private by name, yet stable for years and without a public twin: tree_map, the type of an
 # operator overload, and the question whether a tensor is a wrapper subclass.
 TOLERATED = ("torch.utils._pytree", "torch._ops", "torch.utils._python_dispatch")
+# The folders of the runtime, the lowest first, and which of the others each may see.
+ROOMS: dict[str, set[str]] = {
+    "engines": set(),
+    "devices": {"engines"},
+    "store": {"engines", "devices"},
+    "measurement": {"engines", "store"},
+}
 # What one pass takes from another: selection tries placements, the step model knows aliases.
 BORROWED = {
     "fxoffload.passes.selection": {"fxoffload.passes.placement"},
@@ -38,9 +45,9 @@ OPENERS = {"open", "mkdir", "makedirs", "mkstemp", "TemporaryFile", "NamedTempor
 def find_modules() -> dict[str, Path]:
     modules: dict[str, Path] = {}
     for package, folder in FOLDERS.items():
-        for path in (ROOT / folder).glob("*.py"):
-            name = package if path.stem == "__init__" else f"{package}.{path.stem}"
-            modules[name] = path
+        for path in (ROOT / folder).rglob("*.py"):
+            parts = path.relative_to(ROOT / folder).with_suffix("").parts
+            modules[".".join([package, *(part for part in parts if part != "__init__")])] = path
     return modules
 
 
@@ -114,6 +121,19 @@ def test_runtime_sees_no_passes_and_no_graphs(name: str) -> None:
         and "fx" in {alias.name for alias in node.names}
         for node in ast.walk(TREES[name])
     )
+
+
+@pytest.mark.parametrize("name", RUNTIME)
+def test_rooms_of_the_runtime(name: str) -> None:
+    """Only the ops (runtime/kernels.py) and the folder's own list of names see all rooms."""
+    parts = name.split(".")
+    imports = {item for item in find_imports(name) if is_within(item, "fxoffload.runtime")}
+    if len(parts) < 4:
+        assert parts[2:] in ([], ["kernels"], *([room] for room in ROOMS))
+        return
+    room = parts[2]
+    seen = {item.split(".")[2] for item in imports}
+    assert seen <= {room, *ROOMS[room]}
 
 
 @pytest.mark.parametrize("name", SHARED)
@@ -202,12 +222,11 @@ def test_imports_have_no_cycle() -> None:
 
 def test_declared_packages_are_the_folders() -> None:
     setuptools = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
-    assert sorted(setuptools["packages"]) == sorted(FOLDERS)
+    # What is not listed is missing in the wheel.
+    packages = {name for name, path in MODULES.items() if path.stem == "__init__"}
+    assert set(setuptools["packages"]) == packages
     mapping = {package: folder for package, folder in FOLDERS.items() if package != folder}
     assert setuptools["package-dir"] == mapping
-    for folder in FOLDERS.values():
-        below = [path.parent for path in (ROOT / folder).rglob("*.py")]
-        assert set(below) == {ROOT / folder}, "a sub-folder would be missing from the wheel"
 
 
 def test_declared_dependencies_are_the_imports() -> None:

@@ -11,8 +11,8 @@ import pytest
 from engine_contract import EngineContract
 
 from fxoffload.errors import StoreFull
-from fxoffload.runtime.memory import MemoryEngine
-from fxoffload.runtime.memory_limit import find_memory_limit
+from fxoffload.runtime.engines.memory import MemoryEngine
+from fxoffload.runtime.engines.memory_limit import find_memory_limit
 
 
 class TestContract(EngineContract):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from fxoffload.runtime.memory_limit import find_memory_limit
+from fxoffload.runtime.engines.memory_limit import find_memory_limit
 
 PHYSICAL = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 

@@ -30,7 +30,7 @@ from benchmarks.trainer import PassRecord
 from benchmarks.variant_run import save_to_files
 from benchmarks.variants import PLAIN, PLAIN_AGAIN, Kind, Measured, Variant
 from fxoffload import OffloadConfig, planning, runtime
-from fxoffload.runtime.memory import MemoryEngine
+from fxoffload.runtime.engines.memory import MemoryEngine
 
 SIZES = (
     "--hidden",

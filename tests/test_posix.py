@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 from engine_contract import EngineContract
 
-from fxoffload.runtime import posix
-from fxoffload.runtime.posix import PosixEngine
-from fxoffload.runtime.spill_file import SpillFile
+from fxoffload.runtime.engines import posix
+from fxoffload.runtime.engines.posix import PosixEngine
+from fxoffload.runtime.engines.spill_file import SpillFile
 
 NBYTES = 64 * 1024
 

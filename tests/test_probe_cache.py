@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from fxoffload.runtime import probe_cache
-from fxoffload.runtime.probe_cache import cache_path, recall_pair
+from fxoffload.runtime.measurement import probe_cache
+from fxoffload.runtime.measurement.probe_cache import cache_path, recall_pair
 
 
 class Probe:
@@ -97,7 +97,7 @@ def test_a_place_that_cannot_be_opened_only_costs_the_probe(
     cache_path().parent.parent.mkdir()
     cache_path().parent.write_text("a file where the folder should be")
     probe = Probe()
-    with caplog.at_level(logging.INFO, "fxoffload.runtime.probe_cache"):
+    with caplog.at_level(logging.INFO, "fxoffload.runtime.measurement.probe_cache"):
         assert recall_pair("a", probe) == (1e9, 2e9)
         assert recall_pair("a", probe) == (1e9, 2e9)
         assert recall_pair("b", probe) == (2e9, 4e9)

@@ -17,9 +17,9 @@ WORK = """
 import os, signal, sys
 import torch
 signal.signal(signal.SIGINT, signal.default_int_handler)  # Jobs in the background ignore it.
-from fxoffload.runtime.posix import PosixEngine
-from fxoffload.runtime.spill_file import SpillFile
-from fxoffload.runtime.store import OffloadStore
+from fxoffload.runtime.engines.posix import PosixEngine
+from fxoffload.runtime.engines.spill_file import SpillFile
+from fxoffload.runtime.store.store import OffloadStore
 
 def open_store(directory):
     engine = PosixEngine([SpillFile(directory)])

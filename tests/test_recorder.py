@@ -6,7 +6,7 @@ import threading
 from dataclasses import dataclass
 from typing import Any
 
-from fxoffload.runtime.recorder import RUNS, SKIPPED_RUNS, StepRecorder
+from fxoffload.runtime.measurement.recorder import RUNS, SKIPPED_RUNS, StepRecorder
 
 STEPS = SKIPPED_RUNS + RUNS
 

@@ -9,7 +9,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from fxoffload.runtime.slots import SlotAllocator
+from fxoffload.runtime.engines.slots import SlotAllocator
 
 ALIGNMENT = 512
 

@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch.overrides import TorchFunctionMode
 
-from fxoffload.runtime import speed
-from fxoffload.runtime.bandwidth import Bandwidth
-from fxoffload.runtime.speed import Speed, measure_exchange, measure_speed, recall_speed
+from fxoffload.runtime.measurement import speed
+from fxoffload.runtime.measurement.bandwidth import Bandwidth
+from fxoffload.runtime.measurement.speed import Speed, measure_exchange, measure_speed, recall_speed
 
 CPU = torch.device("cpu")
 

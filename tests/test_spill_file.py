@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from fxoffload.errors import StoreFull
-from fxoffload.runtime import spill_file
-from fxoffload.runtime.spill_file import GROWTH_BYTES, SpillFile
+from fxoffload.runtime.engines import spill_file
+from fxoffload.runtime.engines.spill_file import GROWTH_BYTES, SpillFile
 
 
 def refuse_direct(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,8 +7,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fxoffload.runtime.buffers import STAGING_ALIGNMENT, StagingBuffer
-from fxoffload.runtime.staging import StagingArena
+from fxoffload.runtime.devices.buffers import STAGING_ALIGNMENT, StagingBuffer
+from fxoffload.runtime.devices.staging import StagingArena
 
 MIB = 2**20
 

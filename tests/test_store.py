@@ -21,16 +21,16 @@ import torch
 from torch.multiprocessing.reductions import StorageWeakRef
 
 from fxoffload.errors import StoreClosed, StoreError, StoreFull, TransferError
-from fxoffload.runtime.buffers import find_span
-from fxoffload.runtime.checksum import CheckedEngine
-from fxoffload.runtime.counters import StoreStatistics
-from fxoffload.runtime.ioengine import IOEngine
-from fxoffload.runtime.memory import MemoryEngine
-from fxoffload.runtime.posix import PosixEngine
-from fxoffload.runtime.spill_file import SpillFile
-from fxoffload.runtime.store import OffloadStore
-from fxoffload.runtime.ticket import Ticket
-from fxoffload.runtime.workers import Transfer
+from fxoffload.runtime.devices.buffers import find_span
+from fxoffload.runtime.engines.checksum import CheckedEngine
+from fxoffload.runtime.engines.ioengine import IOEngine
+from fxoffload.runtime.engines.memory import MemoryEngine
+from fxoffload.runtime.engines.posix import PosixEngine
+from fxoffload.runtime.engines.spill_file import SpillFile
+from fxoffload.runtime.engines.workers import Transfer
+from fxoffload.runtime.store.counters import StoreStatistics
+from fxoffload.runtime.store.store import OffloadStore
+from fxoffload.runtime.store.ticket import Ticket
 from fxoffload.torch_internals import is_shared
 
 CAP = 2**30
@@ -663,7 +663,7 @@ def test_a_failed_copy_to_staging_leaves_the_flight(
     def fail_to_allocate(*_: object) -> None:
         raise MemoryError
 
-    monkeypatch.setattr("fxoffload.runtime.host.HostOutgoing", fail_to_allocate)
+    monkeypatch.setattr("fxoffload.runtime.devices.host.HostOutgoing", fail_to_allocate)
     with pytest.raises(MemoryError):
         offload(last_store, fill(1000))
     assert last_store.statistics().inflight_bytes == 0

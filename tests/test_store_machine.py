@@ -24,12 +24,12 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, precondition, rule
 
 from fxoffload.errors import StoreError, StoreFull, TransferError
-from fxoffload.runtime.ioengine import IOEngine, IOFuture, find_outcome
-from fxoffload.runtime.memory import MemoryEngine
-from fxoffload.runtime.posix import PosixEngine
-from fxoffload.runtime.spill_file import SpillFile
-from fxoffload.runtime.store import OffloadStore
-from fxoffload.runtime.ticket import Ticket
+from fxoffload.runtime.engines.ioengine import IOEngine, IOFuture, find_outcome
+from fxoffload.runtime.engines.memory import MemoryEngine
+from fxoffload.runtime.engines.posix import PosixEngine
+from fxoffload.runtime.engines.spill_file import SpillFile
+from fxoffload.runtime.store.store import OffloadStore
+from fxoffload.runtime.store.ticket import Ticket
 from fxoffload.torch_internals import is_shared
 
 CPU = torch.device("cpu")

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from fxoffload.errors import StoreFull
-from fxoffload.runtime import striping
-from fxoffload.runtime.spill_file import GROWTH_BYTES, SpillFile
-from fxoffload.runtime.striping import AVOIDED_SECONDS, FAILURES, StripedEngine
+from fxoffload.runtime.engines import striping
+from fxoffload.runtime.engines.spill_file import GROWTH_BYTES, SpillFile
+from fxoffload.runtime.engines.striping import AVOIDED_SECONDS, FAILURES, StripedEngine
 
 NBYTES = 64 * 1024
 VIEW = memoryview(bytes(NBYTES))

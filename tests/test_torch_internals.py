@@ -594,7 +594,7 @@ def test_values_on_cuda_are_taken_as_aligned(unknown_ops: None, met: bool) -> No
         unaligned, result = lower_wait(cuda)
         assert result not in unaligned
         assert len(unaligned) == 1  # The ticket.
-    # Host tensors may come back at any address (see runtime/host.py).
+    # Host tensors may come back at any address (see runtime/devices/host.py).
     unaligned, result = lower_wait(torch.device("cpu"))
     assert result in unaligned
 

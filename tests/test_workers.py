@@ -11,7 +11,7 @@ from concurrent.futures import CancelledError
 import numpy as np
 import pytest
 
-from fxoffload.runtime.workers import Transfer, Workers
+from fxoffload.runtime.engines.workers import Transfer, Workers
 
 
 def test_a_transfer_runs_and_tells() -> None:

@@ -90,12 +90,3 @@ def add_statistics(records: Iterable[StoreStatistics]) -> StoreStatistics:
         if field.name != "ioengine"
     }
     return StoreStatistics(**sums, ioengine=", ".join(filter(None, names)))
-
-
-def format_bytes(nbytes: float) -> str:
-    """`nbytes` for a person: "512 B", "3.2 GiB"."""
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if nbytes < 1024:
-            return f"{nbytes:.0f} B" if unit == "B" else f"{nbytes:.1f} {unit}"
-        nbytes /= 1024
-    return f"{nbytes:.1f} TiB"

@@ -15,9 +15,9 @@ from functools import partial
 from typing import NamedTuple
 
 from fxoffload.errors import StoreFull
-from fxoffload.runtime.ioengine import IOFuture, find_outcome
-from fxoffload.runtime.slots import SlotAllocator
-from fxoffload.runtime.spill_file import SpillFile
+from fxoffload.runtime.engines.ioengine import IOFuture, find_outcome
+from fxoffload.runtime.engines.slots import SlotAllocator
+from fxoffload.runtime.engines.spill_file import SpillFile
 
 # A file whose last FAILURES writes failed gets no slot for AVOIDED_SECONDS, unless the others are
 # full; then it is tried again.

@@ -14,13 +14,13 @@ from typing import Literal
 
 from fxoffload.config import OffloadConfig, check_directory
 from fxoffload.errors import ConfigError
-from fxoffload.runtime.bandwidth import ROUNDS, Bandwidth, measure_bandwidth
-from fxoffload.runtime.ioengine import IOEngine
-from fxoffload.runtime.kvikio_engine import KvikioEngine, find_obstacle
-from fxoffload.runtime.memory import MemoryEngine
-from fxoffload.runtime.posix import PosixEngine
-from fxoffload.runtime.probe_cache import recall_pair
-from fxoffload.runtime.spill_file import SpillFile
+from fxoffload.runtime.engines.ioengine import IOEngine
+from fxoffload.runtime.engines.kvikio_engine import KvikioEngine, find_obstacle
+from fxoffload.runtime.engines.memory import MemoryEngine
+from fxoffload.runtime.engines.posix import PosixEngine
+from fxoffload.runtime.engines.spill_file import SpillFile
+from fxoffload.runtime.measurement.bandwidth import ROUNDS, Bandwidth, measure_bandwidth
+from fxoffload.runtime.measurement.probe_cache import recall_pair
 
 log = logging.getLogger(__name__)
 

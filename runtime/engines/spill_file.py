@@ -12,7 +12,7 @@ import warnings
 from pathlib import Path
 
 from fxoffload.errors import StoreFull
-from fxoffload.runtime.counters import format_bytes
+from fxoffload.sizes import format_bytes
 
 GROWTH_BYTES = 64 * 2**20
 _ALIGNMENTS = (512, 4096)

@@ -19,9 +19,10 @@ import warnings
 from collections import deque
 
 from fxoffload.errors import StoreClosed
-from fxoffload.runtime.counters import StoreStatistics, format_bytes
-from fxoffload.runtime.ioengine import IOFuture, find_outcome
-from fxoffload.runtime.ticket import Ticket
+from fxoffload.runtime.engines.ioengine import IOFuture, find_outcome
+from fxoffload.runtime.store.counters import StoreStatistics
+from fxoffload.runtime.store.ticket import Ticket
+from fxoffload.sizes import format_bytes
 
 log = logging.getLogger(__name__)
 

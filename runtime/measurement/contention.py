@@ -15,11 +15,11 @@ import torch
 
 from fxoffload.config import OffloadConfig
 from fxoffload.errors import StoreFull
-from fxoffload.runtime.bandwidth import round_down
-from fxoffload.runtime.choice import choose_engine, open_engine
-from fxoffload.runtime.probe_cache import recall_pair
-from fxoffload.runtime.store import OffloadStore
-from fxoffload.runtime.ticket import Ticket
+from fxoffload.runtime.measurement.bandwidth import round_down
+from fxoffload.runtime.measurement.choice import choose_engine, open_engine
+from fxoffload.runtime.measurement.probe_cache import recall_pair
+from fxoffload.runtime.store.store import OffloadStore
+from fxoffload.runtime.store.ticket import Ticket
 
 ROUNDS = 8
 VALUES = 8

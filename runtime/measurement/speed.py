@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 
 import torch
 
-from fxoffload.runtime.bandwidth import Bandwidth, round_down
-from fxoffload.runtime.probe_cache import recall_pair
+from fxoffload.runtime.measurement.bandwidth import Bandwidth, round_down
+from fxoffload.runtime.measurement.probe_cache import recall_pair
 
 log = logging.getLogger(__name__)
 

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 
 import torch
 
-from fxoffload.runtime.buffers import STAGING_ALIGNMENT, StagingBuffer
-from fxoffload.runtime.counters import format_bytes
-from fxoffload.runtime.slots import SlotAllocator
+from fxoffload.runtime.devices.buffers import STAGING_ALIGNMENT, StagingBuffer
+from fxoffload.runtime.engines.slots import SlotAllocator
+from fxoffload.sizes import format_bytes
 
 CHUNK_BYTES = 64 * 2**20
 

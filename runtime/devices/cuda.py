@@ -34,13 +34,13 @@ from functools import partial
 
 import torch
 
-from fxoffload.runtime.buffers import StagingBuffer, compact, span_tensor
-from fxoffload.runtime.ioengine import IOEngine, IOFuture, find_outcome
-from fxoffload.runtime.memory import MemoryEngine
-from fxoffload.runtime.staging import StagingArena
-from fxoffload.runtime.streams import CudaStreams
-from fxoffload.runtime.transfer import Arrival, Incoming, Layout, Outgoing, find_layout
-from fxoffload.runtime.workers import Workers
+from fxoffload.runtime.devices.buffers import StagingBuffer, compact, span_tensor
+from fxoffload.runtime.devices.staging import StagingArena
+from fxoffload.runtime.devices.streams import CudaStreams
+from fxoffload.runtime.devices.transfer import Arrival, Incoming, Layout, Outgoing, find_layout
+from fxoffload.runtime.engines.ioengine import IOEngine, IOFuture, find_outcome
+from fxoffload.runtime.engines.memory import MemoryEngine
+from fxoffload.runtime.engines.workers import Workers
 
 STAGING_BYTES = 2 * 2**30
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from fxoffload.runtime.callers import CallersTensor
-from fxoffload.runtime.ioengine import IOEngine, IOFuture
-from fxoffload.runtime.transfer import Arrival, Incoming, Layout, Outgoing
+from fxoffload.runtime.devices.transfer import Arrival, Incoming, Layout, Outgoing
+from fxoffload.runtime.engines.ioengine import IOEngine, IOFuture
+from fxoffload.runtime.store.callers import CallersTensor
 
 
 @dataclass(slots=True, eq=False)

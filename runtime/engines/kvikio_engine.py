@@ -21,8 +21,8 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple
 
-from fxoffload.runtime.spill_file import SpillFile
-from fxoffload.runtime.striping import StripedEngine
+from fxoffload.runtime.engines.spill_file import SpillFile
+from fxoffload.runtime.engines.striping import StripedEngine
 
 # One task is one system call: at 16 MiB its cost vanishes beside the copying of pages (4 MiB tasks
 # took a third more CPU time per GiB), and a large tensor still keeps several calls in flight.

@@ -6,9 +6,9 @@ import errno
 import os
 from collections.abc import Callable, Sequence
 
-from fxoffload.runtime.spill_file import SpillFile
-from fxoffload.runtime.striping import StripedEngine
-from fxoffload.runtime.workers import Transfer, Workers
+from fxoffload.runtime.engines.spill_file import SpillFile
+from fxoffload.runtime.engines.striping import StripedEngine
+from fxoffload.runtime.engines.workers import Transfer, Workers
 
 # Threads for each file and direction: a read never queues behind writes, nor one drive behind
 # another.

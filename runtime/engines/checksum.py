@@ -14,7 +14,7 @@ from concurrent.futures import Future
 from typing import Any
 
 from fxoffload.errors import ConfigError
-from fxoffload.runtime.ioengine import IOEngine, IOFuture, find_outcome
+from fxoffload.runtime.engines.ioengine import IOEngine, IOFuture, find_outcome
 
 
 class DigestMismatch(OSError):

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from fxoffload.errors import StoreFull
-from fxoffload.runtime.ioengine import IOEngine, IOFuture
+from fxoffload.runtime.engines.ioengine import IOEngine, IOFuture
 
 PROBE_BYTES = 8 * 2**20
 PROBE_COUNT = 4

@@ -6,8 +6,8 @@ from typing import NamedTuple, Protocol
 
 import torch
 
-from fxoffload.runtime.buffers import find_span
-from fxoffload.runtime.ioengine import IOEngine, IOFuture
+from fxoffload.runtime.devices.buffers import find_span
+from fxoffload.runtime.engines.ioengine import IOEngine, IOFuture
 
 
 class Layout(NamedTuple):

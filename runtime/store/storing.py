@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from fxoffload.errors import StoreFull
-from fxoffload.runtime.ioengine import IOEngine
-from fxoffload.runtime.ledger import Ledger
-from fxoffload.runtime.ticket import Ticket
+from fxoffload.runtime.engines.ioengine import IOEngine
+from fxoffload.runtime.store.ledger import Ledger
+from fxoffload.runtime.store.ticket import Ticket
 
 
 def start_write(

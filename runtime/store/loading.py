@@ -8,13 +8,13 @@ from collections.abc import Callable
 import torch
 
 from fxoffload.errors import ChecksumError, StoreError, TransferError
-from fxoffload.runtime.callers import CallersTensor
-from fxoffload.runtime.checksum import DigestMismatch
-from fxoffload.runtime.counters import format_bytes
-from fxoffload.runtime.ioengine import IOFuture
-from fxoffload.runtime.ledger import Ledger
-from fxoffload.runtime.ticket import Prefetch, Read, Ticket
-from fxoffload.runtime.transfer import Arrival, Device, Outgoing, Present
+from fxoffload.runtime.devices.transfer import Arrival, Device, Outgoing, Present
+from fxoffload.runtime.engines.checksum import DigestMismatch
+from fxoffload.runtime.engines.ioengine import IOFuture
+from fxoffload.runtime.store.callers import CallersTensor
+from fxoffload.runtime.store.ledger import Ledger
+from fxoffload.runtime.store.ticket import Prefetch, Read, Ticket
+from fxoffload.sizes import format_bytes
 
 
 def copy_kept(caller: CallersTensor) -> Prefetch | None:

@@ -6,7 +6,7 @@
     wait       the value
     free       the slot is given back when no transfer uses it any more
 
-`fxoffload.runtime.ledger` has the rules of locking.
+`fxoffload.runtime.store.ledger` has the rules of locking.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from functools import partial
 import torch
 
 from fxoffload.errors import StoreError
-from fxoffload.runtime.buffers import find_span
-from fxoffload.runtime.callers import CallersTensor, Sites
-from fxoffload.runtime.counters import StoreStatistics, reset_sums
-from fxoffload.runtime.devices import Devices
-from fxoffload.runtime.ioengine import IOEngine
-from fxoffload.runtime.ledger import Ledger
-from fxoffload.runtime.loading import copy_kept, finish_prefetch, forward_value, start_read
-from fxoffload.runtime.memory import MemoryEngine
-from fxoffload.runtime.storing import start_write
-from fxoffload.runtime.ticket import Prefetch, Ticket
-from fxoffload.runtime.transfer import find_layout
+from fxoffload.runtime.devices.buffers import find_span
+from fxoffload.runtime.devices.devices import Devices
+from fxoffload.runtime.devices.transfer import find_layout
+from fxoffload.runtime.engines.ioengine import IOEngine
+from fxoffload.runtime.engines.memory import MemoryEngine
+from fxoffload.runtime.store.callers import CallersTensor, Sites
+from fxoffload.runtime.store.counters import StoreStatistics, reset_sums
+from fxoffload.runtime.store.ledger import Ledger
+from fxoffload.runtime.store.loading import copy_kept, finish_prefetch, forward_value, start_read
+from fxoffload.runtime.store.storing import start_write
+from fxoffload.runtime.store.ticket import Prefetch, Ticket
 
 
 class OffloadStore:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 
 from fxoffload.errors import StoreError
-from fxoffload.runtime.cuda import CudaDevice
-from fxoffload.runtime.host import HostDevice
-from fxoffload.runtime.streams import CudaStreams
-from fxoffload.runtime.transfer import Device
+from fxoffload.runtime.devices.cuda import CudaDevice
+from fxoffload.runtime.devices.host import HostDevice
+from fxoffload.runtime.devices.streams import CudaStreams
+from fxoffload.runtime.devices.transfer import Device
 
 
 class Devices:

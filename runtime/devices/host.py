@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import torch
 
-from fxoffload.runtime.buffers import (
+from fxoffload.runtime.devices.buffers import (
     StagingBuffer,
     StagingPool,
     byte_view,
@@ -18,8 +18,7 @@ from fxoffload.runtime.buffers import (
     find_span,
     span_tensor,
 )
-from fxoffload.runtime.ioengine import IOEngine, IOFuture
-from fxoffload.runtime.transfer import (
+from fxoffload.runtime.devices.transfer import (
     Arrival,
     Incoming,
     Layout,
@@ -27,6 +26,7 @@ from fxoffload.runtime.transfer import (
     Present,
     find_layout,
 )
+from fxoffload.runtime.engines.ioengine import IOEngine, IOFuture
 
 # Below this a copy costs less than waiting for the tensor's own memory to be written.
 DIRECT_BYTES = 64 * 2**10

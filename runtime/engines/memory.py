@@ -7,10 +7,10 @@ import mmap
 import numpy as np
 
 from fxoffload.errors import StoreFull
-from fxoffload.runtime.counters import format_bytes
-from fxoffload.runtime.memory_limit import find_memory_limit
-from fxoffload.runtime.slots import SlotAllocator
-from fxoffload.runtime.workers import Transfer, Workers
+from fxoffload.runtime.engines.memory_limit import find_memory_limit
+from fxoffload.runtime.engines.slots import SlotAllocator
+from fxoffload.runtime.engines.workers import Transfer, Workers
+from fxoffload.sizes import format_bytes
 
 _SLOT_ALIGNMENT = 64
 # Named in mmap only from Python 3.13 on; the value is Linux's, on all its architectures but three.
