@@ -301,7 +301,7 @@ def test_options_of_inductor_reach_it(
         seen.append((config_patches["max_autotune"], config_patches.get("shape_padding")))
         raise Seen
 
-    monkeypatch.setattr(torch_internals, "compile_fx", stop)
+    monkeypatch.setattr(torch_internals.compilation, "compile_fx", stop)
     torch._dynamo.reset()
     model, x = make_model(), torch.randn(4, WIDTH)
     mode = "max-autotune-no-cudagraphs"

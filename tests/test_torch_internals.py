@@ -52,6 +52,7 @@ from fxoffload.torch_internals import (
     StorePolicy,
     SymbolicInts,
     as_user_error,
+    compilation,
     compile_with_aot,
     compile_with_inductor,
     copy_saved_meta,
@@ -70,6 +71,7 @@ from fxoffload.torch_internals import (
     list_inductor_options,
     mark_regions,
     outside_of_tracing,
+    partitioning,
     runs_alone,
     set_results,
     take_as_aligned,
@@ -272,7 +274,8 @@ def find_order(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[str]]:
     ) -> list[str]:
         torch._dynamo.reset()
         # A call that takes part in nothing stands for our ops.
-        monkeypatch.setattr(torch_internals, "OPS", [aten.histc.default] if arranges else [])
+        for module in (compilation, partitioning):
+            monkeypatch.setattr(module, "OPS", [aten.histc.default] if arranges else [])
 
         def compute_both(x: Tensor) -> tuple[object, Tensor]:
             return compute(x), torch.histc(x, 2)
@@ -626,7 +629,8 @@ def test_graphs_without_transfers_are_plain_inductors(
         found.append([bool(getattr(torch._inductor.config, name)) for name in OPTIONS])
         return make_boxed_func(gm.forward)
 
-    monkeypatch.setattr(torch_internals, "OPS", [op])
+    for module in (compilation, partitioning):
+        monkeypatch.setattr(module, "OPS", [op])
     defaults = dict.fromkeys(OPTIONS, True)
     with torch.set_grad_enabled(trains), torch._inductor.config.patch(defaults):
         _, results = run_compiled(two_outputs, compile_with_inductor, inner_compile=spy)

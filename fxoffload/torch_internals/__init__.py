@@ -1,0 +1,109 @@
+"""Every private torch API that this package touches, and nothing else.
+
+Checked on torch 2.13.0 and 2.11.0; `tests/test_torch_internals.py` has a contract test for each
+function, so that a torch release breaks this folder alone and a test says where.
+
+    partitioning    the joint graph of AOTAutograd, and what the forward saves
+    compilation     Inductor and aot_eager with our partitioner
+    scheduling      the order of Inductor's nodes, and which loops it fuses
+    lowering        what Inductor calls, stores, and makes of our ops
+    dynamo          graphs that are compiled again; tracing without memory; errors
+    autograd        the state of autograd, and the memory of tensors
+    nodes           random numbers, collectives, wrappers
+"""
+
+from fxoffload.torch_internals.autograd import (
+    describe_tracing,
+    is_shared,
+    keeps_graph,
+    keeps_tangents,
+    outside_of_tracing,
+)
+from fxoffload.torch_internals.compilation import (
+    SET_OPTIONS,
+    compile_with_aot,
+    compile_with_inductor,
+    find_cache_folder,
+    list_inductor_modes,
+    list_inductor_options,
+    trace_with_inductor,
+)
+from fxoffload.torch_internals.dynamo import (
+    DynamoGraph,
+    as_user_error,
+    keep_dynamo_graph,
+    unlimited_recompiles,
+    without_memory,
+)
+from fxoffload.torch_internals.lowering import (
+    StorePolicy,
+    find_store_policy,
+    keep_strides,
+    runs_alone,
+    take_as_aligned,
+)
+from fxoffload.torch_internals.nodes import (
+    is_collective,
+    is_rng_state,
+    is_wrapper_subclass,
+)
+from fxoffload.torch_internals.partitioning import (
+    Graphs,
+    OffloadPartitioner,
+    PartitionFunction,
+    SymbolicInts,
+    copy_saved_meta,
+    find_backward_placeholder,
+    is_checkpointed,
+    lift_checkpoints,
+    name_rng_states,
+    set_results,
+)
+from fxoffload.torch_internals.scheduling import (
+    CountedByGraph,
+    FusedAtLast,
+    fuse_between_calls,
+    mark_regions,
+)
+
+__all__ = [
+    "SET_OPTIONS",
+    "CountedByGraph",
+    "DynamoGraph",
+    "FusedAtLast",
+    "Graphs",
+    "OffloadPartitioner",
+    "PartitionFunction",
+    "StorePolicy",
+    "SymbolicInts",
+    "as_user_error",
+    "compile_with_aot",
+    "compile_with_inductor",
+    "copy_saved_meta",
+    "describe_tracing",
+    "find_backward_placeholder",
+    "find_cache_folder",
+    "find_store_policy",
+    "fuse_between_calls",
+    "is_checkpointed",
+    "is_collective",
+    "is_rng_state",
+    "is_shared",
+    "is_wrapper_subclass",
+    "keep_dynamo_graph",
+    "keep_strides",
+    "keeps_graph",
+    "keeps_tangents",
+    "lift_checkpoints",
+    "list_inductor_modes",
+    "list_inductor_options",
+    "mark_regions",
+    "name_rng_states",
+    "outside_of_tracing",
+    "runs_alone",
+    "set_results",
+    "take_as_aligned",
+    "trace_with_inductor",
+    "unlimited_recompiles",
+    "without_memory",
+]

@@ -1,0 +1,60 @@
+"""The state of autograd, and the memory of tensors."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from torch._functorch import config as functorch_config
+from torch._subclasses.fake_tensor import unset_fake_temporarily
+
+
+def keeps_graph() -> bool:
+    """Whether the backward that runs now was called with retain_graph or create_graph.
+
+    Source: torch._C._autograd._get_current_graph_task_keep_graph (outside a backward: True).
+    """
+    autograd: Any = torch._C._autograd  # pyright: ignore[reportAttributeAccessIssue]
+    return bool(autograd._get_current_graph_task_keep_graph())
+
+
+def is_shared(x: torch.Tensor) -> bool:
+    """Whether another tensor than `x` holds the memory of `x`.
+
+    Source: torch._C._storage_Use_Count, which counts the storage that is looked at here, too.
+    """
+    internal: Any = torch._C
+    storage = x.untyped_storage()
+    return internal._storage_Use_Count(storage._cdata) > 2
+
+
+def keeps_tangents() -> bool:
+    """Whether the gradients that a backward is called with live until it has returned.
+
+    Where not, each dies behind its last reader. Source:
+    torch._functorch._aot_autograd.runtime_wrappers (seen in 2.11, and no longer in 2.13).
+    """
+    return torch.__version__ < "2.12"
+
+
+def outside_of_tracing() -> AbstractContextManager[Any]:
+    """Within, tensors are real and ops run, also while AOTAutograd traces.
+
+    Source: torch._subclasses.fake_tensor.
+    """
+    return unset_fake_temporarily()
+
+
+def describe_tracing() -> str:
+    """What AOTAutograd's graphs depend on beside the program: modes of autograd, and its options.
+
+    torch's own key of a compiled graph has the same (AOTAutogradCacheDetails).
+    """
+    modes = {
+        "grad": torch.is_grad_enabled(),
+        "inference": torch.is_inference_mode_enabled(),
+        "autocast": [torch.is_autocast_enabled(kind) for kind in ("cpu", "cuda")],
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
+    }
+    return f"{modes} functorch {functorch_config.get_hash().hex()}"

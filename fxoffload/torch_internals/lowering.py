@@ -1,0 +1,149 @@
+"""How Inductor lowers ops: what it calls, what it stores, and the lowerings of our own ops."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import wraps
+from typing import Any
+
+import torch
+from torch import fx
+from torch._inductor import config as inductor_config
+from torch._inductor.virtualized import V
+from torch._ops import HigherOrderOperator, OpOverload
+from torch.utils.flop_counter import flop_registry
+
+_ADAPTED = "fxoffload_adapted"  # Marks a lowering of ours.
+
+
+def keep_strides(op: OpOverload) -> None:
+    """Let Inductor store what `op` reads first with the strides of the graph, where it may choose.
+
+    It heeds the tag needs_exact_strides in calls alone that Dynamo met, and else chooses what suits
+    its loops: a library call that reads the value too would have it copied, and so would `wait`.
+    Source: torch._inductor.graph.GraphLowering.call_function (eager_input_vals).
+    """
+
+    def adapt(fall_back: Callable[..., Any]) -> Callable[..., Any]:
+        @wraps(fall_back)
+        def lower(x: Any, *args: Any, **kwargs: Any) -> Any:
+            x.realize()
+            if is_storage_and_layout(x) and isinstance(x.get_layout(), FlexibleLayout):
+                source: Any = V.graph.current_node.args[0]
+                ExternKernel.require_exact_strides(x, source.meta["val"].stride())
+            return fall_back(x, *args, **kwargs)
+
+        return lower
+
+    from torch._inductor.ir import (  # Dear to import, and Inductor does when it compiles.
+        ExternKernel,
+        FlexibleLayout,
+        is_storage_and_layout,
+    )
+
+    _adapt_lowering(op, adapt)
+
+
+def take_as_aligned(op: OpOverload) -> None:
+    """Let Inductor take CUDA results of `op` as aligned to 16 bytes, so that Triton loads wide.
+
+    Inductor calls every result of an op that it does not know unaligned when an argument is, and a
+    ticket is: inputs on the CPU count so. The results must be what the CUDA allocator returned
+    (512-byte alignment), from their first byte on; the code that Inductor writes asserts it.
+    Source: torch._inductor.ir.FallbackKernel.create, V.graph.unaligned_buffers (2.11 the same).
+    """
+
+    def adapt(fall_back: Callable[..., Any]) -> Callable[..., Any]:
+        @wraps(fall_back)
+        def lower(*args: Any, **kwargs: Any) -> Any:
+            result = fall_back(*args, **kwargs)
+            if result.get_device().type == "cuda":
+                V.graph.unaligned_buffers.discard(result.get_name())
+            return result
+
+        return lower
+
+    _adapt_lowering(op, adapt)
+
+
+def _adapt_lowering(
+    op: OpOverload, adapt: Callable[[Callable[..., Any]], Callable[..., Any]]
+) -> None:
+    """Let Inductor lower `op`, a call of it, by what `adapt` makes of its own function; once."""
+    from torch._inductor import lowering  # Dear to import, and Inductor does when it compiles.
+
+    if op not in lowering.lowerings:
+        # What Inductor itself does at the first sight of an op with this tag.
+        constraint = lowering.tag_to_layout_constraint(torch.Tag.needs_exact_strides)
+        lowering.make_fallback(op, layout_constraint=constraint)
+    fall_back = lowering.lowerings[op]
+    if not hasattr(fall_back, _ADAPTED):
+        adapted = adapt(fall_back)
+        setattr(adapted, _ADAPTED, True)
+        lowering.lowerings[op] = adapted
+
+
+def runs_alone(node: fx.Node) -> bool:
+    """Whether Inductor calls a library for `node` instead of generating a loop that can be fused.
+
+    Source: torch._inductor.lowering.fallbacks, to which it adds ops that others define when it
+    first meets them; matrix products and the like, which have templates or library calls, are the
+    ops that torch.utils.flop_counter knows.
+    """
+    from torch._inductor import lowering  # Dear to import, and Inductor does when it compiles.
+
+    target = node.target
+    return (
+        getattr(target, "overloadpacket", None) in flop_registry
+        or target in lowering.fallbacks
+        or isinstance(target, HigherOrderOperator)
+        or (
+            isinstance(target, OpOverload)
+            and target.namespace not in ("aten", "prims")
+            and target not in lowering.lowerings
+        )
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class StorePolicy:
+    """When Inductor stores a result instead of computing it in the loop of each of its readers.
+
+    reads: from memory, beyond which it does; reused_reads: the same where several nodes read the
+    result. ops: in the loop, beyond which it does. dear_ops: those whose results it stores where
+    several nodes read them.
+    """
+
+    reads: int
+    reused_reads: int
+    ops: int
+    dear_ops: frozenset[str]
+
+
+def find_store_policy(device: torch.device) -> StorePolicy:
+    """What Inductor does on `device`.
+
+    Source: torch._inductor.ir.StorageBox (should_realize_on_reuse, has_exceeded_max_reads) and
+    torch._inductor.config; releases before 2.13 know no thresholds of a CPU's own, and fewer
+    dear ops.
+    """
+    config: Any = inductor_config
+    on_cpu = device.type == "cpu"
+
+    def find_threshold(what: str) -> int:
+        threshold = getattr(config, f"realize_{what}_threshold")
+        if threshold is not None:
+            return threshold
+        of_cpu, of_others = f"realize_cpu_{what}_threshold", f"_realize_{what}_threshold_default"
+        return getattr(config, of_cpu if on_cpu else of_others)
+
+    dear = ("exp", "sigmoid") if on_cpu else ()
+    if on_cpu and hasattr(config, "realize_cpu_opcount_threshold"):
+        dear += ("log", "log10", "log1p", "log2", "tanh")
+    return StorePolicy(
+        reads=find_threshold("acc_reads"),
+        reused_reads=config.realize_reads_threshold,
+        ops=find_threshold("opcount"),
+        dear_ops=frozenset(dear),
+    )
