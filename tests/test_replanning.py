@@ -20,7 +20,7 @@ from torch.fx.experimental.symbolic_shapes import DimDynamic, StatelessSymbolicC
 from waiting import wait_for_writes
 
 import fxoffload
-from fxoffload import backend, runtime
+from fxoffload import backend, planning, runtime
 from fxoffload.ops import Clocks
 from fxoffload.plan import Plan
 from fxoffload.replanning import ReplannedGraph, agree, pays
@@ -160,9 +160,13 @@ def train(compiled: Any, model: nn.Module, steps: int) -> list[int]:
 def options(
     spill_directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fresh_dynamo: None
 ) -> Iterator[dict[str, Any]]:
-    """A device that is taken to be so slow that everything hides, and no profile of others."""
+    """A device that is taken to be so slow that everything hides, and no profile of others.
+
+    Transfers are taken to be slow too: beside steps as they really are, nothing hides.
+    """
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(runtime, "recall_speed", lambda *_: runtime.Speed(1e3, 1e3))
+    monkeypatch.setattr(planning, "TRANSFER_LATENCY_SECONDS", 10.0)
     before = set(runtime.find_recorders())
     yield {"directory": spill_directory, "compiler": "eager", "min_bytes": 1}
     assert set(runtime.find_recorders()) <= before
@@ -333,7 +337,7 @@ def test_with_inductor(options: dict[str, Any], caplog: pytest.LogCaptureFixture
 RANK = """
 import os, sys
 import torch, fxoffload
-from fxoffload import backend, runtime
+from fxoffload import backend, planning, runtime
 from torch import nn
 from torch.fx.experimental.symbolic_shapes import DimDynamic, StatelessSymbolicContext
 rank, directory, port = int(sys.argv[1]), sys.argv[2], sys.argv[3]

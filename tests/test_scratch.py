@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +37,9 @@ def test_the_backward_of_attention_adds_up_in_float32(packet: Any) -> None:
     assert count_scratch_bytes(half.call(aten.sin.default, query)) == 0
 
 
+TRIES = 20
+
+
 def arrange(dims: int = 2, *, transposed: bool = False, groups: int = 1) -> list[Any]:
     """The last arguments of a convolution with windows of 3."""
     return [[1] * dims, [1] * dims, [1] * dims, transposed, [0] * dims, groups]
@@ -64,9 +69,9 @@ CONVOLUTIONS: dict[str, tuple[tuple[torch.Tensor, torch.Tensor], list[Any]]] = {
     "channels last": (
         make_case((8, 32, 64, 64), (32, 32, 3, 3), memory_format=LAST), arrange()
     ),
-    "float64": (make_case((4, 8, 32, 32), (8, 8, 3, 3), torch.float64), arrange()),
+    "float64": (make_case((2, 32, 64, 64), (32, 32, 3, 3), torch.float64), arrange()),
     "float64 in groups": (
-        make_case((4, 8, 48, 48), (8, 4, 3, 3), torch.float64), arrange(groups=2)
+        make_case((2, 32, 64, 64), (32, 16, 3, 3), torch.float64), arrange(groups=2)
     ),
 }  # fmt: skip
 
@@ -78,20 +83,16 @@ def count(target: Any, *args: Any) -> int:
     return count_scratch_bytes(half.call(target, *nodes))
 
 
-def measure(call: Any) -> int:
-    """What is allocated at the most, less what stays."""
-
-    def step() -> None:
-        call()
-
+def check(call: Callable[[], Any], counted: int, operands: int) -> None:
+    """`counted` is what is allocated at the most, less what stays; oneDNN takes little beside."""
     kept = sum(x.nbytes for x in tree_leaves(call()) if x is not None)
-    return max(record_memory(step).peak_bytes for _ in range(2)) - kept
-
-
-def check(counted: int, measured: int, operands: int) -> None:
-    # Above it, a plan would break its budget; what oneDNN takes for each thread is small.
-    assert measured <= counted + max(MIB / 2, operands / 8)
-    assert counted <= measured + max(MIB / 2, operands / 8)
+    slack = max(MIB / 2, operands / 8)
+    measured = 0
+    for _ in range(TRIES):  # A peak that is too short is missed now and then.
+        measured = max(measured, record_memory(call).peak_bytes - kept)
+        if measured >= counted - slack:
+            break
+    assert counted - slack <= measured <= counted + slack
 
 
 @pytest.mark.skipif(
@@ -104,12 +105,12 @@ def test_convolutions_take_what_is_counted(name: str) -> None:
     y = aten.convolution(*args)
     operands = x.nbytes + weight.nbytes + y.nbytes
     counted = count(aten.convolution.default, *args)
-    check(counted, measure(lambda: aten.convolution(*args)), operands)
+    check(lambda: aten.convolution(*args), counted, operands)
     gradient = torch.randn_like(y)
     for wanted in ([True, True, False], [False, True, False]):
         args = (gradient, x, weight, None, *rest, wanted)
         counted = count(aten.convolution_backward.default, *args)
-        check(counted, measure(lambda args=args: aten.convolution_backward(*args)), operands)
+        check(partial(aten.convolution_backward, *args), counted, operands)
 
 
 def test_a_convolution_on_a_gpu_counts_nothing() -> None:
