@@ -10,7 +10,7 @@ from dataclasses import replace
 from unittest.mock import patch
 
 from fxoffload import OffloadConfig, planning
-from fxoffload.cost import Link
+from fxoffload.planner.link import Link
 from fxoffload.runtime import kernels
 from fxoffload.runtime.engines.ioengine import IOEngine, IOFuture
 

@@ -28,11 +28,11 @@ from fxoffload.graph import TrainingGraph
 from fxoffload.inspection import partition_without_memory
 from fxoffload.passes.calibration import find_transfers
 from fxoffload.passes.lifetimes import find_saved_values
-from fxoffload.passes.selection import choose_offloads
 from fxoffload.passes.step_model import build_step
-from fxoffload.plan import Plan
+from fxoffload.planner.plan import Plan
+from fxoffload.planner.selection import choose_offloads
+from fxoffload.planner.simulation import simulate
 from fxoffload.planning import build_partitioner
-from fxoffload.simulation import simulate
 
 sys.path.append(str(Path(__file__).resolve().parent.parent))
 

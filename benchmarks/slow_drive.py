@@ -22,7 +22,7 @@ from typing import Any
 
 from rich.console import Console
 
-from fxoffload.plan import describe_cut
+from fxoffload.planner.plan import describe_cut
 
 sys.path.append(str(Path(__file__).resolve().parent.parent))
 

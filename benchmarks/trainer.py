@@ -18,9 +18,9 @@ from torch._dynamo import lookup_backend
 
 from fxoffload import backend, passes, runtime
 from fxoffload.passes import PassOptions, pipeline
-from fxoffload.plan import Plan
+from fxoffload.planner.plan import Plan
+from fxoffload.planner.simulation import Step, find_lower_bound
 from fxoffload.runtime.measurement.recorder import RUNS, SKIPPED_RUNS
-from fxoffload.simulation import Step, find_lower_bound
 
 sys.path.append(str(Path(__file__).resolve().parent.parent))
 

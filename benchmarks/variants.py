@@ -24,7 +24,7 @@ from typing import Any, Literal
 
 from rich.console import Console
 
-from fxoffload.plan import Cut
+from fxoffload.planner.plan import Cut
 
 sys.path.append(str(Path(__file__).resolve().parent.parent))
 

@@ -17,13 +17,13 @@ from fxoffload import replanning, runtime, torch_internals
 from fxoffload.config import OffloadConfig
 from fxoffload.errors import OffloadError
 from fxoffload.ops import Clocks
-from fxoffload.plan import Plan
 from fxoffload.plan_cache import find_plan_path, hash_graph, keep_plan, recall_plan, write_whole
 from fxoffload.planned_sizes import SizedGraph, find_planned_sizes, warn_of_uncounted
+from fxoffload.planner.plan import Plan
+from fxoffload.planner.simulation import Simulation
 from fxoffload.planning import Review, build_partitioner, build_reviewer, hash_sources, reserve
 from fxoffload.profile import Profile
 from fxoffload.replanning import ReplannedGraph
-from fxoffload.simulation import Simulation
 from fxoffload.torch_internals import DynamoGraph
 
 log = logging.getLogger(__name__)

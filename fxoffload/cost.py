@@ -1,4 +1,4 @@
-"""Seconds of a node and seconds of a transfer: a roofline of the device and its links.
+"""Seconds of a node: a roofline of the device.
 
 It is coarse: it decides what hides and how early a transfer starts, and a factor of two in either
 direction is covered by the margin that scheduling adds.
@@ -18,36 +18,10 @@ from torch.utils.flop_counter import flop_registry
 
 from fxoffload.graph import get_tensor, guess_int, is_strided
 from fxoffload.ops import OPS
+from fxoffload.planner.link import Link
 from fxoffload.profile import Profile
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class Link:
-    """A path to a tier: sustained bytes per second each way, and the latency of one transfer.
-
-    Transfers overlap their latencies and queue for the bandwidth. compute_seconds_per_byte is what
-    a transfer takes, each way, from the compute beside it: nothing on a GPU, but a CPU's cores do
-    both.
-    """
-
-    write_bytes_per_second: float
-    read_bytes_per_second: float
-    latency_seconds: float
-    compute_seconds_per_byte: float = 0.0
-
-    def write_seconds(self, nbytes: int) -> float:
-        """Seconds for which writing `nbytes` occupies the link."""
-        return nbytes / self.write_bytes_per_second
-
-    def read_seconds(self, nbytes: int) -> float:
-        """Seconds for which reading `nbytes` occupies the link."""
-        return nbytes / self.read_bytes_per_second
-
-    def round_trip_seconds(self, nbytes: int) -> float:
-        """Seconds to write `nbytes` and read them back when nothing else uses the link."""
-        return 2 * self.latency_seconds + self.write_seconds(nbytes) + self.read_seconds(nbytes)
 
 
 @dataclass(frozen=True, slots=True)

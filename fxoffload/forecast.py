@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from fxoffload.hardware import Hardware
-from fxoffload.plan import Plan
+from fxoffload.planner.plan import Plan
 from fxoffload.tables import format_table
 
 _MIB = 2**20

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from fxoffload.cost import CostModel, DeviceSpeed, Link
+from fxoffload.cost import CostModel, DeviceSpeed
 from fxoffload.errors import ConfigError
+from fxoffload.planner.link import Link
 from fxoffload.sizes import parse_byte_rate, parse_bytes, parse_flop_rate
 
 

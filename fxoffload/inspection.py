@@ -16,7 +16,7 @@ from fxoffload.errors import OffloadError
 from fxoffload.graph import TrainingGraph
 from fxoffload.ops import OPS, PREFETCH, RELEASE
 from fxoffload.passes.lifetimes import CONSTANT, STATIC_INPUT
-from fxoffload.plan import Offload, Plan
+from fxoffload.planner.plan import Offload, Plan
 from fxoffload.planning import build_partitioner
 from fxoffload.tables import format_table
 from fxoffload.torch_internals import OffloadPartitioner

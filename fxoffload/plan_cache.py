@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from fxoffload.plan import Decision, Keep, Offload, Plan, SavedValue
+from fxoffload.planner.plan import Decision, Keep, Offload, Plan, SavedValue
 from fxoffload.torch_internals import describe_tracing
 
 log = logging.getLogger(__name__)

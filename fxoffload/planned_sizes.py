@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from fxoffload.graph import guess_int
-from fxoffload.plan import UNCOUNTED, Keep, Plan
+from fxoffload.planner.plan import UNCOUNTED, Keep, Plan
 
 MIB = 2**20
 

@@ -15,15 +15,16 @@ from torch import fx
 
 from fxoffload import passes, runtime, torch_internals
 from fxoffload.config import OffloadConfig
-from fxoffload.cost import CostModel, DeviceSpeed, Link, counts_flops
+from fxoffload.cost import CostModel, DeviceSpeed, counts_flops
 from fxoffload.errors import BudgetError
 from fxoffload.graph import TrainingGraph, get_tensor, is_static
 from fxoffload.ops import Clocks
 from fxoffload.passes import PassOptions
-from fxoffload.plan import Cut, Plan
+from fxoffload.planner.link import Link
+from fxoffload.planner.plan import Cut, Plan
+from fxoffload.planner.simulation import Simulation
 from fxoffload.profile import Profile
 from fxoffload.replanning import is_distributed
-from fxoffload.simulation import Simulation
 from fxoffload.torch_internals import Graphs, OffloadPartitioner, PartitionFunction
 
 log = logging.getLogger(__name__)

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 
 from fxoffload.ops import Clocks
-from fxoffload.plan import Plan
-from fxoffload.simulation import RESOLUTION, Simulation
+from fxoffload.planner.plan import Plan
+from fxoffload.planner.simulation import RESOLUTION, Simulation
 
 log = logging.getLogger(__name__)
 

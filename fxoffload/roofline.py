@@ -24,7 +24,7 @@ from fxoffload.forecast import BatchForecast, Forecast, LargestBatch
 from fxoffload.graph import TrainingGraph
 from fxoffload.hardware import Hardware
 from fxoffload.inspection import partition_without_memory
-from fxoffload.plan import Plan
+from fxoffload.planner.plan import Plan
 from fxoffload.planning import build_partitioner
 from fxoffload.torch_internals import OffloadPartitioner
 

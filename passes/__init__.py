@@ -7,14 +7,14 @@
 | restore_order      | nothing new or gone        | torch's own order, where nothing moves         |
 | find_saved_values  | partitioned graphs         | a SavedValue for each saved storage            |
 | build_step         | saved values, cost model   | a Step; seconds of nodes, lives of storages    |
-| choose_offloads    | a step                     | a Plan; no graph is looked at                  |
+| (choose_offloads)  | a step                     | a Plan, by fxoffload.planner                   |
 | insert_transfers   | a plan                     | the four ops, in trivially right places        |
 | schedule_transfers | inserted ops, the plan     | releases and prefetches where the plan says    |
 | find_profile       | a step, when its ops ran   | a Profile: what nodes took, by the roofline    |
 | verify_transfers   | any graph                  | nothing; raises GraphError on a broken rule    |
 
 `choose_offloads` tries sets of values: `place_transfers` says where their transfers stand, and
-`fxoffload.simulation` what the step then takes.
+`fxoffload.planner.simulation` what the step then takes.
 
 No pass touches a file or a stream, or imports another pass; `pipeline` puts them in order.
 """
@@ -37,9 +37,7 @@ from fxoffload.passes.pipeline import (
     run_passes,
     transform_graph,
 )
-from fxoffload.passes.placement import place_transfers
 from fxoffload.passes.scheduling import schedule_transfers
-from fxoffload.passes.selection import choose_offloads
 from fxoffload.passes.step_model import build_step
 from fxoffload.passes.verification import verify_transfers
 
@@ -48,7 +46,6 @@ __all__ = [
     "PassOptions",
     "build_step",
     "calibrate",
-    "choose_offloads",
     "choose_partition",
     "find_order",
     "find_profile",
@@ -58,7 +55,6 @@ __all__ = [
     "hoist_saved",
     "insert_transfers",
     "make_plan",
-    "place_transfers",
     "restore_order",
     "run_passes",
     "schedule_transfers",

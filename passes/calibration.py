@@ -14,11 +14,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from itertools import accumulate
 
-from fxoffload.cost import Link
 from fxoffload.ops import Clocks
-from fxoffload.plan import Plan
+from fxoffload.planner.link import Link
+from fxoffload.planner.plan import Plan
+from fxoffload.planner.simulation import Step, Transfer
 from fxoffload.profile import Profile
-from fxoffload.simulation import Step, Transfer
 
 # Of the roofline seconds of a forward or a backward: what is shorter is noise.
 MIN_SHARE = 0.01

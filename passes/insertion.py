@@ -38,7 +38,7 @@ from fxoffload.graph import (
     is_view,
 )
 from fxoffload.ops import OFFLOAD, OPS, PREFETCH, RELEASE, WAIT
-from fxoffload.plan import Offload, Plan, SavedValue
+from fxoffload.planner.plan import Offload, Plan, SavedValue
 from fxoffload.torch_internals import SymbolicInts, copy_saved_meta, runs_alone, set_results
 
 # Nodes apart at which Inductor fuses no more loops. Source: torch._inductor.scheduler

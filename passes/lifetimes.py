@@ -36,7 +36,7 @@ from fxoffload.graph import (
     is_strided,
     is_view,
 )
-from fxoffload.plan import UNCOUNTED, SavedValue
+from fxoffload.planner.plan import UNCOUNTED, SavedValue
 from fxoffload.torch_internals import (
     find_backward_placeholder,
     is_rng_state,

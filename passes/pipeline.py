@@ -27,12 +27,12 @@ from fxoffload.passes.calibration import find_profile, find_transfers
 from fxoffload.passes.insertion import insert_transfers
 from fxoffload.passes.lifetimes import find_saved_values
 from fxoffload.passes.scheduling import schedule_transfers
-from fxoffload.passes.selection import choose_offloads, evaluate_transfers
 from fxoffload.passes.step_model import build_step
 from fxoffload.passes.verification import verify_transfers
-from fxoffload.plan import Cut, Plan
+from fxoffload.planner.plan import Cut, Plan
+from fxoffload.planner.selection import choose_offloads, evaluate_transfers
+from fxoffload.planner.simulation import RESOLUTION, Simulation
 from fxoffload.profile import Profile
-from fxoffload.simulation import RESOLUTION, Simulation
 from fxoffload.torch_internals import is_checkpointed
 
 log = logging.getLogger(__name__)

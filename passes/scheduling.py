@@ -24,7 +24,7 @@ from torch import fx
 from fxoffload.errors import PlanError
 from fxoffload.graph import TrainingGraph
 from fxoffload.ops import OFFLOAD, PREFETCH, RELEASE, WAIT
-from fxoffload.plan import Plan
+from fxoffload.planner.plan import Plan
 
 
 def schedule_transfers(graph: TrainingGraph, plan: Plan) -> None:

@@ -37,9 +37,9 @@ from fxoffload.graph import (
     is_view,
 )
 from fxoffload.passes.lifetimes import build_alias_graph
-from fxoffload.plan import SavedValue
+from fxoffload.planner.plan import SavedValue
+from fxoffload.planner.simulation import Residence, Step
 from fxoffload.scratch import count_scratch_bytes
-from fxoffload.simulation import Residence, Step
 from fxoffload.torch_internals import find_store_policy, keeps_tangents, runs_alone
 
 

@@ -32,9 +32,9 @@ from torch.utils.checkpoint import checkpoint
 
 import fxoffload
 from fxoffload import backend, planning, runtime
-from fxoffload.cost import Link
 from fxoffload.graph import TrainingGraph
-from fxoffload.plan import Plan
+from fxoffload.planner.link import Link
+from fxoffload.planner.plan import Plan
 from fxoffload.torch_internals import is_collective
 
 WIDTH, BATCH, DEPTH = 32, 64, 2

@@ -21,9 +21,9 @@ import numpy as np
 from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import csr_matrix
 
-from fxoffload.cost import Link
-from fxoffload.plan import SavedValue
-from fxoffload.simulation import Step, Transfer
+from fxoffload.planner.link import Link
+from fxoffload.planner.plan import SavedValue
+from fxoffload.planner.simulation import Step, Transfer
 
 CONSTANT = -1
 BYTES_WEIGHT = 1e-6

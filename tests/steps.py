@@ -7,9 +7,9 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from fxoffload.cost import Link
-from fxoffload.plan import SavedValue
-from fxoffload.simulation import Residence, Step
+from fxoffload.planner.link import Link
+from fxoffload.planner.plan import SavedValue
+from fxoffload.planner.simulation import Residence, Step
 
 DrawInt = Callable[[int, int], int]
 

@@ -8,11 +8,11 @@ from hypothesis import strategies as st
 from steps import draw_step, make_link, make_step, make_value
 
 from fxoffload.passes.calibration import find_profile, find_transfers
-from fxoffload.passes.placement import place_transfers
-from fxoffload.passes.selection import choose_offloads
-from fxoffload.plan import Offload
+from fxoffload.planner.placement import place_transfers
+from fxoffload.planner.plan import Offload
+from fxoffload.planner.selection import choose_offloads
+from fxoffload.planner.simulation import Step, Transfer
 from fxoffload.profile import Profile
-from fxoffload.simulation import Step, Transfer
 
 LINKS = {"nvme": make_link(1.0, 1.0)}
 

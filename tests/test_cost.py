@@ -17,9 +17,10 @@ from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.utils.flop_counter import flop_registry
 from toys import Half, Sketch, aten
 
-from fxoffload.cost import CostModel, DeviceSpeed, Link, counts_flops
+from fxoffload.cost import CostModel, DeviceSpeed, counts_flops
 from fxoffload.graph import TrainingGraph
 from fxoffload.ops import OFFLOAD
+from fxoffload.planner.link import Link
 
 # One FLOP and one byte a second: seconds are counts.
 FLOPS = CostModel(links={}, speed=DeviceSpeed(1.0, 1e30))

@@ -7,7 +7,8 @@ import dataclasses
 import pytest
 
 from fxoffload import ConfigError, Hardware
-from fxoffload.cost import DeviceSpeed, Link
+from fxoffload.cost import DeviceSpeed
+from fxoffload.planner.link import Link
 
 TEXT = Hardware(
     flops_per_second="312TFLOP/s",

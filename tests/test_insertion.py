@@ -19,7 +19,7 @@ from fxoffload.ops import OFFLOAD, OPS, PREFETCH, RELEASE, WAIT
 from fxoffload.passes.insertion import FUSION_REACH, insert_transfers
 from fxoffload.passes.lifetimes import find_saved_values
 from fxoffload.passes.verification import verify_transfers
-from fxoffload.plan import Keep, Offload, Plan
+from fxoffload.planner.plan import Keep, Offload, Plan
 
 Tracer = Callable[..., TrainingGraph]
 

@@ -12,7 +12,7 @@ from toys import WEIGHT, Sketch, aten, make_input, names_of
 
 from fxoffload.graph import TrainingGraph
 from fxoffload.passes.lifetimes import build_alias_graph, find_saved_values
-from fxoffload.plan import SavedValue
+from fxoffload.planner.plan import SavedValue
 
 Tracer = Callable[..., TrainingGraph]
 

@@ -23,8 +23,8 @@ from fxoffload.passes import PassOptions, make_plan, run_passes, transform_graph
 from fxoffload.passes.hoisting import hoist_reductions, hoist_saved
 from fxoffload.passes.insertion import insert_transfers
 from fxoffload.passes.pipeline import ALL_SAVED, CUTS, PATIENCE, count_ops
-from fxoffload.plan import Cut
-from fxoffload.simulation import RESOLUTION
+from fxoffload.planner.plan import Cut
+from fxoffload.planner.simulation import RESOLUTION
 
 NBYTES = 16 * 16 * 4
 OPTIONS = PassOptions(

@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from steps import make_link, make_step, make_value, random_links, random_steps
 
-from fxoffload.cost import Link
-from fxoffload.passes.placement import MARGIN, place_transfers
-from fxoffload.simulation import (
+from fxoffload.planner.link import Link
+from fxoffload.planner.placement import MARGIN, place_transfers
+from fxoffload.planner.simulation import (
     Residence,
     Step,
     Transfer,

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from fxoffload.plan import Keep, Offload, Plan, SavedValue
+from fxoffload.planner.plan import Keep, Offload, Plan, SavedValue
 
 MIB = 2**20
 

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, fx
 from torch._functorch import config as functorch_config
 
-from fxoffload.plan import Keep, Offload, Plan, SavedValue
 from fxoffload.plan_cache import encode_plan, find_plan_path, keep_plan, recall_plan, write_whole
+from fxoffload.planner.plan import Keep, Offload, Plan, SavedValue
 
 VALUE = SavedValue("x", ("x",), 8, 8, born=1, last_use=1, first_use=2, freed=3)
 # No field has its default: one that a file forgets would come back as another.

@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 import fxoffload
-from fxoffload.plan import UNCOUNTED, Keep, Plan, SavedValue
 from fxoffload.planned_sizes import SizedGraph, find_planned_sizes, warn_of_uncounted
+from fxoffload.planner.plan import UNCOUNTED, Keep, Plan, SavedValue
 
 WIDTH = 64
 SMALL, LARGE = 64, 512

@@ -12,9 +12,9 @@ from toys import Sketch, aten, names_of
 
 from fxoffload import runtime
 from fxoffload.config import OffloadConfig
-from fxoffload.cost import Link
 from fxoffload.graph import TrainingGraph
 from fxoffload.passes import PassOptions, find_order, hoist_saved, make_plan
+from fxoffload.planner.link import Link
 from fxoffload.planning import (
     GPU_COPY_LATENCY_SECONDS,
     GPU_TRANSFER_LATENCY_SECONDS,

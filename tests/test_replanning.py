@@ -22,9 +22,9 @@ from waiting import wait_for_writes
 import fxoffload
 from fxoffload import backend, planning, runtime
 from fxoffload.ops import Clocks
-from fxoffload.plan import Plan
+from fxoffload.planner.plan import Plan
+from fxoffload.planner.simulation import Simulation
 from fxoffload.replanning import ReplannedGraph, agree, pays
-from fxoffload.simulation import Simulation
 from fxoffload.torch_internals import DynamoGraph
 
 WIDTH = 64

@@ -20,7 +20,7 @@ from fxoffload.passes.insertion import insert_transfers
 from fxoffload.passes.lifetimes import find_saved_values
 from fxoffload.passes.scheduling import schedule_transfers
 from fxoffload.passes.verification import verify_transfers
-from fxoffload.plan import Offload, Plan
+from fxoffload.planner.plan import Offload, Plan
 
 
 def schedule(graph: TrainingGraph, places: Mapping[str, Offload]) -> TrainingGraph:

@@ -20,12 +20,12 @@ from steps import (
     random_steps,
 )
 
-from fxoffload.cost import Link
 from fxoffload.errors import BudgetError
-from fxoffload.passes import selection
-from fxoffload.passes.selection import choose_offloads
-from fxoffload.plan import Keep, Offload, Plan
-from fxoffload.simulation import Residence, Step, Transfer, find_lower_bound, simulate
+from fxoffload.planner import selection
+from fxoffload.planner.link import Link
+from fxoffload.planner.plan import Keep, Offload, Plan
+from fxoffload.planner.selection import choose_offloads
+from fxoffload.planner.simulation import Residence, Step, Transfer, find_lower_bound, simulate
 
 FAST = {"nvme": Link(1e12, 1e12, 0.0)}
 # Predictions for the links as they are, so that plans can be compared with others.

@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from steps import draw_step, make_link, make_step, make_value, random_links, random_steps
 
-from fxoffload.cost import Link
-from fxoffload.plan import SavedValue
-from fxoffload.simulation import (
+from fxoffload.planner.link import Link
+from fxoffload.planner.plan import SavedValue
+from fxoffload.planner.simulation import (
     Residence,
     Simulation,
     Step,

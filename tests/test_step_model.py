@@ -19,7 +19,7 @@ from fxoffload.graph import TrainingGraph
 from fxoffload.passes import step_model
 from fxoffload.passes.lifetimes import find_saved_values
 from fxoffload.passes.step_model import build_step
-from fxoffload.simulation import Step, find_lower_bound, simulate
+from fxoffload.planner.simulation import Step, find_lower_bound, simulate
 from fxoffload.torch_internals import find_store_policy
 
 NBYTES = 16 * 16 * 4

@@ -40,7 +40,7 @@ from fxoffload import errors, torch_internals
 from fxoffload.graph import TrainingGraph, get_saved
 from fxoffload.ops import OFFLOAD, OPS, PREFETCH, WAIT
 from fxoffload.passes.lifetimes import find_saved_values
-from fxoffload.plan import Cut
+from fxoffload.planner.plan import Cut
 from fxoffload.torch_internals import (
     SET_OPTIONS,
     CountedByGraph,

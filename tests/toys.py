@@ -21,10 +21,11 @@ from torch import Tensor, fx
 from torch._subclasses import FakeTensorMode
 from torch.nn import functional
 
-from fxoffload.cost import CostModel, DeviceSpeed, Link
+from fxoffload.cost import CostModel, DeviceSpeed
 from fxoffload.graph import TrainingGraph, get_saved, get_tensor, is_view
 from fxoffload.ops import OFFLOAD, OPS, PREFETCH, RELEASE, WAIT
-from fxoffload.plan import Keep, Offload, Plan, SavedValue
+from fxoffload.planner.link import Link
+from fxoffload.planner.plan import Keep, Offload, Plan, SavedValue
 from fxoffload.torch_internals import (
     Graphs,
     OffloadPartitioner,

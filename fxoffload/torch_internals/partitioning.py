@@ -17,7 +17,7 @@ from torch.utils._sympy.reference import PythonReferenceAnalysis
 from torch.utils.checkpoint import CheckpointPolicy
 
 from fxoffload.ops import OPS
-from fxoffload.plan import Cut
+from fxoffload.planner.plan import Cut
 from fxoffload.torch_internals.nodes import is_saved_rng_state
 from fxoffload.torch_internals.scheduling import mark_regions
 

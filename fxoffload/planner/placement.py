@@ -17,9 +17,9 @@ from collections.abc import Mapping, Sequence
 from heapq import heappop, heappush
 from itertools import accumulate
 
-from fxoffload.cost import Link
-from fxoffload.plan import SavedValue, Tier
-from fxoffload.simulation import Step, Transfer, find_working_sets
+from fxoffload.planner.link import Link
+from fxoffload.planner.plan import SavedValue, Tier
+from fxoffload.planner.simulation import Step, Transfer, find_working_sets
 
 MARGIN = 2.0
 

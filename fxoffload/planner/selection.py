@@ -15,11 +15,11 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Literal
 
-from fxoffload.cost import Link
 from fxoffload.errors import BudgetError
-from fxoffload.passes.placement import MARGIN, place_transfers
-from fxoffload.plan import Decision, Keep, Offload, Plan, SavedValue, Tier
-from fxoffload.simulation import (
+from fxoffload.planner.link import Link
+from fxoffload.planner.placement import MARGIN, place_transfers
+from fxoffload.planner.plan import Decision, Keep, Offload, Plan, SavedValue, Tier
+from fxoffload.planner.simulation import (
     Simulation,
     Step,
     Transfer,

@@ -18,8 +18,8 @@ from heapq import heappop, heappush
 from itertools import accumulate
 from operator import add
 
-from fxoffload.cost import Link
-from fxoffload.plan import SavedValue, Tier
+from fxoffload.planner.link import Link
+from fxoffload.planner.plan import SavedValue, Tier
 
 # Of what is predicted: no smaller share of it is told apart.
 RESOLUTION = 0.01
