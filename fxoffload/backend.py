@@ -270,7 +270,10 @@ def open_store(config: OffloadConfig) -> str:
     if not config.enabled:
         return ""
     return runtime.register_store(
-        config, keeps_graph=torch_internals.keeps_graph, is_shared=torch_internals.is_shared
+        config,
+        keeps_graph=torch_internals.keeps_graph,
+        is_shared=torch_internals.is_shared,
+        make_counter=torch_internals.make_version_counter,
     )
 
 

@@ -40,6 +40,7 @@ from fxoffload.planner.plan import UNCOUNTED, SavedValue
 from fxoffload.torch_internals import (
     find_backward_placeholder,
     is_rng_state,
+    is_unchecked,
     is_wrapper_subclass,
 )
 
@@ -175,6 +176,8 @@ def find_refusal(
         return "aliased by an output of the forward"
     if root.op == "placeholder" and not _receives_gradient(graph, root):
         return "input that belongs to the caller"
+    if root.op == "placeholder" and any(map(is_unchecked, (root, *members))):
+        return "input that the program stashed itself: it may change it before the backward"
     if root.op == "get_attr":
         return CONSTANT
     if is_rng_state(root):

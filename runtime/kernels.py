@@ -16,6 +16,7 @@ import time
 import weakref
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
@@ -49,10 +50,11 @@ def register_store(
     *,
     keeps_graph: Callable[[], bool] = lambda: True,
     is_shared: Callable[[torch.Tensor], bool] = lambda _: False,
+    make_counter: Callable[[torch.Tensor], torch.Tensor | None] = lambda _: None,
 ) -> str:
     """Open the store of `config`, or find the open one; returns the key that the ops carry.
 
-    keeps_graph, is_shared: see OffloadStore.
+    keeps_graph, is_shared, make_counter: see OffloadStore.
     """
     key = config.store_key
     if config.endurance_bytes is not None:
@@ -61,7 +63,9 @@ def register_store(
     store = _stores.get(key)
     if store is not None and not store.closed:
         return key
-    opened = _open_store(config, keeps_graph, is_shared)
+    opened = _open_store(
+        config, keeps_graph=keeps_graph, is_shared=is_shared, make_counter=make_counter
+    )
     past = find_past(store.statistics()) if store is not None else None
     with _lock:
         if past is not None and _stores.get(key) is store:
@@ -139,23 +143,14 @@ def close_stores() -> None:
         store.close()
 
 
-def _open_store(
-    config: OffloadConfig,
-    keeps_graph: Callable[[], bool],
-    is_shared: Callable[[torch.Tensor], bool],
-) -> OffloadStore:
+def _open_store(config: OffloadConfig, **questions: Any) -> OffloadStore:
     if config.checksum:
         find_digest()  # Raises before anything is opened.
     engine = open_engine(config)
     engines: dict[str, IOEngine] = {"nvme": CheckedEngine(engine) if config.checksum else engine}
     if config.host_bytes is not None and config.ioengine != "memory":
         engines["host"] = MemoryEngine(config.host_bytes)
-    return OffloadStore(
-        engines,
-        max_inflight_bytes=config.inflight_bytes,
-        keeps_graph=keeps_graph,
-        is_shared=is_shared,
-    )
+    return OffloadStore(engines, max_inflight_bytes=config.inflight_bytes, **questions)
 
 
 def _offload(

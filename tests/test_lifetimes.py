@@ -301,6 +301,16 @@ def test_input_that_gets_a_gradient_may_move_and_is_not_ours() -> None:
     assert (value.owned, value.refusal) == (False, None)
 
 
+def test_input_that_the_program_stashed_itself_is_refused() -> None:
+    """Autograd hands the backward what such a tensor is then, changed or not."""
+    graph = save_input(gradient=True)
+    (x,) = graph.forward.graph.find_nodes(op="placeholder")
+    x.meta["saved_tensor_with_no_vc_check"] = True
+    (value,) = find_saved_values(graph)
+    assert value.refusal is not None
+    assert "stashed itself" in value.refusal
+
+
 def test_constant_is_refused() -> None:
     sketch = Sketch()
     out = sketch.forward.call(aten.sin.default, sketch.forward.input("x", torch.empty(4, 4)))

@@ -31,7 +31,7 @@ from fxoffload.runtime.engines.workers import Transfer
 from fxoffload.runtime.store.counters import StoreStatistics
 from fxoffload.runtime.store.store import OffloadStore
 from fxoffload.runtime.store.ticket import Ticket
-from fxoffload.torch_internals import is_shared
+from fxoffload.torch_internals import is_shared, make_version_counter
 
 CAP = 2**30
 SIZES = (0, 1, 511, 512, 513, 4097, 64 * 1024 - 1, 64 * 1024, 64 * 1024 + 1, 3_000_001)
@@ -775,7 +775,7 @@ def test_nothing_is_handed_to_an_engine_under_the_lock(
 @pytest.mark.parametrize("written", [False, True])
 def test_a_callers_tensor_that_was_changed(flaky: FlakyEngine, nbytes: int, written: bool) -> None:
     """Whoever wrote first: autograd raises where it finds another version than was saved."""
-    store = OffloadStore({"nvme": flaky}, max_inflight_bytes=CAP)
+    store = OffloadStore({"nvme": flaky}, max_inflight_bytes=CAP, make_counter=make_version_counter)
     flaky.gate.clear()
     x = fill(nbytes)
     ticket = offload(store, x, owned=False)

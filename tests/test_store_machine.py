@@ -30,7 +30,7 @@ from fxoffload.runtime.engines.posix import PosixEngine
 from fxoffload.runtime.engines.spill_file import SpillFile
 from fxoffload.runtime.store.store import OffloadStore
 from fxoffload.runtime.store.ticket import Ticket
-from fxoffload.torch_internals import is_shared
+from fxoffload.torch_internals import is_shared, make_version_counter
 
 CPU = torch.device("cpu")
 CAP_BYTES = 400_000
@@ -238,6 +238,7 @@ class StoreMachine(RuleBasedStateMachine):
             max_inflight_bytes=CAP_BYTES,
             keeps_graph=lambda: not self.last,
             is_shared=is_shared,
+            make_counter=make_version_counter,
         )
         self.sites: dict[str, bool] = {}
         self.values: list[Value] = []

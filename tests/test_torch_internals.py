@@ -63,12 +63,14 @@ from fxoffload.torch_internals import (
     is_collective,
     is_rng_state,
     is_shared,
+    is_unchecked,
     keep_dynamo_graph,
     keep_strides,
     keeps_graph,
     keeps_tangents,
     list_inductor_modes,
     list_inductor_options,
+    make_version_counter,
     mark_regions,
     outside_of_tracing,
     partitioning,
@@ -950,6 +952,34 @@ def test_keeps_graph(options: dict[str, bool], expected: bool) -> None:
     y.register_hook(lambda _: seen.append(keeps_graph()))
     torch.autograd.grad(y.sum(), x, **options)
     assert seen == [expected]
+
+
+def test_make_version_counter() -> None:
+    """Also within the kernel of an op, below autograd."""
+    library = torch.library.Library("counters", "FRAGMENT")
+    library.define("look(Tensor x) -> ()")
+    counters: list[Tensor | None] = []
+    library.impl(
+        "look", lambda x: counters.append(make_version_counter(x)), "CompositeExplicitAutograd"
+    )
+    x = torch.ones(5, requires_grad=True) * 1
+    counters.append(make_version_counter(x))
+    torch.ops.counters.look(x)
+    with torch.no_grad():
+        x[1:].add_(1)
+    for counter in counters:
+        assert counter is not None
+        assert counter._version == x._version == 1
+        assert counter.untyped_storage().nbytes() == 0
+    with torch.inference_mode():
+        assert make_version_counter(torch.ones(5)) is None
+
+
+def test_is_unchecked() -> None:
+    node = fx.Graph().placeholder("x")
+    assert not is_unchecked(node)
+    node.meta["saved_tensor_with_no_vc_check"] = True
+    assert is_unchecked(node)
 
 
 @pytest.mark.parametrize("shape", [(1000,), (0,)])

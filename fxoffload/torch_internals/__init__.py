@@ -17,6 +17,7 @@ from fxoffload.torch_internals.autograd import (
     is_shared,
     keeps_graph,
     keeps_tangents,
+    make_version_counter,
     outside_of_tracing,
 )
 from fxoffload.torch_internals.compilation import (
@@ -55,6 +56,7 @@ from fxoffload.torch_internals.partitioning import (
     copy_saved_meta,
     find_backward_placeholder,
     is_checkpointed,
+    is_unchecked,
     lift_checkpoints,
     name_rng_states,
     set_results,
@@ -89,6 +91,7 @@ __all__ = [
     "is_collective",
     "is_rng_state",
     "is_shared",
+    "is_unchecked",
     "is_wrapper_subclass",
     "keep_dynamo_graph",
     "keep_strides",
@@ -97,6 +100,7 @@ __all__ = [
     "lift_checkpoints",
     "list_inductor_modes",
     "list_inductor_options",
+    "make_version_counter",
     "mark_regions",
     "name_rng_states",
     "outside_of_tracing",

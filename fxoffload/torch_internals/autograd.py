@@ -29,6 +29,22 @@ def is_shared(x: torch.Tensor) -> bool:
     return internal._storage_Use_Count(storage._cdata) > 2
 
 
+def make_version_counter(x: torch.Tensor) -> torch.Tensor | None:
+    """A tensor without memory whose `_version` is that of `x` from now on; None where it has none.
+
+    A detached tensor shares the counter, also when its memory is replaced; but in the kernel of an
+    op only where the dispatcher does not skip what keeps track of views. Source:
+    torch::autograd's VariableHooks::set_data, c10::DispatchKey::ADInplaceOrView.
+    """
+    if x.is_inference():
+        return None
+    internal: Any = torch._C
+    with internal._SetExcludeDispatchKeyGuard(internal.DispatchKey.ADInplaceOrView, False):
+        counter = x.detach()
+    counter.data = torch.empty(0, dtype=x.dtype, device=x.device)
+    return counter
+
+
 def keeps_tangents() -> bool:
     """Whether the gradients that a backward is called with live until it has returned.
 

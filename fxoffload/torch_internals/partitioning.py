@@ -21,6 +21,7 @@ from fxoffload.planner.plan import Cut
 from fxoffload.torch_internals.nodes import is_saved_rng_state
 from fxoffload.torch_internals.scheduling import mark_regions
 
+_UNCHECKED = "saved_tensor_with_no_vc_check"
 _RNG_STATE = "rng_state_output"  # What its placeholders in the backward are called.
 _SCRIPT_OBJECTS = "unsafe_treat_script_objects_as_zero_size"  # Not in torch 2.11.
 Graphs = tuple[fx.GraphModule, fx.GraphModule]
@@ -120,14 +121,23 @@ def name_rng_states(forward: fx.Graph, backward: fx.Graph) -> None:
         node._rename(placeholder.name)
 
 
+def is_unchecked(node: fx.Node) -> bool:
+    """Whether autograd saves `node` without a look at its version: the program stashed it itself.
+
+    What changes such a tensor in place before its backward changes what that reads. Source:
+    torch._functorch.autograd_function (ctx.x = x of an autograd.Function).
+    """
+    return bool(node.meta.get(_UNCHECKED, False))
+
+
 def copy_saved_meta(source: fx.Node, target: fx.Node) -> None:
     """Let `target` take the place of the saved node `source` among the forward's results.
 
     AOTAutograd counts the saved values that are kept without a version check by this mark, and
     expects them last. Source: torch._functorch.partitioners._extract_fwd_bwd_modules.
     """
-    if source.meta.get("saved_tensor_with_no_vc_check", False):
-        target.meta["saved_tensor_with_no_vc_check"] = True
+    if is_unchecked(source):
+        target.meta[_UNCHECKED] = True
 
 
 def set_results(graph: fx.Graph, results: Sequence[Any], kept: Sequence[int]) -> None:

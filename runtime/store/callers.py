@@ -16,19 +16,19 @@ from fxoffload.errors import ModifiedError
 class CallersTensor:
     """What is known of a tensor of the caller's; holds its memory only after `keep`.
 
-    site: the same for the same place of the program in every step; None is no such place.
+    site: the same for the same place of the program in every step; None is no such place. counter:
+    has the version of `x`, and none of its memory; without it changes are not seen.
     """
 
-    def __init__(self, x: torch.Tensor, site: str | None) -> None:
+    def __init__(
+        self, x: torch.Tensor, site: str | None, counter: torch.Tensor | None = None
+    ) -> None:
         self.site = site
         self.kept: torch.Tensor | None = None
         self._storage = StorageWeakRef(x.untyped_storage())
-        self._counter: torch.Tensor | None = None
-        if not x.is_inference():  # Those have no version, and no backward either.
-            # A detached tensor shares the counter of versions, also when its memory is replaced.
-            self._counter = x.detach()
-            self._counter.data = torch.empty(0, dtype=x.dtype, device=x.device)
-            self._version = self._counter._version
+        self._counter = counter
+        if counter is not None:
+            self._version = counter._version
             self._shown = f"{x.dtype} {list(x.shape)}"
 
     @property

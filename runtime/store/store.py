@@ -39,6 +39,8 @@ class OffloadStore:
     and one value larger than the cap goes alone. `keeps_graph` tells inside a backward whether a
     second one may follow; only when it says no is the offloaded tensor itself handed back instead
     of a copy. `is_shared` tells whether another tensor than the one given holds its memory.
+    `make_counter` makes a tensor that has the version of the one given, and none of its memory;
+    None where changes in place need not be seen.
     """
 
     def __init__(
@@ -48,12 +50,14 @@ class OffloadStore:
         max_inflight_bytes: int,
         keeps_graph: Callable[[], bool] = lambda: True,
         is_shared: Callable[[torch.Tensor], bool] = lambda _: False,
+        make_counter: Callable[[torch.Tensor], torch.Tensor | None] = lambda _: None,
     ) -> None:
         self.engines = dict(engines)
         # One for all tiers, so that a value prepared for one can go to another.
         self._alignment = max(engine.alignment for engine in self.engines.values())
         self._keeps_graph = keeps_graph
         self._is_shared = is_shared
+        self._make_counter = make_counter
         self._sites = Sites()
         self._ledger = Ledger(max_inflight_bytes)
         host = [engine for engine in self.engines.values() if isinstance(engine, MemoryEngine)]
@@ -83,7 +87,7 @@ class OffloadStore:
         ledger.catch_up()
         engine = self._find_engine(tier, name)
         device = self._devices.find(x.device)
-        caller = None if owned else CallersTensor(x, site)
+        caller = None if owned else CallersTensor(x, site, self._make_counter(x))
         if x.requires_grad:
             x = x.detach()
         nbytes = min(find_span(x), x.nbytes)
