@@ -77,7 +77,7 @@ def counts_flops(node: fx.Node) -> bool:
 
 
 def _find_packet(node: fx.Node) -> Any:
-    """What the registry knows the op of `node` by; a higher-order op by itself."""
+    """The key of the op of `node` in torch's FLOP registry: its packet, or the higher-order op."""
     return getattr(node.target, "overloadpacket", node.target)
 
 

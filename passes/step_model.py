@@ -246,8 +246,8 @@ class Footprint:
         reads, ops = len(loop.reads), loop.count_ops()
         if not reused:
             return reads > 1 and (reads > policy.reads or ops > policy.ops)
-        is_dear = any(get_op_name(node) in policy.dear_ops for node in loop.nodes)
-        return is_dear or reads > policy.reused_reads or ops > policy.ops
+        is_expensive = any(get_op_name(node) in policy.expensive_ops for node in loop.nodes)
+        return is_expensive or reads > policy.reused_reads or ops > policy.ops
 
     def _is_divided(self, root: fx.Node, position: int) -> bool:
         """Whether a call stands between the maker of `root` and `position`: else they are fused."""

@@ -255,7 +255,7 @@ def _resume_reads() -> None:
 
 
 def _forget_all() -> None:
-    # A forked child has the stores without their threads: a transfer would never end.
+    # A forked child has the stores but not their threads: no transfer would end.
     global _lock
     _lock = threading.Lock()  # Another thread may have held it.
     for store in _stores.values():

@@ -370,7 +370,7 @@ def scale(x: Tensor, ops: int) -> Tensor:
 @pytest.mark.parametrize(
     ("loop", "is_stored"),
     [
-        *((getattr(torch, op), True) for op in sorted(CPU_POLICY.dear_ops)),
+        *((getattr(torch, op), True) for op in sorted(CPU_POLICY.expensive_ops)),
         *((op, False) for op in (torch.sin, torch.erf, torch.rsqrt)),
         (partial(sum_others, reads=CPU_POLICY.reused_reads), False),
         (partial(sum_others, reads=CPU_POLICY.reused_reads + 1), True),
@@ -425,7 +425,7 @@ def test_thresholds_of_other_devices_and_releases() -> None:
     with torch._inductor.config.patch(as_before_2_13):
         policy = find_store_policy(torch.device("cpu"))
     assert (policy.reads, policy.ops) == (6, 20)
-    assert policy.dear_ops == CPU_POLICY.dear_ops
+    assert policy.expensive_ops == CPU_POLICY.expensive_ops
 
 
 def compile_plainly(gm: fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:

@@ -30,11 +30,12 @@ def is_shared(x: torch.Tensor) -> bool:
 
 
 def make_version_counter(x: torch.Tensor) -> torch.Tensor | None:
-    """A tensor without memory whose `_version` is that of `x` from now on; None where it has none.
+    """A tensor without memory that shares the version counter of `x`; None for inference tensors.
 
-    A detached tensor shares the counter, also when its memory is replaced; but in the kernel of an
-    op only where the dispatcher does not skip what keeps track of views. Source:
-    torch::autograd's VariableHooks::set_data, c10::DispatchKey::ADInplaceOrView.
+    A detached tensor shares the version counter of its source, and keeps it when its memory is
+    replaced. In the kernel of an op the dispatcher skips the ADInplaceOrView key, and `detach` then
+    creates a new counter; the guard puts the key back. Source: VariableHooks::set_data,
+    c10::DispatchKey::ADInplaceOrView.
     """
     if x.is_inference():
         return None
@@ -48,8 +49,8 @@ def make_version_counter(x: torch.Tensor) -> torch.Tensor | None:
 def keeps_tangents() -> bool:
     """Whether the gradients that a backward is called with live until it has returned.
 
-    Where not, each dies behind its last reader. Source:
-    torch._functorch._aot_autograd.runtime_wrappers (seen in 2.11, and no longer in 2.13).
+    If False, each gradient is freed after its last reader. Source:
+    torch._functorch._aot_autograd.runtime_wrappers (2.11 keeps them, 2.13 does not).
     """
     return torch.__version__ < "2.12"
 

@@ -36,7 +36,7 @@ def keep_strides(op: OpOverload) -> None:
 
         return lower
 
-    from torch._inductor.ir import (  # Dear to import, and Inductor does when it compiles.
+    from torch._inductor.ir import (  # A slow import, which compiling needs anyway.
         ExternKernel,
         FlexibleLayout,
         is_storage_and_layout,
@@ -71,7 +71,7 @@ def _adapt_lowering(
     op: OpOverload, adapt: Callable[[Callable[..., Any]], Callable[..., Any]]
 ) -> None:
     """Let Inductor lower `op`, a call of it, by what `adapt` makes of its own function; once."""
-    from torch._inductor import lowering  # Dear to import, and Inductor does when it compiles.
+    from torch._inductor import lowering  # A slow import, which compiling needs anyway.
 
     if op not in lowering.lowerings:
         # What Inductor itself does at the first sight of an op with this tag.
@@ -91,7 +91,7 @@ def runs_alone(node: fx.Node) -> bool:
     first meets them; matrix products and the like, which have templates or library calls, are the
     ops that torch.utils.flop_counter knows.
     """
-    from torch._inductor import lowering  # Dear to import, and Inductor does when it compiles.
+    from torch._inductor import lowering  # A slow import, which compiling needs anyway.
 
     target = node.target
     return (
@@ -111,14 +111,14 @@ class StorePolicy:
     """When Inductor stores a result instead of computing it in the loop of each of its readers.
 
     reads: from memory, beyond which it does; reused_reads: the same where several nodes read the
-    result. ops: in the loop, beyond which it does. dear_ops: those whose results it stores where
-    several nodes read them.
+    result. ops: in the loop, beyond which it does. expensive_ops: those whose results it stores
+    where several nodes read them.
     """
 
     reads: int
     reused_reads: int
     ops: int
-    dear_ops: frozenset[str]
+    expensive_ops: frozenset[str]
 
 
 def find_store_policy(device: torch.device) -> StorePolicy:
@@ -126,7 +126,7 @@ def find_store_policy(device: torch.device) -> StorePolicy:
 
     Source: torch._inductor.ir.StorageBox (should_realize_on_reuse, has_exceeded_max_reads) and
     torch._inductor.config; releases before 2.13 know no thresholds of a CPU's own, and fewer
-    dear ops.
+    expensive ops.
     """
     config: Any = inductor_config
     on_cpu = device.type == "cpu"
@@ -138,12 +138,12 @@ def find_store_policy(device: torch.device) -> StorePolicy:
         of_cpu, of_others = f"realize_cpu_{what}_threshold", f"_realize_{what}_threshold_default"
         return getattr(config, of_cpu if on_cpu else of_others)
 
-    dear = ("exp", "sigmoid") if on_cpu else ()
+    expensive = ("exp", "sigmoid") if on_cpu else ()
     if on_cpu and hasattr(config, "realize_cpu_opcount_threshold"):
-        dear += ("log", "log10", "log1p", "log2", "tanh")
+        expensive += ("log", "log10", "log1p", "log2", "tanh")
     return StorePolicy(
         reads=find_threshold("acc_reads"),
         reused_reads=config.realize_reads_threshold,
         ops=find_threshold("opcount"),
-        dear_ops=frozenset(dear),
+        expensive_ops=frozenset(expensive),
     )

@@ -84,7 +84,7 @@ class CountedByGraph(_SchedulerPass):
 
 def _is_call(node: Any) -> bool:
     """Whether Inductor calls something for a node of its scheduler."""
-    from torch._inductor.ir import MultiOutput  # Dear to import, and Inductor does.
+    from torch._inductor.ir import MultiOutput  # A slow import, which compiling needs anyway.
 
     # Results of a call are nodes of their own behind it.
     return node.is_extern() and not isinstance(node.node, MultiOutput)
@@ -147,7 +147,7 @@ def mark_regions(graph: fx.Graph, ops: Collection[OpOverload]) -> None:
     and what the gradient of a tied embedding reads stays in memory to the end of the backward.
     Source: torch._inductor.pattern_matcher.compute_mutation_region_ids.
     """
-    from torch._inductor.pattern_matcher import is_mutation_op  # Dear to import.
+    from torch._inductor.pattern_matcher import is_mutation_op  # A slow import.
 
     divides = any(node.target in ops for node in graph.nodes)
     region = 0

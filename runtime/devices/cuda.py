@@ -125,7 +125,7 @@ class CudaOutgoing:
         self._buffer = device.take(self.slot_bytes)
         # Held until release or close: its memory must not be reused before the copy.
         self._tensor: torch.Tensor | None = tensor
-        # What is raised here may come when the copy is queued: then the buffer is left alone.
+        # On an exception the copy may be queued already, so the buffer is not reused.
         self._copied = device.streams.copy_out(
             self._buffer.tensor[: self.layout.span], span_tensor(tensor)
         )
@@ -191,7 +191,7 @@ class CudaWrite(Future[int]):
         self._copied = copied
         self._write = write
         self._inner: IOFuture | None = None
-        # Who takes the view out, in one step and without a lock, moves it or cancels that.
+        # pop is atomic: the thread that gets the view either writes it or cancels the write.
         self._views = deque([view])
 
     def run(self) -> None:
@@ -278,8 +278,8 @@ class CudaIncoming(CudaArrival):
         nbytes = -(-layout.span // alignment) * alignment
         buffer = device.take(nbytes)
         self.view = buffer.view[:nbytes]
-        # Who takes the buffer out, in one step and without a lock, says what becomes of it: the
-        # end of the read, the end of the wait, or the end of the value, in any three threads.
+        # pop is atomic: of the end of the read, the end of the wait and the end of the value, which
+        # may run in three threads, exactly one gets the buffer.
         self._buffers = deque([buffer])
 
     def arrive(self, read: IOFuture) -> None:
@@ -300,7 +300,7 @@ class CudaIncoming(CudaArrival):
     def _copy_once(self) -> None:
         buffer = self._take_buffer()
         if buffer is not None:
-            # What is raised here may come when the copy is queued: then the buffer is left alone.
+            # On an exception the copy may be queued already, so the buffer is not reused.
             self._device.hold(Hold(self.start(buffer), buffer))
 
     def _take_buffer(self) -> StagingBuffer | None:

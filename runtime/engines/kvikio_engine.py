@@ -171,7 +171,7 @@ class Lane:
         self._waiter.shutdown()
 
     def _start_queued(self) -> None:
-        # Who finds the lock taken may leave: the holder looks again after giving it back.
+        # If the lock is taken, return: the holder checks the queue again after releasing it.
         while self._has_room() and self._starting.acquire(blocking=False):
             try:
                 while self._has_room():

@@ -23,8 +23,8 @@ class MemoryEngine:
     The map reserves nothing: a page costs memory from the first write to it on. Slots are reused,
     so the memory used is at most `capacity_bytes` (by default half of what this process may use,
     as for a file system in memory), and no more than was stored at once. Pages are kept for the
-    next step, as new ones are dear; whenever the last slot is freed, those go back to the system
-    that neither this round nor the one before it used.
+    next step, as fresh pages are expensive. When the last slot is freed, pages that were used
+    neither in this round nor in the one before are given back.
     """
 
     name = "memory"

@@ -1,4 +1,4 @@
-"""Tensors that belong to the caller: were they changed meanwhile, and do they stay anyway?
+"""Tensors that belong to the caller: detects in-place changes, and values that stay in memory.
 
 A graph may save what another graph, or the program itself, still holds. To write such a value out
 frees nothing: where its memory is found alive when the value is asked for, the next value of the

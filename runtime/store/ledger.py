@@ -126,7 +126,7 @@ class Ledger:
         self._starting += 1
 
     def leave_start(self) -> None:
-        """It has been handed over, or was refused. Needs the lock."""
+        """The engine has the transfer, or has refused it. Needs the lock."""
         self._starting -= 1
         if self.closed:
             self._changed.notify_all()
@@ -179,8 +179,8 @@ class Ledger:
         return outcome
 
     def finish_write(self, ticket: Ticket, future: IOFuture) -> None:
-        """Note the end of a write: `future` is done. Who comes second finds nothing to do."""
-        if ticket.write is not future:  # So too where `_free` cancels it, under the lock.
+        """Account for the end of a write, once: `future` is done. A second call does nothing."""
+        if ticket.write is not future:  # Also true while `_free` cancels it with the lock held.
             return
         outcome = find_outcome(future)
         with self.lock:
@@ -191,7 +191,7 @@ class Ledger:
 
     def finish_read(self, ticket: Ticket) -> None:
         """A read has ended, perhaps after its ticket died."""
-        if ticket.freed:  # Who frees it from now on finds the read done.
+        if ticket.freed:  # Otherwise the thread that frees it later finds the read done.
             with self.lock:
                 self.tidy(ticket)
         self._free_dead(wait=False)
@@ -233,14 +233,14 @@ class Ledger:
                 self.lock.release()
 
     def _free(self, ticket: Ticket) -> None:
-        """Needs the lock. What is cancelled calls back in this thread, and must not want it."""
+        """Free one ticket. Needs the lock, which callbacks of cancelled transfers do not take."""
         write, ticket.write = ticket.write, None
         if write is not None:
             if write.cancel():
                 self._end_write(ticket, None)
             else:
                 ticket.write = write
-                if write.done():  # It may have called back while it was not known here.
+                if write.done():  # Its callback may have run while ticket.write was None.
                     self._end_write(ticket, find_outcome(write))
         for prefetch in ticket.prefetches:
             if prefetch.read is not None:

@@ -72,7 +72,7 @@ def forward_value(
 def start_read(ledger: Ledger, device: Device, ticket: Ticket) -> Prefetch:
     """Allocate a tensor and start to read the slot into it."""
     incoming = device.receive(ticket.layout, ticket.alignment)
-    # What is raised here (Ctrl-C) may come when the read has begun: then its memory is left alone.
+    # On an exception (Ctrl-C) the read may have begun, so the buffer of `incoming` is not reused.
     read = Read(incoming, ledger.start_read(ticket, incoming.view))
     _follow(ledger, ticket, read)
     return Prefetch(incoming, read)

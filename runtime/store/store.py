@@ -93,7 +93,7 @@ class OffloadStore:
         nbytes = min(find_span(x), x.nbytes)
         if caller is not None and self._sites.stay(site):
             return self._keep(x, name, nbytes, tier, engine, caller)
-        # The cap is for memory that transfers take beside the values': here there is none.
+        # The cap limits memory that transfers take in addition to the value; here there is none.
         capped = not device.keeps(engine)
         ledger.enter_flight(name, nbytes, capped=capped)
         ticket: Ticket | None = None
@@ -257,7 +257,7 @@ class OffloadStore:
         if prefetch is None:
             device = self._devices.find(ticket.layout.device)
             prefetch = start_read(ledger, device, ticket)
-            if caller is not None:  # Of which we hold nothing any more.
+            if caller is not None:  # The store holds no reference to its memory any more.
                 self._sites.note(caller.site, alive=caller.alive)
         prefetch.taken = taken
         with ledger.lock:

@@ -34,8 +34,8 @@ def start_write(
             if ticket.slot is None:
                 ledger.leave_start()
     try:
-        # What is raised here (Ctrl-C) may come when the write has begun: then nobody takes note
-        # of its end, and the slot and the memory under it are never used again.
+        # On an exception (Ctrl-C) the write may have begun, and nothing tracks its end. So the slot
+        # and the buffer are never reused.
         ticket.write = outgoing.write(ticket.engine, slot)
     finally:
         with ledger.lock:
