@@ -38,7 +38,8 @@ from fxoffload.runtime.store.ticket import Ticket
 _lock = threading.Lock()  # Guards changes of _stores; nothing else is called under it.
 _stores: dict[str, OffloadStore] = {}
 _past = [StoreStatistics()]  # What closed stores did whose place another one took.
-_wear: dict[str, tuple[int, float]] = {}  # Rating of a store's drives, and when counting began.
+# Rating of a store's drives, None where nobody gave it, and when counting began.
+_wear: dict[str, tuple[int | None, float]] = {}
 _recorders: dict[str, StepRecorder] = {}
 _threads: dict[int, threading.Thread] = {}  # Those that ran a forward.
 _tickets: dict[int, tuple[OffloadStore, Ticket, StepRecorder | None]] = {}
@@ -57,11 +58,11 @@ def register_store(
     keeps_graph, is_shared, make_counter: see OffloadStore.
     """
     key = config.store_key
-    if config.endurance_bytes is not None:
-        _, start = _wear.get(key, (0, time.perf_counter()))
-        _wear[key] = config.endurance_bytes, start
+    rating = config.endurance_bytes
     store = _stores.get(key)
     if store is not None and not store.closed:
+        if rating is not None:
+            _wear[key] = rating, _wear[key][1]
         return key
     opened = _open_store(
         config, keeps_graph=keeps_graph, is_shared=is_shared, make_counter=make_counter
@@ -73,6 +74,7 @@ def register_store(
         store = _stores.get(key)
         used = store is None or store.closed
         if used:
+            _wear[key] = rating, time.perf_counter()  # First: who finds the store looks it up.
             _stores[key] = opened
     if not used:  # Another thread was first.
         opened.close()
@@ -114,6 +116,7 @@ def drive_lifetimes() -> tuple[EnduranceProjection, ...]:
     return tuple(
         EnduranceProjection(find_store(key).statistics().nvme_written_bytes, now - start, rating)
         for key, (rating, start) in list(_wear.items())
+        if rating is not None
     )
 
 

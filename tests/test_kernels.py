@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from fxoffload.config import OffloadConfig
-from fxoffload.errors import StoreClosed, StoreError
+from fxoffload.errors import ConfigError, StoreClosed, StoreError
 from fxoffload.runtime import (
     close_stores,
     drive_lifetimes,
@@ -331,6 +331,25 @@ def test_lifetime_of_the_drives(config: OffloadConfig) -> None:
     assert projection.written_bytes == 0
     assert projection.seconds < 1000
     del tickets, ticket
+
+
+def test_a_rating_counts_from_the_opening_of_its_store(config: OffloadConfig) -> None:
+    """Whoever gave it; and a store that cannot be opened has none."""
+    rated = dataclasses.replace(config, endurance="1TBW")
+    before = len(drive_lifetimes())
+    missing = dataclasses.replace(rated, directory="/nowhere", ioengine="posix")
+    with pytest.raises(ConfigError, match="does not exist"):
+        register_store(missing)
+    assert len(drive_lifetimes()) == before
+    key = register_store(config)
+    start = kernels._wear[key][1]
+    assert len(drive_lifetimes()) == before
+    assert register_store(rated) == key
+    assert kernels._wear[key] == (10**12, start)
+    assert len(drive_lifetimes()) == before + 1
+    find_store(key).close()
+    register_store(rated)
+    assert kernels._wear[key][1] > start, "a new store has written nothing yet"
 
 
 def test_an_unknown_store_is_named() -> None:
