@@ -89,16 +89,16 @@ def guess_int(value: int | torch.SymInt) -> int:
     if isinstance(value, int):
         return value
     if value.node.hint is not None:
-        hint, maxima = int(value.node.hint), find_maxima(value)
+        hint, maxima = int(value.node.hint), _find_maxima(value)
         if maxima.keys().isdisjoint(value.node.expr.free_symbols):
             return hint
-        largest = {symbol: maxima.get(symbol, hint) for symbol, hint in find_hints(value).items()}
+        largest = {symbol: maxima.get(symbol, hint) for symbol, hint in _find_hints(value).items()}
         return max(hint, int(value.node.expr.xreplace(largest)))
     upper = value.node.shape_env.bound_sympy(value.node.expr).upper
     return int(upper) if is_bounded(value) else 0
 
 
-def find_maxima(value: torch.SymInt) -> dict[Any, int]:
+def _find_maxima(value: torch.SymInt) -> dict[Any, int]:
     """By symbol: what torch._dynamo.mark_dynamic(..., max=...) declares in the program of `value`.
 
     Not what guards tell of sizes: those are often far from what ever comes. Source:
@@ -118,7 +118,7 @@ def find_maxima(value: torch.SymInt) -> dict[Any, int]:
     return found
 
 
-def find_hints(value: torch.SymInt) -> dict[Any, int]:
+def _find_hints(value: torch.SymInt) -> dict[Any, int]:
     """By symbol: the hints that make up that of `value`, which has one."""
     return {
         symbol: int(value.node.shape_env.backed_var_to_val[symbol])

@@ -38,7 +38,12 @@ from fxoffload.runtime.devices.buffers import StagingBuffer, compact, span_tenso
 from fxoffload.runtime.devices.staging import StagingArena
 from fxoffload.runtime.devices.streams import CudaStreams
 from fxoffload.runtime.devices.transfer import Arrival, Incoming, Layout, Outgoing, find_layout
-from fxoffload.runtime.engines.ioengine import IOEngine, IOFuture, find_outcome
+from fxoffload.runtime.engines.ioengine import (
+    FollowingFuture,
+    IOEngine,
+    IOFuture,
+    find_outcome,
+)
 from fxoffload.runtime.engines.memory import MemoryEngine
 from fxoffload.runtime.engines.workers import Workers
 
@@ -175,7 +180,7 @@ class CudaOutgoing:
         self._device.hold(Hold(self._last, self._buffer, tensors))
 
 
-class CudaWrite(Future[int]):
+class CudaWrite(FollowingFuture):
     """The write of a staging buffer by `write(view)`, behind the event of the copy into it.
 
     Without `write` there is nothing to do but to wait for the copy.
@@ -190,7 +195,6 @@ class CudaWrite(Future[int]):
         super().__init__()
         self._copied = copied
         self._write = write
-        self._inner: IOFuture | None = None
         # pop is atomic: the thread that gets the view either writes it or cancels the write.
         self._views = deque([view])
 
@@ -205,30 +209,19 @@ class CudaWrite(Future[int]):
             if self._write is None:
                 self.set_result(len(view))
                 return
-            self._inner = self._write(view)
+            inner = self._write(view)
         except Exception as error:
             self.set_exception(error)
             return
-        self._inner.add_done_callback(self._finish)
+        self.follow(inner)
 
     def cancel(self) -> bool:
         """True only if the engine never started to write and now never will."""
         try:
             self._views.pop()
         except IndexError:
-            inner = self._inner
-            return inner is not None and inner.cancel()
-        return super().cancel()
-
-    def _finish(self, inner: IOFuture) -> None:
-        self._inner = None  # Each knows the other.
-        outcome = find_outcome(inner)
-        if outcome is None:
-            super().cancel()
-        elif isinstance(outcome, Exception):
-            self.set_exception(outcome)
-        else:
-            self.set_result(outcome)
+            return super().cancel()
+        return Future.cancel(self)  # There is no write of the engine to follow yet.
 
 
 class CudaArrival:

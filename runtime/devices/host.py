@@ -25,6 +25,7 @@ from fxoffload.runtime.devices.transfer import (
     Outgoing,
     Present,
     find_layout,
+    restore_tensor,
 )
 from fxoffload.runtime.engines.ioengine import IOEngine, IOFuture
 
@@ -74,10 +75,7 @@ class HostOutgoing:
     def keep_copy(self) -> None:
         """Replace the tensor by a copy of its span."""
         if self._tensor is not None and self.shares_memory:
-            copy = span_tensor(self._tensor).clone()
-            self._tensor = copy.view(self.layout.dtype).as_strided(
-                self.layout.size, self.layout.stride
-            )
+            self._tensor = restore_tensor(self.layout, span_tensor(self._tensor).clone())
             self._view = memoryview(b"")
             self.shares_memory = False
 

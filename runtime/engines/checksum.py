@@ -10,11 +10,9 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable
-from concurrent.futures import Future
-from typing import Any
 
 from fxoffload.errors import ConfigError
-from fxoffload.runtime.engines.ioengine import IOEngine, IOFuture, find_outcome
+from fxoffload.runtime.engines.ioengine import FollowingFuture, IOEngine, IOFuture
 
 
 class DigestMismatch(OSError):
@@ -70,40 +68,25 @@ class CheckedEngine:
         return CheckedFuture(self._inner.read(view, offset), view, compare)
 
 
-class CheckedFuture(Future[int]):
+class CheckedFuture(FollowingFuture):
     """A transfer that ends when `inner` has ended and `check(view)` has returned."""
 
     def __init__(
         self, inner: IOFuture, view: memoryview, check: Callable[[memoryview], None]
     ) -> None:
         super().__init__()
-        # Both are let go of at the end: each future knows the other, and a cancelled call may lie
-        # in an executor's queue for long.
-        self._inner: IOFuture | None = inner
+        # Let go of at the end: a cancelled call may lie in an executor's queue for long.
         self._view: memoryview | None = view
         self._check = check
-        inner.add_done_callback(self._finish)
+        self.follow(inner)
 
-    def cancel(self) -> bool:
-        """True only if the transfer never started and now never will."""
-        inner = self._inner
-        return inner is not None and inner.cancel()
-
-    def _finish(self, inner: Any) -> None:
-        view, self._view, self._inner = self._view, None, None
+    def conclude(self, outcome: int | Exception | None) -> int | Exception | None:
+        """`outcome`, once the check has accepted a whole transfer."""
+        view, self._view = self._view, None
         assert view is not None
-        try:
-            moved = find_outcome(inner)
-            if moved is None:
-                super().cancel()
-            elif isinstance(moved, Exception):
-                self.set_exception(moved)
-            else:
-                if moved == len(view):
-                    self._check(view)
-                self.set_result(moved)
-        except Exception as error:
-            self.set_exception(error)
+        if outcome == len(view):
+            self._check(view)
+        return outcome
 
 
 def find_digest() -> Callable[[memoryview], int]:

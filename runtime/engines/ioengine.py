@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from concurrent.futures import CancelledError
+from concurrent.futures import CancelledError, Future
 from typing import Any, Protocol
 
 
@@ -79,6 +79,39 @@ class IOEngine(Protocol):
         Nothing else may be called afterwards.
         """
         ...
+
+
+class FollowingFuture(Future[int]):
+    """A transfer that ends as another one does, the one that `follow` is given."""
+
+    _inner: IOFuture | None = None
+
+    def follow(self, inner: IOFuture) -> None:
+        """End when `inner` does; called once."""
+        self._inner = inner
+        inner.add_done_callback(self._end)
+
+    def cancel(self) -> bool:
+        """True only if `inner` never started and now never will."""
+        inner = self._inner
+        return inner is not None and inner.cancel()
+
+    def conclude(self, outcome: int | Exception | None) -> int | Exception | None:
+        """What this ends with when `inner` ended with `outcome`, see find_outcome; may raise it."""
+        return outcome
+
+    def _end(self, inner: IOFuture) -> None:
+        self._inner = None  # Each future knows the other.
+        try:
+            outcome = self.conclude(find_outcome(inner))
+        except Exception as error:
+            outcome = error
+        if outcome is None:
+            super().cancel()
+        elif isinstance(outcome, Exception):
+            self.set_exception(outcome)
+        else:
+            self.set_result(outcome)
 
 
 def find_outcome(future: IOFuture) -> int | Exception | None:

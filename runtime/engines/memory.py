@@ -90,12 +90,11 @@ class MemoryEngine:
         """Finish what was started, then give the memory back. A second call does nothing."""
         self._writers.shutdown()
         self._readers.shutdown()
-        # With the last array that points into it the map goes, too.
-        self._memory = np.empty(0, np.uint8)
-        self._map = None
+        self.abandon()
 
     def abandon(self) -> None:
         """In a forked child: nothing of the memory is copied to it any more."""
+        # With the last array that points into it the map goes, too.
         self._memory = np.empty(0, np.uint8)
         self._map = None
 

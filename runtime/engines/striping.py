@@ -140,17 +140,19 @@ class StripedEngine(abc.ABC):
 
     def close(self) -> None:
         """Close the files; the subclass has finished what was started."""
-        for stripe in self._stripes:
-            stripe.file.close()
+        self._close_files()
 
     def abandon(self) -> None:
         """In a forked child: close its copies of the files, so that their space is not kept."""
-        for stripe in self._stripes:
-            stripe.file.close()
+        self._close_files()
 
     @abc.abstractmethod
     def _start(self, index: int, view: memoryview, position: int, *, write: bool) -> IOFuture:
         """Start to move all of `view` to or from `position` of file `index`."""
+
+    def _close_files(self) -> None:
+        for stripe in self._stripes:
+            stripe.file.close()
 
     def _find(self, offset: int) -> Stripe:
         return self._stripes[offset >> _POSITION_BITS]

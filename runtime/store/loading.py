@@ -11,17 +11,14 @@ from fxoffload.errors import ChecksumError, StoreError, TransferError
 from fxoffload.runtime.devices.transfer import Arrival, Device, Outgoing, Present
 from fxoffload.runtime.engines.checksum import DigestMismatch
 from fxoffload.runtime.engines.ioengine import IOFuture
-from fxoffload.runtime.store.callers import CallersTensor
 from fxoffload.runtime.store.ledger import Ledger
 from fxoffload.runtime.store.ticket import Prefetch, Read, Ticket
 from fxoffload.sizes import format_bytes
 
 
-def copy_kept(caller: CallersTensor) -> Prefetch | None:
-    """A copy of what the caller keeps, as the backward may overwrite it; None if it was written."""
-    if caller.kept is None:
-        return None
-    return Prefetch(Present(caller.kept.clone(memory_format=torch.preserve_format)))
+def copy_kept(kept: torch.Tensor) -> Prefetch:
+    """A copy of what the caller keeps, as the backward may overwrite it."""
+    return Prefetch(Present(kept.clone(memory_format=torch.preserve_format)))
 
 
 def forward_value(
@@ -73,9 +70,16 @@ def start_read(ledger: Ledger, device: Device, ticket: Ticket) -> Prefetch:
     """Allocate a tensor and start to read the slot into it."""
     incoming = device.receive(ticket.layout, ticket.alignment)
     # On an exception (Ctrl-C) the read may have begun, so the buffer of `incoming` is not reused.
-    read = Read(incoming, ledger.start_read(ticket, incoming.view))
-    _follow(ledger, ticket, read)
-    return Prefetch(incoming, read)
+    future = ledger.start_read(ticket, incoming.view)
+
+    def end(future: IOFuture) -> None:
+        try:
+            incoming.arrive(future)
+        finally:
+            ledger.finish_read(ticket)  # May close `incoming`.
+
+    future.add_done_callback(end)
+    return Prefetch(incoming, Read(incoming, future))
 
 
 def finish_prefetch(ledger: Ledger, ticket: Ticket, prefetch: Prefetch) -> torch.Tensor:
@@ -110,19 +114,6 @@ def finish_prefetch(ledger: Ledger, ticket: Ticket, prefetch: Prefetch) -> torch
         f"{value} could not be read from {ticket.describe_place()}, twice: {error}; "
         "check the disk and run again"
     ) from error
-
-
-def _follow(ledger: Ledger, ticket: Ticket, read: Read) -> None:
-    """Let what follows the first read happen in the thread that ends it."""
-    incoming = read.incoming
-
-    def end(future: IOFuture) -> None:
-        try:
-            incoming.arrive(future)
-        finally:
-            ledger.finish_read(ticket)  # May close `incoming`.
-
-    read.future.add_done_callback(end)
 
 
 def _lend(ledger: Ledger, ticket: Ticket, outgoing: Outgoing) -> Arrival | None:

@@ -249,8 +249,8 @@ class OffloadStore:
         prefetch = None
         if caller is not None:
             caller.check_unchanged(ticket.name)
-            prefetch = copy_kept(caller)
             if caller.kept is not None:
+                prefetch = copy_kept(caller.kept)
                 self._sites.note(caller.site, alive=self._is_shared(caller.kept))
         if prefetch is None:
             prefetch = forward_value(ledger, ticket, self._keeps_graph)
