@@ -14,8 +14,8 @@ import torch
 from rich.console import Console
 
 from fxoffload import ConfigError, OffloadConfig
-from fxoffload.config import find_filesystem
-from fxoffload.tables import format_table
+from fxoffload.directories import find_filesystem
+from fxoffload.inspection.tables import format_table
 
 sys.path.append(str(Path(__file__).resolve().parent.parent))
 

@@ -26,8 +26,8 @@ from typing import Literal
 import torch
 
 from fxoffload import OffloadConfig
+from fxoffload.inspection.tables import format_table
 from fxoffload.runtime.engines.spill_file import SpillFile
-from fxoffload.tables import format_table
 
 sys.path.append(str(Path(__file__).resolve().parent.parent))
 

@@ -24,7 +24,7 @@ import torch
 from rich.console import Console
 
 from fxoffload import ConfigError, OffloadConfig
-from fxoffload.config import check_directory, find_filesystem
+from fxoffload.directories import check_directory, find_filesystem
 from fxoffload.sizes import parse_bytes
 
 sys.path.append(str(Path(__file__).resolve().parent.parent))

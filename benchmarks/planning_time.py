@@ -25,7 +25,7 @@ from rich.console import Console
 
 from fxoffload import BudgetError, Hardware, OffloadConfig
 from fxoffload.graph import TrainingGraph
-from fxoffload.inspection import partition_without_memory
+from fxoffload.inspection.tracing import partition_without_memory
 from fxoffload.passes.calibration import find_transfers
 from fxoffload.passes.lifetimes import find_saved_values
 from fxoffload.passes.step_model import build_step

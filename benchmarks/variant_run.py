@@ -21,7 +21,7 @@ from torch._functorch import config as functorch_config
 
 import fxoffload
 from fxoffload import BudgetError, OffloadConfig
-from fxoffload.passes import pipeline
+from fxoffload.passes import partition_choice
 
 sys.path.append(str(Path(__file__).resolve().parent.parent))
 
@@ -107,7 +107,7 @@ def build_trainer(settings: VariantSettings, variant: Variant, budget_bytes: int
         if variant.kind == "fxoffload":
             options["memory_budget"] = "min" if variant.share == "min" else budget_bytes
             if not variant.recomputes:
-                stack.enter_context(patch.object(pipeline, "CUTS", ()))
+                stack.enter_context(patch.object(partition_choice, "CUTS", ()))
                 # The key of AOTAutograd's cache does not know of that.
                 stack.enter_context(functorch_config.patch(enable_autograd_cache=False))
         elif variant.kind == "recompute":

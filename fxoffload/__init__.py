@@ -19,10 +19,10 @@ from fxoffload.errors import (
     StoreFull,
     TransferError,
 )
-from fxoffload.forecast import BatchForecast, Forecast, LargestBatch
-from fxoffload.hardware import Hardware
-from fxoffload.inspection import Explanation, explain
-from fxoffload.roofline import largest_batch, simulate
+from fxoffload.inspection.explain import Explanation, explain
+from fxoffload.inspection.forecast import BatchForecast, Forecast, LargestBatch
+from fxoffload.inspection.hardware import Hardware
+from fxoffload.inspection.what_if import largest_batch, simulate
 from fxoffload.runtime import StoreStatistics, drive_lifetimes, reset_statistics, statistics
 
 __all__ = [

@@ -6,7 +6,6 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,6 @@ from fxoffload.ops import Clocks
 from fxoffload.plan_cache import find_plan_path, hash_graph, keep_plan, recall_plan, write_whole
 from fxoffload.planned_sizes import SizedGraph, find_planned_sizes, warn_of_uncounted
 from fxoffload.planner.plan import Plan
-from fxoffload.planner.simulation import Simulation
 from fxoffload.planning import Review, build_partitioner, build_reviewer, hash_sources, reserve
 from fxoffload.profile import Profile
 from fxoffload.replanning import ReplannedGraph
@@ -254,11 +252,13 @@ def compile_graph(
         review.profile.keep(profile_path)
         lowers = config.memory_budget is None
         if not replanning.pays(review.before, review.after, compile_seconds, lowers_peak=lowers):
-            log.info("measured, and the plan stays: it takes %s", _describe(review.before))
+            log.info(
+                "measured, and the plan stays: it takes %s", replanning.describe(review.before)
+            )
             write_whole(settled, review.profile.digest.encode())
             return None
-        log.info("measured, and planned anew: the plan took %s", _describe(review.before))
-        _announce_compilation()
+        log.info("measured, and planned anew: the plan took %s", replanning.describe(review.before))
+        replanning.announce_compilation()
         with graph.compiling(inputs) as gm:
             return job.compile(gm, inputs, review.profile)[0]
 
@@ -281,23 +281,6 @@ def _describe_machine(inputs: Sequence[Any], config: OffloadConfig) -> str:
     devices = {x.device for x in inputs if isinstance(x, torch.Tensor)}
     names = " ".join(sorted(map(runtime.describe_device, devices)))
     return f"{hash_sources()} {names} {config.compiler} {config.mode} {config.inductor}"
-
-
-@cache
-def _announce_compilation() -> None:
-    """Say once in a process why a step in the midst of training takes as long as the first."""
-    log.warning(
-        "a graph is compiled once more, by what its first steps took: this step takes as long as "
-        "the first one did (option replan=False keeps the first plan). Said once; each graph at "
-        "level INFO"
-    )
-
-
-def _describe(simulation: Simulation) -> str:
-    return (
-        f"{simulation.step_seconds:.3f} s, {simulation.exposed_seconds:.3f} s of it exposed, by "
-        "what its nodes took"
-    )
 
 
 def _read(path: Path) -> str | None:

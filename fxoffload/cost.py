@@ -16,10 +16,11 @@ from torch import fx
 from torch.utils._pytree import tree_map
 from torch.utils.flop_counter import flop_registry
 
-from fxoffload.graph import get_tensor, guess_int, is_strided
+from fxoffload.graph import get_tensor
 from fxoffload.ops import OPS
 from fxoffload.planner.link import Link
 from fxoffload.profile import Profile
+from fxoffload.torch_internals.tensor_sizes import guess_int, is_strided
 
 log = logging.getLogger(__name__)
 

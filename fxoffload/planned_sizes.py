@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from fxoffload.graph import guess_int
 from fxoffload.planner.plan import UNCOUNTED, Keep, Plan
+from fxoffload.torch_internals.tensor_sizes import guess_int
 
 MIB = 2**20
 

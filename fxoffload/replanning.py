@@ -6,6 +6,7 @@ import logging
 import statistics
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from typing import Any
 
 import torch
@@ -111,3 +112,21 @@ def agree(own: Mapping[str, Clocks]) -> dict[str, Clocks]:
             for event in sorted(events)
         }
     return agreed
+
+
+@cache
+def announce_compilation() -> None:
+    """Say once in a process why a step in the midst of training takes as long as the first."""
+    log.warning(
+        "a graph is compiled once more, by what its first steps took: this step takes as long as "
+        "the first one did (option replan=False keeps the first plan). Said once; each graph at "
+        "level INFO"
+    )
+
+
+def describe(simulation: Simulation) -> str:
+    """What a plan takes, for the log."""
+    return (
+        f"{simulation.step_seconds:.3f} s, {simulation.exposed_seconds:.3f} s of it exposed, by "
+        "what its nodes took"
+    )

@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import fx
 
-from fxoffload.graph import count_bytes, get_tensor, guess_int
+from fxoffload.graph import get_tensor
+from fxoffload.torch_internals.tensor_sizes import count_bytes, guess_int
 
 aten = torch.ops.aten
 

@@ -29,14 +29,8 @@ from fxoffload.passes.hoisting import (
 )
 from fxoffload.passes.insertion import insert_transfers
 from fxoffload.passes.lifetimes import find_saved_values
-from fxoffload.passes.pipeline import (
-    PassOptions,
-    calibrate,
-    choose_partition,
-    make_plan,
-    run_passes,
-    transform_graph,
-)
+from fxoffload.passes.partition_choice import PassOptions, choose_partition, make_plan
+from fxoffload.passes.pipeline import calibrate, run_passes, transform_graph
 from fxoffload.passes.scheduling import schedule_transfers
 from fxoffload.passes.step_model import build_step
 from fxoffload.passes.verification import verify_transfers

@@ -25,15 +25,9 @@ from itertools import pairwise
 import torch
 from torch import fx
 
-from fxoffload.graph import (
-    TrainingGraph,
-    count_bytes,
-    find_mutated,
-    get_tensor,
-    is_reduction,
-    is_view,
-)
+from fxoffload.graph import TrainingGraph, find_mutated, get_tensor, is_reduction, is_view
 from fxoffload.torch_internals import is_collective
+from fxoffload.torch_internals.tensor_sizes import count_bytes
 
 Order = tuple[tuple[fx.Node, ...], tuple[fx.Node, ...]]  # Of the forward, and of the backward.
 

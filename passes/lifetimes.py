@@ -21,7 +21,6 @@ from torch import fx
 
 from fxoffload.graph import (
     TrainingGraph,
-    count_bytes,
     find_alias_sources,
     find_maker,
     find_mutated,
@@ -29,11 +28,6 @@ from fxoffload.graph import (
     get_results,
     get_saved,
     get_tensor,
-    guess_int,
-    has_hints,
-    is_bounded,
-    is_dense,
-    is_strided,
     is_view,
 )
 from fxoffload.planner.plan import UNCOUNTED, SavedValue
@@ -42,6 +36,14 @@ from fxoffload.torch_internals import (
     is_rng_state,
     is_unchecked,
     is_wrapper_subclass,
+)
+from fxoffload.torch_internals.tensor_sizes import (
+    count_bytes,
+    guess_int,
+    has_hints,
+    is_bounded,
+    is_dense,
+    is_strided,
 )
 
 GATHER_FRACTION = 0.5

@@ -25,10 +25,10 @@ from fxoffload.graph import (
     find_views,
     get_results,
     get_tensor,
-    hint_int,
     is_view,
 )
 from fxoffload.ops import OFFLOAD, OPS, PREFETCH, RELEASE, WAIT
+from fxoffload.torch_internals.tensor_sizes import hint_int
 
 
 def verify_transfers(graph: TrainingGraph) -> None:

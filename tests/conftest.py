@@ -13,7 +13,7 @@ import pytest
 import torch
 import toys
 
-from fxoffload.config import find_filesystem
+from fxoffload.directories import find_filesystem
 from fxoffload.graph import TrainingGraph
 
 BUILD = Path(__file__).parent.parent / "build"

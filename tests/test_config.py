@@ -14,13 +14,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fxoffload import config as config_module
-from fxoffload.config import (
+from fxoffload import directories as directories_module
+from fxoffload.config import OffloadConfig, parse_bytes
+from fxoffload.directories import (
     DIRECTORY_VARIABLE,
-    OffloadConfig,
     check_directory,
     default_directory,
     find_filesystem,
-    parse_bytes,
 )
 from fxoffload.errors import ConfigError
 
@@ -394,7 +394,7 @@ def test_unusable_cache_falls_to_the_next(
     def find_owner(self: Path, **options: Any) -> os.stat_result:
         return stat(spill_directory if self == fallback else self, **options)
 
-    monkeypatch.setattr(config_module, "check_directory", lambda _: None)
+    monkeypatch.setattr(directories_module, "check_directory", lambda _: None)
     monkeypatch.setattr(Path, "mkdir", record)
     monkeypatch.setattr(Path, "stat", find_owner)
     assert default_directory() == fallback
@@ -416,7 +416,7 @@ def test_no_directory_at_all(no_variable: None, monkeypatch: pytest.MonkeyPatch)
         raise ConfigError(f"{path} is no good")
 
     monkeypatch.setattr(Path, "mkdir", lambda *_, **__: None)
-    monkeypatch.setattr(config_module, "check_directory", refuse)
+    monkeypatch.setattr(directories_module, "check_directory", refuse)
     with pytest.raises(ConfigError, match="no directory for the spill file") as caught:
         default_directory()
     message = str(caught.value)
@@ -429,7 +429,7 @@ def test_directory_of_another_user_is_not_taken(
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(spill_directory))
     monkeypatch.setattr(Path, "mkdir", make_recorder(Path.mkdir, spill_directory))
-    monkeypatch.setattr(config_module, "check_directory", lambda _: None)
+    monkeypatch.setattr(directories_module, "check_directory", lambda _: None)
     monkeypatch.setattr(Path, "stat", lambda self, **_: os.stat(spill_directory))
     monkeypatch.setattr(os, "getuid", lambda: os.stat(spill_directory).st_uid + 1)
     with pytest.raises(ConfigError, match="belongs to another user"):

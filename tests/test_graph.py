@@ -14,7 +14,6 @@ from toys import Half, Sketch, aten
 
 from fxoffload.graph import (
     TrainingGraph,
-    count_bytes,
     find_alias_sources,
     find_mutated,
     find_views,
@@ -22,15 +21,18 @@ from fxoffload.graph import (
     get_results,
     get_saved,
     get_tensor,
+    is_scatter,
+    is_view,
+)
+from fxoffload.torch_internals.tensor_sizes import (
+    count_bytes,
     guess_int,
     has_hints,
     hint_int,
     is_bounded,
     is_dense,
-    is_scatter,
     is_static,
     is_strided,
-    is_view,
 )
 
 

@@ -22,7 +22,8 @@ from fxoffload.ops import OFFLOAD, OPS, RELEASE
 from fxoffload.passes import PassOptions, make_plan, run_passes, transform_graph
 from fxoffload.passes.hoisting import hoist_reductions, hoist_saved
 from fxoffload.passes.insertion import insert_transfers
-from fxoffload.passes.pipeline import ALL_SAVED, CUTS, PATIENCE, count_ops
+from fxoffload.passes.partition_choice import ALL_SAVED, CUTS, PATIENCE
+from fxoffload.passes.pipeline import count_ops
 from fxoffload.planner.plan import Cut
 from fxoffload.planner.simulation import RESOLUTION
 

@@ -13,15 +13,15 @@ from toys import Sketch, aten, names_of
 from fxoffload import runtime
 from fxoffload.config import OffloadConfig
 from fxoffload.graph import TrainingGraph
-from fxoffload.passes import PassOptions, find_order, hoist_saved, make_plan
-from fxoffload.planner.link import Link
-from fxoffload.planning import (
+from fxoffload.machine import (
     GPU_COPY_LATENCY_SECONDS,
     GPU_TRANSFER_LATENCY_SECONDS,
-    _restore_order,
     measure_cost,
     measure_links,
 )
+from fxoffload.passes import PassOptions, find_order, hoist_saved, make_plan
+from fxoffload.planner.link import Link
+from fxoffload.planning import _restore_order
 
 
 def test_transfers_take_from_compute_on_a_cpu_and_cross_a_bus_to_a_gpu(

@@ -20,7 +20,7 @@ from torch.fx.experimental.symbolic_shapes import DimDynamic, StatelessSymbolicC
 from waiting import wait_for_writes
 
 import fxoffload
-from fxoffload import backend, planning, runtime
+from fxoffload import machine, replanning, runtime
 from fxoffload.ops import Clocks
 from fxoffload.planner.plan import Plan
 from fxoffload.planner.simulation import Simulation
@@ -166,7 +166,7 @@ def options(
     """
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(runtime, "recall_speed", lambda *_: runtime.Speed(1e3, 1e3))
-    monkeypatch.setattr(planning, "TRANSFER_LATENCY_SECONDS", 10.0)
+    monkeypatch.setattr(machine, "TRANSFER_LATENCY_SECONDS", 10.0)
     before = set(runtime.find_recorders())
     yield {"directory": spill_directory, "compiler": "eager", "min_bytes": 1}
     assert set(runtime.find_recorders()) <= before
@@ -180,7 +180,7 @@ def test_a_plan_that_is_waited_for_is_given_up(
     options: dict[str, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The roofline says that all hides; the steps take less than one transfer: nothing does."""
-    backend._announce_compilation.cache_clear()
+    replanning.announce_compilation.cache_clear()
     model = make_model()
     compiled = fxoffload.compile(model, **options)
     with caplog.at_level(logging.INFO, "fxoffload"):

@@ -10,15 +10,14 @@ Every candidate set of moved values is placed and simulated; the result is the b
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from itertools import islice
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal
 
 from fxoffload.errors import BudgetError
 from fxoffload.planner.link import Link
 from fxoffload.planner.placement import MARGIN, place_transfers
 from fxoffload.planner.plan import Decision, Keep, Offload, Plan, SavedValue, Tier
+from fxoffload.planner.search import Limits, Trial, choose_hidden, choose_to_fit
 from fxoffload.planner.simulation import (
     Simulation,
     Step,
@@ -36,34 +35,6 @@ HIDDEN_SHARE = 0.02
 # through, large ones get thirty trials.
 MAX_NODE_VISITS = 150_000
 _MIB = 2**20
-
-
-@dataclass(frozen=True, slots=True)
-class Trial:
-    """A set of moved values, placed and simulated.
-
-    held_bytes: on the device when the forward ends, with its results.
-    """
-
-    transfers: Mapping[str, Transfer]
-    simulation: Simulation
-    held_bytes: int
-
-
-@dataclass(frozen=True, slots=True)
-class _Limits:
-    """Bytes that may be on the device: at any moment, and when the forward ends. None: any."""
-
-    peak_bytes: int | None
-    held_bytes: int | None
-
-    def find_excess(self, trial: Trial) -> int:
-        """Bytes by which `trial` is above the limits; 0 where it fits."""
-        pairs = (
-            (trial.simulation.peak_bytes, self.peak_bytes),
-            (trial.held_bytes, self.held_bytes),
-        )
-        return sum(max(0, nbytes - limit) for nbytes, limit in pairs if limit is not None)
 
 
 def choose_offloads(
@@ -113,12 +84,12 @@ def choose_offloads(
 
     trials = max(1, MAX_NODE_VISITS // max(1, len(step.seconds)))
     unmoved = attempt(())
-    limits = _Limits(budget_bytes if isinstance(budget_bytes, int) else None, held_bytes)
+    limits = Limits(budget_bytes if isinstance(budget_bytes, int) else None, held_bytes)
     chosen: list[SavedValue] = []
     reason = "moving it would cost step time"
     if limit is None:
         taken = HIDDEN_SHARE * unmoved.simulation.step_seconds
-        chosen = _choose_hidden(candidates, idle, used, attempt, taken, trials)
+        chosen = choose_hidden(candidates, idle, used, attempt, taken, trials)
     if budget_bytes == "min":
         # Also what does not count at the peak of this graph: it does when graphs follow each other.
         chosen, reason = candidates, ""
@@ -128,7 +99,7 @@ def choose_offloads(
             sorted(candidates, key=lambda value: (-idle[value.name], value.name)),
             sorted(candidates, key=lambda value: (value.nbytes, value.name)),
         )
-        chosen = _choose_to_fit(orders, limits, unmoved, attempt, trials)
+        chosen = choose_to_fit(orders, limits, unmoved, attempt, trials)
         reason = "fits the budget where it is"
     best = attempt(chosen)
     if limits.find_excess(best):
@@ -147,110 +118,6 @@ def evaluate_transfers(
     """What choose_offloads predicts of `transfers`."""
     used = _derate(links, utilisation)
     return simulate(step, transfers, used, max_inflight_bytes=max_inflight_bytes)
-
-
-def _choose_hidden(
-    candidates: Sequence[SavedValue],
-    idle: Mapping[str, float],
-    links: Mapping[str, Link],
-    attempt: Callable[[Iterable[SavedValue]], Trial],
-    contended_seconds: float,
-    max_trials: int,
-) -> list[SavedValue]:
-    """The longest prefixes of `candidates` that hide, skipping what would not.
-
-    A set hides if nobody waits for it, and if it takes at most `contended_seconds` from compute.
-    """
-    useful = [
-        value
-        for value in candidates
-        if idle[value.name] >= links["nvme"].round_trip_seconds(value.nbytes)
-    ]
-    chosen: list[SavedValue] = []
-    trials = 0
-    while useful and trials < max_trials:
-        low, high = 0, len(useful)
-        while low < high:  # The most of what is left that still hides.
-            middle = (low + high + 1) // 2
-            trials += 1
-            found = attempt([*chosen, *useful[:middle]]).simulation
-            hides = found.exposed_seconds <= 0.0 and found.contended_seconds <= contended_seconds
-            low, high = (middle, high) if hides else (low, middle - 1)
-        chosen += useful[:low]
-        useful = useful[low + 1 :]
-    return chosen
-
-
-def _choose_to_fit(
-    orders: Sequence[Sequence[SavedValue]],
-    limits: _Limits,
-    unmoved: Trial,
-    attempt: Callable[[Iterable[SavedValue]], Trial],
-    max_trials: int,
-) -> list[SavedValue]:
-    """The set that fits in the least time; all candidates when none fits.
-
-    orders: of the candidates, each with what promises most first. The search goes on from the
-    shortest prefix of each, and from all of them.
-    """
-    if not limits.find_excess(unmoved):
-        return []
-
-    def score(trial: Trial) -> tuple[int, float, int]:
-        simulation = trial.simulation
-        return limits.find_excess(trial), simulation.step_seconds, simulation.written_bytes
-
-    starts = [list(orders[0])]
-    for order in orders:
-        low, high = 1, len(order)
-        while low < high:  # The shortest prefix that fits.
-            middle = (low + high) // 2
-            fits = not limits.find_excess(attempt(order[:middle]))
-            low, high = (low, middle) if fits else (middle + 1, high)
-        starts.append(list(order[:low]))
-    found = [
-        _improve(start, orders[0], score, attempt, max_trials // len(starts)) for start in starts
-    ]
-    return min(found, key=lambda chosen: score(attempt(chosen)))
-
-
-def _improve(
-    chosen: list[SavedValue],
-    candidates: Sequence[SavedValue],
-    score: Callable[[Trial], tuple[int, float, int]],
-    attempt: Callable[[Iterable[SavedValue]], Trial],
-    max_trials: int,
-) -> list[SavedValue]:
-    """Local search: drop, add and exchange values while that makes the set better."""
-    best = score(attempt(chosen))
-    trials = 0
-    improved = True
-    while improved and trials < max_trials:
-        improved = False
-        for neighbour in islice(_find_neighbours(chosen, candidates), max_trials - trials):
-            trials += 1
-            found = score(attempt(neighbour))
-            if found < best:
-                chosen, best, improved = neighbour, found, True
-                break
-    return chosen
-
-
-def _find_neighbours(
-    chosen: Sequence[SavedValue], candidates: Sequence[SavedValue]
-) -> Iterable[list[SavedValue]]:
-    """Without and with runs of values, long ones first; then one value for another."""
-    names = {value.name for value in chosen}
-    others = [value for value in candidates if value.name not in names]
-    size = len(candidates)
-    while size := size // 2:
-        for index in range(0, len(chosen), size):
-            yield [*chosen[:index], *chosen[index + size :]]
-        for index in range(0, len(others), size):
-            yield [*chosen, *others[index : index + size]]
-    for index in range(len(chosen)):
-        for other in others:
-            yield [*chosen[:index], *chosen[index + 1 :], other]
 
 
 def _find_idle_seconds(step: Step, values: Iterable[SavedValue]) -> dict[str, float]:
@@ -338,7 +205,7 @@ def _find_kept(
     return tuple(kept.most_common())
 
 
-def _make_budget_error(step: Step, limits: _Limits, lowest: Trial) -> BudgetError:
+def _make_budget_error(step: Step, limits: Limits, lowest: Trial) -> BudgetError:
     holders = find_holders(step, lowest.simulation, lowest.transfers)[:5]
     held = ", ".join(f"{holder.name} {holder.nbytes / _MIB:.1f} MiB" for holder in holders)
     node = step.names[lowest.simulation.peak_position]

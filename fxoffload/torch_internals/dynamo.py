@@ -19,8 +19,8 @@ from torch.fx._lazy_graph_module import _use_lazy_graph_module
 from torch.utils._pytree import tree_map_only
 
 from fxoffload.errors import OffloadError
-from fxoffload.graph import is_static
 from fxoffload.torch_internals.partitioning import copy_module
+from fxoffload.torch_internals.tensor_sizes import is_static
 
 
 @dataclass(frozen=True)

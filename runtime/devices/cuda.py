@@ -27,7 +27,6 @@ in a queue that needs no lock, so that finalizers may end a value in any thread 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
@@ -35,11 +34,11 @@ from functools import partial
 import torch
 
 from fxoffload.runtime.devices.buffers import StagingBuffer, compact, span_tensor
+from fxoffload.runtime.devices.cuda_write import CudaWrite
 from fxoffload.runtime.devices.staging import StagingArena
 from fxoffload.runtime.devices.streams import CudaStreams
 from fxoffload.runtime.devices.transfer import Arrival, Incoming, Layout, Outgoing, find_layout
 from fxoffload.runtime.engines.ioengine import (
-    FollowingFuture,
     IOEngine,
     IOFuture,
     find_outcome,
@@ -178,50 +177,6 @@ class CudaOutgoing:
         tensors = () if self._tensor is None else (self._tensor,)
         self._tensor = None
         self._device.hold(Hold(self._last, self._buffer, tensors))
-
-
-class CudaWrite(FollowingFuture):
-    """The write of a staging buffer by `write(view)`, behind the event of the copy into it.
-
-    Without `write` there is nothing to do but to wait for the copy.
-    """
-
-    def __init__(
-        self,
-        copied: torch.cuda.Event,
-        view: memoryview,
-        write: Callable[[memoryview], IOFuture] | None,
-    ) -> None:
-        super().__init__()
-        self._copied = copied
-        self._write = write
-        # pop is atomic: the thread that gets the view either writes it or cancels the write.
-        self._views = deque([view])
-
-    def run(self) -> None:
-        """In a thread of ours: wait for the copy, and let the engine write."""
-        try:
-            view = self._views.pop()
-        except IndexError:
-            return
-        try:
-            self._copied.synchronize()
-            if self._write is None:
-                self.set_result(len(view))
-                return
-            inner = self._write(view)
-        except Exception as error:
-            self.set_exception(error)
-            return
-        self.follow(inner)
-
-    def cancel(self) -> bool:
-        """True only if the engine never started to write and now never will."""
-        try:
-            self._views.pop()
-        except IndexError:
-            return super().cancel()
-        return Future.cancel(self)  # There is no write of the engine to follow yet.
 
 
 class CudaArrival:

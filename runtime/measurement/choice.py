@@ -12,7 +12,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Literal
 
-from fxoffload.config import OffloadConfig, check_directory
+from fxoffload.config import OffloadConfig
+from fxoffload.directories import check_directory
 from fxoffload.errors import ConfigError
 from fxoffload.runtime.engines.ioengine import IOEngine
 from fxoffload.runtime.engines.kvikio_engine import KvikioEngine, find_obstacle

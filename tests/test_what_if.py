@@ -13,7 +13,7 @@ from zoo import CASES
 
 import fxoffload
 from fxoffload import BudgetError, ConfigError, Hardware, largest_batch, simulate
-from fxoffload.roofline import find_largest
+from fxoffload.inspection.what_if import find_largest
 
 pytestmark = pytest.mark.usefixtures("fresh_dynamo")
 

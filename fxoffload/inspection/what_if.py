@@ -20,10 +20,10 @@ from torch import nn
 from fxoffload import torch_internals
 from fxoffload.config import OffloadConfig
 from fxoffload.errors import BudgetError, ConfigError
-from fxoffload.forecast import BatchForecast, Forecast, LargestBatch
 from fxoffload.graph import TrainingGraph
-from fxoffload.hardware import Hardware
-from fxoffload.inspection import partition_without_memory
+from fxoffload.inspection.forecast import BatchForecast, Forecast, LargestBatch
+from fxoffload.inspection.hardware import Hardware
+from fxoffload.inspection.tracing import partition_without_memory
 from fxoffload.planner.plan import Plan
 from fxoffload.planning import build_partitioner
 from fxoffload.torch_internals import OffloadPartitioner

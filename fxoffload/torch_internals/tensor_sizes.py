@@ -1,0 +1,134 @@
+"""Sizes and layouts of fake tensors, as numbers that a plan can count with.
+
+A symbolic size counts as in the traced example (the hint), or as the largest that the program
+declares; a size that depends on data counts as the largest that it can be.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+
+_UNBOUNDED = 2**62
+# By shape environment: the largest value that the program declares for each symbol.
+_maxima: WeakKeyDictionary[Any, dict[Any, int]] = WeakKeyDictionary()
+
+
+def hint_int(value: int | torch.SymInt) -> int:
+    """`value` as an int: a symbolic one by its hint. Raises ValueError when it has none."""
+    if isinstance(value, int):
+        return value
+    hint = value.node.hint
+    if hint is None:
+        raise ValueError(f"{value} has no hint")
+    return int(hint)
+
+
+def guess_int(value: int | torch.SymInt) -> int:
+    """`value` as an int: what a plan counts with.
+
+    That is its hint, or what it becomes at the declared maxima of its symbols, if that is more;
+    without a hint the largest it can be, 0 where that is not bounded.
+    Source: torch.fx.experimental.symbolic_shapes.ShapeEnv.bound_sympy.
+    """
+    if isinstance(value, int):
+        return value
+    if value.node.hint is not None:
+        hint, maxima = int(value.node.hint), _find_maxima(value)
+        if maxima.keys().isdisjoint(value.node.expr.free_symbols):
+            return hint
+        largest = {symbol: maxima.get(symbol, hint) for symbol, hint in _find_hints(value).items()}
+        return max(hint, int(value.node.expr.xreplace(largest)))
+    upper = value.node.shape_env.bound_sympy(value.node.expr).upper
+    return int(upper) if is_bounded(value) else 0
+
+
+def _find_maxima(value: torch.SymInt) -> dict[Any, int]:
+    """By symbol: what torch._dynamo.mark_dynamic(..., max=...) declares in the program of `value`.
+
+    Not what guards tell of sizes: those are often far from what ever comes. Source:
+    torch.fx.experimental.symbolic_shapes (ShapeEnv.tracked_fakes, StrictMinMaxConstraint).
+    """
+    shapes = value.node.shape_env
+    found = _maxima.get(shapes)
+    if found is None:
+        found = _maxima[shapes] = {}
+        for tracked in shapes.tracked_fakes or ():
+            constraints = getattr(tracked.symbolic_context, "constraint_sizes", None) or ()
+            sizes: tuple[Any, ...] = getattr(tracked.fake, "shape", ())
+            for size, constraint in zip(sizes, constraints, strict=False):
+                upper = getattr(getattr(constraint, "vr", None), "upper", _UNBOUNDED)
+                if isinstance(size, torch.SymInt) and upper < _UNBOUNDED:
+                    found[size.node.expr] = int(upper)
+    return found
+
+
+def _find_hints(value: torch.SymInt) -> dict[Any, int]:
+    """By symbol: the hints that make up that of `value`, which has one."""
+    return {
+        symbol: int(value.node.shape_env.backed_var_to_val[symbol])
+        for symbol in value.node.expr.free_symbols
+    }
+
+
+def is_bounded(value: int | torch.SymInt) -> bool:
+    """Whether `value` has a hint, or can be no larger than some number of real tensors."""
+    if isinstance(value, int) or value.node.hint is not None:
+        return True
+    upper = value.node.shape_env.bound_sympy(value.node.expr).upper
+    # Without a bound of its own, a size is below the largest int.
+    return bool(upper.is_number) and upper < _UNBOUNDED
+
+
+def is_strided(tensor: torch.Tensor) -> bool:
+    """Whether `tensor` is elements at strides in one storage: no sparse, nested or MKL-DNN layout.
+
+    Of others neither sizes nor strides nor a storage may be asked for.
+    """
+    return tensor.layout == torch.strided and not tensor.is_nested
+
+
+def has_hints(tensor: torch.Tensor) -> bool:
+    """Whether all sizes and strides are known, at least for the traced example."""
+    return is_strided(tensor) and all(
+        isinstance(value, int) or value.node.hint is not None
+        for value in (*tensor.size(), *tensor.stride(), tensor.storage_offset())
+    )
+
+
+def is_static(tensor: torch.Tensor) -> bool:
+    """Whether all sizes and strides are numbers."""
+    if not is_strided(tensor):
+        return False
+    layout = (*tensor.size(), *tensor.stride(), tensor.storage_offset())
+    return not any(isinstance(value, torch.SymInt) for value in layout)
+
+
+def count_bytes(tensor: torch.Tensor) -> int:
+    """Bytes of the elements of `tensor`, each counted once per logical position.
+
+    Sizes that depend on data count as guess_int says; what is_strided denies counts nothing.
+    """
+    if not is_strided(tensor):
+        return 0
+    return tensor.dtype.itemsize * math.prod(map(guess_int, tensor.size()))
+
+
+def is_dense(tensor: torch.Tensor) -> bool:
+    """Whether the elements fill one range of memory without gap or overlap, in any order."""
+    expected = 1
+    dims = sorted(
+        (hint_int(stride), hint_int(size))
+        for size, stride in zip(tensor.size(), tensor.stride(), strict=True)
+        if hint_int(size) != 1
+    )
+    if any(size == 0 for _, size in dims):
+        return True
+    for stride, size in dims:
+        if stride != expected:
+            return False
+        expected *= size
+    return True
