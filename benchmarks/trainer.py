@@ -17,7 +17,7 @@ from torch import Tensor
 from torch._dynamo import lookup_backend
 
 from fxoffload import backend, passes, runtime
-from fxoffload.passes import PassOptions, pipeline
+from fxoffload.passes import PassOptions, partition_choice
 from fxoffload.planner.plan import Plan
 from fxoffload.planner.simulation import Step, find_lower_bound
 from fxoffload.runtime.measurement.recorder import RUNS, SKIPPED_RUNS
@@ -59,7 +59,7 @@ class PassRecord:
     def transform_graph(self, graph: Any, options: PassOptions, **kwargs: Any) -> Plan:
         """In place of passes.transform_graph: the same, timed, its plan and steps kept."""
         start = time.perf_counter()
-        with patch.object(pipeline, "build_step", self._build_step):
+        with patch.object(partition_choice, "build_step", self._build_step):
             plan = _transform_graph(graph, options, **kwargs)
         self.seconds += time.perf_counter() - start
         self.plans.append(plan)
