@@ -39,11 +39,11 @@ accept: $(READY)  ## run the tests and take what they print as expected
 
 bench: $(READY)  ## activation peak and step time of GPT, BERT and T5 (many minutes)
 	set -e; for model in gpt bert t5; do \
-	  $(BIN)/python benchmarks/activation_peak.py --model $$model $(ARGS); \
+	  $(BIN)/python -m benchmarks.activation_peak --model $$model $(ARGS); \
 	done
 
 gpu: $(READY)  ## every GPU test and measurement, into build/gpu.json (8 minutes, needs CUDA)
-	$(BIN)/python benchmarks/gpu_suite.py --output build/gpu.json $(ARGS)
+	$(BIN)/python -m benchmarks.gpu_suite --output build/gpu.json $(ARGS)
 
 # The type checker does not know package-dir: it sees the package in a tree of links.
 typing: $(READY)  ## link tree for the type checker

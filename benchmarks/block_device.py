@@ -1,4 +1,4 @@
-"""What a block device says was written to it, and what the kernel says this process wrote."""
+"""Reads how many bytes were written to a block device, and by this process."""
 
 from __future__ import annotations
 

@@ -1,10 +1,11 @@
-"""Load for measurements: what training does to the processors and to the GIL."""
+"""Loads processors and GIL as training does, while something else is measured."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 
@@ -18,9 +19,14 @@ def keep_busy(compute_threads: int) -> Generator[None]:
     stop = threading.Event()
     before = torch.get_num_threads()
     torch.set_num_threads(compute_threads)
-    workers = [
-        threading.Thread(target=work, args=(stop,), daemon=True) for work in (_multiply, _hold_gil)
-    ]
+    left, out = torch.rand(_SIZE, _SIZE), torch.empty(_SIZE, _SIZE)
+
+    def repeat(work: Callable[[], object]) -> None:
+        while not stop.is_set():
+            work()
+
+    works = (partial(torch.mm, left, left, out=out), lambda: sum(range(1000)))
+    workers = [threading.Thread(target=repeat, args=(work,), daemon=True) for work in works]
     for worker in workers:
         worker.start()
     try:
@@ -30,14 +36,3 @@ def keep_busy(compute_threads: int) -> Generator[None]:
         for worker in workers:
             worker.join()
         torch.set_num_threads(before)
-
-
-def _multiply(stop: threading.Event) -> None:
-    left, out = torch.rand(_SIZE, _SIZE), torch.empty(_SIZE, _SIZE)
-    while not stop.is_set():
-        torch.mm(left, left, out=out)
-
-
-def _hold_gil(stop: threading.Event) -> None:
-    while not stop.is_set():
-        sum(range(1000))

@@ -1,6 +1,6 @@
-"""What digests cost: a store's round trips with the option `checksum` and without.
+"""Measures the round trips of a store with the option `checksum` and without.
 
-    python benchmarks/checksum_cost.py --size 16MiB --directory /mnt/nvme
+    python -m benchmarks.checksum_cost --size 16MiB --directory /mnt/nvme
 
 Each round takes `--values` values out and back through a store of each kind, in turn; the ratio is
 that of paired rounds.
@@ -8,143 +8,97 @@ that of paired rounds.
 
 from __future__ import annotations
 
-import argparse
-import json
 import statistics
-import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from rich.console import Console
-from rich.table import Table
 
-from fxoffload import ConfigError, OffloadConfig, StoreError, ops, runtime
-from fxoffload.sizes import parse_bytes
-
-MIB = 2**20
+from benchmarks.fresh_process import Record
+from benchmarks.graph_calls import OP_NAMES, make_calls, open_store
+from benchmarks.measure import MIB
+from benchmarks.runner import Arguments, Benchmark, Show, Table, option, parse_size
+from fxoffload import runtime
 
 
 @dataclass(frozen=True, slots=True)
-class Round:
-    """Seconds of one round and of the processor, all threads of the process together."""
-
-    seconds: float
-    core_seconds: float
-
-
-def main(argv: Sequence[str] | None = None) -> None:
-    """Measure, print a table and a JSON line."""
-    parser = build_parser()
-    arguments = parser.parse_args(argv)
-    torch.set_num_threads(1)
-    with tempfile.TemporaryDirectory(dir=arguments.directory) as directory:
-        try:
-            nbytes = parse_bytes("--size", arguments.size)
-            stores = {
-                checksum: runtime.register_store(
-                    OffloadConfig(
-                        directory=directory, ioengine=arguments.ioengine, checksum=checksum
-                    ),
-                    keeps_graph=lambda: False,
-                )
-                for checksum in (False, True)
-            }
-        except (ConfigError, StoreError) as error:
-            parser.error(str(error))
-        values = [torch.full((nbytes // 4,), float(i)) for i in range(arguments.values)]
-        rounds: dict[bool, list[Round]] = {False: [], True: []}
-        for index in range(arguments.rounds + 1):
-            for checksum, store in stores.items():
-                result = run_round(store, values)
-                if index:  # The first takes new space on the drive.
-                    rounds[checksum].append(result)
-        name = runtime.find_store(stores[True]).statistics().ioengine
-        for store in stores.values():
-            runtime.find_store(store).close()
-    record = summarise(rounds, nbytes * arguments.values)
-    record |= {"ioengine": name, "size_bytes": nbytes, "values": arguments.values}
-    record["rounds"] = [[asdict(item) for item in rounds[checksum]] for checksum in stores]
-    Console().print(build_table(record))
-    line = json.dumps(record)
-    print(line)
-    if arguments.output is not None:
-        with arguments.output.open("a") as file:
-            file.write(line + "\n")
-
-
-def build_parser() -> argparse.ArgumentParser:
+class ChecksumArguments(Arguments):
     """The command line."""
-    parser = argparse.ArgumentParser(
-        description=(__doc__ or "").splitlines()[0],
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+
+    size: int = option("16MiB", "of one value", type=parse_size)
+    values: int = option(16, "values in a round")
+    rounds: int = option(10)
+    directory: Path | None = option(
+        None, "on the drive; default: that of temporary files", type=Path
     )
-    add = parser.add_argument
-    add("--size", default="16MiB", help="of one value")
-    add("--values", type=int, default=16, help="values in a round")
-    add("--rounds", type=int, default=10)
-    add("--directory", type=Path, help="on the drive; default: that of temporary files")
-    add("--ioengine", default="posix")
-    add("--output", type=Path, help="file to which the JSON line is appended")
-    return parser
+    ioengine: str = option("posix")
 
 
-def run_round(store: str, values: Sequence[torch.Tensor]) -> Round:
-    """All values out, then all back, and each as it was."""
+def measure(arguments: ChecksumArguments, show: Show) -> Record:
+    """Medians and the ratio of paired rounds; "rounds" has those without digests first."""
+    torch.set_num_threads(1)
+    values = [torch.full((arguments.size // 4,), float(i)) for i in range(arguments.values)]
+    rounds: list[list[Record]] = [[], []]
+    with ExitStack() as stack:
+        stores = [
+            stack.enter_context(
+                open_store(arguments.directory, ioengine=arguments.ioengine, checksum=checksum)
+            )
+            for checksum in (False, True)
+        ]
+        for index in range(arguments.rounds + 1):
+            for store, records in zip(stores, rounds, strict=True):
+                record = time_round(store, values)
+                if index:  # The first takes new space on the drive.
+                    records.append(record)
+        name = runtime.find_store(stores[1]).statistics().ioengine
+    round_bytes = arguments.size * arguments.values
+    found: Record = {"ioengine": name, "size_bytes": arguments.size, "values": arguments.values}
+    for kind, records in zip(("plain", "checked"), rounds, strict=True):
+        seconds, core_seconds = (
+            statistics.median(each[name] for each in records)
+            for name in ("seconds", "core_seconds")
+        )
+        found[f"{kind}_mib_per_second"] = 2 * round_bytes / MIB / seconds
+        found[f"{kind}_core_seconds_per_gib"] = core_seconds * 2**29 / round_bytes
+    pairs = zip(*rounds, strict=True)
+    ratio = statistics.median(own["seconds"] / plain["seconds"] for plain, own in pairs)
+    return {**found, "seconds_ratio": ratio, "rounds": rounds}
+
+
+def time_round(store: str, values: Sequence[torch.Tensor]) -> Record:
+    """Seconds of all values out and all back, each as it was; and of all threads together."""
+    results: list[torch.Tensor] = []
+    calls = make_calls(store, values, results)
     start, core_start = time.perf_counter(), time.process_time()
-    tickets = [ops.OFFLOAD(x, store, "value", "nvme", True, 0) for x in values]
-    for ticket, x in zip(tickets, values, strict=True):
-        ops.RELEASE(ticket, x, True)
-    for ticket in tickets:
-        ops.PREFETCH(ticket)
-    results = [
-        ops.WAIT(ticket, list(x.shape), list(x.stride()), x.dtype, x.device)
-        for ticket, x in zip(tickets, values, strict=True)
-    ]
+    for op in OP_NAMES:
+        for index in range(len(values)):
+            calls[op](index)
     end, core_end = time.perf_counter(), time.process_time()
     for x, y in zip(values, results, strict=True):
         assert y[0] == x[0]
         assert y[-1] == x[-1]
     counted = runtime.find_store(store).statistics()
     assert counted.forwarded_bytes == 0, "a value came from memory, not from the drive"
-    return Round(end - start, core_end - core_start)
+    return {"seconds": end - start, "core_seconds": core_end - core_start}
 
 
-def summarise(rounds: dict[bool, list[Round]], round_bytes: int) -> dict[str, object]:
-    """Medians, and the ratio of paired rounds."""
-
-    def median(checksum: bool, field: str) -> float:
-        return statistics.median(getattr(item, field) for item in rounds[checksum])
-
-    pairs = zip(rounds[True], rounds[False], strict=True)
-    speeds = {
-        checksum: 2 * round_bytes / MIB / median(checksum, "seconds") for checksum in (False, True)
-    }
-    return {
-        "plain_mib_per_second": speeds[False],
-        "checked_mib_per_second": speeds[True],
-        "seconds_ratio": statistics.median(a.seconds / b.seconds for a, b in pairs),
-        "plain_core_seconds_per_gib": median(False, "core_seconds") * 2**29 / round_bytes,
-        "checked_core_seconds_per_gib": median(True, "core_seconds") * 2**29 / round_bytes,
-    }
-
-
-def build_table(record: dict[str, object]) -> Table:
+def tabulate(record: Record) -> list[Table]:
     """One line with digests and one without."""
-    table = Table(title=f"round trips of a store, {record['ioengine']}")
-    for column in ("checksum", "MiB/s, both ways", "core-seconds per GiB"):
-        table.add_column(column, justify="right")
+    rows = [["checksum", "MiB/s, both ways", "core-seconds per GiB"]]
     for label, kind in (("no", "plain"), ("yes", "checked")):
-        table.add_row(
-            label,
-            f"{record[f'{kind}_mib_per_second']:.0f}",
-            f"{record[f'{kind}_core_seconds_per_gib']:.3f}",
+        speed, cost = (
+            record[f"{kind}_{name}"] for name in ("mib_per_second", "core_seconds_per_gib")
         )
-    table.caption = f"time with digests over without, paired: {record['seconds_ratio']:.3f}"
-    return table
+        rows.append([label, f"{speed:.0f}", f"{cost:.3f}"])
+    caption = f"time with digests over without, paired: {record['seconds_ratio']:.3f}"
+    return [Table(rows, f"round trips of a store, {record['ioengine']}", caption)]
 
+
+main = Benchmark("checksum_cost", __doc__, ChecksumArguments, measure, tabulate)
 
 if __name__ == "__main__":
     main()

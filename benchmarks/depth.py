@@ -1,80 +1,63 @@
-"""How the activation peak grows with depth, plain and with fxoffload, measured and predicted.
+"""Measures how the activation peak grows with the depth of a model, plain and with fxoffload.
 
-    python benchmarks/depth.py --plot depth.png
+    python -m benchmarks.depth --plot depth.png
 
 The lower bound is the simulator's: the largest working set of any single moment.
 """
 
 from __future__ import annotations
 
-import argparse
-import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
-from rich.console import Console
-
-sys.path.append(str(Path(__file__).resolve().parent.parent))
-
-from benchmarks.command_line import (
-    Record,
-    Rows,
-    add_model_arguments,
-    add_record_arguments,
-    make_parser,
-    run_benchmark,
-)
+from benchmarks.fresh_process import Record
 from benchmarks.measure import MIB
-from benchmarks.plots import make_axes, save_figure
-from benchmarks.variants import PLAIN, Measured, Variant, parse_measured, run_variants
+from benchmarks.model_arguments import KeptArguments, show_rows
+from benchmarks.plots import draw_axes
+from benchmarks.runner import Benchmark, Rows, Show, option
+from benchmarks.variants import PLAIN, Variant, parse_measured, run_variants
 
-NAME = "depth"
 VARIANTS = (PLAIN, Variant("fxoffload"), Variant("fxoffload", "min"))
+HEADINGS = ["layers", "plain MiB", "fxoffload", "predicted", "ratio", "moved"]
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Measure, print the table, append the record, and draw."""
-    run_benchmark(NAME, build_parser(), argv, measure, tabulate, draw=draw)
-
-
-def build_parser() -> argparse.ArgumentParser:
+@dataclass(frozen=True, slots=True)
+class DepthArguments(KeptArguments):
     """The command line."""
-    parser = make_parser(__doc__)
-    add_model_arguments(parser, layers=None, hidden=128, batch=4, length=128)
-    parser.set_defaults(min_bytes="64KiB")
-    add = parser.add_argument
-    add("--layers", nargs="+", type=int, default=[4, 8, 16, 32, 48])
-    add_record_arguments(parser, NAME)
-    add("--plot", type=Path, help="picture to write")
-    return parser
+
+    hidden: int = option(128)
+    batch: int = option(4)
+    length: int = option(128)
+    min_bytes: str = option("64KiB", "smaller values stay in memory")
+    layers: Sequence[int] = option((4, 8, 16, 32, 48))
+    plot: Path | None = option(None, "picture to write", type=Path)
 
 
-def measure(arguments: argparse.Namespace, console: Console) -> dict[str, Any]:
+def measure(arguments: DepthArguments, show: Show) -> Record:
     """The variants at each depth, each from an empty compile cache."""
-    depths: list[dict[str, Any]] = []
-    for layers in arguments.layers:
-        found = run_variants(arguments, VARIANTS, console, rounds=0, layers=layers)
+    workloads = {layers: arguments.make_workload(layers) for layers in arguments.layers}
+    depths: list[Record] = []
+    for layers, workload in workloads.items():
+        found = run_variants(workload, VARIANTS, 0, show)
         depths.append({"layers": layers, "variants": [asdict(item) for item in found]})
     return {"depths": depths}
 
 
 def tabulate(record: Record) -> Rows:
     """A row for each depth."""
-    rows = [["layers", "plain MiB", "fxoffload", "predicted", "ratio", "moved"]]
-    rows[0] += ["min MiB", "predicted", "lower bound", "min / lower bound"]
+    rows = [[*HEADINGS, "min MiB", "predicted", "lower bound", "min / lower bound"]]
     for depth in record["depths"]:
-        plain, hidden, lowest = parse_depth(depth)
+        plain, hidden, lowest = parse_measured(depth)
         assert hidden.predicted_peak_bytes is not None
         assert lowest.predicted_peak_bytes is not None
         assert lowest.lower_bound_bytes is not None
-        sizes = (hidden.peak_bytes, hidden.predicted_peak_bytes)
         rows.append(
             [
                 str(depth["layers"]),
                 f"{plain.peak_bytes / MIB:.1f}",
-                *(f"{size / MIB:.1f}" for size in sizes),
+                f"{hidden.peak_bytes / MIB:.1f}",
+                f"{hidden.predicted_peak_bytes / MIB:.1f}",
                 f"{hidden.peak_bytes / plain.peak_bytes:.3f}",
                 f"{hidden.offloaded_bytes / MIB:.1f}",
                 f"{lowest.peak_bytes / MIB:.1f}",
@@ -86,32 +69,24 @@ def tabulate(record: Record) -> Rows:
     return rows
 
 
-def parse_depth(depth: Mapping[str, Any]) -> tuple[Measured, Measured, Measured]:
-    """What was measured at one depth, in the order of VARIANTS."""
-    plain, hidden, lowest = parse_measured(dict(depth))
-    return plain, hidden, lowest
-
-
-def draw(records: Sequence[Record], path: Path) -> None:
-    """Peaks against layers, of the last record."""
-    record = records[-1]
+def draw(record: Record, path: Path) -> None:
+    """Peaks against layers."""
     title = f"{record['model']}, width {record['hidden']}, {record['batch']} x {record['length']}"
-    figure, axes = make_axes(title, "layers", "activation peak, MiB")
     layers = [depth["layers"] for depth in record["depths"]]
-    measured = [parse_depth(depth) for depth in record["depths"]]
-    for index, variant in enumerate(VARIANTS):
-        line = [found[index] for found in measured]
-        (drawn,) = axes.plot(
-            layers, [item.peak_bytes / MIB for item in line], marker="o", label=variant.label
-        )
-        if line[0].predicted_peak_bytes is not None:
-            predicted = [(item.predicted_peak_bytes or 0) / MIB for item in line]
-            color = drawn.get_color()
-            axes.plot(layers, predicted, "--", color=color, label=f"{variant.label}, predicted")
-    bounds = [(found[-1].lower_bound_bytes or 0) / MIB for found in measured]
-    axes.plot(layers, bounds, "k:", label="lower bound")
-    save_figure(figure, axes, path)
+    lines = list(zip(*map(parse_measured, record["depths"]), strict=True))
+    with draw_axes(path, title, "layers", "activation peak, MiB") as axes:
+        for variant, line in zip(VARIANTS, lines, strict=True):
+            peaks = [item.peak_bytes / MIB for item in line]
+            (drawn,) = axes.plot(layers, peaks, marker="o", label=variant.label)
+            if line[0].predicted_peak_bytes is not None:
+                predicted = [(item.predicted_peak_bytes or 0) / MIB for item in line]
+                color = drawn.get_color()
+                axes.plot(layers, predicted, "--", color=color, label=f"{variant.label}, predicted")
+        bounds = [(item.lower_bound_bytes or 0) / MIB for item in lines[-1]]
+        axes.plot(layers, bounds, "k:", label="lower bound")
 
+
+main = Benchmark("depth", __doc__, DepthArguments, measure, show_rows(tabulate), draw=draw)
 
 if __name__ == "__main__":
     main()

@@ -1,6 +1,6 @@
-"""What the drive takes from the compute beside it: core-seconds per GiB, each way.
+"""Measures the core-seconds per GiB that the drive takes from compute beside it, each way.
 
-    python benchmarks/drive_contention.py --directory /mnt/nvme
+    python -m benchmarks.drive_contention --directory /mnt/nvme
 
 Matrix products run on all threads, once alone and once while another thread moves blocks from or
 to huge pages that it keeps, at a fixed rate. What the products lose beyond the core-seconds which
@@ -10,36 +10,43 @@ whose drive emulation runs on the cores that the machine computes on. No plan ca
 
 from __future__ import annotations
 
-import argparse
-import json
 import mmap
 import os
-import statistics
-import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
+import numpy as np
 import torch
 
-from fxoffload import OffloadConfig
-from fxoffload.inspection.tables import format_table
-from fxoffload.runtime.engines.spill_file import SpillFile
-
-sys.path.append(str(Path(__file__).resolve().parent.parent))
-
+from benchmarks.fresh_process import Record
 from benchmarks.measure import find_cpu_model
+from benchmarks.runner import Arguments, Benchmark, Show, Table, describe_spread, option
+from fxoffload import OffloadConfig
+from fxoffload.runtime.engines.spill_file import SpillFile
 
 BLOCK_BYTES = 8 * 2**20
 BLOCKS = 64
 MATRIX_SIZE = 1024
 GIB = 2**30
+HEADINGS = ["direction", "time beside / alone (range)", "core-s lost per GiB"]
 
 Direction = Literal["neither", "write", "read"]
-DIRECTIONS: tuple[Direction, ...] = ("neither", "write", "read")
+
+
+@dataclass(frozen=True, slots=True)
+class ContentionArguments(Arguments):
+    """The command line."""
+
+    directory: str | None = option(None, "on the drive; default: see OffloadConfig")
+    threads: int = option(2, "that compute")
+    pairs: int = option(12)
+    products: int = option(130, "matrix products in one measurement")
+    bytes_per_second: float = option(0.5 * GIB)
 
 
 @dataclass(slots=True)
@@ -53,67 +60,67 @@ class Contention:
     mover_core_seconds: list[float]
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Measure, print a table and a JSON line."""
-    arguments = build_parser().parse_args(argv)
+def measure(arguments: ContentionArguments, show: Show) -> Record:
+    """All directions, on a file of the directory."""
     torch.set_num_threads(arguments.threads)
     (directory, *_) = OffloadConfig(directory=arguments.directory).directories
-    file = SpillFile(directory)
-    try:
+    with closing(SpillFile(directory)) as file:
         file.reserve(BLOCKS * BLOCK_BYTES)
-        results = measure(file, arguments)
-    finally:
-        file.close()
-    print(format_table([HEADING, *(make_row(item, arguments.threads) for item in results)]))
-    record = {
-        "benchmark": "drive_contention",
-        "threads": arguments.threads,
-        "bytes_per_second": arguments.bytes_per_second,
-        "direct": file.direct,
-        "torch": torch.__version__,
-        "cpu": find_cpu_model(),
-        "results": [asdict(item) for item in results],
-    }
-    line = json.dumps(record)
-    print(line)
-    if arguments.output is not None:
-        with arguments.output.open("a") as output:
-            output.write(line + "\n")
+        results = measure_directions(file, arguments)
+        return {
+            "benchmark": "drive_contention",
+            "threads": arguments.threads,
+            "bytes_per_second": arguments.bytes_per_second,
+            "direct": file.direct,
+            "torch": torch.__version__,
+            "cpu": find_cpu_model(),
+            "results": [asdict(item) for item in results],
+        }
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """The command line."""
-    parser = argparse.ArgumentParser(
-        description=(__doc__ or "").splitlines()[0],
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
-    add = parser.add_argument
-    add("--directory", help="on the drive; default: see OffloadConfig")
-    add("--threads", type=int, default=2, help="that compute")
-    add("--pairs", type=int, default=12)
-    add("--products", type=int, default=130, help="matrix products in one measurement")
-    add("--bytes-per-second", type=float, default=0.5 * GIB)
-    add("--output", type=Path, help="file to which the JSON line is appended")
-    return parser
-
-
-def measure(file: SpillFile, arguments: argparse.Namespace) -> list[Contention]:
+def measure_directions(file: SpillFile, arguments: ContentionArguments) -> list[Contention]:
     """All directions in turn, `pairs` times over, so that what else happens hits all alike."""
     block = make_block()
     for index in range(BLOCKS):  # So that nothing is read that was never written.
         os.pwrite(file.fd, block, index * BLOCK_BYTES)
-    found = {direction: Contention(direction, [], [], [], []) for direction in DIRECTIONS}
+    found = {direction: Contention(direction, [], [], [], []) for direction in get_args(Direction)}
     compute(arguments.products)
-    for _ in range(arguments.pairs):
-        for item in found.values():
-            item.alone_seconds.append(compute(arguments.products))
-            mover = Mover(file.fd, block, item.direction, arguments.bytes_per_second)
-            mover.start()
-            item.beside_seconds.append(compute(arguments.products))
-            mover.stop()
-            item.moved_gib.append(mover.moved_bytes / GIB)
-            item.mover_core_seconds.append(mover.core_seconds)
+    with ThreadPoolExecutor(1) as thread:
+        for _ in range(arguments.pairs):
+            for item in found.values():
+                item.alone_seconds.append(compute(arguments.products))
+                stop = threading.Event()
+                rate = arguments.bytes_per_second
+                moving = thread.submit(move_blocks, file.fd, block, item.direction, rate, stop)
+                item.beside_seconds.append(compute(arguments.products))
+                stop.set()
+                moved_bytes, core_seconds = moving.result()
+                item.moved_gib.append(moved_bytes / GIB)
+                item.mover_core_seconds.append(core_seconds)
     return list(found.values())
+
+
+def move_blocks(
+    fd: int, block: memoryview, direction: Direction, rate: float, stop: threading.Event
+) -> tuple[int, float]:
+    """Move `block` at a steady rate until `stop`; with "neither" only keep time.
+
+    Returns the bytes moved, and the core-seconds of this thread.
+    """
+    transfer: dict[Direction, Callable[[int], int]] = {
+        "neither": lambda offset: BLOCK_BYTES,
+        "write": lambda offset: os.pwrite(fd, block, offset),
+        "read": lambda offset: os.preadv(fd, [block], offset),
+    }
+    moved_bytes = 0
+    start, core_start = time.perf_counter(), time.thread_time()
+    while not stop.is_set():
+        moved = transfer[direction](moved_bytes % (BLOCKS * BLOCK_BYTES))
+        if moved != BLOCK_BYTES:
+            raise OSError(f"{direction}: {moved} of {BLOCK_BYTES} bytes")
+        moved_bytes += moved
+        stop.wait(max(0.0, moved_bytes / rate - (time.perf_counter() - start)))
+    return moved_bytes, time.thread_time() - core_start
 
 
 def make_block() -> memoryview:
@@ -135,58 +142,22 @@ def compute(products: int) -> float:
     return time.perf_counter() - start
 
 
-class Mover(threading.Thread):
-    """Moves `block` at a steady rate until it is stopped; with "neither" it only keeps time."""
-
-    def __init__(self, fd: int, block: memoryview, direction: Direction, rate: float) -> None:
-        super().__init__()
-        self.moved_bytes = 0
-        self.core_seconds = 0.0
-        self._fd, self._block, self._direction, self._rate = fd, block, direction, rate
-        self._stopped = threading.Event()
-
-    def run(self) -> None:
-        """One block after the other."""
-        start, core_start = time.perf_counter(), time.thread_time()
-        while not self._stopped.is_set():
-            offset = self.moved_bytes % (BLOCKS * BLOCK_BYTES)
-            if self._direction == "write":
-                moved = os.pwrite(self._fd, self._block, offset)
-            elif self._direction == "read":
-                moved = os.preadv(self._fd, [self._block], offset)
-            else:
-                moved = BLOCK_BYTES
-            if moved != BLOCK_BYTES:
-                raise OSError(f"{self._direction}: {moved} of {BLOCK_BYTES} bytes")
-            self.moved_bytes += moved
-            early = self.moved_bytes / self._rate - (time.perf_counter() - start)
-            self._stopped.wait(max(0.0, early))
-        self.core_seconds = time.thread_time() - core_start
-
-    def stop(self) -> None:
-        """Return when it has ended."""
-        self._stopped.set()
-        self.join()
+def tabulate(record: Record) -> list[Table]:
+    """A row for each direction."""
+    results = [Contention(**item) for item in record["results"]]
+    rows = [make_row(item, record["threads"]) for item in results]
+    return [Table([[*HEADINGS, "core-s of the mover"], *rows])]
 
 
-HEADING = ("direction", "time beside / alone (range)", "core-s lost per GiB", "core-s of the mover")
-
-
-def make_row(item: Contention, threads: int) -> tuple[str, ...]:
+def make_row(item: Contention, threads: int) -> list[str]:
     """Medians over the pairs."""
-    pairs = list(zip(item.alone_seconds, item.beside_seconds, item.moved_gib, strict=True))
-    ratios = [beside / alone for alone, beside, _ in pairs]
-    lost = [threads * (beside - alone) / gib for alone, beside, gib in pairs]
-    own = [
-        seconds / gib for seconds, gib in zip(item.mover_core_seconds, item.moved_gib, strict=True)
-    ]
-    return (
-        item.direction,
-        f"{statistics.median(ratios):.3f} ({min(ratios):.3f} to {max(ratios):.3f})",
-        f"{statistics.median(lost):.3f}",
-        f"{statistics.median(own):.3f}",
-    )
+    alone, beside = np.array(item.alone_seconds), np.array(item.beside_seconds)
+    lost, own = threads * (beside - alone), np.array(item.mover_core_seconds)
+    per_gib = (f"{np.median(values / item.moved_gib):.3f}" for values in (lost, own))
+    return [item.direction, describe_spread((beside / alone).tolist()), *per_gib]
 
+
+main = Benchmark("drive_contention", __doc__, ContentionArguments, measure, tabulate)
 
 if __name__ == "__main__":
     main()

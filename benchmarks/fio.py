@@ -5,19 +5,16 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from benchmarks.transfers import DIRECTIONS, Direction, Timing
 from fxoffload import OffloadError
 
-sys.path.append(str(Path(__file__).resolve().parent.parent))
-
-from benchmarks.transfers import Direction, Timing
-
 FIO = "fio"
+MISSING = "fio is not on PATH; install it (Debian: fio) or pass --no-fio"
 # Memory that the buffers of a job may take.
 MAX_BUFFER_BYTES = 512 * 2**20
 # fio fills its buffers first only where a job may write; a job that never does would pay for fresh
@@ -29,6 +26,22 @@ _SELECTORS: dict[Direction, tuple[str, ...]] = {
 PREPARE_BYTES = 4 * 2**20
 _TIMEOUT_SECONDS = 120
 _LEAST_BLOCKS = 4  # For each thread, where there are several.
+_TRIALS = 2
+# ioengine, threads, transfers of each in flight. psync with 2 threads is what the posix engine
+# does; the others are what drives usually like best.
+_SHAPES = (
+    ("psync", 1, 1),
+    ("psync", 2, 1),
+    ("psync", 4, 1),
+    ("libaio", 1, 8),
+    ("io_uring", 1, 8),
+)
+_COMMAND = (
+    *(FIO, "--thread", "--group_reporting", "--output-format=json"),
+    *("--direct=1", "--fallocate=none", "--disk_util=0"),
+    # Random bytes are made once, as they are for the engines, not anew for every block.
+    "--scramble_buffers=0",
+)
 
 
 class FioFailed(OffloadError):
@@ -46,16 +59,6 @@ class FioJob:
 
     def __str__(self) -> str:
         return f"{self.ioengine} {self.jobs}x{self.depth}"
-
-
-# psync with 2 threads is what the posix engine does; the others are what drives usually like best.
-_SHAPES = (
-    ("psync", 1, 1),
-    ("psync", 2, 1),
-    ("psync", 4, 1),
-    ("libaio", 1, 8),
-    ("io_uring", 1, 8),
-)
 
 
 def has_fio() -> bool:
@@ -95,42 +98,55 @@ def prepare_file(path: Path, nbytes: int) -> frozenset[str]:
     return frozenset(works)
 
 
+@dataclass(frozen=True, slots=True)
+class FioPlace:
+    """A file that fio may use, and the ioengines that work there."""
+
+    path: Path
+    ioengines: frozenset[str]
+
+    def choose_jobs(
+        self, nbytes: int, total_bytes: int
+    ) -> Iterator[tuple[FioJob, dict[str, float]]]:
+        """fio's fastest job for each direction, so that the comparison is with its best.
+
+        And bytes per second of all of them.
+        """
+        candidates = [
+            job
+            for direction in DIRECTIONS
+            for job in find_jobs(direction, nbytes, total_bytes)
+            if job.ioengine in self.ioengines
+        ]
+        rates = dict.fromkeys(candidates, 0.0)
+        for _ in range(_TRIALS):
+            results = run_fio(candidates, self.path, nbytes, total_bytes)
+            for job, timing in zip(candidates, results, strict=True):
+                rates[job] += timing.nbytes / timing.seconds / _TRIALS
+        for direction in DIRECTIONS:
+            found = {job: rate for job, rate in rates.items() if job.direction == direction}
+            best = max(found, key=found.__getitem__)
+            yield best, {str(job): rate for job, rate in found.items()}
+
+
 def run_fio(jobs: Sequence[FioJob], path: Path, block_bytes: int, total_bytes: int) -> list[Timing]:
     """Run one job after the other, each over `total_bytes` of the file; may raise FioFailed."""
-    command = [
-        FIO,
-        "--thread",
-        "--group_reporting",
-        "--output-format=json",
-        f"--filename={str(path).replace(':', chr(92) + ':')}",
-        f"--bs={block_bytes}",
-        "--direct=1",
-        "--fallocate=none",
-        "--disk_util=0",
-        # Random bytes are made once, as they are for the engines, not anew for every block.
-        "--scramble_buffers=0",
-    ]
+    escaped = str(path).replace(":", "\\:")
+    command = [*_COMMAND, f"--filename={escaped}", f"--bs={block_bytes}"]
     expected: list[int] = []
     for job in jobs:
         share = total_bytes // block_bytes // job.jobs * block_bytes
         expected.append(share * job.jobs)
-        command += [
-            f"--name={job.direction}",
-            "--stonewall",
-            *_SELECTORS[job.direction],
-            f"--ioengine={job.ioengine}",
-            f"--numjobs={job.jobs}",
-            f"--iodepth={job.depth}",
-            f"--size={share}",
-            f"--offset_increment={share}",
-        ]
+        command += [f"--name={job.direction}", "--stonewall", *_SELECTORS[job.direction]]
+        command += [f"--ioengine={job.ioengine}", f"--numjobs={job.jobs}", f"--iodepth={job.depth}"]
+        command += [f"--size={share}", f"--offset_increment={share}"]
     names = ", ".join(map(str, jobs))
     try:
         done = subprocess.run(
             command, capture_output=True, text=True, timeout=_TIMEOUT_SECONDS, check=False
         )
     except FileNotFoundError:
-        raise FioFailed("fio is not on PATH; install it (Debian: fio) or pass --no-fio") from None
+        raise FioFailed(MISSING) from None
     except subprocess.TimeoutExpired:
         raise FioFailed(f"fio ({names}) took more than {_TIMEOUT_SECONDS} s") from None
     if done.returncode != 0:

@@ -1,6 +1,6 @@
-"""Every GPU test and every GPU measurement in one command, into one JSON file.
+"""Runs every GPU test and every GPU measurement, and writes one JSON file of their results.
 
-    python benchmarks/gpu_suite.py --output build/gpu.json
+    python -m benchmarks.gpu_suite --output build/gpu.json
 
 `--dry-run` goes through all of it on the CPU with tiny sizes.
 It takes less than 8 minutes: what finds no time is marked as skipped. The file is written again
@@ -29,11 +29,8 @@ from typing import Any
 
 import torch
 
-sys.path.append(str(Path(__file__).resolve().parent.parent))
+from benchmarks.sections import ROOT, Results, Section, link_packages, run_section
 
-from benchmarks.sections import Results, Section, link_packages, run_section
-
-ROOT = Path(__file__).resolve().parent.parent
 BUDGET_SECONDS = 460.0
 TESTS = ("-m", "pytest", "tests/test_gpu.py", "-m", "gpu", "-v", "--tb=short")
 # A warning of one torch version must not spoil the run; the tests read what is printed.
@@ -67,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             run_section(section, results, environment, min(left, section.limit_seconds))
             done = results.sections[section.name]
             print(f"{section.name}: {done['status']} in {done['seconds']:.0f} s", flush=True)
-    results.finish()
+    results.write(complete=True)
     failed = [name for name, done in results.sections.items() if done["status"] == "failed"]
     print(f"{arguments.output}: {len(results.sections)} sections, failed: {failed or 'none'}")
     sys.exit(1 if failed else 0)
@@ -94,13 +91,15 @@ def plan_sections(arguments: argparse.Namespace) -> list[Section]:
     tiny = arguments.dry_run
     device = "cpu" if tiny else "cuda"
 
-    def script(name: str, settings: dict[str, Any]) -> tuple[str, ...]:
-        return (f"benchmarks/{name}", json.dumps(settings))
+    def call(function: str, **arguments: Any) -> tuple[str, ...]:
+        # By name: this process has no package fxoffload that it could import them with.
+        target = f"benchmarks.{function}"
+        return ("-m", "benchmarks.fresh_process", target, json.dumps(arguments))
 
-    def measure(work: str) -> Section:
-        settings = {"work": work, "device": device, "tiny": tiny, "directory": arguments.directory}
-        settings |= {"steps": 2 if tiny else 10}
-        return Section(work, script("gpu_run.py", settings), 60)
+    def measure(part: str) -> Section:
+        work = {"device": device, "tiny": tiny, "directory": arguments.directory}
+        work["steps"] = 2 if tiny else 10
+        return Section(part, call(f"gpu_measurements:measure_{part}", work=work), 60)
 
     def train(
         model: str,
@@ -110,22 +109,22 @@ def plan_sections(arguments: argparse.Namespace) -> list[Section]:
         **options: Any,
     ) -> Section:
         tiny_options = {"compiler": "eager", "min_bytes": 1} if tiny else {}
-        settings: dict[str, Any] = {
-            "device": device,
+        workload = {
             "model": model,
             "shape": TINY_SHAPE if tiny else shape,
-            "dtype": "float32" if tiny else dtype,
-            "steps": 2 if tiny else 5,
-            "proves": options.get("memory_budget") == "min",
+            "device": device,
             "options": {"directory": arguments.directory, **options, **tiny_options},
+            "dtype": "float32" if tiny else dtype,
         }
-        command = script("gpu_model_run.py", settings)
-        return Section(f"{model}-{name}", command, 120, least_seconds=30)
+        proves = options.get("memory_budget") == "min"
+        pairs = 2 if tiny else 5
+        work = call("gpu_measurements:measure_model", workload=workload, pairs=pairs, proves=proves)
+        return Section(f"{model}-{name}", work, 120, least_seconds=30)
 
     host: dict[str, Any] = {"ioengine": "memory", "host_budget": "32GiB"}
     sections = [
         Section("tests", (*TESTS, *TEST_OPTIONS), 240),
-        *(measure(work) for work in ("transfers", "ops", "engines", "staging")),
+        *(measure(part) for part in ("transfers", "ops", "engines", "staging")),
         train("gpt", "wide-host-hidden", shape=WIDE_SHAPE, **host),
         train("gpt", "host-min", memory_budget="min", **host),
         train("gpt", "host-hidden", **host),

@@ -1,162 +1,219 @@
-"""Speed of the engines, alone and under the store, against fio; processor time; wear.
+"""Measures the speed, processor time and wear of engines and stores, with fio as the yardstick.
 
-    python benchmarks/io_engine.py --directory /mnt/nvme --output results.jsonl
+    python -m benchmarks.io_engine --directory /mnt/nvme --output results.jsonl
 
 fio, engines and stores take turns in one process tree, on the same file system and with the same
 bytes (random, direct I/O, space already written), once alone and once beside two compute threads
 and a busy Python thread. Results are ratios of the samples of one round. fio is given the fastest
-of several jobs (fio.JOBS) for each size and direction. Then the bytes that stores write are held
-against the block device's own counter.
+of several jobs for each size and direction. Then the bytes that stores write are held against the
+block device's own counter.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
-import sys
-from collections.abc import Sequence
-from dataclasses import asdict
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
-from rich.console import Console
 
+from benchmarks.block_device import BlockDevice, DeviceUnknown, count_round
+from benchmarks.busy_threads import keep_busy
+from benchmarks.fio import FIO, MISSING, FioFailed, FioJob, FioPlace, has_fio, prepare_file, run_fio
+from benchmarks.fresh_process import Record, run_fresh
+from benchmarks.io_engine_report import find_misses, tabulate
+from benchmarks.measure import find_cpu_model
+from benchmarks.runner import Arguments, Benchmark, Show, option, parse_size
+from benchmarks.transfers import (
+    DIRECTIONS,
+    TIER,
+    EngineTransfers,
+    StoreTransfers,
+    Timing,
+    Values,
+    time_transfers,
+    time_work,
+)
 from fxoffload import ConfigError, OffloadConfig
 from fxoffload.directories import check_directory, find_filesystem
-from fxoffload.sizes import parse_bytes
+from fxoffload.runtime.measurement.choice import open_engine
+from fxoffload.runtime.store.store import OffloadStore
 
-sys.path.append(str(Path(__file__).resolve().parent.parent))
+Work = Literal["alone", "busy", "endurance"]
+WORKS: tuple[Work, ...] = ("alone", "busy", "endurance")
+LEAST_COUNT = 4
+# A transfer waits up to 5 ms for the GIL beside a thread that does not give it up.
+MOST_COUNT: dict[Work, int] = {"alone": 2048, "busy": 256, "endurance": 2048}
+COMPUTE_THREADS = 2
+SIZES = tuple(2**exponent for exponent in range(16, 30, 2))
 
-from benchmarks.fio import has_fio
-from benchmarks.fresh_process import ChildFailed, run_fresh
-from benchmarks.io_engine_report import (
-    build_cpu_table,
-    build_endurance_table,
-    build_speed_table,
-    find_misses,
-)
-from benchmarks.io_engine_run import RunSettings
-from benchmarks.measure import find_cpu_model
-
-_UNRECORDED = ("output", "check", "directory")  # Files of one machine say nothing elsewhere.
+# Writes, then reads.
+Contestant = Callable[[], list[Timing]]
+Stores = dict[str, OffloadStore]
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Measure, print tables and a JSON line; with --check exit 1 where a limit is missed."""
-    console = Console()
-    parser = build_parser()
-    arguments = parser.parse_args(argv)
+@dataclass(frozen=True, slots=True)
+class IOArguments(Arguments):
+    """The command line. inflight: fewer transfers than `window` where they hold more than this."""
+
+    directory: str | None = option(None, "where to measure; default: see OffloadConfig")
+    engines: list[Any] = option(("posix", "kvikio"), choices=["posix", "kvikio", "memory"])
+    sizes: list[int] = option(SIZES, "of tensors", type=parse_size)
+    total: int = option("256MiB", "bytes of a sample, at most", type=parse_size)
+    rounds: int = option(4)
+    window: int = option(8, "transfers in flight at most")
+    inflight: int = option("512MiB", "bytes in flight at most", type=parse_size)
+    works: list[Work] = option(WORKS, "what to measure", choices=WORKS)
+    fio: bool = option(True, "measure without the yardstick")
+    check: bool = option(False, "exit with status 1 where a limit is missed")
+
+    def find_count(self, work: Work, nbytes: int) -> int:
+        """How many transfers of `nbytes` one sample takes."""
+        return max(LEAST_COUNT, min(self.total // nbytes, MOST_COUNT[work]))
+
+    def find_window(self, work: Work, nbytes: int) -> int:
+        """How many of `nbytes` are in flight at once; one on its way while the next is made."""
+        fitting = max(2, min(self.window, self.inflight // nbytes))
+        return min(fitting, self.find_count(work, nbytes))
+
+
+def measure(arguments: IOArguments, show: Show) -> Record:
+    """The records of a fresh process for each work."""
     if arguments.fio and not has_fio():
-        parser.error("fio is not on PATH; install it (Debian: fio) or pass --no-fio")
-    try:
-        (directory,) = OffloadConfig(directory=arguments.directory).directories
-        check_directory(directory)
-        records = [
-            record
-            for work in arguments.works
-            for record in measure(arguments, work, directory, console)
-        ]
-    except ConfigError as error:
-        parser.error(str(error))
-    except ChildFailed as failure:
-        console.print(str(failure), style="red", markup=False, soft_wrap=True)
-        sys.exit(1)
-    for record in records:
-        if "unavailable" in record:
-            console.print(f"left out, {record['engine']}: {record['unavailable']}", markup=False)
+        raise FioFailed(MISSING)
+    (directory,) = OffloadConfig(directory=arguments.directory).directories
+    check_directory(directory)
+    settings = replace(arguments, directory=str(directory), output=None)
+    records: list[Record] = []
     for work in arguments.works:
-        if work == "endurance":
-            console.print(build_endurance_table(records))
-        else:
-            console.print(build_speed_table(records, work))
-    if "alone" in arguments.works:
-        console.print(build_cpu_table(records))
-    line = json.dumps(build_record(arguments, directory, records))
-    if arguments.output is None:
-        print(line)
-    else:
-        with arguments.output.open("a") as file:
-            file.write(line + "\n")
-    misses = find_misses(records)
-    for miss in misses:
-        console.print(f"missed: {miss}", markup=False, soft_wrap=True)
-    if arguments.check and misses:
-        sys.exit(1)
-
-
-def build_parser() -> argparse.ArgumentParser:
-    """The command line."""
-    parser = argparse.ArgumentParser(
-        description=(__doc__ or "").splitlines()[0],
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
-    add = parser.add_argument
-    add("--directory", help="where to measure; default: see OffloadConfig")
-    add("--engines", nargs="+", default=["posix", "kvikio"], choices=["posix", "kvikio", "memory"])
-    sizes = ["64KiB", "256KiB", "1MiB", "4MiB", "16MiB", "64MiB", "256MiB"]
-    add("--sizes", nargs="+", type=_parse_size, default=sizes, help="of tensors")
-    add("--total", type=_parse_size, default="256MiB", help="bytes of a sample, at most")
-    add("--rounds", type=int, default=4)
-    add("--window", type=int, default=8, help="transfers in flight at most")
-    add("--inflight", type=_parse_size, default="512MiB", help="bytes in flight at most")
-    works = ["alone", "busy", "endurance"]
-    add("--works", nargs="+", choices=works, default=works, help="what to measure")
-    add("--no-fio", dest="fio", action="store_false", help="measure without the yardstick")
-    add("--output", type=Path, help="file to which the JSON line is appended")
-    add("--check", action="store_true", help="exit with status 1 where a limit is missed")
-    return parser
-
-
-def measure(
-    arguments: argparse.Namespace, work: str, directory: Path, console: Console
-) -> list[dict[str, Any]]:
-    """The records of one process."""
-    sizes: list[int] = [parse_bytes("sizes", size) for size in arguments.sizes]
-    settings = RunSettings(
-        work=work,  # pyright: ignore[reportArgumentType] - one of the choices
-        directory=str(directory),
-        engines=tuple(arguments.engines),
-        # Wear does not depend on the size; the middle one stands for all.
-        sizes=(sizes[len(sizes) // 2],) if work == "endurance" else tuple(sizes),
-        total_bytes=parse_bytes("total", arguments.total),
-        # Many, for others may write to the device too, and a round takes half a second.
-        rounds=arguments.rounds * (3 if work == "endurance" else 1),
-        window=arguments.window,
-        inflight_bytes=parse_bytes("inflight", arguments.inflight),
-        fio=arguments.fio,
-    )
-    script = Path(__file__).with_name("io_engine_run.py")
-    records: list[dict[str, Any]] = []
-    with console.status(work) as status:
-        for record in run_fresh(script, asdict(settings)):
+        measure_work = measure_endurance if work == "endurance" else measure_speed
+        for record in run_fresh({}, measure_work, settings, work):
             records.append(record)
-            status.update(f"{work}: {record.get('contestant', '')} {record.get('size', '')}")
-    return records
-
-
-def build_record(
-    arguments: argparse.Namespace, directory: Path, records: Sequence[dict[str, Any]]
-) -> dict[str, Any]:
-    """Everything that was measured, and on what."""
+            show(f"{work}: {record.get('contestant', '')} {record.get('size', '')}")
+            if "unavailable" in record:
+                print(f"left out, {record['engine']}: {record['unavailable']}")
+    unrecorded = ("output", "check", "directory")  # Files of one machine say nothing elsewhere.
     return {
         "benchmark": "io_engine",
-        **{key: value for key, value in vars(arguments).items() if key not in _UNRECORDED},
+        **{key: value for key, value in asdict(arguments).items() if key not in unrecorded},
         "fxoffload": version("fxoffload"),
         "torch": torch.__version__,
         "cpu": find_cpu_model(),
         "filesystem": find_filesystem(directory),
-        "records": list(records),
+        "records": records,
     }
 
 
-def _parse_size(text: str) -> int:
-    try:
-        return parse_bytes("size", text)
-    except ConfigError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
+def measure_speed(arguments: IOArguments, work: Work) -> Iterator[Record]:
+    """In a fresh process: fio, engines and stores in turn, several rounds for each size."""
+    stores: Stores = {}
+    with ExitStack() as stack:
+        yield from open_stores(arguments, stores, stack)
+        place = None
+        if arguments.fio:
+            folder = tempfile.TemporaryDirectory(prefix="fio-", dir=arguments.directory)
+            largest = max(arguments.find_count(work, size) * size for size in arguments.sizes)
+            path = Path(stack.enter_context(folder)) / "file"
+            place = FioPlace(path, prepare_file(path, largest))
+        if work == "busy":
+            stack.enter_context(keep_busy(COMPUTE_THREADS))
+        for nbytes in arguments.sizes:
+            yield from measure_size(arguments, work, stores, place, nbytes)
 
+
+def measure_size(
+    arguments: IOArguments, work: Work, stores: Stores, place: FioPlace | None, nbytes: int
+) -> Iterator[Record]:
+    """Samples: contestant, size, direction, seconds, and process time where it is ours."""
+    count, window = arguments.find_count(work, nbytes), arguments.find_window(work, nbytes)
+    cell = {"load": work, "size": nbytes}
+    values = Values(nbytes, window)
+    contestants: dict[str, Contestant] = {}
+    with ExitStack() as stack:
+        if place is not None:
+            jobs: list[FioJob] = []
+            for job, speeds in place.choose_jobs(nbytes, nbytes * count):
+                jobs.append(job)
+                record = {"kind": "job", **cell, "direction": job.direction, "job": str(job)}
+                yield {**record, "bytes_per_second": speeds}
+            contestants[FIO] = partial(run_fio, jobs, place.path, nbytes, nbytes * count)
+        for name, store in stores.items():
+            alone = EngineTransfers(store.engines[TIER], values, count)
+            stack.callback(alone.close)
+            below = StoreTransfers(store, values, count)
+            contestants[f"{name} engine"] = partial(time_transfers, alone, nbytes * count)
+            contestants[f"{name} store"] = partial(time_transfers, below, nbytes * count)
+        for contestant in contestants.values():  # First writes of new space are slow.
+            contestant()
+        names = list(contestants)
+        for number in range(arguments.rounds):
+            turn = number % len(names)
+            for name in names[turn:] + names[:turn]:
+                sample = {"kind": "sample", **cell, "contestant": name, "window": window}
+                for direction, timing in zip(DIRECTIONS, contestants[name](), strict=True):
+                    record: Record = {**sample, "round": number, "direction": direction}
+                    record |= timing._asdict()
+                    # Beside a load the processor time of this process is the load's.
+                    if name != FIO and work == "busy":
+                        record["cpu_seconds"] = None
+                    yield record
+
+
+def measure_endurance(arguments: IOArguments, work: Work) -> Iterator[Record]:
+    """In a fresh process: bytes that stores wrote, and what others counted, round by round."""
+    directory = Path(arguments.directory or "")
+    try:
+        device = BlockDevice(directory)
+    except DeviceUnknown as error:
+        yield {"kind": "device", "unknown": str(error)}
+        return
+    yield {"kind": "device", "name": device.name}
+    # Wear does not depend on the size; the middle one stands for all.
+    size = arguments.sizes[len(arguments.sizes) // 2]
+    count = arguments.find_count(work, size)
+    stores: Stores = {}
+    with ExitStack() as stack:
+        yield from open_stores(replace(arguments, sizes=[size]), stores, stack)
+        for name, store in stores.items():
+            # Not a multiple of any block, so that padding would show.
+            values = Values(size + 1000, arguments.find_window(work, size))
+            transfers = StoreTransfers(store, values, count)
+            seconds = time_work(transfers.write, 0).seconds  # First writes of new space.
+            transfers.free()
+            # Many, for others may write to the device too, and a round takes half a second.
+            for number in range(3 * arguments.rounds):
+                counts = count_round(device, transfers.write, seconds)
+                record = {"kind": "endurance", "engine": name, "size": values.nbytes}
+                sums = {"value_bytes": values.nbytes * count, "moved_bytes": transfers.moved_bytes}
+                yield {**record, "round": number, **sums, **counts}
+                transfers.free()
+
+
+def open_stores(arguments: IOArguments, stores: Stores, stack: ExitStack) -> Iterator[Record]:
+    """Fill `stores` with one on each engine that this machine has; `stack` closes them."""
+    cap = 2 * max(arguments.inflight, *arguments.sizes)
+    for name in arguments.engines:
+        try:
+            engine = open_engine(OffloadConfig(directory=arguments.directory, ioengine=name))
+        except ConfigError as error:
+            yield {"kind": "engine", "engine": name, "unavailable": str(error)}
+            continue
+        stores[name] = OffloadStore({TIER: engine}, max_inflight_bytes=cap)
+        stack.callback(stores[name].close)
+        yield {"kind": "engine", "engine": name, "path": engine.name}
+
+
+def describe_misses(record: Record) -> list[str]:
+    """The limits that were missed."""
+    return [f"missed: {miss}" for miss in find_misses(record["records"])]
+
+
+main = Benchmark("io_engine", __doc__, IOArguments, measure, tabulate, find_misses=describe_misses)
 
 if __name__ == "__main__":
     main()

@@ -1,23 +1,18 @@
-"""Tables and limits of io_engine.py, from the records of its processes."""
+"""Makes the tables of io_engine.py and finds missed limits, from the records of its processes."""
 
 from __future__ import annotations
 
 import statistics
-import sys
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-from rich.table import Table
-
+from benchmarks.fio import FIO
+from benchmarks.fresh_process import Record
+from benchmarks.runner import Rows, Table
 from fxoffload.sizes import format_bytes
 
-sys.path.append(str(Path(__file__).resolve().parent.parent))
-
-from benchmarks.fio import FIO
-
 SPEED_RATIO_LIMIT = 0.95
-SPEED_LEAST_BYTES = 4 * 2**20
+LEAST_BYTES = 4 * 2**20  # Smaller transfers have no limits.
 CPU_SECONDS_PER_GIB_LIMIT = 0.15
 WEAR_LIMIT = 0.02
 _QUIET_SHARE = 0.002  # Of what a round moves, written by others in a pause as long.
@@ -33,13 +28,13 @@ def select(records: Records, kind: str, **fields: Any) -> list[Mapping[str, Any]
 
 def find_ratios(records: Records, contestant: str, **cell: Any) -> list[float]:
     """Bytes per second over fio's, of each round of one load, size and direction."""
-
-    def rate(name: str) -> dict[int, float]:
-        samples = select(records, "sample", contestant=name, **cell)
-        return {sample["round"]: sample["nbytes"] / sample["seconds"] for sample in samples}
-
-    yardstick = rate(FIO)
-    return [value / yardstick[n] for n, value in rate(contestant).items() if n in yardstick]
+    yardstick, rates = (
+        {each["round"]: each["nbytes"] / each["seconds"] for each in found}
+        for found in (
+            select(records, "sample", contestant=name, **cell) for name in (FIO, contestant)
+        )
+    )
+    return [rate / yardstick[number] for number, rate in rates.items() if number in yardstick]
 
 
 def find_cpu_seconds(records: Records, contestant: str, **cell: Any) -> list[float]:
@@ -51,60 +46,57 @@ def find_cpu_seconds(records: Records, contestant: str, **cell: Any) -> list[flo
     ]
 
 
-def build_speed_table(records: Records, load: str) -> Table:
+def tabulate(record: Record) -> list[Table]:
+    """Speed under each load, processor time, and wear."""
+    records, works = record["records"], record["works"]
+    tables = [
+        make_endurance_table(records) if work == "endurance" else make_speed_table(records, work)
+        for work in works
+    ]
+    return [*tables, *([make_cpu_table(records)] if "alone" in works else [])]
+
+
+def make_speed_table(records: Records, load: str) -> Table:
     """fio's speed, and every contestant's median ratio with its spread."""
     contestants = _find_contestants(records)
-    table = Table(title=f"{load}: GB/s, and its ratio to fio: median (least to most)")
-    for heading in ("size", "", FIO, "its job"):
-        table.add_column(heading, justify="right")
-    for name in contestants:
-        table.add_column(name, justify="right")
-    for size, direction in _find_cells(records, load):
-        cell = {"load": load, "size": size, "direction": direction}
+    rows: Rows = [["size", "", FIO, "its job", *contestants]]
+    for cell in _find_cells(records, load):
         jobs = [record["job"] for record in select(records, "job", **cell)]
-        yardstick = _describe_rate(records, FIO, cell)
-        row = [format_bytes(size), direction, yardstick, jobs[0] if jobs else "-"]
+        rows.append([*_describe_cell(cell), _describe_rate(records, FIO, cell), *(jobs or ["-"])])
         for name in contestants:
             ratios = find_ratios(records, name, **cell)
-            row.append(f"{_describe_rate(records, name, cell)} {_describe_spread(ratios)}")
-        table.add_row(*row)
-    return table
+            rows[-1].append(f"{_describe_rate(records, name, cell)} {_describe_spread(ratios)}")
+    return Table(rows, f"{load}: GB/s, and its ratio to fio: median (least to most)")
 
 
-def build_cpu_table(records: Records) -> Table:
+def make_cpu_table(records: Records) -> Table:
     """Processor seconds for each GiB, measured alone."""
     contestants = [FIO, *_find_contestants(records)]
-    table = Table(title="core-seconds per GiB: median (least to most)")
-    for heading in ("size", "", *contestants):
-        table.add_column(heading, justify="right")
-    for size, direction in _find_cells(records, "alone"):
-        cell = {"load": "alone", "size": size, "direction": direction}
-        spreads = [
-            _describe_spread(find_cpu_seconds(records, name, **cell)) for name in contestants
-        ]
-        table.add_row(format_bytes(size), direction, *spreads)
-    return table
+    rows: Rows = [["size", "", *contestants]]
+    for cell in _find_cells(records, "alone"):
+        seconds = [find_cpu_seconds(records, name, **cell) for name in contestants]
+        rows.append([*_describe_cell(cell), *map(_describe_spread, seconds)])
+    return Table(rows, "core-seconds per GiB: median (least to most)")
 
 
-def build_endurance_table(records: Records) -> Table:
+def make_endurance_table(records: Records) -> Table:
     """Bytes of values, as moved, and as counted by others, in each round."""
     devices = select(records, "device")
     place = ", ".join(record.get("name") or record["unknown"] for record in devices)
-    table = Table(title=f"bytes written, and what was counted meanwhile by {place}")
-    for heading in ("engine", "values", "moved", "process", "device", "pauses", "device is off"):
-        table.add_column(heading, justify="right")
+    rows: Rows = [["engine", "values", "moved", "process", "device", "pauses", "device is off"]]
     for record in select(records, "endurance"):
         process = record["process_bytes"]
-        table.add_row(
-            record["engine"],
+        quiet = "" if is_quiet(record) else " (not quiet)"
+        cells = [
             format_bytes(record["value_bytes"]),
             format_bytes(record["moved_bytes"]),
             "-" if process is None else format_bytes(process),
             format_bytes(record["device_bytes"]),
-            " ".join(format_bytes(nbytes) for nbytes in record["pause_bytes"]),
-            f"{find_device_difference(record):+.3%}" + ("" if is_quiet(record) else " (not quiet)"),
-        )
-    return table
+            " ".join(map(format_bytes, record["pause_bytes"])),
+            f"{find_device_difference(record):+.3%}{quiet}",
+        ]
+        rows.append([record["engine"], *cells])
+    return Table(rows, f"bytes written, and what was counted meanwhile by {place}")
 
 
 def find_misses(records: Records) -> list[str]:
@@ -113,40 +105,30 @@ def find_misses(records: Records) -> list[str]:
 
 
 def _find_slow(records: Records) -> Iterator[str]:
-    for load in ("alone", "busy"):
-        for size, direction in _find_cells(records, load):
-            if size < SPEED_LEAST_BYTES:
-                continue
-            for layer in ("engine", "store"):
-                medians = {
-                    name: statistics.median(ratios)
-                    for name in _find_contestants(records)
-                    if name.endswith(layer)
-                    and (
-                        ratios := find_ratios(
-                            records, name, load=load, size=size, direction=direction
-                        )
-                    )
-                }
-                if medians and max(medians.values()) < SPEED_RATIO_LIMIT:
-                    best = max(medians, key=medians.__getitem__)
-                    yield (
-                        f"{direction} of {format_bytes(size)}, {load}: best {layer} is {best}, "
-                        f"{medians[best]:.3f} of fio (>= {SPEED_RATIO_LIMIT})"
-                    )
+    for cell in (*_find_cells(records, "alone"), *_find_cells(records, "busy")):
+        if cell["size"] < LEAST_BYTES:
+            continue
+        for layer in ("engine", "store"):
+            names = [name for name in _find_contestants(records) if name.endswith(layer)]
+            ratios = {name: find_ratios(records, name, **cell) for name in names}
+            medians = {name: statistics.median(each) for name, each in ratios.items() if each}
+            if medians and max(medians.values()) < SPEED_RATIO_LIMIT:
+                best = max(medians, key=medians.__getitem__)
+                yield (
+                    f"{cell['direction']} of {format_bytes(cell['size'])}, {cell['load']}: best "
+                    f"{layer} is {best}, {medians[best]:.3f} of fio (>= {SPEED_RATIO_LIMIT})"
+                )
 
 
 def _find_dear(records: Records) -> Iterator[str]:
-    for size, direction in _find_cells(records, "alone"):
-        if size < SPEED_LEAST_BYTES:
+    for cell in _find_cells(records, "alone"):
+        if cell["size"] < LEAST_BYTES:
             continue
         for name in _find_contestants(records):
-            cell = {"load": "alone", "size": size, "direction": direction}
-            seconds = find_cpu_seconds(records, name, **cell)
-            median = statistics.median(seconds or [0.0])
+            median = statistics.median(find_cpu_seconds(records, name, **cell) or [0.0])
             if median > CPU_SECONDS_PER_GIB_LIMIT:
                 yield (
-                    f"{direction} of {format_bytes(size)}, {name}: {median:.3f} "
+                    f"{cell['direction']} of {format_bytes(cell['size'])}, {name}: {median:.3f} "
                     f"core-seconds per GiB (<= {CPU_SECONDS_PER_GIB_LIMIT})"
                 )
 
@@ -154,17 +136,14 @@ def _find_dear(records: Records) -> Iterator[str]:
 def _find_wear(records: Records) -> Iterator[str]:
     rounds = select(records, "endurance")
     for name in dict.fromkeys(record["engine"] for record in rounds):
-        offs = [
-            find_device_difference(record)
-            for record in rounds
-            if record["engine"] == name and is_quiet(record)
-        ]
-        if not offs:
+        quiet = [each for each in rounds if each["engine"] == name and is_quiet(each)]
+        off = statistics.median(map(find_device_difference, quiet)) if quiet else 0.0
+        if not quiet:
             yield f"endurance, {name}: others wrote to the device around every round"
-        elif abs(statistics.median(offs)) > WEAR_LIMIT:
+        elif abs(off) > WEAR_LIMIT:
             yield (
-                f"endurance, {name}: the device's counter is off by {statistics.median(offs):.1%} "
-                f"in {len(offs)} quiet rounds (within {WEAR_LIMIT:.0%})"
+                f"endurance, {name}: the device's counter is off by {off:.1%} "
+                f"in {len(quiet)} quiet rounds (within {WEAR_LIMIT:.0%})"
             )
 
 
@@ -183,9 +162,14 @@ def _find_contestants(records: Records) -> list[str]:
     return sorted(name for name in names if name != FIO)
 
 
-def _find_cells(records: Records, load: str) -> list[tuple[int, str]]:
+def _find_cells(records: Records, load: str) -> list[dict[str, Any]]:
     samples = select(records, "sample", load=load)
-    return list(dict.fromkeys((sample["size"], sample["direction"]) for sample in samples))
+    cells = dict.fromkeys((sample["size"], sample["direction"]) for sample in samples)
+    return [{"load": load, "size": size, "direction": direction} for size, direction in cells]
+
+
+def _describe_cell(cell: Mapping[str, Any]) -> list[str]:
+    return [format_bytes(cell["size"]), cell["direction"]]
 
 
 def _describe_rate(records: Records, contestant: str, cell: Mapping[str, Any]) -> str:

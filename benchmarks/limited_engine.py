@@ -1,4 +1,4 @@
-"""A drive slower than the one at hand: an engine around another one, and the plan told of it."""
+"""Slows a drive down: an engine around another one, and the plan told of it."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
+from typing import Any
 from unittest.mock import patch
 
 from fxoffload import OffloadConfig, planning
@@ -14,83 +15,50 @@ from fxoffload.planner.link import Link
 from fxoffload.runtime import kernels
 from fxoffload.runtime.engines.ioengine import IOEngine, IOFuture
 
+Transfer = Callable[[memoryview, int], IOFuture]
+
 
 class LimitedEngine:
-    """Moves no more than `bytes_per_second` in each direction, one transfer after the other."""
+    """Moves no more than `bytes_per_second` in each direction, one transfer after the other.
+
+    Everything else is done by the engine within.
+    """
 
     def __init__(self, engine: IOEngine, bytes_per_second: float) -> None:
         self._engine = engine
-        self._writes = _Channel(engine.write, bytes_per_second)
-        self._reads = _Channel(engine.read, bytes_per_second)
+        self._workers: list[ThreadPoolExecutor] = []
+        self.name = f"{engine.name}, limited"
+        self.write = self._limit(engine.write, bytes_per_second)
+        self.read = self._limit(engine.read, bytes_per_second)
 
-    @property
-    def name(self) -> str:
-        """The name of the engine within."""
-        return f"{self._engine.name}, limited"
-
-    @property
-    def alignment(self) -> int:
-        """As of the engine within."""
-        return self._engine.alignment
-
-    def allocate(self, nbytes: int) -> int:
-        """As of the engine within."""
-        return self._engine.allocate(nbytes)
-
-    def free(self, offset: int) -> None:
-        """As of the engine within."""
-        self._engine.free(offset)
-
-    def reserve(self, nbytes: int) -> None:
-        """As of the engine within."""
-        self._engine.reserve(nbytes)
-
-    def describe(self, offset: int) -> str:
-        """As of the engine within."""
-        return self._engine.describe(offset)
-
-    def write(self, view: memoryview, offset: int) -> IOFuture:
-        """Queue a write."""
-        return self._writes.submit(view, offset)
-
-    def read(self, view: memoryview, offset: int) -> IOFuture:
-        """Queue a read."""
-        return self._reads.submit(view, offset)
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._engine, name)
 
     def close(self) -> None:
         """Finish what was queued."""
-        self._writes.close()
-        self._reads.close()
+        for worker in self._workers:
+            worker.shutdown()
         self._engine.close()
 
+    def _limit(self, start: Transfer, bytes_per_second: float) -> Transfer:
+        """A transfer that is done no sooner than the bytes of all before it allow."""
+        worker = ThreadPoolExecutor(1)
+        self._workers.append(worker)
+        free = 0.0
 
-class _Channel:
-    """One direction: a transfer is done no sooner than the bytes of all before it allow."""
+        def move(view: memoryview, offset: int, asked: float) -> int:
+            nonlocal free
+            moved = start(view, offset).result()
+            # Counted from when it was asked for: that a thread wakes late slows no drive down.
+            free = max(asked, free) + view.nbytes / bytes_per_second
+            time.sleep(max(0.0, free - time.monotonic()))
+            return moved
 
-    def __init__(
-        self, start: Callable[[memoryview, int], IOFuture], bytes_per_second: float
-    ) -> None:
-        self._start = start
-        self._bytes_per_second = bytes_per_second
-        self._free = 0.0
-        self._worker = ThreadPoolExecutor(1)
-
-    def submit(self, view: memoryview, offset: int) -> IOFuture:
-        return self._worker.submit(self._move, view, offset, time.monotonic())
-
-    def close(self) -> None:
-        self._worker.shutdown()
-
-    def _move(self, view: memoryview, offset: int, asked: float) -> int:
-        moved = self._start(view, offset).result()
-        # Counted from when it was asked for: that a thread wakes late slows no drive down.
-        self._free = max(asked, self._free) + view.nbytes / self._bytes_per_second
-        time.sleep(max(0.0, self._free - time.monotonic()))
-        return moved
+        return lambda view, offset: worker.submit(move, view, offset, time.monotonic())
 
 
 @contextmanager
-def limit_drives(bytes_per_second: float | None) -> Generator[None, None, None]:
+def limit_drives(bytes_per_second: float | None) -> Generator[None]:
     """Within, stores that are opened are as slow as that, and so are the links of plans.
 
     None is no limit.

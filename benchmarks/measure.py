@@ -1,4 +1,4 @@
-"""How memory and time are measured, for the demo and for the benchmarks.
+"""Measures the memory of steps and of processes, for the demo and for the benchmarks.
 
 Activation peak: the most that is allocated during forward and backward, minus what was before. On
 CUDA torch's allocator knows it. On a CPU a thread asks malloc (glibc) every SAMPLE_SECONDS: torch's
@@ -61,8 +61,7 @@ def record_step(compute_loss: Callable[[], torch.Tensor], device: torch.device) 
 
 def record_memory(step: Callable[[], object], device: torch.device | None = None) -> MemoryCurve:
     """The memory curve of `step()` on `device` (default: CPU)."""
-    device = device or torch.device("cpu")
-    on_cuda = device.type == "cuda"
+    on_cuda = device is not None and device.type == "cuda"
     gc.collect()  # Garbage that the step would free counts for nothing.
     if on_cuda:
         torch.cuda.synchronize(device)
@@ -75,11 +74,9 @@ def record_memory(step: Callable[[], object], device: torch.device | None = None
             torch.cuda.synchronize(device)
     del result
     seconds, live = zip(*samples, strict=True)
+    peak_bytes = torch.cuda.max_memory_allocated(device) if on_cuda else max(live)
     nbytes = tuple(number - before_bytes for number in live)
-    peak_bytes = max(nbytes)
-    if on_cuda:
-        peak_bytes = torch.cuda.max_memory_allocated(device) - before_bytes
-    return MemoryCurve(seconds, nbytes, peak_bytes)
+    return MemoryCurve(seconds, nbytes, peak_bytes - before_bytes)
 
 
 def record_highest_step(
@@ -122,20 +119,16 @@ def _find_malloc_info() -> Callable[[], _MallocInfo]:
 
 
 @contextmanager
-def _sample(count: Callable[[], int]) -> Generator[list[tuple[float, int]], None, None]:
+def _sample(count: Callable[[], int]) -> Generator[list[tuple[float, int]]]:
     """Seconds since the start, and what `count` said; at least at the start and at the end."""
     start = time.perf_counter()
-    samples: list[tuple[float, int]] = []
     stopped = threading.Event()
-
-    def sample() -> None:
-        samples.append((time.perf_counter() - start, count()))
+    samples = [(0.0, count())]
 
     def run() -> None:
         while not stopped.wait(SAMPLE_SECONDS):
-            sample()
+            samples.append((time.perf_counter() - start, count()))
 
-    sample()
     thread = threading.Thread(target=run, name="memory sampler")
     thread.start()
     try:
@@ -143,13 +136,12 @@ def _sample(count: Callable[[], int]) -> Generator[list[tuple[float, int]], None
     finally:
         stopped.set()
         thread.join()
-    sample()
+    samples.append((time.perf_counter() - start, count()))
 
 
 def peak_rss_bytes() -> int:
     """The largest resident set of this process since it started."""
-    status = Path("/proc/self/status").read_text()
-    match = re.search(r"^VmHWM:\s+(\d+) kB$", status, re.MULTILINE)
+    match = re.search(r"^VmHWM:\s+(\d+) kB$", Path("/proc/self/status").read_text(), re.MULTILINE)
     assert match is not None, "the kernel reports no VmHWM"
     return int(match[1]) * 1024
 

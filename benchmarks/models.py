@@ -1,4 +1,4 @@
-"""The models of the benchmarks: classes of transformers, built from a configuration.
+"""Builds the models of the benchmarks: classes of transformers with random weights.
 
 Nothing is downloaded. Tokens are bytes; dropout is off; an MLP is four times as wide as its model.
 """
@@ -6,7 +6,7 @@ Nothing is downloaded. Tokens are bytes; dropout is off; an MLP is four times as
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -22,8 +22,6 @@ from transformers import (
 )
 
 VOCABULARY = 256
-# Keywords that the base class of configurations takes, which their signatures do not show.
-_COMMON: dict[str, Any] = {"attn_implementation": "sdpa", "decoder_start_token_id": 0}
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,61 +57,43 @@ def make_tokens(shape: Shape) -> Tensor:
     return torch.randint(VOCABULARY, (shape.batch, shape.length))
 
 
-def build_gpt(shape: Shape) -> PreTrainedModel:
-    """GPT-2 with its language model head."""
-    config = GPT2Config(
-        vocab_size=VOCABULARY,
-        n_positions=shape.length,
-        n_embd=shape.hidden,
-        n_layer=shape.layers,
-        n_head=shape.heads,
-        n_inner=4 * shape.hidden,
-        resid_pdrop=0.0,
-        embd_pdrop=0.0,
-        attn_pdrop=0.0,
-        bos_token_id=0,
-        eos_token_id=0,
-        use_cache=False,
-        **_COMMON,
-    )
-    return GPT2LMHeadModel(config)
-
-
-def build_bert(shape: Shape) -> PreTrainedModel:
-    """BERT with its masked language model head."""
-    config = BertConfig(
+def _make_config(kind: type[Any], shape: Shape, **options: Any) -> Any:
+    """A configuration by the names that all of them know, and `options` of its own."""
+    return kind(
         vocab_size=VOCABULARY,
         hidden_size=shape.hidden,
         num_hidden_layers=shape.layers,
         num_attention_heads=shape.heads,
-        intermediate_size=4 * shape.hidden,
-        max_position_embeddings=shape.length,
-        hidden_dropout_prob=0.0,
-        attention_probs_dropout_prob=0.0,
-        **_COMMON,
+        attn_implementation="sdpa",
+        decoder_start_token_id=0,
+        **options,
     )
-    return BertForMaskedLM(config)
 
 
-def build_t5(shape: Shape) -> PreTrainedModel:
-    """T5: encoder and decoder, each with half of the layers and the whole length."""
-    config = T5Config(
-        vocab_size=VOCABULARY,
-        d_model=shape.hidden,
-        d_kv=shape.hidden // shape.heads,
-        d_ff=4 * shape.hidden,
-        num_layers=shape.layers // 2,
-        num_decoder_layers=shape.layers // 2,
-        num_heads=shape.heads,
-        dropout_rate=0.0,
-        use_cache=False,
-        **_COMMON,
-    )
-    return T5ForConditionalGeneration(config)
+def _build_gpt(shape: Shape) -> PreTrainedModel:
+    dropout = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
+    tokens = {"bos_token_id": 0, "eos_token_id": 0}
+    sizes = {"n_positions": shape.length, "n_inner": 4 * shape.hidden}
+    config = _make_config(GPT2Config, shape, use_cache=False, **sizes, **dropout, **tokens)
+    return GPT2LMHeadModel(config)
+
+
+def _build_bert(shape: Shape) -> PreTrainedModel:
+    dropout = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    sizes = {"intermediate_size": 4 * shape.hidden, "max_position_embeddings": shape.length}
+    return BertForMaskedLM(_make_config(BertConfig, shape, **sizes, **dropout))
+
+
+def _build_t5(shape: Shape) -> PreTrainedModel:
+    # Encoder and decoder have half of the layers each, and take the whole length.
+    half = replace(shape, layers=shape.layers // 2)
+    sizes = {"d_kv": shape.hidden // shape.heads, "d_ff": 4 * shape.hidden}
+    layers = {"num_decoder_layers": half.layers, "dropout_rate": 0.0, "use_cache": False}
+    return T5ForConditionalGeneration(_make_config(T5Config, half, **sizes, **layers))
 
 
 BUILDERS: dict[str, Callable[[Shape], PreTrainedModel]] = {
-    "gpt": build_gpt,
-    "bert": build_bert,
-    "t5": build_t5,
+    "gpt": _build_gpt,
+    "bert": _build_bert,
+    "t5": _build_t5,
 }

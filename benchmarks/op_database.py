@@ -1,7 +1,7 @@
-"""torch's database of operators, each differentiable sample with everything moved against eager.
+"""Compares torch's database of operators, everything moved, with eager mode, sample by sample.
 
-    python benchmarks/op_database.py                       # all of them: many minutes
-    python benchmarks/op_database.py --ops nn.functional.gelu sparse.mm
+    python -m benchmarks.op_database                       # all of them: many minutes
+    python -m benchmarks.op_database --ops nn.functional.gelu sparse.mm
 
 Runs the first sample of every differentiable operator (float64, CPU) with `compiler="eager"`,
 `memory_budget="min"` and `min_bytes=1`, and compares results and gradients with those of plain
@@ -15,6 +15,7 @@ import sys
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -68,30 +69,26 @@ def check(op: Any, sample: Any) -> str | None:
     def function(x: Any, args: Any, kwargs: Any) -> Any:
         return op(x, *args, **kwargs)
 
-    torch._dynamo.reset()
-    try:
-        expected = compute(function, op, sample)
-    except Exception as error:
-        return f"skipped: eager mode itself raises {type(error).__name__}"
-    try:
-        found = compute(fxoffload.compile(function, **OPTIONS), op, sample)
-    except Exception as error:
-        plain = _raises_without_us(function, op, sample)
-        kind = "skipped: aot_eager raises too" if plain else "raises"
-        return f"{kind}: {type(error).__name__}: {str(error).splitlines()[0][:150]}"
+    def attempt(compile_function: Callable[..., Any] | None = None) -> Any:
+        torch._dynamo.reset()
+        try:
+            compiled = function if compile_function is None else compile_function(function)
+            return compute(compiled, op, sample)
+        except Exception as error:
+            return error
+
+    expected = attempt()
+    if isinstance(expected, Exception):
+        return f"skipped: eager mode itself raises {type(expected).__name__}"
+    found = attempt(partial(fxoffload.compile, **OPTIONS))
+    if isinstance(found, Exception):
+        plain = attempt(partial(torch.compile, backend="aot_eager"))
+        kind = "skipped: aot_eager raises too" if isinstance(plain, Exception) else "raises"
+        return f"{kind}: {type(found).__name__}: {str(found).splitlines()[0][:150]}"
     for ours, theirs in zip(tree_leaves(found), tree_leaves(expected), strict=True):
         if isinstance(ours, Tensor) and not _is_close(ours, theirs):
             return "differs from eager mode"
     return None
-
-
-def _raises_without_us(function: Callable[..., Any], op: Any, sample: Any) -> bool:
-    torch._dynamo.reset()
-    try:
-        compute(torch.compile(function, backend="aot_eager"), op, sample)
-    except Exception:
-        return True
-    return False
 
 
 def _is_close(left: Tensor, right: Tensor) -> bool:

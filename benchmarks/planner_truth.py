@@ -1,7 +1,7 @@
-"""Whether plans come true: measured over predicted activation peak and step time, by budget.
+"""Compares the activation peak and the step time that plans predict with what is measured.
 
-    python benchmarks/planner_truth.py --model bert
-    python benchmarks/planner_truth.py --report --output benchmarks/results/rok.jsonl
+    python -m benchmarks.planner_truth --model bert
+    python -m benchmarks.planner_truth --report --output benchmarks/results/rok.jsonl
 
 Budgets are shares of plain Inductor's activation peak, "none" and "min". See variants.py for how
 all of them are measured. Plans are by what nodes took in a process right before. rok.py measures
@@ -10,75 +10,54 @@ the same of more variants: its records give these tables as well.
 
 from __future__ import annotations
 
-import argparse
-import statistics
-import sys
 from collections.abc import Sequence
-from dataclasses import asdict
-from pathlib import Path
-from typing import Any, Literal
+from dataclasses import asdict, dataclass
+from typing import Literal
 
-from rich.console import Console
-
-sys.path.append(str(Path(__file__).resolve().parent.parent))
-
-from benchmarks.command_line import (
-    Record,
-    Rows,
-    add_model_arguments,
-    add_record_arguments,
-    make_parser,
-    run_benchmark,
-)
+from benchmarks.fresh_process import Record
 from benchmarks.measure import MIB
-from benchmarks.variants import PLAIN, Measured, Variant, parse_measured, run_measured
+from benchmarks.model_arguments import LAYERS, KeptArguments, show_rows
+from benchmarks.runner import Benchmark, Rows, Show, describe_spread, option
+from benchmarks.variants import PLAIN, Measured, Variant, parse_measured, run_planned
 
-NAME = "planner_truth"
+SHARES: dict[str, Literal["min"] | None] = {"none": None, "min": "min"}
 BUDGETS = ("none", "0.9", "0.8", "0.7", "0.6", "0.5", "0.4", "min")
-
-
-def main(argv: Sequence[str] | None = None) -> None:
-    """Measure, print the table and append the record."""
-    run_benchmark(NAME, build_parser(), argv, measure, tabulate)
-
-
-def build_parser() -> argparse.ArgumentParser:
-    """The command line."""
-    parser = make_parser(__doc__)
-    add_model_arguments(parser, layers=4)
-    parser.add_argument("--budgets", nargs="+", type=parse_budget, default=list(BUDGETS))
-    parser.add_argument("--rounds", type=int, default=9, help="timed steps of each")
-    add_record_arguments(parser, NAME)
-    return parser
+HEADINGS = ["variant", "peak MiB", "predicted", "ratio", "step s", "predicted", "ratio"]
 
 
 def parse_budget(text: str) -> str:
     """`text` if it is "none", "min" or a share; ValueError otherwise."""
-    if text not in ("none", "min"):
+    if text not in SHARES:
         float(text)
     return text
 
 
-def measure(arguments: argparse.Namespace, console: Console) -> dict[str, Any]:
+@dataclass(frozen=True, slots=True)
+class TruthArguments(KeptArguments):
+    """The command line."""
+
+    layers: int = LAYERS(4)
+    budgets: Sequence[str] = option(BUDGETS, type=parse_budget)
+    rounds: int = option(9, "timed steps of each")
+
+
+def measure(arguments: TruthArguments, show: Show) -> Record:
     """The variants: plain, and fxoffload at each budget."""
-    shares: dict[str, Literal["min"] | None] = {"none": None, "min": "min"}
+    workload = arguments.make_workload(arguments.layers)
     variants = [
-        Variant("fxoffload", shares[budget] if budget in shares else float(budget))
+        Variant("fxoffload", SHARES[budget] if budget in SHARES else float(budget))
         for budget in arguments.budgets
     ]
-    found = run_measured(arguments, [PLAIN, *variants], console)
+    found = run_planned(workload, [PLAIN, *variants], arguments.rounds, show)
     return {"variants": [asdict(item) for item in found]}
 
 
 def tabulate(record: Record) -> Rows:
     """A row for each budget."""
-    plain, *others = parse_measured(dict(record))
-    rows = [
-        ["variant", "peak MiB", "predicted", "ratio", "step s", "predicted", "ratio"],
-    ]
-    rows[0] += ["step / plain (range)", "moved MiB"]
-    rows.append([plain.label, f"{plain.peak_bytes / MIB:.1f}", "", ""])
-    rows[1] += [f"{plain.median_seconds:.3f}", "", "", "1", ""]
+    plain, *others = parse_measured(record)
+    rows = [[*HEADINGS, "step / plain (range)", "moved MiB"]]
+    seconds = f"{plain.median_seconds:.3f}"
+    rows.append([plain.label, f"{plain.peak_bytes / MIB:.1f}", "", "", seconds, "", "", "1", ""])
     return rows + [make_row(item, plain) for item in others if item.kind == "fxoffload"]
 
 
@@ -88,7 +67,6 @@ def make_row(item: Measured, plain: Measured) -> list[str]:
         return [item.label, "no plan fits", *[""] * 7]
     assert item.predicted_peak_bytes is not None
     assert item.predicted_seconds is not None
-    ratios = item.find_ratios(plain)
     return [
         item.label,
         f"{item.peak_bytes / MIB:.1f}",
@@ -97,10 +75,12 @@ def make_row(item: Measured, plain: Measured) -> list[str]:
         f"{item.median_seconds:.3f}",
         f"{item.predicted_seconds:.3f}",
         f"{item.median_seconds / item.predicted_seconds:.3f}",
-        f"{statistics.median(ratios):.3f} ({min(ratios):.2f} to {max(ratios):.2f})",
+        describe_spread(item.find_ratios(plain), range_digits=2),
         f"{item.offloaded_bytes / MIB:.1f}",
     ]
 
+
+main = Benchmark("planner_truth", __doc__, TruthArguments, measure, show_rows(tabulate))
 
 if __name__ == "__main__":
     main()

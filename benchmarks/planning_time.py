@@ -1,6 +1,6 @@
-"""Seconds that deciding takes, on a graph as deep as asked for.
+"""Measures the seconds that planning takes, on a graph as deep as asked for.
 
-    python benchmarks/planning_time.py --layers 48
+    python -m benchmarks.planning_time --layers 48
 
 Nothing runs and no code is generated; the model has no memory. Timed are the parts of planning, on
 the partition that torch makes by itself: analysis, one simulation of a step, and the selection at
@@ -10,19 +10,19 @@ moved.
 
 from __future__ import annotations
 
-import argparse
-import statistics
-import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Literal, TypeVar
 
 import torch
-from rich.console import Console
 
+from benchmarks.fresh_process import Record
+from benchmarks.model_arguments import LAYERS, KeptArguments, show_rows
+from benchmarks.models import build_model, make_tokens
+from benchmarks.runner import Benchmark, Rows, Show, describe_spread, option
 from fxoffload import BudgetError, Hardware, OffloadConfig
 from fxoffload.graph import TrainingGraph
 from fxoffload.inspection.tracing import partition_without_memory
@@ -34,21 +34,6 @@ from fxoffload.planner.selection import choose_offloads
 from fxoffload.planner.simulation import simulate
 from fxoffload.planning import build_partitioner
 
-sys.path.append(str(Path(__file__).resolve().parent.parent))
-
-from benchmarks.command_line import (
-    HEADS,
-    Record,
-    Rows,
-    add_model_arguments,
-    add_record_arguments,
-    find_options,
-    make_parser,
-    run_benchmark,
-)
-from benchmarks.models import Shape, build_model, make_tokens
-
-NAME = "planning_time"
 Result = TypeVar("Result")
 SHARES = (0.5, 0.25)
 # Any hardware: what hides and what does not both occur on it.
@@ -62,46 +47,35 @@ HARDWARE = Hardware(
 )
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Measure, print the table and append the record."""
-    run_benchmark(NAME, build_parser(), argv, measure, tabulate)
-
-
-def build_parser() -> argparse.ArgumentParser:
+@dataclass(frozen=True, slots=True)
+class PlanningArguments(KeptArguments):
     """The command line."""
-    parser = make_parser(__doc__)
-    add_model_arguments(parser, layers=48)
-    parser.add_argument("--rounds", type=int, default=5)
-    add_record_arguments(parser, NAME)
-    return parser
+
+    layers: int = LAYERS(48)
+    rounds: int = option(5)
 
 
-def measure(arguments: argparse.Namespace, console: Console) -> dict[str, Any]:
+def measure(arguments: PlanningArguments, show: Show) -> Record:
     """Nodes of the graph, and the seconds of each part in every round."""
-    shape = Shape(arguments.layers, arguments.hidden, HEADS, arguments.batch, arguments.length)
-    config = OffloadConfig(**find_options(arguments), memory_budget="min")
-    found: list[dict[str, Any]] = []
+    workload = arguments.make_workload(arguments.layers)
+    config = OffloadConfig(**workload.options, memory_budget="min")
+    found: list[Record] = []
 
     def time_parts(graph: TrainingGraph) -> None:
         found.append(time_planning(graph, config.min_storage_bytes, arguments.rounds))
 
-    with console.status("tracing and planning"):
-        with torch.device("meta"):
-            model, tokens = build_model(arguments.model, shape), make_tokens(shape)
-        partition_without_memory(
-            model,
-            (tokens,),
-            {},
-            config,
-            lambda: build_partitioner(
-                config, "", cost=HARDWARE.make_cost_model(), on_partitioned=time_parts
-            ),
-        )
+    cost = HARDWARE.make_cost_model()
+    build = partial(build_partitioner, config, "", cost=cost, on_partitioned=time_parts)
+    show("tracing and planning")
+    with torch.device("meta"):
+        model = build_model(workload.model, workload.shape)
+        tokens = make_tokens(workload.shape)
+    partition_without_memory(model, (tokens,), {}, config, build)
     # A loss may be a graph of its own.
     return max(found, key=lambda record: record["nodes"])
 
 
-def time_planning(graph: TrainingGraph, min_bytes: int, rounds: int) -> dict[str, Any]:
+def time_planning(graph: TrainingGraph, min_bytes: int, rounds: int) -> Record:
     """Nodes and values of `graph`, and the seconds of each part of planning in every round."""
     cost = HARDWARE.make_cost_model()
 
@@ -144,10 +118,11 @@ def tabulate(record: Record) -> Rows:
     """A row for each part."""
     rows = [[f"{record['nodes']} nodes, {record['values']} values", "seconds (range)"]]
     for part, seconds in record["seconds"].items():
-        middle = statistics.median(seconds)
-        rows.append([part, f"{middle:.4f} ({min(seconds):.4f} to {max(seconds):.4f})"])
+        rows.append([part, describe_spread(seconds, digits=4)])
     return rows
 
+
+main = Benchmark("planning_time", __doc__, PlanningArguments, measure, show_rows(tabulate))
 
 if __name__ == "__main__":
     main()

@@ -1,6 +1,6 @@
-"""The recompute-offload-keep curve: throughput against activation peak, for fxoffload and others.
+"""Compares throughput by activation peak of fxoffload with that of recomputation and others.
 
-    python benchmarks/rok.py --model gpt --plot rok.png
+    python -m benchmarks.rok --model gpt --plot rok.png
 
 Compares what variants.py lists, and fxoffload without a budget of the checkpointed model, whose
 layers it may save instead. An fxoffload point holds its own where no other one of the same or
@@ -11,56 +11,39 @@ quartile of what tells plain from plain, again: the same code, in other memory.
 
 from __future__ import annotations
 
-import argparse
 import statistics
-import sys
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
-from rich.console import Console
+import numpy as np
 
-sys.path.append(str(Path(__file__).resolve().parent.parent))
-
-from benchmarks.command_line import (
-    Record,
-    Rows,
-    add_model_arguments,
-    add_record_arguments,
-    make_parser,
-    run_benchmark,
-)
+from benchmarks.fresh_process import Record
 from benchmarks.measure import MIB
-from benchmarks.plots import make_axes, save_figure
-from benchmarks.variants import PLAIN, PLAIN_AGAIN, Measured, Variant, parse_measured, run_measured
+from benchmarks.model_arguments import LAYERS, KeptArguments, show_rows
+from benchmarks.plots import draw_axes
+from benchmarks.runner import Benchmark, Rows, Show, option
+from benchmarks.variants import PLAIN, PLAIN_AGAIN, Measured, Variant, parse_measured, run_planned
 
-NAME = "rok"
 SAME_PEAK = 1.01
 BUDGETS = (0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0)
-RECOMPUTE_BUDGETS = (0.0, 0.25, 0.5, 0.75, 0.9)
+HEADINGS = ["variant", "peak MiB", "of plain", "samples/s (quartiles)", "step / plain"]
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Measure, print the table and the verdict, append the record, and draw."""
-    run_benchmark(NAME, build_parser(), argv, measure, tabulate, draw=draw, conclude=conclude)
-
-
-def build_parser() -> argparse.ArgumentParser:
+@dataclass(frozen=True, slots=True)
+class CurveArguments(KeptArguments):
     """The command line."""
-    parser = make_parser(__doc__)
-    add_model_arguments(parser, layers=12)
-    add = parser.add_argument
-    add("--budgets", nargs="*", type=float, default=list(BUDGETS), help="of fxoffload, of 1")
-    add("--recompute-budgets", nargs="*", type=float, default=list(RECOMPUTE_BUDGETS))
-    add("--rounds", type=int, default=9, help="timed steps of each")
-    add_record_arguments(parser, NAME)
-    add("--plot", type=Path, help="picture to write")
-    return parser
+
+    layers: int = LAYERS(12)
+    budgets: Sequence[float] = option(BUDGETS, "of fxoffload, of 1", nargs="*")
+    recompute_budgets: Sequence[float] = option((0.0, 0.25, 0.5, 0.75, 0.9), nargs="*")
+    rounds: int = option(9, "timed steps of each")
+    plot: Path | None = option(None, "picture to write", type=Path)
 
 
-def measure(arguments: argparse.Namespace, console: Console) -> dict[str, Any]:
+def measure(arguments: CurveArguments, show: Show) -> Record:
     """All variants."""
+    workload = arguments.make_workload(arguments.layers)
     variants = [
         PLAIN,
         *(Variant("recompute", share) for share in arguments.recompute_budgets),
@@ -70,31 +53,33 @@ def measure(arguments: argparse.Namespace, console: Console) -> dict[str, Any]:
         Variant("fxoffload", checkpoints=True),
         PLAIN_AGAIN,
     ]
-    found = run_measured(arguments, variants, console)
+    found = run_planned(workload, variants, arguments.rounds, show)
     return {"variants": [asdict(item) for item in found]}
 
 
 def tabulate(record: Record) -> Rows:
     """A row for each variant, with its best rival where it is one of fxoffload's."""
-    found = parse_measured(dict(record))
+    found = parse_measured(record)
     noise = find_noise(found)
-    rows = [["variant", "peak MiB", "of plain", "samples/s (quartiles)", "step / plain"]]
-    rows[0] += ["moved MiB", "best rival", "step / rival (quartiles)", ""]
+    rows = [[*HEADINGS, "moved MiB", "best rival", "step / rival (quartiles)", ""]]
     for item in found:
         if item.refused is not None:
             rows.append([item.label, "no plan fits", *[""] * 7])
             continue
-        low, middle, high = find_quartiles([record["batch"] / s for s in item.seconds])
         row = [
             item.label,
             f"{item.peak_bytes / MIB:.1f}",
             f"{item.peak_bytes / found[0].peak_bytes:.3f}",
-            f"{middle:.3f} ({low:.3f} to {high:.3f})",
+            describe_quartiles([record["batch"] / seconds for seconds in item.seconds]),
             f"{statistics.median(item.find_ratios(found[0])):.3f}",
             f"{item.offloaded_bytes / MIB:.1f}",
         ]
         rival = find_best_rival(item, found) if item.kind == "fxoffload" else None
-        rows.append(row + ([""] * 3 if rival is None else compare(item, rival, noise)))
+        if rival is None:
+            rows.append([*row, "", "", ""])
+        else:
+            ratios = describe_quartiles(item.find_ratios(rival))
+            rows.append([*row, rival.label, ratios, judge(item, rival, noise)])
     return rows
 
 
@@ -105,10 +90,10 @@ def find_noise(found: Sequence[Measured]) -> float:
     return max(high, 1 / low)
 
 
-def compare(item: Measured, rival: Measured, noise: float) -> list[str]:
-    """The rival, the ratio of steps, and what it means."""
-    low, middle, high = find_quartiles(item.find_ratios(rival))
-    return [rival.label, f"{middle:.3f} ({low:.3f} to {high:.3f})", judge(item, rival, noise)]
+def describe_quartiles(values: Sequence[float]) -> str:
+    """The median, and the other quartiles."""
+    low, middle, high = find_quartiles(values)
+    return f"{middle:.3f} ({low:.3f} to {high:.3f})"
 
 
 def judge(item: Measured, rival: Measured, noise: float) -> str:
@@ -131,7 +116,7 @@ def find_best_rival(item: Measured, found: Sequence[Measured]) -> Measured | Non
 
 def conclude(record: Record) -> str:
     """Whether every point of fxoffload holds its own."""
-    found = parse_measured(dict(record))
+    found = parse_measured(record)
     noise = find_noise(found)
     points = [item for item in found if item.kind == "fxoffload"]
     reached = [item for item in points if item.refused is None]
@@ -150,41 +135,37 @@ def conclude(record: Record) -> str:
 
 def find_quartiles(values: Sequence[float]) -> tuple[float, float, float]:
     """The quartiles; with one value, that."""
-    if len(values) == 1:
-        return values[0], values[0], values[0]
-    low, middle, high = statistics.quantiles(values, n=4, method="inclusive")
+    low, middle, high = np.quantile(values, (0.25, 0.5, 0.75)).tolist()
     return low, middle, high
 
 
-def draw(records: Sequence[Record], path: Path) -> None:
-    """Throughput with its quartiles against activation peak, of the last record."""
-    record = records[-1]
+def draw(record: Record, path: Path) -> None:
+    """Throughput with its quartiles against activation peak."""
     title = f"{record['model']}, {record['layers']} layers x {record['hidden']}"
-    figure, axes = make_axes(title, "activation peak, MiB", "samples per second")
-    found = [item for item in parse_measured(dict(record)) if item.refused is None]
-    for series in dict.fromkeys(map(find_series, found)):
-        points = [item for item in found if find_series(item) == series]
-        points.sort(key=lambda item: item.peak_bytes)
-        quartiles = [find_quartiles([record["batch"] / s for s in item.seconds]) for item in points]
-        axes.errorbar(
-            [item.peak_bytes / MIB for item in points],
-            [middle for _, middle, _ in quartiles],
-            yerr=[
-                [middle - low for low, middle, _ in quartiles],
-                [high - middle for _, middle, high in quartiles],
-            ],
-            marker="o",
-            capsize=3,
-            linewidth=2 if series == "fxoffload" else 1,
-            label=series,
-        )
-    save_figure(figure, axes, path)
+    found = [item for item in parse_measured(record) if item.refused is None]
+    with draw_axes(path, title, "activation peak, MiB", "samples per second") as axes:
+        for series in dict.fromkeys(map(find_series, found)):
+            points = [item for item in found if find_series(item) == series]
+            points.sort(key=lambda item: item.peak_bytes)
+            rates = [find_quartiles([record["batch"] / s for s in p.seconds]) for p in points]
+            low, middle, high = np.transpose(rates)
+            axes.errorbar(
+                [item.peak_bytes / MIB for item in points],
+                middle,
+                yerr=[middle - low, high - middle],
+                marker="o",
+                capsize=3,
+                linewidth=2 if series == "fxoffload" else 1,
+                label=series,
+            )
 
 
 def find_series(item: Measured) -> str:
     """The line that a point is on: its kind, but for checkpoints that fxoffload has lifted."""
     return item.label if item.kind == "fxoffload" and item.share is None else item.kind
 
+
+main = Benchmark("rok", __doc__, CurveArguments, measure, show_rows(tabulate, conclude), draw=draw)
 
 if __name__ == "__main__":
     main()

@@ -1,7 +1,7 @@
-"""Commands one after the other, each with a limit of time, and one JSON file of what they say.
+"""Runs commands one after the other, each with a limit of time, and writes what they say to a file.
 
 A command says something by a line that is a JSON object (benchmarks/fresh_process.py), or, when it
-is pytest -v, by the line of a test. The file is replaced after each such line.
+is pytest -v, by the line of a test. The JSON file is replaced after each such line.
 """
 
 from __future__ import annotations
@@ -37,28 +37,23 @@ class Section:
 
 
 class Results:
-    """The JSON file: facts, then one record for each section, written again at each change."""
+    """The JSON file: facts, then one record for each section, written again at each change.
+
+    sections: by name, status ("running", "ok", "failed", "skipped"), seconds, records, errors.
+    """
 
     def __init__(self, path: Path, facts: dict[str, Any]) -> None:
         self._path = path
-        self._record: dict[str, Any] = {**facts, "complete": False, "sections": {}}
+        self._facts = facts
+        self.sections: dict[str, dict[str, Any]] = {}
         path.parent.mkdir(parents=True, exist_ok=True)
         self.write()
 
-    @property
-    def sections(self) -> dict[str, dict[str, Any]]:
-        """By name: status ("running", "ok", "failed", "skipped"), seconds, records, errors."""
-        return self._record["sections"]
-
-    def finish(self) -> None:
-        """Everything is in it."""
-        self._record["complete"] = True
-        self.write()
-
-    def write(self) -> None:
+    def write(self, *, complete: bool = False) -> None:
         """Replace the file in one step."""
+        record = {**self._facts, "complete": complete, "sections": self.sections}
         partial = self._path.with_suffix(".partial")
-        partial.write_text(json.dumps(self._record, indent=1) + "\n")
+        partial.write_text(json.dumps(record, indent=1) + "\n")
         partial.replace(self._path)
 
 
@@ -124,11 +119,9 @@ def link_packages(folder: Path) -> Generator[dict[str, str]]:
     with tempfile.TemporaryDirectory(dir=folder.resolve(), prefix="gpu-suite-") as tree:
         package = Path(tree) / "fxoffload"
         package.mkdir()
-        for path in (ROOT / "fxoffload").glob("*.py"):
+        for path in (*(ROOT / "fxoffload").iterdir(), ROOT / "passes", ROOT / "runtime"):
             (package / path.name).symlink_to(path)
-        for name in ("passes", "runtime"):
-            (package / name).symlink_to(ROOT / name)
-        paths = [tree, *filter(None, [os.environ.get("PYTHONPATH")])]
+        paths = [tree, str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
         # One cache for all, as graphs that return are compiled once; empty, to know what ran.
         yield {
             **os.environ,

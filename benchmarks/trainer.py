@@ -1,14 +1,12 @@
-"""One variant of a model, compiled and stepped, and what the graph passes did meanwhile."""
+"""Compiles one variant of a model, steps it, and records what the graph passes did meanwhile."""
 
 from __future__ import annotations
 
-import sys
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from collections.abc import Callable, Generator, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import asdict, dataclass, field
 from functools import partial
-from pathlib import Path
 from typing import Any, Literal
 from unittest.mock import patch
 
@@ -16,18 +14,44 @@ import torch
 from torch import Tensor
 from torch._dynamo import lookup_backend
 
+import fxoffload
+from benchmarks.fresh_process import Record
+from benchmarks.models import LossOnly, Shape, build_model, make_tokens
 from fxoffload import backend, passes, runtime
-from fxoffload.passes import PassOptions, partition_choice
+from fxoffload.passes import partition_choice
+from fxoffload.planner.graph_model import GraphModel
 from fxoffload.planner.plan import Plan
 from fxoffload.planner.simulation import Step, find_lower_bound
 from fxoffload.runtime.measurement.recorder import RUNS, SKIPPED_RUNS
 
-sys.path.append(str(Path(__file__).resolve().parent.parent))
-
-from benchmarks.models import LossOnly, Shape, build_model, make_tokens
-
-Variant = Literal["plain", "fxoffload"]
+Compilation = Literal["plain", "fxoffload"]
 MEASURED_STEPS = RUNS + SKIPPED_RUNS
+
+
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """A model in training; `options` are those of fxoffload. threads: None leaves them to torch."""
+
+    model: str
+    shape: Shape
+    device: str
+    options: dict[str, Any]
+    threads: int | None = None
+    dtype: str = "float32"
+
+    def make_inputs(self) -> tuple[LossOnly, Tensor]:
+        """The model and its tokens, the same ones at every call."""
+        if self.threads is not None:
+            torch.set_num_threads(self.threads)
+        torch.manual_seed(0)
+        with torch.device(self.device):  # Large random weights take a CPU half a minute.
+            model = build_model(self.model, self.shape).to(getattr(torch, self.dtype))
+        return model, make_tokens(self.shape).to(self.device)
+
+    def make_trainer(self, compilation: Compilation) -> Trainer:
+        """The model, compiled with the options."""
+        compile_model = partial(compile_variant, compilation=compilation, **self.options)
+        return Trainer(*self.make_inputs(), compile_model)
 
 
 @dataclass(slots=True)
@@ -56,21 +80,39 @@ class PassRecord:
         """What no plan that only moves gets below; of models that were partitioned once."""
         return max(map(find_lower_bound, self.steps), default=0)
 
-    def transform_graph(self, graph: Any, options: PassOptions, **kwargs: Any) -> Plan:
-        """In place of passes.transform_graph: the same, timed, its plan and steps kept."""
-        start = time.perf_counter()
-        with patch.object(partition_choice, "build_step", self._build_step):
-            plan = _transform_graph(graph, options, **kwargs)
-        self.seconds += time.perf_counter() - start
+    @contextmanager
+    def recording(self) -> Generator[None]:
+        """Within, the passes that plan and rewrite are timed, their plans and steps kept."""
+        with (
+            patch.object(passes, "transform_graph", self._transform_graph),
+            patch.object(passes, "prepare_graph", self._prepare_graph),
+            patch.object(partition_choice, "build_step", self._build_step),
+        ):
+            yield
+
+    def _transform_graph(self, *args: Any, **kwargs: Any) -> Plan:
+        with self._timed():
+            self.plans.append(_transform_graph(*args, **kwargs))
+        return self.plans[-1]
+
+    def _prepare_graph(self, *args: Any, **kwargs: Any) -> tuple[Plan, GraphModel | None]:
+        with self._timed():
+            plan, model = _prepare_graph(*args, **kwargs)
         self.plans.append(plan)
-        return plan
+        return plan, model
+
+    @contextmanager
+    def _timed(self) -> Generator[None]:
+        start = time.perf_counter()
+        yield
+        self.seconds += time.perf_counter() - start
 
     def _build_step(self, *args: Any, **kwargs: Any) -> Step:
         self.steps.append(passes.build_step(*args, **kwargs))
         return self.steps[-1]
 
 
-_transform_graph = passes.transform_graph
+_transform_graph, _prepare_graph = passes.transform_graph, passes.prepare_graph
 
 
 class Trainer:
@@ -99,12 +141,13 @@ class Trainer:
 
         start, core_start = time.perf_counter(), time.process_time()
         self.compiled = compile_model(model)
-        with patch.object(passes, "transform_graph", self.passes.transform_graph):
+        with self.passes.recording():
             self.step()
             self.first_seconds = time.perf_counter() - start
             self.first_core_seconds = time.process_time() - core_start
             first = len(self.passes.plans)
-            for _ in range(MEASURED_STEPS if is_measured() else 0):
+            # Plans and schedules are made from these.
+            for _ in range(MEASURED_STEPS if self.passes.plans else 0):
                 self.step()
             # Each model here is one graph: where it was planned anew, that plan is the one.
             del self.passes.plans[: first if len(self.passes.plans) > first else 0]
@@ -128,22 +171,60 @@ class Trainer:
         return loss.item(), time.perf_counter() - start
 
 
-def compile_variant(model: LossOnly, *, variant: Variant, **options: Any) -> Any:
+def compile_variant(model: LossOnly, *, compilation: Compilation, **options: Any) -> Any:
     """The compiled model; this is all that differs between the variants."""
     # A callable of its own: under the same backend Dynamo takes the graph that it compiled for
     # another model of that class, whatever the configuration was then.
-    if variant == "fxoffload":
+    if compilation == "fxoffload":
         return torch.compile(model, backend=partial(backend.backend, options=options))
     eager = options.get("compiler") == "eager"
     found = lookup_backend("aot_eager_decomp_partition" if eager else "inductor")
     return torch.compile(model, backend=partial(found))
 
 
-def make_inputs(name: str, shape: Shape, device: str) -> tuple[LossOnly, Tensor]:
-    """The model called `name` and its tokens, the same ones at every call."""
-    torch.manual_seed(0)
-    model = build_model(name, shape).to(device)
-    return model, make_tokens(shape).to(device)
+def pair_steps(
+    plain: Trainer,
+    moved: Trainer,
+    pairs: int,
+    time_step: Callable[[Trainer], tuple[float, float]] = Trainer.step,
+) -> Iterator[Record]:
+    """Losses and seconds of steps taken in turn, and what moved in each."""
+    for trainer in (plain, moved):
+        trainer.step()
+    for _ in range(pairs):
+        plain_loss, plain_seconds = time_step(plain)
+        fxoffload.reset_statistics()
+        moved_loss, moved_seconds = time_step(moved)
+        yield {
+            "plain_seconds": plain_seconds,
+            "fxoffload_seconds": moved_seconds,
+            "plain_loss": plain_loss,
+            "fxoffload_loss": moved_loss,
+            "statistics": asdict(fxoffload.statistics()),
+        }
+
+
+def prove_transfers(trainer: Trainer) -> Record:
+    """Statistics of a step whose backward finds nothing in memory: all was written and read.
+
+    Raises RuntimeError where that is not so.
+    """
+    fxoffload.reset_statistics()
+    trainer.step(between=wait_for_writes)
+    done = fxoffload.statistics()
+    if done.offloaded_bytes == 0:
+        raise RuntimeError("the plan moves nothing: nothing hides at this size; try another budget")
+    if not done.offloaded_bytes == done.written_bytes == done.read_bytes:
+        raise RuntimeError(f"not every byte was written and read: {done}")
+    if done.live_bytes or done.write_errors or done.read_errors:
+        raise RuntimeError(f"the store is not clean after the step: {done}")
+    return asdict(done)
+
+
+def wait_for_writes() -> None:
+    """Return when nothing is being written."""
+    while fxoffload.statistics().inflight_bytes:
+        time.sleep(0.001)
 
 
 def synchronize(tensor: Tensor) -> None:

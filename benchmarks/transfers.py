@@ -1,7 +1,8 @@
-"""Many transfers of one size, with a bounded window in flight: by an engine, and by a store.
+"""Moves many values of one size, with a bounded window in flight: by an engine, and by a store.
 
-Writes take values in turn from as many as the window has; each is free again before it is taken a
-second time. Reads go in the same order. RuntimeError is raised where a byte is missing or wrong.
+Values are written, then read, then freed, as often as wanted. Writes take them in turn from as many
+as the window has; each is free again before it is taken a second time. Reads go in the same order.
+RuntimeError is raised where a byte is missing or wrong.
 """
 
 from __future__ import annotations
@@ -9,8 +10,8 @@ from __future__ import annotations
 import mmap
 import time
 from collections import deque
-from collections.abc import Callable
-from typing import Literal, NamedTuple, Protocol
+from collections.abc import Callable, Sequence
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -60,22 +61,6 @@ class Values:
         ]
 
 
-class Transfers(Protocol):
-    """`count` values written, then read, then freed, as often as wanted."""
-
-    def write(self) -> None:
-        """Write every value; return when all are on disk."""
-        ...
-
-    def read(self) -> None:
-        """Read every value."""
-        ...
-
-    def free(self) -> None:
-        """Forget the values."""
-        ...
-
-
 def time_work(work: Callable[[], None], nbytes: int) -> Timing:
     """Call `work()`, which moves `nbytes`."""
     cpu, start = time.process_time(), time.perf_counter()
@@ -83,7 +68,7 @@ def time_work(work: Callable[[], None], nbytes: int) -> Timing:
     return Timing(nbytes, time.perf_counter() - start, time.process_time() - cpu)
 
 
-def time_transfers(transfers: Transfers, nbytes: int) -> list[Timing]:
+def time_transfers(transfers: EngineTransfers | StoreTransfers, nbytes: int) -> list[Timing]:
     """Write, then read; `nbytes` each."""
     timings = [time_work(work, nbytes) for work in (transfers.write, transfers.read)]
     transfers.free()
@@ -91,7 +76,7 @@ def time_transfers(transfers: Transfers, nbytes: int) -> list[Timing]:
 
 
 class EngineTransfers:
-    """The engine alone: memory and slots that are made once and used again."""
+    """`count` values by the engine alone: memory and slots are made once and used again."""
 
     def __init__(self, engine: IOEngine, values: Values, count: int) -> None:
         self._engine = engine
@@ -100,25 +85,11 @@ class EngineTransfers:
 
     def write(self) -> None:
         """Write every value; return when all are on disk."""
-        pending: deque[IOFuture] = deque()
-        for number, slot in enumerate(self._slots):
-            if len(pending) == self._values.window:
-                self._finish(pending.popleft())
-            source = self._values.sources[number % self._values.window]
-            pending.append(self._engine.write(source, slot))
-        for future in pending:
-            self._finish(future)
+        self._transfer(self._engine.write, self._values.sources)
 
     def read(self) -> None:
         """Read every value, each into the memory of the one before it in the window."""
-        pending: deque[IOFuture] = deque()
-        for number, slot in enumerate(self._slots):
-            if len(pending) == self._values.window:
-                self._finish(pending.popleft())
-            target = self._values.targets[number % self._values.window]
-            pending.append(self._engine.read(target, slot))
-        for future in pending:
-            self._finish(future)
+        self._transfer(self._engine.read, self._values.targets)
 
     def free(self) -> None:
         """Compare what the last reads brought, and wipe it."""
@@ -132,6 +103,17 @@ class EngineTransfers:
         for slot in self._slots:
             self._engine.free(slot)
 
+    def _transfer(
+        self, start: Callable[[memoryview, int], IOFuture], views: Sequence[memoryview]
+    ) -> None:
+        pending: deque[IOFuture] = deque()
+        for number, slot in enumerate(self._slots):
+            if len(pending) == self._values.window:
+                self._finish(pending.popleft())
+            pending.append(start(views[number % self._values.window], slot))
+        for future in pending:
+            self._finish(future)
+
     def _finish(self, future: IOFuture) -> None:
         moved, expected = future.result(), self._values.nbytes
         if moved != expected:
@@ -139,7 +121,7 @@ class EngineTransfers:
 
 
 class StoreTransfers:
-    """What a compiled graph does: offload and release, then prefetch and wait, into new memory."""
+    """`count` values as a compiled graph moves them: offload, release, prefetch, wait."""
 
     def __init__(self, store: OffloadStore, values: Values, count: int) -> None:
         self._store = store

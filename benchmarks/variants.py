@@ -1,4 +1,4 @@
-"""Ways to train one model in little memory, compared: each compiled, then stepped in turn.
+"""Compares ways to train one model in little memory: each compiled, then stepped in turn.
 
 plain        torch.compile
 fxoffload    at a memory budget: a share of plain's activation peak, "min", or none
@@ -13,26 +13,38 @@ step.
 
 from __future__ import annotations
 
-import argparse
+import os
+import random
 import statistics
-import sys
 import tempfile
-from collections.abc import Sequence
+import weakref
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
+from unittest.mock import patch
 
-from rich.console import Console
+import torch
+from torch import Tensor
+from torch._functorch import config as functorch_config
 
+import fxoffload
+from benchmarks.fresh_process import KEEP_FREED_MEMORY, Record, run_fresh
+from benchmarks.limited_engine import limit_drives
+from benchmarks.measure import record_highest_step
+from benchmarks.runner import Show
+from benchmarks.trainer import Trainer, Workload, compile_variant
+from fxoffload import BudgetError, OffloadConfig
+from fxoffload.passes import partition_choice
 from fxoffload.planner.plan import Cut
 
-sys.path.append(str(Path(__file__).resolve().parent.parent))
-
-from benchmarks.command_line import HEADS, find_options
-from benchmarks.fresh_process import KEEP_FREED_MEMORY, run_fresh
-from benchmarks.models import Shape
-
 Kind = Literal["plain", "fxoffload", "recompute", "checkpoint", "hooks"]
+# Tensors with no more elements stay in memory, as in PyTorch's tutorial on saved tensors.
+HOOK_ELEMENTS = 1000
+# Of a variant's loss from plain's: fused sums are added up in another order.
+LOSS_TOLERANCE = 1e-3
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,77 +111,172 @@ class Measured:
         return [own / its for own, its in zip(self.seconds, other.seconds, strict=True)]
 
 
-@dataclass(frozen=True, slots=True)
-class VariantSettings:
-    """What the process is told; bytes_per_second limits the drive in each direction."""
-
-    model: str
-    shape: dict[str, int]
-    variants: list[dict[str, Any]]
-    rounds: int
-    threads: int
-    device: str
-    options: dict[str, Any]
-    bytes_per_second: float | None = None
+def parse_measured(record: Record) -> list[Measured]:
+    """What a record of a benchmark holds under "variants"."""
+    return [Measured(**item) for item in record["variants"]]
 
 
-def run_measured(
-    arguments: argparse.Namespace, variants: Sequence[Variant], console: Console
+def run_planned(
+    workload: Workload, variants: Sequence[Variant], rounds: int, show: Show
 ) -> list[Measured]:
     """Measure `variants` as run_variants does, planned by what nodes took in a process before it.
 
     See the option `replan`. What was measured at another time stays aside: machines change speed.
     """
     with tempfile.TemporaryDirectory() as home:
-        first = [PLAIN, Variant("fxoffload")]
-        run_variants(arguments, first, console, rounds=0, home=home)
-        return run_variants(arguments, variants, console, rounds=arguments.rounds, home=home)
+        run_variants(workload, [PLAIN, Variant("fxoffload")], 0, show, home=home)
+        return run_variants(workload, variants, rounds, show, home=home)
 
 
 def run_variants(
-    arguments: argparse.Namespace,
+    workload: Workload,
     variants: Sequence[Variant],
-    console: Console,
-    *,
     rounds: int,
-    layers: int | None = None,
+    show: Show,
+    *,
     bytes_per_second: float | None = None,
     home: str | None = None,
 ) -> list[Measured]:
     """Measure `variants`, the first of which is plain, from an empty compile cache.
 
-    layers: in place of those of the arguments. home: where fxoffload keeps what it has measured.
+    bytes_per_second: limits the drive in each direction. home: where fxoffload keeps what it has
+    measured.
     """
-    shape = Shape(
-        layers or arguments.layers, arguments.hidden, HEADS, arguments.batch, arguments.length
-    )
-    settings = VariantSettings(
-        model=arguments.model,
-        shape=asdict(shape),
-        variants=[asdict(variant) for variant in variants],
-        rounds=rounds,
-        threads=arguments.threads,
-        device=arguments.device,
-        options=find_options(arguments),
-        bytes_per_second=bytes_per_second,
-    )
     found: dict[str, Measured] = {}
-    script = Path(__file__).with_name("variant_run.py")
-    with tempfile.TemporaryDirectory() as cache, console.status("") as status:
+    with tempfile.TemporaryDirectory() as cache:
         variables = {"TORCHINDUCTOR_CACHE_DIR": cache, **KEEP_FREED_MEMORY}
         if home is not None:
             variables["XDG_CACHE_HOME"] = home
-        for record in run_fresh(script, asdict(settings), environment=variables):
+        records = run_fresh(
+            variables, measure_variants, workload, list(variants), rounds, bytes_per_second
+        )
+        for record in records:
             if "round" in record:
-                status.update(f"round {record['round'] + 1} of {rounds}")
+                show(f"round {record['round'] + 1} of {rounds}")
                 for label, seconds in record["seconds"].items():
                     found[label].seconds.append(seconds)
             else:
                 found[record["label"]] = Measured(**record)
-                status.update(f"compiled {len(found)} of {len(variants)}: {record['label']}")
+                show(f"compiled {len(found)} of {len(variants)}: {record['label']}")
     return list(found.values())
 
 
-def parse_measured(record: dict[str, Any]) -> list[Measured]:
-    """What a record of a benchmark holds under "variants"."""
-    return [Measured(**item) for item in record["variants"]]
+def measure_variants(
+    workload: Workload, variants: list[Variant], rounds: int, bytes_per_second: float | None
+) -> Iterator[Record]:
+    """In a fresh process: each variant, then the seconds of every round."""
+    # All variants are calls of one function, each with a graph of its own.
+    torch.compiler.config.recompile_limit = 16 * len(variants)
+    trainers: dict[str, Trainer] = {}
+    plain: Measured | None = None
+    with limit_drives(bytes_per_second):
+        for variant in variants:
+            measured = Measured(variant.label, variant.kind, variant.share)
+            if variant.kind == "fxoffload" and isinstance(variant.share, float):
+                assert plain is not None, "a share is one of plain's peak, so plain comes first"
+                measured.budget_bytes = int(variant.share * plain.peak_bytes)
+            try:
+                trainer = build_trainer(workload, variant, measured.budget_bytes)
+            except BudgetError as error:
+                measured.refused = str(error).splitlines()[0]
+            else:
+                measure_trainer(trainer, measured)
+                plain = plain or measured
+                if abs(measured.loss - plain.loss) > LOSS_TOLERANCE:
+                    raise RuntimeError(f"{variant.label}: loss {measured.loss}, plain {plain.loss}")
+                trainers[variant.label] = trainer
+            yield asdict(measured)
+        for number in range(rounds):
+            yield {"round": number, "seconds": time_round(trainers, number)}
+
+
+def time_round(trainers: dict[str, Trainer], number: int) -> dict[str, float]:
+    """Seconds of a step of each, in another order in each round.
+
+    One may disturb the next: by what it left to be written.
+    """
+    seconds: dict[str, float] = {}
+    for label in random.Random(number).sample(list(trainers), len(trainers)):
+        # A training run makes the same step again and again: the first one meets what another
+        # variant left in caches and in the heap.
+        trainers[label].step()
+        _, seconds[label] = trainers[label].step()
+        trainers[label].model.zero_grad()  # Its gradients are not part of another's step.
+    return seconds
+
+
+def measure_trainer(trainer: Trainer, measured: Measured) -> None:
+    """Fill in what a step of its own tells of a variant, and what was predicted."""
+    fxoffload.reset_statistics()
+    measured.loss, seconds = trainer.step()
+    done = fxoffload.statistics()
+    measured.offloaded_bytes = done.offloaded_bytes
+    measured.written_bytes, measured.read_bytes = done.written_bytes, done.read_bytes
+    measured.exposed_seconds = done.exposed_seconds
+    measured.compile_seconds = trainer.first_seconds - seconds
+    curve = record_highest_step(trainer.compute_loss, trainer.model, trainer.tokens.device)
+    measured.peak_bytes = curve.peak_bytes
+    passes = trainer.passes
+    if measured.kind == "fxoffload":
+        if not passes.plans:
+            raise RuntimeError(f"{measured.label}: its graphs came from a cache, not from a plan")
+        measured.predicted_peak_bytes = passes.peak_bytes
+        measured.predicted_seconds = passes.step_seconds
+        for schedule in fxoffload.schedules():
+            if schedule.budget_bytes == measured.budget_bytes:
+                measured.predicted_peak_bytes = schedule.peak_bytes
+                measured.predicted_seconds = schedule.step_seconds
+        measured.lower_bound_bytes = passes.lower_bound_bytes
+        measured.cut = max(passes.plans, key=lambda plan: plan.saved_bytes).cut
+
+
+def build_trainer(workload: Workload, variant: Variant, budget_bytes: int | None) -> Trainer:
+    """The compiled variant, after its first step."""
+    model, tokens = workload.make_inputs()
+    options = dict(workload.options)
+    hooks: Callable[[], AbstractContextManager[Any]] = nullcontext
+    if variant.checkpoints or variant.kind == "checkpoint":
+        reentrant = {"use_reentrant": False}
+        model.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=reentrant)
+    with ExitStack() as stack:
+        if variant.kind == "fxoffload":
+            options["memory_budget"] = "min" if variant.share == "min" else budget_bytes
+            if not variant.recomputes:
+                stack.enter_context(patch.object(partition_choice, "CUTS", ()))
+                # The key of AOTAutograd's cache does not know of that.
+                stack.enter_context(functorch_config.patch(enable_autograd_cache=False))
+        elif variant.kind == "recompute":
+            stack.enter_context(functorch_config.patch(activation_memory_budget=variant.share))
+        elif variant.kind == "hooks":
+            (directory, *_) = OffloadConfig(directory=options["directory"]).directories
+            hooks = partial(save_to_files, directory)
+        compilation = "fxoffload" if variant.kind == "fxoffload" else "plain"
+        compile_model = partial(compile_variant, compilation=compilation, **options)
+        return Trainer(model, tokens, compile_model, hooks=hooks)
+
+
+@contextmanager
+def save_to_files(directory: Path) -> Generator[None]:
+    """Within, what a forward saves goes to files, and comes back when it is asked for.
+
+    Source: PyTorch's tutorial "Hooks for autograd saved tensors".
+    """
+
+    def pack(tensor: Tensor) -> Tensor | SavedFile:
+        return tensor if tensor.numel() <= HOOK_ELEMENTS else SavedFile(tensor, directory)
+
+    def unpack(packed: Tensor | SavedFile) -> Tensor:
+        return packed if isinstance(packed, Tensor) else torch.load(packed.path)
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
+        yield
+
+
+class SavedFile:
+    """A tensor in a file, which goes when this does."""
+
+    def __init__(self, tensor: Tensor, directory: Path) -> None:
+        number, self.path = tempfile.mkstemp(dir=directory, suffix=".pt")
+        os.close(number)
+        self._finalizer = weakref.finalize(self, os.unlink, self.path)
+        torch.save(tensor, self.path)

@@ -1,4 +1,4 @@
-"""A small GPT on bytes, in plain torch: nothing in it knows of fxoffload."""
+"""A small byte-level GPT in plain torch, without fxoffload."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ VOCABULARY = 256
 
 @dataclass(frozen=True, slots=True)
 class GPTShape:
-    """The size of a model; `length` is the longest sequence in bytes of text."""
+    """The size of a model; length: the longest sequence, in bytes of text."""
 
     layers: int = 6
     width: int = 384
@@ -22,7 +22,7 @@ class GPTShape:
 
 
 class Block(nn.Module):
-    """Causal self-attention and an MLP, each behind a layer norm and beside a residual."""
+    """Causal self-attention and an MLP, each with a layer norm in front and a residual."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -36,7 +36,7 @@ class Block(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """(batch, length, width) to the same."""
+        """Map a tensor (batch, length, width) to one of the same shape."""
         batch, length, width = x.shape
         heads = self.qkv(self.norm1(x)).view(batch, length, 3, self.heads, -1)
         query, key, value = heads.permute(2, 0, 3, 1, 4)
@@ -57,7 +57,10 @@ class GPT(nn.Module):
         nn.init.normal_(self.embedding.weight, std=0.02)
 
     def forward(self, tokens: Tensor, targets: Tensor) -> Tensor:
-        """The mean cross entropy of `targets` (batch, length), in nats for each byte."""
+        """The mean cross entropy of `targets` in nats per byte.
+
+        tokens, targets: integers (batch, length).
+        """
         x = self.embedding(tokens) + self.position[: tokens.shape[1]]
         for block in self.blocks:
             x = block(x)

@@ -1,4 +1,4 @@
-"""Training runs of the small GPT, in the process that train_gpt.py starts for them."""
+"""Train the small GPT in a process that train_gpt.py starts."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ import fxoffload
 
 sys.path.append(str(Path(__file__).resolve().parent.parent))
 
-from benchmarks.fresh_process import report, run_child
+from benchmarks.fresh_process import Record
 from benchmarks.measure import MemoryCurve, peak_rss_bytes, record_step
 
 Variant = Literal["plain", "fxoffload"]
@@ -27,10 +27,11 @@ _NOT_LIBRARY = frozenset({"site-packages", "dist-packages", "test", "tests", "__
 
 @dataclass(frozen=True, slots=True)
 class RunSettings:
-    """What the runs of one process need to know; `options` are those of fxoffload.
+    """The settings of the runs of one process.
 
-    variants: trained side by side, each with a model of its own. settling_steps: in front of the
-    measured `steps`; in them a variant compiles, and fxoffload measures and plans once more.
+    variants: trained in turn, each with its own model. text: the file to train on, see load_text.
+    settling_steps: steps before the measured `steps`; in them each variant compiles, and fxoffload
+    measures and plans once more. options: of fxoffload.
     """
 
     variants: tuple[Variant, ...]
@@ -61,7 +62,7 @@ def load_text(path: str | None) -> bytes:
 
 
 def sample_batches(text: bytes, settings: RunSettings) -> Iterator[tuple[Tensor, Tensor]]:
-    """Endless (tokens, targets), the same ones for the same seed."""
+    """Yield pairs (tokens, targets) without end, the same ones for the same seed."""
     data = torch.frombuffer(bytearray(text), dtype=torch.uint8)
     generator = torch.Generator().manual_seed(settings.seed)
     while True:
@@ -73,7 +74,7 @@ def sample_batches(text: bytes, settings: RunSettings) -> Iterator[tuple[Tensor,
 
 
 class Run:
-    """One variant in training: its model and its optimizer."""
+    """A variant with its model and its optimizer."""
 
     def __init__(self, variant: Variant, settings: RunSettings) -> None:
         self._device = torch.device(settings.device)
@@ -84,7 +85,7 @@ class Run:
         self._optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
 
     def step(self, tokens: Tensor, targets: Tensor) -> tuple[float, float]:
-        """The loss, and the seconds of forward and backward."""
+        """Train one step; return the loss, and the seconds of forward and backward."""
         start = time.perf_counter()
         loss = self._compiled(tokens, targets)
         loss.backward()
@@ -96,14 +97,14 @@ class Run:
         return loss.item(), seconds
 
     def record_memory(self, tokens: Tensor, targets: Tensor) -> MemoryCurve:
-        """The memory curve of one forward and backward."""
+        """Run one forward and backward, and return the memory curve."""
         curve = record_step(lambda: self._compiled(tokens, targets), self._device)
         self._optimizer.zero_grad()
         return curve
 
 
 def compile_variant(model: GPT, variant: Variant, settings: RunSettings) -> Any:
-    """The model as the variant runs it; this is all that differs between the runs."""
+    """Compile the model for the variant; the variants differ only in this."""
     if variant == "fxoffload":
         return fxoffload.compile(model, **settings.options)
     if settings.options.get("compiler") == "eager":
@@ -111,8 +112,8 @@ def compile_variant(model: GPT, variant: Variant, settings: RunSettings) -> Any:
     return torch.compile(model)
 
 
-def train(settings: RunSettings) -> None:
-    """Train all variants in turn, report each step, then the memory curve of one step more."""
+def train(settings: RunSettings) -> Iterator[Record]:
+    """Train all variants in turn: a record of each step, then the memory curve of one step more."""
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
     runs = {variant: Run(variant, settings) for variant in settings.variants}
@@ -121,19 +122,15 @@ def train(settings: RunSettings) -> None:
         if step == 0:
             fxoffload.reset_statistics()
         batch = next(batches)
-        # In another order at every other step, as one may disturb the next.
+        # The order alternates, as one variant may disturb the one that follows.
         order = list(runs) if step % 2 else list(reversed(runs))
         found = {variant: runs[variant].step(*batch) for variant in order}
         losses, seconds = (
             {variant: numbers[index] for variant, numbers in found.items()} for index in range(2)
         )
-        report({"step": step, "losses": losses, "seconds": seconds})
+        yield {"step": step, "losses": losses, "seconds": seconds}
     statistics = asdict(fxoffload.statistics())
     rss_bytes = peak_rss_bytes()
     batch = next(batches)
     curves = {variant: run.record_memory(*batch).as_record() for variant, run in runs.items()}
-    report({"statistics": statistics, "rss_bytes": rss_bytes, "curves": curves})
-
-
-if __name__ == "__main__":
-    run_child(lambda settings: train(RunSettings(**settings)))
+    yield {"statistics": statistics, "rss_bytes": rss_bytes, "curves": curves}

@@ -2,9 +2,9 @@
 
     python examples/train_gpt.py --text my_text.txt --steps 20
 
-Both train in one process, step by step in turn, with the same seed and batches. Their first steps
-settle: they compile, and fxoffload measures and plans once more. At the end: a table, and a plot of
-the memory curve of one step.
+Both train in one process, step by step in turn, with the same seed and batches. The first steps are
+not measured: in them both compile, and fxoffload measures and plans once more. At the end it prints
+a table, and saves a plot of the memory curve of one step.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ import argparse
 import statistics
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from gpt_run import RunSettings, Variant, load_text
+from gpt_run import RunSettings, Variant, load_text, train
 from matplotlib.figure import Figure
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -37,7 +37,7 @@ from benchmarks.fresh_process import (
 from benchmarks.measure import MIB, MemoryCurve
 
 LABELS: dict[Variant, str] = {"plain": "plain torch.compile", "fxoffload": "fxoffload"}
-SETTLING_STEPS = 6  # The first compiles, and the fifth may compile once more (option `replan`).
+SETTLING_STEPS = 6  # The first step compiles, the fifth may compile again (option `replan`).
 RSS_STEPS = 2
 CAPTION = (
     "step: forward and backward, median; the ratio is the median of the steps taken in turn, with "
@@ -48,10 +48,11 @@ CAPTION = (
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """What the variants came to.
+    """The results of the variants.
 
-    losses: of all steps. step_seconds: of those that are measured. statistics: of fxoffload over
-    these. rss_bytes: the peak of each variant in a process of its own.
+    losses: of all steps. step_seconds: of the measured steps. statistics: of fxoffload over the
+    measured steps. curves: memory of one step. rss_bytes: the peak of each variant, in a separate
+    process.
     """
 
     losses: dict[Variant, list[float]]
@@ -62,12 +63,12 @@ class Comparison:
 
     @property
     def ratios(self) -> list[float]:
-        """fxoffload's seconds over plain's, step by step."""
+        """Seconds of fxoffload over those of plain, for each measured step."""
         pairs = zip(self.step_seconds["plain"], self.step_seconds["fxoffload"], strict=True)
         return [ours / plain for plain, ours in pairs]
 
     def per_step(self, counter: str) -> float:
-        """The mean of a counter over the measured steps."""
+        """The mean of a counter of the statistics over the measured steps."""
         return self.statistics[counter] / len(self.step_seconds["fxoffload"])
 
 
@@ -99,7 +100,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The command line."""
+    """Make the parser of the command line."""
     parser = argparse.ArgumentParser(
         description=(__doc__ or "").splitlines()[0],
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
@@ -125,7 +126,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def find_problem(arguments: argparse.Namespace) -> str | None:
-    """What is wrong with the arguments, in words; also makes the output folder."""
+    """Check the arguments and return the error message, if any; make the output folder."""
     for name, least in {"steps": 2, "layers": 1, "width": 1, "batch": 1, "length": 1}.items():
         if getattr(arguments, name) < least:
             return f"--{name} must be at least {least}"
@@ -134,7 +135,7 @@ def find_problem(arguments: argparse.Namespace) -> str | None:
     try:
         num_bytes = len(load_text(arguments.text))
         arguments.output.mkdir(parents=True, exist_ok=True)
-        # Opens the store, so that a directory that cannot work shows before anything is trained.
+        # This opens the store, and so reports an unusable directory before anything is trained.
         fxoffload.compile(torch.nn.Identity(), **find_options(arguments))
     except OSError as error:
         return f"{error.filename}: {error.strerror}"
@@ -147,13 +148,13 @@ def find_problem(arguments: argparse.Namespace) -> str | None:
 
 
 def find_options(arguments: argparse.Namespace) -> dict[str, Any]:
-    """The options of fxoffload."""
+    """The options of fxoffload among the arguments."""
     names = ("directory", "memory_budget", "min_bytes", "compiler")
     return {name: getattr(arguments, name) for name in names}
 
 
 def compare(arguments: argparse.Namespace, console: Console) -> Comparison:
-    """Train both variants in one process in turn, then each shortly in a process of its own."""
+    """Train both variants in one process in turn, then each of them briefly in its own process."""
     settings = RunSettings(
         variants=tuple(LABELS),
         text=arguments.text,
@@ -196,12 +197,11 @@ def compare(arguments: argparse.Namespace, console: Console) -> Comparison:
 def run(
     settings: RunSettings, progress: Progress, label: str, *, environment: Mapping[str, str]
 ) -> list[dict[str, Any]]:
-    """The records of a fresh process; shows how far it is."""
+    """Run a new process, show its progress, and return its records."""
     total = settings.settling_steps + settings.steps
     task = progress.add_task(f"{label:26}", total=total, state="compiling")
     records: list[dict[str, Any]] = []
-    script = Path(__file__).with_name("gpt_run.py")
-    for record in run_fresh(script, asdict(settings), environment=environment):
+    for record in run_fresh(environment, train, settings):
         records.append(record)
         if "step" in record:
             losses = " ".join(f"{loss:.3f}" for loss in record["losses"].values())
@@ -210,7 +210,7 @@ def run(
 
 
 def build_table(found: Comparison) -> Table:
-    """Both variants side by side."""
+    """Make the table that compares both variants."""
     table = Table(title="One training step", caption=CAPTION)
     table.add_column("")
     for heading in (*LABELS.values(), "ratio"):
@@ -238,7 +238,7 @@ def build_table(found: Comparison) -> Table:
 
 
 def plot_curves(curves: dict[Variant, MemoryCurve], path: Path) -> None:
-    """Live memory over time of one step of each variant, in one picture."""
+    """Plot the live memory of one step of each variant over time, and save it to `path`."""
     figure = Figure(figsize=(9, 5), layout="constrained")
     axes = figure.subplots()
     for color, (variant, curve) in zip(("tab:gray", "tab:blue"), curves.items(), strict=True):

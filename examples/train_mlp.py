@@ -1,4 +1,4 @@
-"""The smallest complete use: one changed line, and proof that bytes left memory.
+"""A minimal training script: one changed line, and the bytes that fxoffload moved.
 
 python examples/train_mlp.py
 """

@@ -1,7 +1,8 @@
-"""The measuring code on known cases, and each benchmark at a tiny size."""
+"""The measuring code of the benchmarks on known cases, and a tiny run of each benchmark."""
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import subprocess
@@ -89,39 +90,45 @@ def test_what_another_thread_frees_counts_no_longer() -> None:
     assert curve.peak_bytes == pytest.approx(20 * MIB, abs=SLACK_BYTES)
 
 
-def test_peak_rss_grows_with_what_is_touched(tmp_path: Path) -> None:
-    script = tmp_path / "child.py"
-    script.write_text(
-        f"import sys; sys.path.append({str(ROOT)!r})\n"
-        "from benchmarks.fresh_process import report\n"
+def test_peak_rss_grows_with_what_is_touched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    work = import_child(
+        tmp_path,
+        monkeypatch,
         "from benchmarks.measure import peak_rss_bytes\n"
-        "before = peak_rss_bytes()\n"
-        "memory = b'1' * (64 << 20)\n"
-        "del memory\n"
-        "report({'grown': peak_rss_bytes() - before})\n"
+        "def work(nbytes: int):\n"
+        "    before = peak_rss_bytes()\n"
+        "    memory = b'1' * nbytes\n"
+        "    del memory\n"
+        "    yield {'grown': peak_rss_bytes() - before}\n",
     )
-    (record,) = run_fresh(script, {})
+    (record,) = run_fresh({}, work, 64 * MIB)
     assert 60 * MIB < record["grown"] < 80 * MIB
+
+
+def import_child(folder: Path, monkeypatch: pytest.MonkeyPatch, text: str) -> Any:
+    """The function `work` of a module with this text, which a child can import as well."""
+    (folder / "module_of_child.py").write_text(text)
+    monkeypatch.syspath_prepend(folder)
+    monkeypatch.delitem(sys.modules, "module_of_child", raising=False)
+    return importlib.import_module("module_of_child").work
 
 
 @pytest.mark.parametrize(
     ("body", "message"),
     [
-        ("raise ValueError('no luck')", "child.py ended with status 1:.*no luck"),
-        ("run_child(refuse)", "^ConfigError: unknown option 'x'$"),
+        ("raise ValueError('no luck')", "work ended with status 1:.*no luck"),
+        ("raise ConfigError(f'unknown option {name!r}')", "^ConfigError: unknown option 'x'$"),
     ],
 )
-def test_failure_of_a_child_is_told(tmp_path: Path, body: str, message: str) -> None:
-    script = tmp_path / "child.py"
-    script.write_text(
-        f"import sys; sys.path.append({str(ROOT)!r})\n"
-        "from benchmarks.fresh_process import run_child\n"
-        "from fxoffload import ConfigError\n"
-        "def refuse(settings):\n    raise ConfigError(f'unknown option {settings[\"name\"]!r}')\n"
-        f"{body}\n"
-    )
+def test_failure_of_a_child_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, body: str, message: str
+) -> None:
+    text = f"from fxoffload import ConfigError\ndef work(name: str):\n    {body}\n    yield\n"
+    work = import_child(tmp_path, monkeypatch, text)
     with pytest.raises(ChildFailed, match=f"(?s){message}"):
-        list(run_fresh(script, {"name": "x"}))
+        list(run_fresh({}, work, "x"))
 
 
 @pytest.mark.parametrize("name", BUILDERS)
@@ -137,7 +144,8 @@ def test_models_train(name: str) -> None:
 
 def run_benchmark(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, str(ROOT / "benchmarks" / "activation_peak.py"), *arguments],
+        [sys.executable, "-m", "benchmarks.activation_peak", *arguments],
+        cwd=ROOT,
         capture_output=True,
         text=True,
         timeout=400,
@@ -218,7 +226,7 @@ def test_drive_contention_in_figures() -> None:
     """Two threads that take 3 s in place of 2 for half a GiB lost 4 core-seconds per GiB."""
     item = drive_contention.Contention("read", [2.0], [3.0], [0.5], [0.25])
     row = drive_contention.make_row(item, threads=2)
-    assert row == ("read", "1.500 (1.500 to 1.500)", "4.000", "0.500")
+    assert row == ["read", "1.500 (1.500 to 1.500)", "4.000", "0.500"]
 
 
 @pytest.mark.slow

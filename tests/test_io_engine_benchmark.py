@@ -1,4 +1,4 @@
-"""The plumbing of benchmarks/io_engine.py: known cases, a fio of our own, and a tiny run."""
+"""The code of benchmarks/io_engine.py: known cases, a fake fio, and a tiny run."""
 
 from __future__ import annotations
 
@@ -374,11 +374,12 @@ def test_the_best_engine_counts() -> None:
 def test_tiny_run(spill_directory: Path) -> None:
     output = spill_directory / "results.jsonl"
     # No transfer of so few bytes, which is not held against fio either, is slower than allowed.
-    command = [sys.executable, str(ROOT / "benchmarks" / "io_engine.py"), "--no-fio"]
+    command = [sys.executable, "-m", "benchmarks.io_engine", "--no-fio"]
     sizes = ["--sizes", "64KiB", "256KiB", "--total", "1MiB", "--rounds", "2", "--window", "3"]
     places = ["--directory", str(spill_directory), "--output", str(output)]
     done = subprocess.run(
         [*command, *sizes, *places, "--engines", "posix"],
+        cwd=ROOT,
         capture_output=True,
         text=True,
         timeout=200,

@@ -1,4 +1,4 @@
-"""A slice of torch's database of operators: everything moved, results and gradients as in eager."""
+"""A part of torch's operator database: with all values moved, results and gradients match eager."""
 
 from __future__ import annotations
 

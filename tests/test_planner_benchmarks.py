@@ -1,4 +1,4 @@
-"""The benchmarks of the planner: their verdicts on known numbers, and each at a tiny size."""
+"""The benchmarks of the planner: their verdicts on known numbers, and a tiny run of each."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import wait
 from dataclasses import asdict
 from pathlib import Path
@@ -22,15 +22,23 @@ from torch.utils.checkpoint import checkpoint
 
 sys.path.append(str(Path(__file__).parent.parent))
 
-from benchmarks import depth, planner_truth, planning_time, rok, slow_drive, variant_run, variants
-from benchmarks.command_line import format_markdown
+from benchmarks import (
+    depth,
+    fresh_process,
+    planner_truth,
+    planning_time,
+    rok,
+    slow_drive,
+    variants,
+)
 from benchmarks.limited_engine import LimitedEngine, limit_drives
 from benchmarks.models import BUILDERS, VOCABULARY, Shape
+from benchmarks.runner import format_markdown
 from benchmarks.trainer import PassRecord
-from benchmarks.variant_run import save_to_files
-from benchmarks.variants import PLAIN, PLAIN_AGAIN, Kind, Measured, Variant
+from benchmarks.variants import PLAIN, PLAIN_AGAIN, Kind, Measured, Variant, save_to_files
 from fxoffload import OffloadConfig, planning, runtime
 from fxoffload.runtime.engines.memory import MemoryEngine
+from fxoffload.step_schedules import NOISE_BYTES
 
 SIZES = (
     "--hidden",
@@ -140,18 +148,16 @@ def in_process(fresh_dynamo: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[
     threads, limit = torch.get_num_threads(), torch.compiler.config.recompile_limit
 
     def run_here(
-        script: Path, settings: dict[str, Any], *, environment: dict[str, str]
+        environment: dict[str, str], work: Callable[..., Any], *args: Any
     ) -> Iterator[dict[str, Any]]:
-        assert script.name == "variant_run.py"
+        assert work is variants.measure_variants
         homes.append(Path(environment.get("XDG_CACHE_HOME", os.environ["XDG_CACHE_HOME"])))
         torch._dynamo.reset()
         runtime.close_stores()  # One that is open already would not be limited.
-        reports: list[str] = []
         with monkeypatch.context() as patch:
             patch.setenv("XDG_CACHE_HOME", str(homes[-1]))
-            patch.setattr(variant_run, "report", lambda record: reports.append(json.dumps(record)))
-            variant_run.work(json.loads(json.dumps(settings)))
-        return map(json.loads, reports)
+            records = list(fresh_process.call(work, fresh_process.encode(work, *args)))
+        return map(json.loads, map(json.dumps, records))
 
     monkeypatch.setattr(variants, "run_fresh", run_here)
     yield homes
@@ -295,7 +301,8 @@ def check_truth(record: dict[str, Any], output: Path, capsys: pytest.CaptureFixt
     for item in (lowest, share):
         assert len(item["seconds"]) == record["rounds"] == 2
         # The logits, an eighth, live to the end of the step for the planner; the caller drops them.
-        assert 0.8 < item["peak_bytes"] / item["predicted_peak_bytes"] < 1.05
+        # Beside a peak this small, Python's own objects count: see step_schedules.NOISE_BYTES.
+        assert 0.8 < item["peak_bytes"] / (item["predicted_peak_bytes"] + NOISE_BYTES) < 1.0
         assert item["predicted_seconds"] > 0
         assert abs(item["loss"] - plain["loss"]) < 1e-3
     assert 0 < lowest["offloaded_bytes"] == lowest["written_bytes"]

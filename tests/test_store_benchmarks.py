@@ -1,4 +1,4 @@
-"""The benchmarks of the store at a tiny size: they count what they say, and refuse in words."""
+"""The benchmarks of the store at a tiny size: correct counts, and readable errors."""
 
 from __future__ import annotations
 

@@ -1,0 +1,92 @@
+"""Holds the arguments that the benchmarks of a transformer share, and describes their runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from functools import partial
+from importlib.metadata import version
+from typing import Any
+
+import torch
+
+from benchmarks.fresh_process import Record
+from benchmarks.measure import find_cpu_model
+from benchmarks.models import BUILDERS, Shape
+from benchmarks.runner import Arguments, Rows, Table, option
+from benchmarks.trainer import Workload
+from fxoffload import ConfigError, OffloadConfig
+from fxoffload.directories import find_filesystem
+
+HEADS = 8
+_UNRECORDED = ("output", "check", "directory", "report", "plot")  # Files of one machine.
+
+# Fields that some of them have.
+LAYERS: Callable[[int], Any] = partial(option, help="of a T5: half of them encode, half decode")
+BUDGET_HELP = '"8GiB", "min", or nothing: what hides behind compute'
+
+
+@dataclass(frozen=True, slots=True)
+class ModelArguments(Arguments):
+    """Which model and how large, where it runs, and what fxoffload needs beside a budget."""
+
+    model: str = option("gpt", choices=list(BUILDERS))
+    hidden: int = option(512)
+    batch: int = option(8)
+    length: int = option(512)
+    threads: int = option(2)
+    device: str = option("cuda" if torch.cuda.is_available() else "cpu")
+    directory: str | None = option(None, "where fxoffload spills to; default: see OffloadConfig")
+    min_bytes: str = option("1MiB", "smaller values stay in memory")
+    compiler: str = option("inductor", choices=["inductor", "eager"])
+
+    def make_workload(self, layers: int) -> Workload:
+        """The model in training; ConfigError where there can be no such model or options."""
+        if self.hidden % HEADS:
+            raise ConfigError(f"--hidden {self.hidden} is not a multiple of the {HEADS} heads")
+        if self.model == "t5" and layers % 2:
+            raise ConfigError(f"--layers {layers} is odd; a T5 has half of them on each side")
+        names = ("directory", "memory_budget", "min_bytes", "compiler")
+        options = {name: getattr(self, name) for name in names if hasattr(self, name)}
+        OffloadConfig(**options)
+        shape = Shape(layers, self.hidden, HEADS, self.batch, self.length)
+        return Workload(self.model, shape, self.device, options, self.threads)
+
+    def describe(self, name: str) -> Record:
+        """The arguments of benchmark `name`, and the machine and versions that it runs on."""
+        directories = OffloadConfig(directory=self.directory).directories
+        return {
+            "benchmark": name,
+            **{key: value for key, value in asdict(self).items() if key not in _UNRECORDED},
+            "heads": HEADS,
+            "dtype": "float32",
+            "dropout": 0.0,
+            "fxoffload": version("fxoffload"),
+            "torch": torch.__version__,
+            "transformers": version("transformers"),
+            "cpu": find_cpu_model(),
+            "filesystems": [find_filesystem(path) for path in directories],
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class KeptArguments(ModelArguments):
+    """Of a benchmark whose records are kept."""
+
+    report: bool = option(False, "print what the file of --output holds, as Markdown")
+
+
+def show_rows(
+    tabulate: Callable[[Record], Rows], conclude: Callable[[Record], str] = lambda record: ""
+) -> Callable[[Record], list[Table]]:
+    """What shows a record: sizes and machine, its rows, and the line that `conclude` says."""
+    return lambda record: [Table(tabulate(record), describe_sizes(record), conclude(record))]
+
+
+def describe_sizes(record: Record) -> str:
+    """Model, sizes and machine in a line."""
+    return (
+        f"{record['model']}: {record['layers']} layers x {record['hidden']}, batch "
+        f"{record['batch']} x {record['length']}, {record['threads']} threads of {record['cpu']}, "
+        f"torch {record['torch']}, {record['compiler']}"
+    )
