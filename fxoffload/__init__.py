@@ -1,9 +1,9 @@
-"""A torch.compile backend that trains with its saved activations on NVMe or in host memory.
+"""A torch.compile backend that moves saved activations to NVMe or host memory during a step.
 
 step = torch.compile(model, backend="fxoffload", options={"directory": "/mnt/nvme"})
 """
 
-from fxoffload.backend import GraphCounts, compile, graph_counts, replan
+from fxoffload.backend import GraphCounts, compile, graph_counts, replan, schedules
 from fxoffload.config import OffloadConfig
 from fxoffload.endurance import EnduranceProjection, project_endurance
 from fxoffload.errors import (
@@ -24,6 +24,7 @@ from fxoffload.inspection.forecast import BatchForecast, Forecast, LargestBatch
 from fxoffload.inspection.hardware import Hardware
 from fxoffload.inspection.what_if import largest_batch, simulate
 from fxoffload.runtime import StoreStatistics, drive_lifetimes, reset_statistics, statistics
+from fxoffload.schedule import Schedule
 
 __all__ = [
     "BatchForecast",
@@ -41,6 +42,7 @@ __all__ = [
     "OffloadConfig",
     "OffloadError",
     "PlanError",
+    "Schedule",
     "StoreClosed",
     "StoreError",
     "StoreFull",
@@ -54,6 +56,7 @@ __all__ = [
     "project_endurance",
     "replan",
     "reset_statistics",
+    "schedules",
     "simulate",
     "statistics",
 ]

@@ -18,10 +18,13 @@ from fxoffload.errors import OffloadError
 from fxoffload.ops import Clocks
 from fxoffload.plan_cache import find_plan_path, hash_graph, keep_plan, recall_plan, write_whole
 from fxoffload.planned_sizes import SizedGraph, find_planned_sizes, warn_of_uncounted
+from fxoffload.planner.graph_model import GraphModel
 from fxoffload.planner.plan import Plan
 from fxoffload.planning import Review, build_partitioner, build_reviewer, hash_sources, reserve
 from fxoffload.profile import Profile
 from fxoffload.replanning import ReplannedGraph
+from fxoffload.schedule import Schedule
+from fxoffload.step_schedules import ScheduledGraph, follow_schedules
 from fxoffload.torch_internals import DynamoGraph
 
 log = logging.getLogger(__name__)
@@ -113,6 +116,15 @@ def compile(
     return torch.compile(model, backend=bound, dynamic=dynamic, fullgraph=fullgraph)
 
 
+def schedules() -> tuple[Schedule, ...]:
+    """The schedules of the steps that this thread has run under a budget in bytes, latest first.
+
+    There is one for each program: another number of microbatches, for example, is another one.
+    `print` one for what it moves and what it predicts.
+    """
+    return tuple(runtime.find_schedules())
+
+
 def replan() -> int:
     """Let each graph be planned anew at its next call by what its steps took; how many there are.
 
@@ -143,7 +155,11 @@ class _Job:
         """Of the plan beside torch's compiled graphs."""
         folder = torch_internals.find_cache_folder() / "fxoffload"
         identity = build_partitioner(
-            self.config, self.store, key=self.key, profile=profile
+            self.config,
+            self.store,
+            key=self.key,
+            profile=profile,
+            on_modelled=_ignore if self.follows_schedules else None,
         ).identity
         return find_plan_path(folder, gm, inputs, identity)
 
@@ -165,28 +181,45 @@ class _Job:
         self, gm: fx.GraphModule, inputs: Sequence[Any], profile: Profile | None
     ) -> tuple[Callable[..., Any], Plan | None]:
         plans: list[Plan] = []
+        models: list[GraphModel] = []
         partitioner = build_partitioner(
             self.config,
             self.store,
             key=self.key,
             profile=profile,
             on_transformed=lambda graph, plan: plans.append(plan),
+            on_modelled=models.append if self.follows_schedules else None,
         )
         if self.config.compiler == "eager":
             compiled = torch_internals.compile_with_aot(gm, inputs, partitioner)
+            self._follow_schedules(inputs, models)
             return compiled, plans[0] if plans else None
         path = self.plan_path(gm, inputs, profile)
         compiled = torch_internals.compile_with_inductor(
             gm, inputs, partitioner, self.config.inductor_options
         )
         if plans:
-            keep_plan(path, plans[0])
+            keep_plan(path, plans[0], models[0] if models else None)
+            self._follow_schedules(inputs, models)
             return compiled, plans[0]
-        plan = recall_plan(path) if self.config.enabled else None
-        if plan is not None:
-            log.info("compiled before, from torch's cache: %s", plan)
-            reserve(self.store, plan)
+        found = recall_plan(path) if self.config.enabled else None
+        if found is None:
+            return compiled, None
+        plan, model = found
+        log.info("compiled before, from torch's cache: %s", plan)
+        reserve(self.store, plan)
+        self._follow_schedules(inputs, [] if model is None else [model])
         return compiled, plan
+
+    @property
+    def follows_schedules(self) -> bool:
+        """Whether schedules of whole steps decide what moves: they keep a budget in bytes."""
+        return self.config.enabled and self.config.budget_bytes is not None
+
+    def _follow_schedules(self, inputs: Sequence[Any], models: Sequence[GraphModel]) -> None:
+        for model in models:
+            device = next(x.device for x in inputs if isinstance(x, torch.Tensor))
+            follow_schedules(self.key, ScheduledGraph(model, self.config, device))
 
     def review(
         self, graph: DynamoGraph, inputs: Sequence[Any], plan: Plan, clocks: Clocks
@@ -215,7 +248,8 @@ def compile_graph(
     # One profile for a graph on a machine, whatever the options; one key for each plan of it.
     name = hash_graph(gm, example_inputs, _describe_machine(example_inputs, config))
     job = _Job(config, store, f"{name[:16]} {config.key}")
-    graph = torch_internals.keep_dynamo_graph(gm) if config.enabled and config.replan else None
+    replans = config.enabled and config.replan and not job.follows_schedules
+    graph = torch_internals.keep_dynamo_graph(gm) if replans else None
     if graph is None:
         return job.compile(gm, example_inputs, None)[0]
     profile_path = runtime.cache_path().parent / "profiles" / f"{name}.json"
@@ -281,6 +315,10 @@ def _describe_machine(inputs: Sequence[Any], config: OffloadConfig) -> str:
     devices = {x.device for x in inputs if isinstance(x, torch.Tensor)}
     names = " ".join(sorted(map(runtime.describe_device, devices)))
     return f"{hash_sources()} {names} {config.compiler} {config.mode} {config.inductor}"
+
+
+def _ignore(model: GraphModel) -> None:
+    """Stands for a callback where nothing is compiled."""
 
 
 def _read(path: Path) -> str | None:

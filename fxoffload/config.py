@@ -1,4 +1,4 @@
-"""The user's options: one frozen record, validated when it is built."""
+"""The user's options: one frozen record, validated when it is constructed."""
 
 from __future__ import annotations
 
@@ -24,31 +24,32 @@ _STORE_OPTIONS = ("ioengine", "host_budget", "max_inflight_bytes", "checksum")
 
 @dataclass(frozen=True)
 class OffloadConfig:
-    """What a user may choose; every field is an option of `torch.compile(backend="fxoffload")`.
+    """The options of `torch.compile(backend="fxoffload")`, one field for each.
 
     directory: one directory or several (striped) on real disks. Default: `$FXOFFLOAD_DIR`, else a
         per-user directory on a disk. Not used with `ioengine="memory"`.
-    memory_budget: None moves what hides behind compute (transfers take at most 2 % of the step);
-        bytes (int or "8GiB") is the activation peak to fit; "min" moves everything that may move.
-    host_budget: bytes of host memory for the host tier (int or "4GiB"); None is no host tier.
-        With `ioengine="memory"` it caps the host memory that stands in for the disk; without it
-        that is half of what the machine has, or the process's cgroup allows.
-    min_bytes: smaller storages stay where they are.
+    memory_budget: None moves the values whose transfers hide behind compute (they take at most 2 %
+        of the step); bytes (int or "8GiB") are the activation peak of the whole step to fit; "min"
+        moves everything that may move.
+    host_budget: bytes of host memory for the host tier (int or "4GiB"); None: no host tier. With
+        `ioengine="memory"`, the cap on the host memory that is used in place of a disk; None: half
+        of the memory of the machine, or of what the process's cgroup allows.
+    min_bytes: storages smaller than this are not moved.
     max_inflight_bytes: cap on bytes being written; at the cap an offload waits.
     ioengine: "posix" (threads), "kvikio" (the library KvikIO; needs a CUDA driver), "memory" (no
-        disk), or "auto": "kvikio" where it can be used and a probe finds it faster, else "posix".
-    checksum: True takes a digest of what is written to the disk tier and compares it with that of
-        what comes back; needs the package xxhash (extra "checksum").
-    endurance: what the drives may take in writes in their life ("600TBW", "1.2PBW" or bytes), of
-        all directories together; `fxoffload.drive_lifetimes()` projects how long that lasts.
-    replan: True measures the first steps on a CPU, keeps what was measured on disk, and compiles
-        once more where a plan by it is predicted to pay; False plans by the roofline alone, so
-        that a plan follows from graph and machine.
+        disk), or "auto": "kvikio" if it can be used and a probe finds it faster, else "posix".
+    checksum: True computes a digest of everything that is written to the disk tier, and compares
+        it with a digest of what is read back; needs the package xxhash (extra "checksum").
+    endurance: the total bytes that all directories' drives together may be written in their life
+        ("600TBW", "1.2PBW" or bytes); `fxoffload.drive_lifetimes()` projects how long it lasts.
+    replan: True measures the first steps, keeps the measurements on disk, and compiles once more if
+        a plan by them is predicted to pay; False plans by the roofline alone, so that the plan
+        follows from graph and machine.
     compiler: "inductor", or "eager" to run the transformed graphs without Inductor.
-    mode: of torch.compile, for Inductor: "max-autotune", "reduce-overhead", ...
-    inductor: options of Inductor itself, as {"shape_padding": False}; they go over those of `mode`.
-        Not those that fxoffload sets (see torch_internals.compile_with_inductor).
-    enabled: False compiles the same saved values and moves nothing (the parity reference).
+    mode: a mode of torch.compile, for Inductor: "max-autotune", "reduce-overhead", ...
+    inductor: options of Inductor, such as {"shape_padding": False}; they override those of `mode`.
+        Options that fxoffload sets are refused (see torch_internals.compile_with_inductor).
+    enabled: False saves the same values and moves nothing (the parity reference).
 
     Raises ConfigError for values that cannot work, before anything is compiled.
     """
@@ -64,7 +65,7 @@ class OffloadConfig:
     replan: bool = True
     compiler: CompilerName = "inductor"
     mode: str | None = None
-    # Values of Inductor's options may be lists.
+    # Not hashed, as values of Inductor's options may be lists.
     inductor: Mapping[str, Any] | tuple[tuple[str, Any], ...] | None = field(
         default=None, hash=False
     )
@@ -110,7 +111,7 @@ class OffloadConfig:
 
     @property
     def directories(self) -> tuple[Path, ...]:
-        """The spill directories; chosen now when the user named none."""
+        """The spill directories; the default one if the user named none."""
         if self.directory is None:
             return (default_directory(),)
         assert isinstance(self.directory, tuple)
@@ -146,31 +147,31 @@ class OffloadConfig:
 
     @property
     def inductor_options(self) -> dict[str, Any]:
-        """What `mode` and `inductor` change of Inductor's configuration, by name."""
+        """The options of Inductor that `mode` and `inductor` set, by name."""
         options = torch_internals.list_inductor_modes()[self.mode] if self.mode else {}
         return {**options, **dict(self.inductor or ())}
 
     @property
     def needs_disk(self) -> bool:
-        """Whether anything can be written to `directories`."""
+        """Whether the store may write to `directories`."""
         return self.enabled and self.ioengine != "memory"
 
     @property
     def key(self) -> str:
         """A digest of all options, the same in every process.
 
-        An object among Inductor's options counts by its repr.
+        An object among Inductor's options is represented by its repr.
         """
         return self._digest([field.name for field in dataclasses.fields(self)])
 
     @property
     def store_key(self) -> str:
-        """A digest of what a store is made of: configurations that differ elsewhere share one."""
+        """A digest of the options of a store: configurations with equal ones share one store."""
         return self._digest(_STORE_OPTIONS)
 
     def _digest(self, names: Iterable[str]) -> str:
         directories = self.directories if self.needs_disk else ()
-        # astuple would copy an object among the options, and by its usual repr that is another one.
+        # Not by dataclasses.astuple, which copies objects: the default repr of a copy differs.
         values = [getattr(self, name) for name in names]
         text = repr(values) + repr([str(path) for path in directories])
         return hashlib.sha256(text.encode()).hexdigest()[:16]
@@ -179,9 +180,9 @@ class OffloadConfig:
     def from_options(
         cls, options: Mapping[str, Any] | None, *, mode: str | None = None
     ) -> OffloadConfig:
-        """Build from `torch.compile(options=..., mode=...)`.
+        """Build from the arguments of `torch.compile(options=..., mode=...)`.
 
-        Raises ConfigError naming an unknown option, or where `options` have another mode.
+        Raises ConfigError naming an unknown option, or if `options` name another mode.
         """
         valid = [field.name for field in dataclasses.fields(cls)]
         options = dict(options or {})
@@ -197,7 +198,7 @@ class OffloadConfig:
 
 
 def _normalise_inductor(value: Any) -> tuple[tuple[str, Any], ...]:
-    """Pairs of name and value, checked as torch.compile checks the options of Inductor."""
+    """Sorted pairs of name and value, checked like torch.compile checks options of Inductor."""
     try:
         given: dict[Any, Any] = dict(value)
     except (TypeError, ValueError):

@@ -1,7 +1,7 @@
-"""Seconds of a node: a roofline of the device.
+"""The cost model: the seconds of a node, by a roofline of the device.
 
-It is coarse: it decides what hides and how early a transfer starts, and a factor of two in either
-direction is covered by the margin that scheduling adds.
+It is coarse: it decides which transfers hide and how early they start, and the margin that
+scheduling adds covers an error of a factor of two in either direction.
 """
 
 from __future__ import annotations
@@ -27,10 +27,11 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class DeviceSpeed:
-    """What one device sustains: multiply-adds counted as two operations, and memory traffic.
+    """The sustained speed of one device.
 
-    mask_store_seconds, mask_load_seconds: what a fused loop takes for one bool that it stores, and
-    for one that it loads, beyond the traffic.
+    flops_per_second: a multiply-add counts as two. memory_bytes_per_second: read and written.
+    mask_store_seconds, mask_load_seconds: the extra time of a fused loop for each bool that it
+    stores, and for each that it loads, beyond the memory traffic.
     """
 
     flops_per_second: float
@@ -41,9 +42,10 @@ class DeviceSpeed:
 
 @dataclass(frozen=True, slots=True)
 class CostModel:
-    """Links by tier and the speed of the device that computes.
+    """The speeds that a plan is made by.
 
-    profile: what nodes took relative to the roofline, once a step has run.
+    links: to each tier. speed: of the device that computes. profile: measured over roofline seconds
+    of nodes, once a step has run.
     """
 
     links: Mapping[str, Link]
@@ -51,17 +53,17 @@ class CostModel:
     profile: Profile | None = None
 
     def mask_seconds(self, stored: int, loaded: int) -> float:
-        """Seconds that so many bools take fused loops, beyond their bytes."""
+        """The extra seconds of fused loops that store and load so many bools; see DeviceSpeed."""
         return stored * self.speed.mask_store_seconds + loaded * self.speed.mask_load_seconds
 
     def node_seconds(
         self, node: fx.Node, traffic_bytes: int, *, mask_seconds: float = 0.0
     ) -> float:
-        """Estimate of one node: the larger of arithmetic and memory time, times its factor.
+        """Seconds of `node`: the larger of arithmetic and memory time, times its measured factor.
 
-        traffic_bytes: read from and written to memory; 0 of what a fused loop keeps in registers,
-        and of a view. mask_seconds: see there.
-        Sizes that depend on data count as the largest that they can be; see guess_int.
+        traffic_bytes: bytes that the node reads from and writes to memory; 0 for a view, and for a
+        result that a fused loop keeps in registers. mask_seconds: from the method of this name.
+        Symbolic sizes count by guess_int.
         """
         if node.op != "call_function" or node.target in OPS:
             return 0.0
@@ -73,7 +75,7 @@ class CostModel:
 
 
 def counts_flops(node: fx.Node) -> bool:
-    """Whether torch.utils.flop_counter knows the op of `node`: matrix products and the like."""
+    """Whether torch.utils.flop_counter knows the op of `node`, such as a matrix product."""
     return _find_packet(node) in flop_registry
 
 
@@ -96,16 +98,16 @@ def _count_flops(node: fx.Node) -> float:
     out = tree_map(_concretise, node.meta.get("val"))
     try:
         return float(flop_registry[packet](*args, **kwargs, out_val=out))
-    except TypeError as error:  # In torch 2.13 so for aten._slow_conv2d_forward.
+    except TypeError as error:  # torch 2.13 raises it for aten._slow_conv2d_forward.
         log.info("torch's FLOP formula does not take the arguments of %s: %s", packet, error)
         return 0.0
 
 
 def _attention_flops(node: fx.Node, *, products: int) -> float:
-    """FLOPs of `products` matrix products of attention; torch's registry lacks the CPU kernels.
+    """FLOPs of `products` matrix products of attention, for the CPU kernels.
 
-    The arguments end in query, key, value (batch, heads, length, dim) in the forward, and have
-    the output's gradient before them in the backward.
+    torch's registry does not have these. The first tensor arguments are query, key and value, each
+    (batch, heads, length, dim); in the backward, the output's gradient is before them.
     """
     tensors = [arg.meta["val"] for arg in node.args[:4] if isinstance(arg, fx.Node)]
     first = tensors[0]
@@ -115,7 +117,7 @@ def _attention_flops(node: fx.Node, *, products: int) -> float:
 
 
 def _concretise(value: Any) -> Any:
-    """What a flop formula needs of an argument: tensors and ints with their sizes as guess_int."""
+    """An argument for a FLOP formula: a meta tensor or an int, its sizes made ints by guess_int."""
     if isinstance(value, fx.Node):
         return tree_map(_concretise, value.meta.get("val"))
     if isinstance(value, torch.Tensor):

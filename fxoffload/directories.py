@@ -1,4 +1,4 @@
-"""Directories for spill files: which one is the default, and which can hold one at all."""
+"""Find the default directory for spill files, and check that a directory can hold one."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _MEMORY_FILESYSTEMS = frozenset({"tmpfs", "ramfs", "devtmpfs", "hugetlbfs"})
 
 
 def check_directory(path: Path) -> None:
-    """Raise ConfigError unless `path` is a writable directory on a file system that is a disk."""
+    """Raise ConfigError unless `path` is a writable directory on a disk, not in memory."""
     if not path.exists():
         raise ConfigError(f"directory={str(path)!r} does not exist; create it or name another")
     if not path.is_dir():
@@ -52,9 +52,9 @@ def find_filesystem(path: Path) -> str:
 
 
 def default_directory() -> Path:
-    """`$FXOFFLOAD_DIR`, else the first per-user directory on a real disk (made when missing).
+    """`$FXOFFLOAD_DIR`, else the first per-user directory on a real disk, which may be created.
 
-    Raises ConfigError when there is none.
+    Raises ConfigError if there is none.
     """
     named = os.environ.get(DIRECTORY_VARIABLE)
     if named:
@@ -79,7 +79,7 @@ def default_directory() -> Path:
 
 
 def normalise_directories(value: Any) -> tuple[str, ...] | None:
-    """Absolute paths of one directory or several, "~" expanded; None for None.
+    """Absolute paths of one or more directories, with "~" expanded; None for None.
 
     Raises ConfigError for anything else, and for a directory that is named twice.
     """

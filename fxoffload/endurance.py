@@ -1,4 +1,4 @@
-"""How long a drive lasts under a load: its write rating against the bytes that are written."""
+"""Project how long a drive lasts, from its write rating and the bytes that are written."""
 
 from __future__ import annotations
 
@@ -13,7 +13,10 @@ YEAR_DAYS = 365.25
 
 @dataclass(frozen=True, slots=True)
 class EnduranceProjection:
-    """`written_bytes` in `seconds`, and a drive that may take `rating_bytes`; print it."""
+    """The life of a drive with a write rating of `rating_bytes`; `print` it for a sentence.
+
+    written_bytes, seconds: the load, bytes that are written in that time.
+    """
 
     written_bytes: int
     seconds: float
@@ -21,14 +24,14 @@ class EnduranceProjection:
 
     @property
     def days(self) -> float:
-        """How long a new drive lasts if it goes on like this; inf when nothing is written."""
+        """Days that a new drive lasts at this rate; inf if nothing is written."""
         if self.written_bytes == 0:
             return math.inf
         return self.rating_bytes / self.written_bytes * self.seconds / DAY_SECONDS
 
     @property
     def years(self) -> float:
-        """As `days`."""
+        """`days` in years."""
         return self.days / YEAR_DAYS
 
     def __str__(self) -> str:
@@ -41,10 +44,10 @@ class EnduranceProjection:
 
 
 def project_endurance(written_bytes: int, seconds: float, rating: int | str) -> EnduranceProjection:
-    """Project the life of a drive from what a step, or a run, writes to it.
+    """Project the life of a drive from the bytes that a step or a run writes to it.
 
-    written_bytes: of a step or of many, as `nvme_written_bytes` of the statistics.
-    seconds: what that took, idle times included.
-    rating: "600TBW", "1.2PBW" or bytes; ConfigError for what is none of these.
+    written_bytes: of one or more steps, such as `nvme_written_bytes` of the statistics.
+    seconds: the time that these steps took, idle time included.
+    rating: "600TBW", "1.2PBW" or bytes; raises ConfigError for anything else.
     """
     return EnduranceProjection(written_bytes, seconds, parse_endurance("rating", rating))

@@ -1,4 +1,4 @@
-"""What fxoffload raises: every error names its subject, the fact and the remedy."""
+"""The exceptions of fxoffload: every message names its subject, the fact and the remedy."""
 
 from __future__ import annotations
 
@@ -38,9 +38,9 @@ class StoreClosed(StoreError):
 
 
 class ModifiedError(StoreError, RuntimeError):
-    """A saved tensor of the caller's was changed in place before its backward.
+    """A saved tensor that belongs to the caller was changed in place before its backward.
 
-    Without this package autograd raises a RuntimeError for it.
+    It is a RuntimeError, which autograd raises for this without fxoffload.
     """
 
 
@@ -49,4 +49,4 @@ class TransferError(StoreError):
 
 
 class ChecksumError(TransferError):
-    """Bytes came back, twice, other than they were written; the message has both digests."""
+    """Two reads of a value returned other bytes than were written; the message has both digests."""

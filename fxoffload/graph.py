@@ -1,7 +1,7 @@
-"""A forward and a backward graph, and read-only facts about their nodes.
+"""The forward and backward graph of a step, and queries about their nodes.
 
-Facts come from `node.meta["val"]`, the fake tensor (or symbolic int) that AOTAutograd leaves on
-every node.
+Queries change nothing. They read `node.meta["val"]`, the fake tensor (or symbolic int) that
+AOTAutograd puts on every node.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def get_tensor(node: fx.Node) -> torch.Tensor | None:
 
 
 def find_maker(node: fx.Node) -> fx.Node:
-    """The op whose result, or whose item of a tuple, `node` is."""
+    """The node that computes `node`: its tuple, if `node` is an item of one; else itself."""
     while node.target is getitem:
         (node, *_) = node.all_input_nodes
     return node
@@ -49,7 +49,7 @@ def get_output(graph: fx.Graph) -> fx.Node:
 
 
 def get_results(graph: fx.Graph) -> list[fx.Node | None]:
-    """What the output node of `graph` returns, in order; constants appear as None."""
+    """The nodes that the output node of `graph` returns, in order; a constant gives None."""
     (results,) = get_output(graph).args
     assert isinstance(results, list | tuple)
     return [value if isinstance(value, fx.Node) else None for value in results]
@@ -64,14 +64,14 @@ def get_saved(graph: TrainingGraph) -> list[fx.Node]:
 def find_alias_sources(node: fx.Node) -> list[fx.Node]:
     """The arguments of `node` whose storage its result shares.
 
-    An op tells by the alias annotations of its schema; where a schema is silent although the op
-    returns a view (`aten._unsafe_view`), the fake tensors of argument and result share a storage.
-    Only the node's own arguments count, so that equal metadata elsewhere cannot alias two values.
+    The schema of an op says so by alias annotations. A few ops return a view without an annotation
+    (`aten._unsafe_view`); then the fake tensors of argument and result share a storage. Only the
+    node's own arguments are compared, so that equal metadata elsewhere cannot alias two values.
     """
     if node.op != "call_function":
         return []
     if node.target is not getitem and isinstance(node.meta.get("val"), list | tuple):
-        # A tuple is no storage; its items are looked at one by one, below.
+        # A tuple has no storage; its items are handled one by one, below.
         return []
     operands: list[tuple[fx.Node, bool]]
     if node.target is getitem:
@@ -90,7 +90,7 @@ def find_alias_sources(node: fx.Node) -> list[fx.Node]:
 
 
 def is_view(node: fx.Node) -> bool:
-    """Whether `node` reads no data: its result is another look at an argument's storage."""
+    """Whether `node` is a view: it reads no data, and its result shares an argument's storage."""
     if node.op != "call_function":
         return False
     if node.target is getitem:
@@ -103,7 +103,7 @@ def is_view(node: fx.Node) -> bool:
 
 
 def find_views(roots: Iterable[fx.Node]) -> set[fx.Node]:
-    """The views of `roots`, and theirs; without `roots`."""
+    """All views of `roots`, also views of views; without `roots` themselves."""
     views: set[fx.Node] = set()
     pending = list(roots)
     while pending:
@@ -115,7 +115,7 @@ def find_views(roots: Iterable[fx.Node]) -> set[fx.Node]:
 
 
 def get_op_name(node: fx.Node) -> str:
-    """The name of the op that `node` calls, whatever its overload; "" for other functions."""
+    """The name of the op that `node` calls, without its overload; "" if it calls no op."""
     return getattr(getattr(node.target, "overloadpacket", None), "__name__", "")
 
 
@@ -127,23 +127,24 @@ def is_reduction(node: fx.Node) -> bool:
 
 
 def is_scatter(node: fx.Node) -> bool:
-    """Whether `node` puts values where indices say, as the gradient of an embedding does.
+    """Whether `node` writes values at positions given by an index tensor.
 
-    Not slice_scatter and the like, whose place is known: they are loops as others are.
+    The gradient of an embedding does. slice_scatter and the like do not: their positions are known,
+    and they are ordinary loops.
     """
     name = get_op_name(node)
     return "index_put" in name or name.startswith("scatter")
 
 
 def find_mutated(node: fx.Node) -> list[fx.Node]:
-    """The arguments of `node` that its schema says it writes to."""
+    """The arguments that `node` writes to, according to its schema."""
     if node.op != "call_function" or not isinstance(node.target, torch._ops.OpOverload):
         return []
     return [value for parameter, value in _bind(node) if parameter.is_written]
 
 
 def _schema_operands(node: fx.Node) -> Iterator[tuple[fx.Node, bool]]:
-    """Every tensor argument of `node`, and whether the schema says a result aliases it."""
+    """Every node argument of `node`, and whether its schema says that a result aliases it."""
     if isinstance(node.target, torch._ops.OpOverload):
         for parameter, value in _bind(node):
             yield value, parameter.is_returned
@@ -151,7 +152,7 @@ def _schema_operands(node: fx.Node) -> Iterator[tuple[fx.Node, bool]]:
 
 @dataclass(frozen=True, slots=True)
 class _Parameter:
-    """What the schema of an op says of a parameter: may a result alias it, is it written to."""
+    """A parameter of an op's schema: whether a result may alias it, and whether it is written."""
 
     name: str
     is_returned: bool
@@ -177,7 +178,7 @@ def _find_parameters(op: torch._ops.OpOverload) -> tuple[_Parameter, ...]:
 
 
 def _bind(node: fx.Node) -> Iterator[tuple[_Parameter, fx.Node]]:
-    """Pairs of parameter and node passed for it; a list argument gives several pairs."""
+    """Pairs of a parameter and the node that is passed for it; several for a list argument."""
     assert isinstance(node.target, torch._ops.OpOverload)
     for index, parameter in enumerate(_find_parameters(node.target)):
         value = node.args[index] if index < len(node.args) else node.kwargs.get(parameter.name)

@@ -14,21 +14,23 @@ from fxoffload.graph import TrainingGraph, get_tensor
 from fxoffload.planner.link import Link
 from fxoffload.profile import Profile
 
-# The delay of one transfer is that of a worker thread which waits for the interpreter lock: on a
-# CPU while a compiled kernel runs; on a GPU, whose kernels are only started, while Python does.
+# The latency of a transfer is the time that a worker thread waits for the interpreter lock. On a
+# CPU it waits while a compiled kernel runs; on a GPU, where kernels run asynchronously, only while
+# Python code runs.
 TRANSFER_LATENCY_SECONDS = 0.02
 GPU_TRANSFER_LATENCY_SECONDS = 0.002
-# No thread of ours has a part in copies between a GPU and host memory.
+# Copies between a GPU and host memory need no worker thread.
 GPU_COPY_LATENCY_SECONDS = 0.0002
 
-# Vectors of bools are converted one by one. Source: VecMask in ATen/cpu/vec/vec_mask.h; core
-# seconds by Inductor's kernel profile of a T5 with AVX-512, whose relu stores 8.4 million of them.
+# Core seconds for each bool: torch converts vectors of bools element by element. Source: VecMask in
+# ATen/cpu/vec/vec_mask.h; measured by Inductor's kernel profile of a T5 with AVX-512, whose relu
+# stores 8.4 million bools.
 MASK_STORE_CORE_SECONDS = 1.6e-8
 MASK_LOAD_CORE_SECONDS = 4e-9
 
-# The ranks of one job choose their cuts by these numbers: a cut decides which collectives are
-# computed again, so all ranks must choose the same one, and what each of them measures differs.
-# They are those of one common GPU or CPU with one drive. What moves, a rank decides by its own.
+# The ranks of one job choose their cuts by these numbers, which are those of a common GPU or CPU
+# with one drive. A cut decides which collectives are recomputed, so all ranks must choose the same
+# one, but their measured numbers differ. By its measured numbers, a rank decides what moves.
 _NOMINAL_SPEEDS = {"cpu": DeviceSpeed(5e11, 5e10), "cuda": DeviceSpeed(3e14, 2e12)}
 _NOMINAL_LINKS = {
     "nvme": Link(2e9, 3e9, TRANSFER_LATENCY_SECONDS),
@@ -37,9 +39,10 @@ _NOMINAL_LINKS = {
 
 
 def measure_links(config: OffloadConfig) -> dict[str, Link]:
-    """Bandwidth and latency from host memory to each tier.
+    """Bandwidth and latency between host memory and each tier, by tier.
 
-    The same in every process, as compile caches need it.
+    The numbers are the same in every process, as compile caches require. Raises the errors of
+    runtime.choose_engine.
     """
     tiers = {"nvme": runtime.choose_engine(config).bandwidth}
     if config.host_bytes and config.ioengine != "memory":
@@ -53,29 +56,40 @@ def measure_cost(
     graph: TrainingGraph,
     profile: Profile | None = None,
 ) -> CostModel:
-    """What the device of `graph` sustains, and what transfers over `links` take from it.
+    """The CostModel of the device of `graph`: its speed, and `links` as seen from this device.
 
-    The speed is that at the dtype of the first matrix product. Measured once on a machine, so that
-    every process plans with the same numbers. Raises as measure_links.
+    The speed is measured with the dtype of the first matrix product. On a CPU the links include the
+    compute time that a transfer takes from the cores; on a GPU they include the bus. All numbers
+    are measured once on a machine, so that every process plans with the same ones. Raises the
+    errors of measure_links.
     """
     device, dtype = _find_device(graph)
     with torch_internals.outside_of_tracing():
         speed = DeviceSpeed(*runtime.recall_speed(device, dtype), *_find_mask_seconds(device))
-        # The cores that transfers take from are those of the graph; the host tier's no others.
-        if device.type == "cpu":
-            taken = runtime.recall_contention(config).mean
-            links = {
-                tier: replace(link, compute_seconds_per_byte=taken) for tier, link in links.items()
-            }
-        elif device.type == "cuda":
-            links = _go_through(links, config, runtime.recall_exchange(device))
+        links = find_device_links(config, links, device)
     return CostModel(links, speed, profile)
 
 
-def find_nominal_cost(links: Iterable[str], graph: TrainingGraph) -> CostModel:
-    """Numbers that nobody measured: equal for equal graphs, whatever the machine.
+def find_device_links(
+    config: OffloadConfig, links: Mapping[str, Link], device: torch.device
+) -> dict[str, Link]:
+    """`links` as transfers from `device` see them, and what they take from its compute.
 
-    links: the tiers that there are.
+    Not to be called while tracing. Raises as measure_links.
+    """
+    # Transfers to all tiers, the host tier included, run on the cores that compute the graph.
+    if device.type == "cpu":
+        taken = runtime.recall_contention(config).mean
+        return {tier: replace(link, compute_seconds_per_byte=taken) for tier, link in links.items()}
+    if device.type == "cuda":
+        return _go_through(links, config, runtime.recall_exchange(device))
+    return dict(links)
+
+
+def find_nominal_cost(links: Iterable[str], graph: TrainingGraph) -> CostModel:
+    """A CostModel of nominal numbers: equal for equal graphs on every machine.
+
+    links: the names of the tiers.
     """
     device, _ = _find_device(graph)
     speed = _NOMINAL_SPEEDS.get(device.type, _NOMINAL_SPEEDS["cpu"])
@@ -83,7 +97,7 @@ def find_nominal_cost(links: Iterable[str], graph: TrainingGraph) -> CostModel:
 
 
 def _find_device(graph: TrainingGraph) -> tuple[torch.device, torch.dtype]:
-    """Where the graph computes, and the dtype of its first matrix product."""
+    """The device on which the graph computes, and the dtype of its first matrix product."""
     device, dtype = torch.device("cpu"), torch.float32
     for node in graph.forward.graph.nodes:
         tensor = get_tensor(node)
@@ -95,7 +109,7 @@ def _find_device(graph: TrainingGraph) -> tuple[torch.device, torch.dtype]:
 
 
 def _find_mask_seconds(device: torch.device) -> tuple[float, float]:
-    """Of one bool that a fused loop stores, and of one that it loads; see DeviceSpeed."""
+    """The mask_store_seconds and mask_load_seconds of DeviceSpeed."""
     if device.type != "cpu":
         return 0.0, 0.0
     threads = torch.get_num_threads()
@@ -105,7 +119,11 @@ def _find_mask_seconds(device: torch.device) -> tuple[float, float]:
 def _go_through(
     links: Mapping[str, Link], config: OffloadConfig, exchange: runtime.Bandwidth
 ) -> dict[str, Link]:
-    """`links` from a GPU, whose own copies fill host memory; a drive is no faster than they are."""
+    """`links` as seen from a GPU, whose transfers pass the bus.
+
+    exchange: the bandwidth of copies between the GPU and host memory. The host tier is as fast as
+    these; a drive is at most as fast.
+    """
     found: dict[str, Link] = {}
     for tier, link in links.items():
         if tier == "host" or (config.ioengine == "memory" and not config.checksum):

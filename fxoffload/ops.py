@@ -6,12 +6,12 @@
     release(t, x, block)                        y = wait(t, size, stride, dtype, device)
     return (..., t)                             ... first reader of y ...
 
-The ticket `t` is a one-element int64 CPU tensor. `release` and `prefetch` declare that they change
-it, so that no compiler drops them or swaps them with `wait`. The value comes out of `wait` alone,
-as data: a reader in front of it cannot be written down, and no pass of a compiler can make one.
-(With a `wait` that mutates the prefetched tensor, Inductor's CPU loop fusion moved readers across
-it: SchedulerNode.recompute_size_and_body forgets mutations, torch 2.13.) The real kernels are in
-`fxoffload.runtime.kernels`; this module only says what the ops mean.
+The ticket `t` is a one-element int64 CPU tensor. `release` and `prefetch` declare that they mutate
+it, so that no compiler drops them or swaps them with `wait`. Readers of the value take the result
+of `wait`, so the data dependency keeps them after it, and no compiler pass can move one before it.
+(With a `wait` that mutated the prefetched tensor instead, Inductor's CPU loop fusion moved readers
+across it: SchedulerNode.recompute_size_and_body forgets mutations, torch 2.13.) The real kernels
+are in `fxoffload.runtime.kernels`; this module only defines what the ops mean.
 """
 
 from __future__ import annotations
@@ -22,30 +22,32 @@ import torch
 
 NAMESPACE = "fxoffload"
 
-OpEvent = tuple[str, str]  # One op of a graph that ran: its kind, and the name of its value.
-# When each op ran, in seconds of compute since the first of its forward or backward.
+OpEvent = tuple[str, str]  # An op that ran: its kind ("offload", ...), and the name of its value.
+# By op: the seconds of compute between the first op of its forward or backward and this one.
 Clocks = Mapping[OpEvent, float]
 
-# needs_exact_strides: the bytes that leave are laid out as the graph says, so that views can be
-# replayed on them (torch_internals.keep_strides has Inductor heed it). cudagraph_unsafe: a recorded
-# graph must not replay a transfer to an old address.
+# needs_exact_strides: the moved bytes have the strides of the graph, so that views can be recreated
+# on them (torch_internals.keep_strides makes Inductor obey it). cudagraph_unsafe: a CUDA graph must
+# not replay a transfer to an old address.
 _TAGS = (torch.Tag.needs_exact_strides, torch.Tag.cudagraph_unsafe)
 _SCHEMAS = (
     # Starts to copy the storage of x out; returns the ticket. `store` is the key of the store,
-    # `name` the saved value in messages, `tier` "nvme" or "host". `owned` is False when x belongs
-    # to the caller, so that it may never be handed to the backward as scratch memory.
-    # `duplicate_bytes`: bytes of other saved views that this one transfer stands for.
-    # `graph`: under what the runtime knows the graph, whose steps it records where asked to.
+    # `name` the name of the saved value in messages, `tier` "nvme" or "host". `owned` is False if x
+    # belongs to the caller: then x itself is never given to the backward as memory to overwrite.
+    # `duplicate_bytes`: bytes of other saved views of x, which need no transfer of their own.
+    # `graph`: identifies the graph to the runtime, which records its steps; "" for no recording.
     "offload(Tensor x, str store, str name, str tier, bool owned, SymInt duplicate_bytes, "
     'str graph="") -> Tensor',
-    # No forward node after this one reads x. With block=True the call returns only when the
-    # memory of x may be overwritten; block=False (nothing follows) leaves x to the store.
+    # States that no later node of the forward reads x. With block=True it returns only when the
+    # memory of x may be overwritten. block=False leaves x to the store: no later result may be
+    # put into its memory (torch_internals.FusedAtLast has Inductor heed it).
     "release(Tensor(a!) ticket, Tensor x, bool block) -> ()",
     # Allocates memory for the value and starts to read into it.
     "prefetch(Tensor(a!) ticket) -> ()",
-    # Returns the value once it is there; raises TransferError when the bytes cannot be had.
-    "wait(Tensor ticket, SymInt[] size, SymInt[] stride, ScalarType dtype, Device device)"
-    " -> Tensor",
+    # Returns the value once it is in memory; raises TransferError if it cannot be read.
+    # `owned`: as in offload; where False, the result may be the caller's own tensor.
+    "wait(Tensor ticket, SymInt[] size, SymInt[] stride, ScalarType dtype, Device device, "
+    "bool owned=True) -> Tensor",
 )
 
 LIBRARY = torch.library.Library(NAMESPACE, "DEF")
@@ -85,6 +87,7 @@ def _fake_wait(
     stride: Sequence[int],
     dtype: torch.dtype,
     device: torch.device,
+    owned: bool = True,
 ) -> torch.Tensor:
     return torch.empty_strided(size, stride, dtype=dtype, device=device)
 

@@ -1,7 +1,7 @@
-"""Plans on disk, beside the compiled graphs that torch's caches keep.
+"""Keep plans on disk, beside the compiled graphs in torch's caches.
 
-A process that finds its compiled graphs in a cache partitions nothing, and so makes no plan; the
-plan that they were made by comes from here.
+A process that finds its compiled graphs in those caches does not partition, and so makes no plan;
+it reads here the plan by which the graphs were compiled.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from fxoffload.planner.graph_model import GraphModel, HalfModel
 from fxoffload.planner.plan import Decision, Keep, Offload, Plan, SavedValue
 from fxoffload.torch_internals import describe_tracing
 
@@ -26,16 +27,16 @@ log = logging.getLogger(__name__)
 
 
 def find_plan_path(folder: Path, gm: fx.GraphModule, inputs: Sequence[Any], identity: str) -> Path:
-    """The file for the plan of the Dynamo graph `gm`, under everything that `identity` names."""
+    """The path of the plan of the Dynamo graph `gm`; for the arguments see hash_graph."""
     return folder / f"{hash_graph(gm, inputs, identity)}.json"
 
 
 def hash_graph(gm: fx.GraphModule, inputs: Sequence[Any], identity: str) -> str:
-    """A digest of a Dynamo graph, and of what its compilation depends on beside it.
+    """A digest of a Dynamo graph, and of everything else that its compilation depends on.
 
-    That is the code of the graph and of the bodies of its higher-order ops, the layout of its
-    inputs and which of them need gradients, torch's version and the modes it traces in, and
-    `identity`.
+    It covers the code of the graph and of the bodies of its higher-order ops, the layout of the
+    inputs and which of them need gradients, torch's version, the modes that it traces in, and
+    `identity`, which names what the partitioner depends on (see OffloadPartitioner).
     """
     bodies = (
         f"{name}: {module.code}"
@@ -55,16 +56,19 @@ def _describe_input(item: Any) -> str:
     return f"{item.dtype} {list(item.shape)} {strides} {item.device}{grad}"
 
 
-def keep_plan(path: Path, plan: Plan) -> None:
-    """Write `plan`, in one piece; a folder that takes no file is only logged."""
-    write_whole(path, encode_plan(plan).encode())
+def keep_plan(path: Path, plan: Plan, model: GraphModel | None = None) -> None:
+    """Write `plan`, and the model of its graph if there is one, atomically to `path`.
+
+    A failure is only logged.
+    """
+    write_whole(path, encode_plan(plan, model).encode())
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """Write a file in one piece, its folder too; one that takes no file is only logged."""
+    """Write `content` to `path`, atomically, and make its folder; a failure is only logged."""
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        # In a folder of its own, which goes whatever happens.
+        # The temporary folder is removed even if the write fails.
         with tempfile.TemporaryDirectory(dir=path.parent) as folder:
             with tempfile.NamedTemporaryFile(dir=folder, delete=False) as file:
                 file.write(content)
@@ -73,8 +77,8 @@ def write_whole(path: Path, content: bytes) -> None:
         log.info("%s cannot be written, a later process will not know it: %s", path, error)
 
 
-def recall_plan(path: Path) -> Plan | None:
-    """The plan that keep_plan wrote, or None where there is none that can be read."""
+def recall_plan(path: Path) -> tuple[Plan, GraphModel | None] | None:
+    """What keep_plan wrote to `path`; None if there is nothing, or it cannot be read."""
     try:
         return decode_plan(path.read_text())
     except FileNotFoundError:
@@ -84,26 +88,44 @@ def recall_plan(path: Path) -> Plan | None:
         return None
 
 
-def encode_plan(plan: Plan) -> str:
-    """`plan` as JSON; decode_plan gives it back."""
+def encode_plan(plan: Plan, model: GraphModel | None = None) -> str:
+    """Both as JSON; decode_plan gives them back."""
     decisions = [{"kind": type(each).__name__, **asdict(each)} for each in plan.decisions]
-    return json.dumps({**asdict(plan), "decisions": decisions})
+    known = None if model is None else asdict(model)
+    return json.dumps({**asdict(plan), "decisions": decisions, "model": known})
 
 
-def decode_plan(text: str) -> Plan:
-    """The plan that encode_plan wrote. Raises ValueError for any other text."""
+def decode_plan(text: str) -> tuple[Plan, GraphModel | None]:
+    """What encode_plan wrote. Raises ValueError for any other text."""
     try:
         record: dict[str, Any] = json.loads(text)
+        known = record.pop("model")
+        model = None if known is None else _decode_model(**known)
         record["values"] = tuple(_decode_value(**value) for value in record["values"])
         record["decisions"] = tuple(_decode_decision(**each) for each in record["decisions"])
         record["kept_at_peak"] = tuple((reason, size) for reason, size in record["kept_at_peak"])
-        return Plan(**record)
+        return Plan(**record), model
     except (KeyError, TypeError, RecursionError) as error:
         raise ValueError(f"no record of a plan: {error!r}") from error
 
 
 def _decode_decision(*, kind: str, **fields: Any) -> Decision:
     return {"Keep": Keep, "Offload": Offload}[kind](**fields)
+
+
+def _decode_model(
+    *, forward: dict[str, Any], backward: dict[str, Any], values: list[dict[str, Any]]
+) -> GraphModel:
+    return GraphModel(
+        _decode_half(**forward),
+        _decode_half(**backward),
+        tuple(_decode_value(**value) for value in values),
+    )
+
+
+def _decode_half(*, seconds: list[float], fixed_bytes: list[int], ops: list[Any]) -> HalfModel:
+    placed = (((str(kind), str(name)), int(position)) for (kind, name), position in ops)
+    return HalfModel(tuple(seconds), tuple(fixed_bytes), tuple(placed))
 
 
 def _decode_value(*, members: list[str], **fields: Any) -> SavedValue:

@@ -1,4 +1,4 @@
-"""The sizes that a graph was planned for under a budget, and a word where a call exceeds them."""
+"""Under a budget: the symbolic sizes that a plan assumes, and a warning if a call exceeds them."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ MIB = 2**20
 
 
 class SizedGraph:
-    """Calls `compiled`; warns of the first call whose sizes exceed what `plan` was made for.
+    """Calls `compiled`, and warns at the first call whose sizes exceed those of the plan.
 
-    sizes: see find_planned_sizes. budget_bytes: what the plan keeps to.
+    sizes: from find_planned_sizes. budget_bytes: the budget of `plan`.
     """
 
     def __init__(
@@ -33,7 +33,7 @@ class SizedGraph:
         self._budget_bytes = budget_bytes
 
     def __call__(self, *args: Any) -> Any:
-        """What the compiled graph returns."""
+        """Call the compiled graph, and return its result."""
         for index, planned in self._sizes.items():
             if args[index] > planned:
                 self._warn(planned, args[index])
@@ -55,7 +55,7 @@ class SizedGraph:
 
 
 def warn_of_uncounted(plan: Plan) -> None:
-    """Say that a plan under a budget does not know how large some values will be."""
+    """Warn if some values have no known size, so that the predicted peak does not count them."""
     names = [
         value.name
         for value, decision in zip(plan.values, plan.decisions, strict=True)
@@ -72,9 +72,9 @@ def warn_of_uncounted(plan: Plan) -> None:
 
 
 def find_planned_sizes(inputs: Sequence[Any]) -> dict[int, int]:
-    """By index among the arguments of a Dynamo graph: what its symbolic sizes count as in a plan.
+    """By index of a symbolic argument of a Dynamo graph: the size that a plan assumes.
 
-    Dynamo passes the value of every symbol as an argument of its own.
+    Dynamo passes the value of every symbol as a separate argument.
     """
     return {
         index: guess_int(item)

@@ -20,6 +20,7 @@ from fxoffload.graph import TrainingGraph, get_tensor
 from fxoffload.machine import find_nominal_cost, measure_cost, measure_links
 from fxoffload.ops import Clocks
 from fxoffload.passes import PassOptions
+from fxoffload.planner.graph_model import GraphModel
 from fxoffload.planner.plan import Cut, Plan
 from fxoffload.planner.simulation import Simulation
 from fxoffload.profile import Profile
@@ -49,14 +50,16 @@ def build_partitioner(
     profile: Profile | None = None,
     cost: CostModel | None = None,
     on_transformed: TransformCallback | None = None,
+    on_modelled: Callable[[GraphModel], None] | None = None,
     on_partitioned: Callable[[TrainingGraph], None] | None = None,
 ) -> OffloadPartitioner:
     """A partitioner that plans and rewrites.
 
     store: key of the store that must hold what moves; "" where nothing will run. key: under what
     the runtime knows the graph, its machine included. profile: what its nodes took before. cost:
-    of other hardware than this machine. on_partitioned sees the chosen partition before it is
-    rewritten, on_transformed the result.
+    of other hardware than this machine. on_modelled: lets the ops follow schedules, and sees what
+    these are made from; not called where nothing may move. on_partitioned sees the chosen partition
+    before it is rewritten, on_transformed the result.
     """
     links = measure_links(config) if config.enabled and cost is None else {}
     ranks = cost is None and is_distributed()
@@ -71,11 +74,18 @@ def build_partitioner(
             known = cost or measure_cost(config, links, graph, profile)
             cut_cost = find_nominal_cost(links, graph) if ranks else None
             options = build_options(config, known, store, key, cut_cost=cut_cost)
-            plan = passes.transform_graph(
-                graph, options, repartition=build, before_rewrite=on_partitioned
-            )
-            if not plan.offloads:
-                plan = _restore_order(graph, plan, orders[graph.forward], options)
+            if on_modelled is not None:
+                plan, model = passes.prepare_graph(
+                    graph, options, repartition=build, before_rewrite=on_partitioned
+                )
+                if model is not None:
+                    on_modelled(model)
+            else:
+                plan = passes.transform_graph(
+                    graph, options, repartition=build, before_rewrite=on_partitioned
+                )
+                if not plan.offloads:
+                    plan = _restore_order(graph, plan, orders[graph.forward], options)
             log.info("%s", plan)
             if store:
                 reserve(store, plan)
@@ -84,7 +94,10 @@ def build_partitioner(
         return graph.forward, graph.backward
 
     # Speed and contention follow from the graph, the options and the machine, all in `key`.
-    identity = f"fxoffload {hash_sources()} {config.key} {key} {sorted(links.items())} {cost}"
+    scheduled = " follows schedules" if on_modelled is not None else ""
+    identity = (
+        f"fxoffload{scheduled} {hash_sources()} {config.key} {key} {sorted(links.items())} {cost}"
+    )
     if ranks:
         identity += " the same cut on all ranks"
     if profile is not None:

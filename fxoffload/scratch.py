@@ -1,7 +1,8 @@
-"""Memory that kernels take from the allocator while they run, and for themselves.
+"""Scratch memory: bytes that a kernel allocates for itself while it runs.
 
-Read off the allocator: attention on an H200 with torch 2.11, convolutions on a CPU with AVX-512
-and torch 2.13. What is left out there stays below 3 MiB or an eighth of the operands.
+The formulas were checked against the allocator: attention on an H200 with torch 2.11, convolutions
+on a CPU with AVX-512 and torch 2.13. Scratch memory that they do not count was below 3 MiB, or an
+eighth of the operands.
 """
 
 from __future__ import annotations
@@ -21,13 +22,13 @@ _SUMMED_IN_FLOAT32 = (
     aten._scaled_dot_product_cudnn_attention_backward,
     aten._scaled_dot_product_flash_attention_backward,
 )
-# oneDNN computes in these, other dtypes go through a matrix of all windows.
+# oneDNN convolves these dtypes on a CPU; for others, torch builds a matrix of all windows.
 _BLOCKED_DTYPES = (torch.float32, torch.bfloat16)
-_BLOCKS = {"AVX512": 16, "AVX2": 8}  # Channels that lie together, by what a CPU can.
+_BLOCKS = {"AVX512": 16, "AVX2": 8}  # Channels in a block of oneDNN's layout, by CPU capability.
 
 
 def count_scratch_bytes(node: fx.Node) -> int:
-    """Bytes that the kernel of `node` takes beside its operands and results."""
+    """Bytes that the kernel of `node` allocates beside its operands and results."""
     packet = getattr(node.target, "overloadpacket", None)
     if packet in _SUMMED_IN_FLOAT32:
         return _count_query_sums(node)
@@ -39,7 +40,7 @@ def count_scratch_bytes(node: fx.Node) -> int:
 
 
 def _count_query_sums(node: fx.Node) -> int:
-    """The gradient of attention's queries is added up in float32, beside its softmax's sums.
+    """Scratch bytes of attention's backward: the queries' gradient and softmax sums, in float32.
 
     Source: aten's cudnn/MHA.cpp and flash_attn/flash_api.cpp (dq_accum).
     """
@@ -49,7 +50,7 @@ def _count_query_sums(node: fx.Node) -> int:
 
 
 def _count_convolution(node: fx.Node) -> int:
-    """On a CPU; a GPU's workspaces are cudnn's, which knows no bound."""
+    """Scratch bytes on a CPU; 0 on a GPU, as cudnn states no bound for its workspaces."""
     x, weight = _find_tensor(node, 0), _find_tensor(node, 1)
     y = get_tensor(node)
     assert y is not None
@@ -59,9 +60,9 @@ def _count_convolution(node: fx.Node) -> int:
     if x.dtype not in _BLOCKED_DTYPES:
         return _count_windows(x, weight, y, groups, copies=1)
     blocked = _count_blocked(x) + count_bytes(weight) + _count_blocked(y)
-    # The result is put in plain order when the blocks of x are free again.
+    # The blocks of x are freed before the result is converted to plain order.
     scratch = max(blocked - count_bytes(y), _count_blocked(y))
-    # Transposed, the bias is added to a copy.
+    # A transposed convolution adds the bias to a copy of the result.
     return scratch + count_bytes(y) * (bool(transposed) and bias is not None)
 
 
@@ -77,22 +78,23 @@ def _count_convolution_backward(node: fx.Node) -> int:
     if wanted[0]:
         blocked = _count_blocked(gradient) + count_bytes(weight) + _count_blocked(x)
         of_x = max(blocked - count_bytes(x), _count_blocked(x))
-    if wanted[1]:  # Last, beside the other gradient.
+    if wanted[1]:  # Computed last, while the gradient of x is in memory.
         of_weight = _count_blocked(x, padded=False) + _count_blocked(gradient)
-        if weight.dtype is not torch.float32:  # It is added up in that.
+        if weight.dtype is not torch.float32:  # The gradient of the weight is summed in float32.
             of_weight += weight.numel() * torch.float32.itemsize
-        of_x -= count_bytes(weight)  # There is no gradient of the weight yet.
+        of_x -= count_bytes(weight)  # The gradient of the weight is not in memory yet.
     return max(of_x, of_weight)
 
 
 def _is_plain(x: torch.Tensor) -> bool:
-    """Whether a convolution on a CPU puts `x` in another order first: not what is channels_last."""
+    """Whether a CPU convolution reorders `x` first; it does not if `x` is channels_last."""
     return x.device.type == "cpu" and x.is_contiguous()
 
 
 def _count_blocked(x: torch.Tensor, *, padded: bool = True) -> int:
-    """Bytes of `x` in blocks of channels; fewer than a block stay as they are if not `padded`.
+    """Bytes of a copy of `x` in blocks of channels, as oneDNN lays it out.
 
+    padded: whether fewer channels than a block are padded to one; if not, they are not copied.
     Source: oneDNN's memory formats (nChw16c).
     """
     block = _BLOCKS.get(torch.backends.cpu.get_cpu_capability(), 1)
@@ -105,9 +107,9 @@ def _count_blocked(x: torch.Tensor, *, padded: bool = True) -> int:
 def _count_windows(
     x: torch.Tensor, weight: torch.Tensor, y: torch.Tensor, groups: Any, *, copies: int
 ) -> int:
-    """The matrix of what each result is made of. Source: aten's ConvolutionMM2d.cpp (columns).
+    """Bytes of the matrix of all windows. Source: aten's ConvolutionMM2d.cpp (columns).
 
-    copies: how many operands each of several groups copies its part of.
+    copies: the number of operands of which each group copies its part, if there are several groups.
     """
     groups = guess_int(groups)
     batch, channels, *_ = map(guess_int, x.size())

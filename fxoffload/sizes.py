@@ -1,4 +1,4 @@
-"""Sizes and ratings as users write them: "8GiB", "1.5 GB", "600TBW"."""
+"""Parse and format sizes, rates and write ratings: "8GiB", "6.5GB/s", "600TBW"."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def parse_bytes(field: str, value: int | str | None, *, extra: str = "") -> int:
 
 
 def parse_endurance(field: str, value: int | str) -> int:
-    """Bytes of a drive's write rating: "600TBW", "1.2PBW", or as parse_bytes; more than 0.
+    """Bytes of a drive's write rating, above 0: "600TBW", "1.2PBW", or as in parse_bytes.
 
     Raises ConfigError naming `field` and the accepted forms.
     """
@@ -59,7 +59,7 @@ def parse_endurance(field: str, value: int | str) -> int:
 
 
 def parse_byte_rate(field: str, value: float | str) -> float:
-    """Bytes a second of `value`: a number, or text such as "6.5GB/s"; more than 0.
+    """Bytes per second, above 0, of `value`: a number, or text such as "6.5GB/s".
 
     Raises ConfigError naming `field` and the accepted forms.
     """
@@ -67,7 +67,7 @@ def parse_byte_rate(field: str, value: float | str) -> float:
 
 
 def parse_flop_rate(field: str, value: float | str) -> float:
-    """Operations a second of `value`: a number, or text such as "312TFLOP/s"; more than 0.
+    """Operations per second, above 0, of `value`: a number, or text such as "312TFLOP/s".
 
     Raises ConfigError naming `field` and the accepted forms.
     """
@@ -75,7 +75,7 @@ def parse_flop_rate(field: str, value: float | str) -> float:
 
 
 def format_bytes(nbytes: float) -> str:
-    """`nbytes` for a person: "512 B", "3.2 GiB"."""
+    """`nbytes` as readable text: "512 B", "3.2 GiB"."""
     for unit in ("B", "KiB", "MiB", "GiB"):
         if nbytes < 1024:
             return f"{nbytes:.0f} B" if unit == "B" else f"{nbytes:.1f} {unit}"

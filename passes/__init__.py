@@ -1,20 +1,20 @@
-"""Graph in, graph out: the passes over a forward and a backward graph.
+"""The passes over a forward and a backward graph: analyses, rewrites, and their pipeline.
 
-| pass               | needs                      | leaves                                         |
+| pass               | needs                      | gives                                          |
 |--------------------|----------------------------|------------------------------------------------|
-| hoist_saved        | partitioned graphs         | early what only the backward needs             |
-| hoist_reductions   | partitioned graphs         | early sums in the backward                     |
-| restore_order      | nothing new or gone        | torch's own order, where nothing moves         |
+| hoist_saved        | partitioned graphs         | nodes for the backward alone, moved up         |
+| hoist_reductions   | partitioned graphs         | reductions of the backward, moved up           |
+| restore_order      | the same nodes as before   | torch's own order, for graphs that move nothing|
 | find_saved_values  | partitioned graphs         | a SavedValue for each saved storage            |
-| build_step         | saved values, cost model   | a Step; seconds of nodes, lives of storages    |
-| (choose_offloads)  | a step                     | a Plan, by fxoffload.planner                   |
-| insert_transfers   | a plan                     | the four ops, in trivially right places        |
-| schedule_transfers | inserted ops, the plan     | releases and prefetches where the plan says    |
-| find_profile       | a step, when its ops ran   | a Profile: what nodes took, by the roofline    |
+| build_step         | saved values, cost model   | a Step: seconds of nodes, lifetimes of storages|
+| (choose_offloads)  | a step                     | a Plan, made by fxoffload.planner              |
+| insert_transfers   | a plan                     | the four ops, each at a legal place            |
+| schedule_transfers | inserted ops, the plan     | releases and prefetches at the planned places  |
+| find_profile       | a step, clocks of its ops  | a Profile: measured over roofline seconds      |
 | verify_transfers   | any graph                  | nothing; raises GraphError on a broken rule    |
 
-`choose_offloads` tries sets of values: `place_transfers` says where their transfers stand, and
-`fxoffload.planner.simulation` what the step then takes.
+`choose_offloads` tries sets of values: `place_transfers` places their transfers, and
+`fxoffload.planner.simulation` predicts the step that results.
 
 No pass touches a file or a stream, or imports another pass; `pipeline` puts them in order.
 """
@@ -30,7 +30,7 @@ from fxoffload.passes.hoisting import (
 from fxoffload.passes.insertion import insert_transfers
 from fxoffload.passes.lifetimes import find_saved_values
 from fxoffload.passes.partition_choice import PassOptions, choose_partition, make_plan
-from fxoffload.passes.pipeline import calibrate, run_passes, transform_graph
+from fxoffload.passes.pipeline import calibrate, prepare_graph, run_passes, transform_graph
 from fxoffload.passes.scheduling import schedule_transfers
 from fxoffload.passes.step_model import build_step
 from fxoffload.passes.verification import verify_transfers
@@ -49,6 +49,7 @@ __all__ = [
     "hoist_saved",
     "insert_transfers",
     "make_plan",
+    "prepare_graph",
     "restore_order",
     "run_passes",
     "schedule_transfers",

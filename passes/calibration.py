@@ -1,12 +1,13 @@
-"""Calibration: from when the ops of a step ran, what its nodes took. Pure data, no torch.fx.
+"""Calibration: compute the seconds of nodes from the times at which the ops of a step ran.
 
     clock   0.0          0.9                    2.1
             offload(a)   offload(b)             release(a)
     nodes              n1  n2                n3  n4  n5       roofline: 0.2 each
     factors            2.25 each             2.0 each
 
-The clock of an op counts the seconds of compute from the first op of its graph on. Between two ops
-all nodes are given the same factor; ops that are too close to each other to tell are passed over.
+The clock of an op counts the seconds of compute since the first op of its graph. All nodes between
+two ops get the same factor, measured over roofline seconds. An op is skipped if it is too close to
+the one before it to measure the nodes between them. Works on plain data, not on torch.fx.
 """
 
 from __future__ import annotations
@@ -20,9 +21,10 @@ from fxoffload.planner.plan import Plan
 from fxoffload.planner.simulation import Step, Transfer
 from fxoffload.profile import Profile
 
-# Of the roofline seconds of a forward or a backward: what is shorter is noise.
+# The least time between two ops that is measured, as a share of the roofline seconds of the
+# forward or the backward; a shorter time is noise.
 MIN_SHARE = 0.01
-# Of the measured seconds, the least that is held to be the nodes' own.
+# The least share of the measured seconds that is attributed to the nodes, not to the transfers.
 LEAST_OWN_SHARE = 0.5
 
 
@@ -32,12 +34,12 @@ def find_profile(
     clocks: Clocks,
     links: Mapping[str, Link],
 ) -> Profile:
-    """The Profile of a `step` that ran with `transfers`, whose seconds are those of the roofline.
+    """The Profile of `step`, which ran with `transfers`; `step.seconds` are roofline seconds.
 
-    clocks: seconds by op, see above; ops that are not in it were not seen. Nodes before the first
-    and behind the last op of a graph get the mean factor of that graph. What the transfers took
-    from compute, by `links`, is taken off: from all nodes of a graph in equal parts, as a transfer
-    goes on for longer than it takes to start it.
+    clocks: the clock of each op in seconds (see the module); an op may be missing. Nodes before the
+    first op and after the last op of a graph get the mean factor of that graph. The compute time
+    that the transfers took, by `links`, is subtracted from all nodes of a graph in equal shares,
+    not only from those next to an op: a transfer goes on long after it was started.
     """
     moved = [value for value in step.values if value.name in transfers]
     taken = sum(
@@ -53,7 +55,7 @@ def find_profile(
         points = _find_points(step, transfers, clocks, kinds)
         found, segments = _divide(step, positions, points)
         seconds = sum(end - start for start, end in segments)
-        # A probe in a bad minute must not explain everything away.
+        # `taken` comes from a probe; if that was disturbed, `taken` can exceed all measured time.
         own = max(LEAST_OWN_SHARE, 1.0 - taken / seconds) if seconds else 1.0
         found = {position: own * factor for position, factor in found.items()}
         seconds *= own
@@ -62,13 +64,13 @@ def find_profile(
         mean = seconds / roofline if roofline else 1.0
         for position in positions:
             if step.seconds[position] > 0.0:
-                # A node that is computed again in the backward keeps its forward's factor.
+                # A recomputed node has the name of its forward node, and keeps that one's factor.
                 factors.setdefault(step.names[position], found.get(position, mean))
     return Profile(tuple(sorted(factors.items())), measured / predicted if predicted else 1.0)
 
 
 def find_transfers(step: Step, plan: Plan) -> dict[str, Transfer]:
-    """Where the transfers of `plan`, which was made for `step`, stand."""
+    """The positions in `step` of the transfers of `plan`, by value; `plan` was made for `step`."""
     forward = {name: p for p, name in reversed(list(enumerate(step.names[: step.forward_length])))}
     backward = {
         name: step.forward_length + position
@@ -92,7 +94,7 @@ def _find_points(
     clocks: Clocks,
     kinds: Iterable[str],
 ) -> list[tuple[int, float]]:
-    """Position and clock of the ops of `kinds`; the clock runs with the positions."""
+    """Position and clock of each measured op of `kinds`, both in ascending order."""
     points: list[tuple[int, float]] = []
     for value in step.values:
         transfer = transfers.get(value.name)
@@ -110,7 +112,7 @@ def _find_points(
             if (kind, value.name) in clocks
         ]
     points.sort()
-    # A compiler may have let neighbours change places.
+    # A compiler may have swapped neighbouring ops, so the clocks are made to ascend.
     return list(
         zip(
             [position for position, _ in points],
@@ -123,7 +125,7 @@ def _find_points(
 def _divide(
     step: Step, positions: range, points: Iterable[tuple[int, float]]
 ) -> tuple[dict[int, float], list[tuple[float, float]]]:
-    """Factors by position, and the stretches of the clock that they are from."""
+    """Factors by position, and the intervals of the clock that they were measured in."""
     elapsed = [0.0, *accumulate(step.seconds)]
     least = MIN_SHARE * (elapsed[positions.stop] - elapsed[positions.start])
     found: dict[int, float] = {}

@@ -1,9 +1,10 @@
-"""Footprint: which storages of a graph lie in memory, and how long, once loops are fused.
+"""Footprint: which storages of a graph are in memory, and how long, once loops are fused.
 
-A result that only loops read is taken to live in registers, as Inductor fuses it or computes it
-again in each loop, unless that reads too much; its inputs then live until those loops have run.
-One that a call reads through a view is stored for that call, and loops in front of it compute it
-for themselves. Reads `meta["val"]`; changes nothing.
+A call is a node for which Inductor calls a library, such as a matrix product; all other nodes are
+loops. A result that only loops read is assumed to stay in registers: Inductor fuses its loop with
+those, or recomputes it in each of them, unless that reads too much. Its inputs then live until
+those loops have run. A result that a call reads through a view is stored when that call runs; loops
+before the call recompute it. Reads `meta["val"]`; changes nothing.
 """
 
 from __future__ import annotations
@@ -35,13 +36,13 @@ from fxoffload.torch_internals.tensor_sizes import count_bytes
 
 @dataclass(frozen=True, slots=True)
 class Loop:
-    """What one result is computed by: the storages that are read, and the nodes."""
+    """The loop that computes one result: the storages that it reads, and its nodes."""
 
     reads: frozenset[fx.Node]
     nodes: frozenset[fx.Node]
 
     def count_ops(self) -> int:
-        """Ops as Inductor counts them: reads and constants are some too."""
+        """The number of ops as Inductor counts them: reads and constants count too."""
         arguments = {
             argument
             for node in self.nodes
@@ -52,12 +53,12 @@ class Loop:
 
 
 class Footprint:
-    """Which storages of a graph lie in memory, and until when.
+    """Which storages of a graph are in memory, and until when.
 
-    members: the nodes that look at each storage, by the node that makes it. in_memory: the makers
-    of those that are written to memory. last_use: position of the last loop or call that reads it,
-    be it to compute what lies in registers. roots: the maker of the storage that each node looks
-    at.
+    The root of a storage is the first node that has it. roots: the root of each node's storage.
+    members: by root, all nodes that share the storage. in_memory: the roots whose storages are
+    written to memory. last_use: by root, the position of the last loop or call that reads the
+    storage, also to recompute a result that stays in registers.
     """
 
     def __init__(self, graph: fx.Graph, *, fuses: bool) -> None:
@@ -74,19 +75,19 @@ class Footprint:
             self.members[root] = sorted(component, key=self.position.__getitem__)
             self.roots.update(dict.fromkeys(component, root))
         self._readers = {root: self._find_readers(root) for root in self.members}
-        # From which position on a storage lies in memory; readers before it compute it themselves.
+        # By root: the position from which the storage is in memory. Readers before it recompute it.
         self._stored: dict[fx.Node, int] = {}
-        # What each storage is computed from, in memory, and in what way.
+        # By root: the storages in memory that it is computed from, and the loop that does it.
         self._sources: dict[fx.Node, frozenset[fx.Node]] = {}
         self._loops: dict[fx.Node, Loop] = {}
-        self._realized: set[fx.Node] = set()  # Those that no other loop computes again.
+        self._realized: set[fx.Node] = set()  # Roots that no other loop recomputes.
         self._calls = {node for node in self.nodes if self._is_call(node)}
         self._call_positions = [self.position[node] for node in self.nodes if node in self._calls]
         roots = sorted(self.members, key=self.position.__getitem__)
         for root in roots:
             self._sources[root], self._loops[root] = self._find_loop(root)
             self._stored[root] = self._find_stored(root)
-        self._computed: dict[fx.Node, int] = {}  # The last position at which each is computed.
+        self._computed: dict[fx.Node, int] = {}  # By root: the last position that computes it.
         self.last_use: dict[fx.Node, int] = {}
         for root in reversed(roots):
             self._computed[root], self.last_use[root] = self._find_last_uses(root)
@@ -104,13 +105,13 @@ class Footprint:
         return 0 if tensor is None else count_bytes(tensor)
 
     def estimate_seconds(self, cost: CostModel) -> list[float]:
-        """Seconds of each node."""
+        """Seconds of each node, in the order of the graph."""
         traffic = dict.fromkeys(self.nodes, 0)
         masks = dict.fromkeys(self.nodes, 0.0)
         for root, sources in self._sources.items():
             if root in self.in_memory and root.op == "call_function":
                 maker = find_maker(root)
-                # What several results of one node share is read once.
+                # A node with several results reads its operands once.
                 reads = [] if traffic[maker] else list(sources)
                 traffic[maker] += sum(map(self.nbytes, reads)) + self.nbytes(root)
                 if maker not in self._calls:
@@ -124,7 +125,10 @@ class Footprint:
         ]
 
     def find_names(self) -> tuple[str, ...]:
-        """Names of nodes to stand in front of: a view or dead node may go, so the next other."""
+        """By position: the name of the node before which a transfer at this position is inserted.
+
+        A later pass may erase a view or a dead node, so the next node that is neither is named.
+        """
         names: list[str] = []
         alive: set[fx.Node] = set()
         name = self.nodes[-1].name
@@ -147,7 +151,10 @@ class Footprint:
         return [user for user in users if user not in self._views]
 
     def _find_stored(self, root: fx.Node) -> int:
-        """As Inductor decides: when it is made, for its first call, or not at all."""
+        """The position from which the storage of `root` is in memory, as Inductor decides.
+
+        That is where it is computed, its first call, or the number of nodes for never.
+        """
         if root.op != "call_function":
             return 0 if root.op == "placeholder" else len(self.nodes)
         maker, readers = find_maker(root), self._readers[root]
@@ -161,7 +168,7 @@ class Footprint:
             divided = any(self._is_divided(root, self.position[reader]) for reader in readers)
             if divided or self._is_reduced_for(readers):
                 return born
-        # Of its users Inductor sees views, not what reads them.
+        # Inductor looks at direct users only: not at a call that reads through a view.
         if len(self._loops[root].reads) > 1 and any(
             user in self._calls for user in root.users if user not in self._views
         ):
@@ -170,7 +177,10 @@ class Footprint:
         return min(calls, default=len(self.nodes))
 
     def _is_too_much(self, root: fx.Node, *, reused: bool) -> bool:
-        """Whether Inductor would rather store `root` than compute it again."""
+        """Whether Inductor would store `root` rather than recompute it in its readers.
+
+        reused: whether several nodes read it.
+        """
         tensor = get_tensor(root)
         if tensor is None:
             return False
@@ -183,14 +193,15 @@ class Footprint:
         return is_expensive or reads > policy.reused_reads or ops > policy.ops
 
     def _is_divided(self, root: fx.Node, position: int) -> bool:
-        """Whether a call stands between the maker of `root` and `position`: else they are fused."""
+        """Whether a call stands between the maker of `root` and `position`; if not, they fuse."""
         calls = self._call_positions
         return bisect_left(calls, self.born(root)) < bisect_left(calls, position)
 
     def _is_reduced_for(self, readers: Sequence[fx.Node]) -> bool:
-        """Whether one of `readers` needs a reduction that another makes: no loop does both.
+        """Whether one of `readers` depends on a reduction that another one computes.
 
-        A softmax that is written out is so: its exponentials are summed up, then divided by that.
+        No one loop computes both. Example: a softmax that is written out sums its exponentials, and
+        then divides them by the sum.
         """
         last = max(self.position[reader] for reader in readers)
         found = {reader for reader in readers if is_reduction(reader)}
@@ -208,7 +219,7 @@ class Footprint:
         return self._stored[root] <= self.position[reader]
 
     def _find_loop(self, root: fx.Node) -> tuple[frozenset[fx.Node], Loop]:
-        """The storages that computing `root` reads from memory, and its loop."""
+        """The storages in memory that computing `root` reads, and the loop that computes it."""
         sources: set[fx.Node] = set()
         maker = find_maker(root)
         reads: set[fx.Node] = set()
@@ -244,6 +255,6 @@ class Footprint:
         return computed, max(read, computed)
 
     def _find_results(self, node: fx.Node) -> list[fx.Node]:
-        """The storages that `node` makes."""
+        """The roots of the storages that `node` makes."""
         items = [node, *(user for user in node.users if user.target is getitem)]
         return [item for item in items if self.roots.get(item) is item]

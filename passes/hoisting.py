@@ -1,4 +1,4 @@
-"""Hoisting: compute early what makes little of what it reads. Changes only the order of nodes.
+"""Hoisting: move a node up to its operands where its result is no larger than these.
 
     forward                                   after hoist_saved
     relu = aten.relu(mm)                      relu = aten.relu(mm)
@@ -12,10 +12,11 @@
     grad_w = aten.mm(x, grad)                 grad_b = aten.sum(grad, [0])
     grad_b = aten.sum(grad, [0])              grad_w = aten.mm(x, grad)
 
-torch's partitioner puts nodes that serve the backward alone at the end of the forward, and so
-everything that they read lives until there. Next to their operands they cost nothing, and the
-operands can leave. The gradient of a bias stands behind products that read the same; next to the
-loop that makes what it sums it becomes part of that loop, as loops are fused between calls alone.
+torch's partitioner puts nodes that only the backward needs at the end of the forward, so everything
+that they read lives until then. Right after their operands they take no more memory, and the
+operands can be freed or offloaded. The gradient of a bias, a sum, stands after matrix products
+that read the same operand. Right after the loop that computes that operand, the sum is fused with
+it: loops are fused only if no call stands between them. Changes only the order of nodes.
 """
 
 from __future__ import annotations
@@ -29,14 +30,14 @@ from fxoffload.graph import TrainingGraph, find_mutated, get_tensor, is_reductio
 from fxoffload.torch_internals import is_collective
 from fxoffload.torch_internals.tensor_sizes import count_bytes
 
-Order = tuple[tuple[fx.Node, ...], tuple[fx.Node, ...]]  # Of the forward, and of the backward.
+Order = tuple[tuple[fx.Node, ...], tuple[fx.Node, ...]]  # Nodes of the forward and the backward.
 
 
 def hoist_saved(graph: TrainingGraph) -> None:
-    """Move each node that only saved values depend on behind the last of its operands.
+    """Move forward nodes on which only saved values depend: each to right after its last operand.
 
-    A node stays where it is when its result is larger than what it reads, when it reads inputs of
-    the graph alone (they live on anyway), draws random numbers, changes memory or is a collective.
+    A node stays where it is if its result is larger than its operands, if it reads only inputs of
+    the graph (which live on anyway), draws random numbers, writes to memory or is a collective.
     """
     forward = graph.forward.graph
     output = next(iter(forward.find_nodes(op="output")))
@@ -55,9 +56,9 @@ def hoist_saved(graph: TrainingGraph) -> None:
 
 
 def hoist_reductions(graph: TrainingGraph) -> None:
-    """Move each reduction of the backward behind the last of its operands.
+    """Move each reduction of the backward to right after its last operand.
 
-    It stays where it is where hoist_saved would let it.
+    A reduction stays where it is for the reasons of hoist_saved.
     """
     backward = graph.backward.graph
     for node in list(backward.nodes):
@@ -67,12 +68,12 @@ def hoist_reductions(graph: TrainingGraph) -> None:
 
 
 def find_order(graph: TrainingGraph) -> Order:
-    """The nodes as they stand."""
+    """The nodes of both graphs in their present order."""
     return tuple(graph.forward.graph.nodes), tuple(graph.backward.graph.nodes)
 
 
 def restore_order(graph: TrainingGraph, order: Order) -> None:
-    """Let the nodes stand as they stood at find_order; none may have come or gone since."""
+    """Put the nodes back into `order`, from find_order; none may have been added or erased."""
     for half, nodes in zip((graph.forward.graph, graph.backward.graph), order, strict=True):
         for node, following in pairwise(nodes):
             if node.next is not following:

@@ -1,4 +1,4 @@
-"""Insertion: write a plan into the two graphs, each node in a trivially right place.
+"""Insertion: add the four ops for each moved value of a plan, each op at a legal place.
 
     forward, relu saved                       after insert_transfers
     relu = aten.relu(mm)                      relu = aten.relu(mm)
@@ -14,11 +14,12 @@
                                               ge  = aten.ge(wait_relu, 0)
                                               mul = aten.mul(ge, tangents_1)
 
-One transfer for each storage: when several saved values look at it, one ticket replaces them all,
-and each is replayed on the restored base as `as_strided`. The offload stands after the birth of
-the storage (behind the loops that are fused with it), the release after its last reader, prefetch
-and wait before the first reader.
-Relies on `meta["val"]` of forward nodes; copies it to every node that it makes.
+Each storage has one transfer: if several saved values share a storage, one ticket replaces them
+all, and `as_strided` on the restored base recreates each of them. The offload stands after the
+node that makes the storage and the loops that are fused with it, the release after the last
+reader, and prefetch and wait before the first reader; `scheduling` moves releases and
+prefetches to their planned places. Relies on `meta["val"]` of forward nodes; sets it on every node
+that it makes.
 """
 
 from __future__ import annotations
@@ -41,18 +42,24 @@ from fxoffload.ops import OFFLOAD, OPS, PREFETCH, RELEASE, WAIT
 from fxoffload.planner.plan import Offload, Plan, SavedValue
 from fxoffload.torch_internals import SymbolicInts, copy_saved_meta, runs_alone, set_results
 
-# Nodes apart at which Inductor fuses no more loops. Source: torch._inductor.scheduler
+# Inductor fuses no loops that are more nodes apart than this. Source: torch._inductor.scheduler
 # (Scheduler.are_long_distant_nodes).
 FUSION_REACH = 64
 
 
 def insert_transfers(
-    graph: TrainingGraph, plan: Plan, *, store: str, key: str = "", fuses: bool = False
+    graph: TrainingGraph,
+    plan: Plan,
+    *,
+    store: str,
+    key: str = "",
+    fuses: bool = False,
+    blocks: bool = True,
 ) -> None:
     """Add offload, release, prefetch and wait for each value that `plan` moves to `store`.
 
-    key: under what the runtime knows this graph. fuses:
-    whether Inductor fuses the loops.
+    store: the key of the store. key: identifies this graph to the runtime. fuses: whether Inductor
+    fuses loops. blocks: the argument of the releases, see fxoffload.ops.
     Raises PlanError when the plan names a value that the graph does not save.
     """
     if not plan.offloads:
@@ -73,17 +80,19 @@ def insert_transfers(
         base = _gather(graph.forward.graph, root) if value.gathered else root
         place = _find_place(base, fuses=fuses)
         ticket = _insert_offload(place, base, root, value, decision, store, key)
-        _insert_release(graph.forward.graph, ticket, base)
+        _insert_release(graph.forward.graph, ticket, base, blocks=blocks)
         _replace_results(graph, members, ticket)
-        _insert_prefetch(graph, base, root, ticket, members, placeholders, symbols)
+        _insert_prefetch(
+            graph, base, root, ticket, members, placeholders, symbols, owned=value.owned
+        )
     _erase_dead_views(graph.forward.graph)
 
 
 def _gather(graph: fx.Graph, window: fx.Node) -> fx.Node:
-    """Copy a small window out of its storage, so that the storage may die in the forward."""
+    """Copy `window`, a small view, so that the storage behind it can be freed in the forward."""
     with graph.inserting_after(window):
-        # Dense, but in the order of the window's strides: kernels choose their path by layout, and
-        # another path may differ in the last bits.
+        # The copy is dense, in the order of the window's strides: kernels choose their path by
+        # layout, and the results of another path may differ in the last bits.
         copy = graph.call_function(torch.ops.aten.clone.default, (window,))
     copy.meta = {"val": _tensor(window).clone()}
     return copy
@@ -112,11 +121,13 @@ def _insert_offload(
 
 
 def _find_place(base: fx.Node, *, fuses: bool) -> fx.Node:
-    """The node that the offload of `base` stands in front of.
+    """The node before which the offload of `base` is inserted.
 
-    Inductor stores a value where an op reads it, and the loops behind read what it stored. So the
-    offload waits for the next call, and the loops up to there become one; but not for views of the
-    value itself, of which Inductor would store another copy, nor longer than loops are fused.
+    Inductor stores a value where an op reads it; loops after that op load the stored value and are
+    not fused with the loop that computes it. So the offload goes before the next call, and the
+    loops up to there can be fused. It goes before an earlier node in two cases: a view of
+    `base` itself, as Inductor would store another copy for it, and a node so far after the last
+    reader that its loop would not be fused (FUSION_REACH).
     """
     place = _last_sibling(base).next
     if not fuses:
@@ -132,21 +143,21 @@ def _find_place(base: fx.Node, *, fuses: bool) -> fx.Node:
 
 
 def _last_sibling(node: fx.Node) -> fx.Node:
-    """The last of the placeholders when `node` is one: they must stay at the top together."""
+    """`node`, or the last placeholder if it is one: placeholders must stay together at the top."""
     while node.op == "placeholder" and node.next.op == "placeholder":
         node = node.next
     return node
 
 
-def _insert_release(graph: fx.Graph, ticket: fx.Node, base: fx.Node) -> None:
+def _insert_release(graph: fx.Graph, ticket: fx.Node, base: fx.Node, *, blocks: bool) -> None:
     last = max([ticket, *_find_readers(base)])
     with graph.inserting_after(last):
-        release = graph.call_function(RELEASE, (ticket, base, True))
+        release = graph.call_function(RELEASE, (ticket, base, blocks))
     release.meta = {"val": None}
 
 
 def _replace_results(graph: TrainingGraph, members: list[fx.Node], ticket: fx.Node) -> None:
-    """The ticket takes the place of the first member among the results; the others go."""
+    """Replace the first member among the results by the ticket, and remove the other members."""
     forward = graph.forward.graph
     results = get_results(forward)
     old = get_output(forward).args[0]
@@ -173,6 +184,8 @@ def _insert_prefetch(
     members: list[fx.Node],
     placeholders: dict[str, fx.Node],
     symbols: SymbolicInts,
+    *,
+    owned: bool,
 ) -> None:
     backward = graph.backward.graph
     olds = [placeholders[member.name] for member in members]
@@ -190,7 +203,7 @@ def _insert_prefetch(
         y = backward.create_node(
             "call_function",
             WAIT,
-            (new, size, stride, tensor.dtype, tensor.device),
+            (new, size, stride, tensor.dtype, tensor.device) + (() if owned else (False,)),
             name=f"wait_{root.name}",
         )
         y.meta = {"val": _make_fake_copy(tensor)}
@@ -203,10 +216,10 @@ def _insert_prefetch(
 def _replay_view(
     graph: fx.Graph, y: fx.Node, base: fx.Node, member: fx.Node, symbols: SymbolicInts
 ) -> fx.Node:
-    """The look of `member` at its storage, taken of `y` instead of `base`."""
+    """Insert a view of `y` that is to `y` what `member` is to `base`."""
     source, target = _tensor(base), _tensor(member)
     if target.dtype != source.dtype:
-        # Bytes of another dtype: flatten first, so that the last stride is 1 and sizes divide.
+        # `view.dtype` needs a last stride of 1 and a divisible size: flatten `y` first.
         flat_size = [symbols.emit(source.numel())]
         y = _call(graph, torch.ops.aten.as_strided.default, (y, flat_size, [1], 0), y)
         y = _call(graph, torch.ops.aten.view.dtype, (y, target.dtype), y)
@@ -232,10 +245,10 @@ def _call(
 
 
 def _sink_views(graph: fx.Graph, placeholders: list[fx.Node]) -> list[fx.Node]:
-    """Move views of the placeholders down to their readers; return the readers and the views.
+    """Move views of the placeholders down to the first reader; return the readers and the views.
 
-    A view costs nothing and needs no data, but it stands where autograd put it, often long before
-    the first node that reads through it; the wait must not be pulled up to there.
+    The wait must stand before all views. A view costs nothing and needs no data, but autograd
+    often puts it long before the first node that reads through it, where the wait would be early.
     """
     views = find_views(placeholders)
     readers = [user for node in (*placeholders, *views) for user in node.users if user not in views]
@@ -258,7 +271,7 @@ def _find_readers(base: fx.Node) -> list[fx.Node]:
 
 
 def _erase_dead_views(graph: fx.Graph) -> None:
-    """Saved views that a ticket replaced have no reader left, nor has a split of such views."""
+    """Erase views without a reader: saved views that a ticket replaced, and splits of these."""
     for node in reversed([node for node in graph.nodes if is_view(node)]):
         if not node.users:
             graph.erase_node(node)

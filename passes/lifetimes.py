@@ -1,4 +1,4 @@
-"""Lifetimes: every storage that the forward saves, from birth to its last backward reader.
+"""Lifetimes: find every storage that the forward saves, from its birth to its last use.
 
     forward                                   find_saved_values ->
     mm    = aten.mm(x, w)                     SavedValue(name="mm", members=("relu", "t"), ...)
@@ -6,8 +6,8 @@
     t     = aten.t(relu)                          - last_use looks through views,
     return (out, relu, t)                         - or `refusal` says why it may not be moved.
 
-Works on storages: nodes are tensors, edges join a view with what it looks at (networkx), and each
-connected component is one storage. Reads `meta["val"]`; changes nothing.
+Storages are the connected components of an alias graph (networkx), whose nodes are tensors and
+whose edges join a view with its source. Reads `meta["val"]`; changes nothing.
 """
 
 from __future__ import annotations
@@ -46,6 +46,7 @@ from fxoffload.torch_internals.tensor_sizes import (
     is_strided,
 )
 
+# The saved views of a storage are copied out of it if they have at most this share of its bytes.
 GATHER_FRACTION = 0.5
 STATIC_INPUT = "parameter, buffer or other static input"
 CONSTANT = "constant of the graph"
@@ -53,9 +54,10 @@ UNREAD = "not read by the backward"
 
 
 def find_saved_values(graph: TrainingGraph, *, min_bytes: int = 1) -> tuple[SavedValue, ...]:
-    """One record for each storage saved for the backward, in order of birth.
+    """One SavedValue for each storage that is saved for the backward, in order of birth.
 
-    Storages below `min_bytes` are refused. Positions are indices of nodes in each graph.
+    Small views of a large storage get one each, see _gather. Values below `min_bytes` get a
+    `refusal`. Positions are indices of nodes in each graph.
     """
     forward = graph.forward.graph
     aliases = build_alias_graph(forward)
@@ -101,7 +103,7 @@ def find_saved_values(graph: TrainingGraph, *, min_bytes: int = 1) -> tuple[Save
 
 
 def build_alias_graph(graph: fx.Graph) -> nx.Graph[fx.Node]:
-    """Tensors and views as nodes, "is a view of" as edges; a component is one storage."""
+    """The alias graph: nodes are tensors, edges join a view and its source; see the module."""
     aliases: nx.Graph[fx.Node] = nx.Graph()
     for node in graph.nodes:
         if get_tensor(node) is None:
@@ -124,9 +126,10 @@ def find_readers(component: Iterable[fx.Node]) -> set[fx.Node]:
 def find_backward_uses(
     graph: TrainingGraph, saved: Iterable[fx.Node], aliases: nx.Graph[fx.Node]
 ) -> Mapping[fx.Node, list[int]]:
-    """Positions in the backward of the nodes that read each saved node, through views.
+    """By saved node: the positions of the backward nodes that read it, also through views.
 
-    aliases: of the backward. A saved value that the backward returns is read by the output node.
+    aliases: the alias graph of the backward. If the backward returns a saved value, the output node
+    counts as a reader.
     """
     backward = graph.backward.graph
     positions = {node: index for index, node in enumerate(backward.nodes)}
@@ -144,9 +147,10 @@ def find_backward_uses(
 
 
 def find_addressed(backward: fx.Graph, aliases: nx.Graph[fx.Node]) -> set[str]:
-    """Names of placeholders whose storage is read at absolute offsets, beyond what they look at.
+    """Names of the placeholders whose storage an `as_strided` of `backward` reads.
 
-    aliases: of `backward`.
+    Its offset counts from the start of the storage, so it can read beyond the placeholder's own
+    elements. aliases: the alias graph of `backward`.
     """
     return {
         node.name
@@ -212,7 +216,7 @@ def _find_tensor_refusal(node: fx.Node) -> str | None:
 
 
 def _receives_gradient(graph: TrainingGraph, placeholder: fx.Node) -> bool:
-    """Whether the backward returns a gradient for this input: then it is an activation."""
+    """Whether the backward returns a gradient for this input, which is then an activation."""
     inputs = graph.forward.graph.find_nodes(op="placeholder")
     gradients = get_results(graph.backward.graph)
     return dict(zip(inputs, gradients, strict=False)).get(placeholder) is not None
@@ -225,7 +229,10 @@ def _gather(
     positions: Mapping[fx.Node, int],
     addressed: set[str],
 ) -> tuple[SavedValue, ...]:
-    """Values that copy small windows out of a large storage; empty when the storage moves whole."""
+    """One value for each saved view, if these are small parts of a large storage; else none.
+
+    Each view is then copied out and moved by itself; without them, the storage moves as a whole.
+    """
     if value.refusal is not None or addressed & set(value.members):
         return ()
     nbytes = {member: _tensor_bytes(member) for member in members}
@@ -257,7 +264,7 @@ def _tensor_bytes(node: fx.Node) -> int:
 
 
 def _distinct_bytes(member: fx.Node) -> int:
-    """Bytes that `member` looks at: dimensions of stride 0 repeat data and do not count."""
+    """Bytes of the distinct elements of `member`: a dimension of stride 0 repeats them."""
     tensor = get_tensor(member)
     assert tensor is not None
     nbytes = _tensor_bytes(member)

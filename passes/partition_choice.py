@@ -1,6 +1,7 @@
 """Partition choice: make a plan for several partitions of a joint graph, and take the best.
 
-A partition says which values are saved and which are computed again in the backward.
+A partition of the joint graph decides which values the forward saves, and which ones the backward
+recomputes.
 """
 
 from __future__ import annotations
@@ -23,11 +24,12 @@ from fxoffload.planner.simulation import RESOLUTION
 from fxoffload.torch_internals import is_checkpointed
 from fxoffload.torch_internals.tensor_sizes import count_bytes
 
-# Cuts tried when moving or masks cost time, from what is cheapest to recompute to what is dearest.
-# Loops come first: those of all layers alike, so that few more kernels are to be compiled, and no
-# chain of them from layer to layer. Each partition of a large graph takes seconds, so the sweep
-# ends when no more than RESOLUTION is left to gain, when what one recomputes costs more than it
-# could gain, or when so many in a row were no better: one where no transfer is waited for.
+# The cuts that are tried if moving or masks cost time, from the cheapest recomputation to the most
+# expensive. "loops" is first: it recomputes the same loops in every layer, so that few more kernels
+# are compiled, and no chain of loops from layer to layer. Partitioning a large graph takes seconds,
+# so the sweep ends early: if no more than RESOLUTION is left to gain, if the compute time of a
+# partition alone reaches the best step time, or after PATIENCE cuts in a row that were no better
+# (after one if no transfer time is exposed).
 CUTS: tuple[Cut, ...] = ("loops", 0.8, 0.6, 0.4, 0.2, 0.0)
 ALL_SAVED = 1.0
 PATIENCE = 2
@@ -35,12 +37,12 @@ PATIENCE = 2
 
 @dataclass(frozen=True, slots=True)
 class PassOptions:
-    """What the passes need to know beside the graph.
+    """The options of the passes.
 
     budget_bytes, host_bytes: see choose_offloads. min_bytes: see find_saved_values.
-    max_inflight_bytes: see place_transfers. store: the key that offload nodes carry. key: see
-    insert_transfers. fuses: see build_step. cut_cost: replaces `cost` where the partition is
-    chosen; with it, only a budget is a reason for another partition than the program's own.
+    max_inflight_bytes: see place_transfers. store, key: see insert_transfers. fuses: see
+    build_step. cut_cost: the cost model that chooses the partition, if not `cost`; if it is given,
+    other partitions than the program's own are tried only under a budget.
     """
 
     cost: CostModel
@@ -59,14 +61,15 @@ def choose_partition(
     options: PassOptions,
     repartition: Callable[[Cut], TrainingGraph] | None,
 ) -> tuple[TrainingGraph, Plan]:
-    """The partition with the best plan: `graph` itself where moving costs next to no time.
+    """The partition with the best plan, and its plan; `graph` itself if moving costs little time.
 
-    Only a budget in bytes is a reason to recompute more than the program does by itself; or masks,
-    which loops may compute in less time than they are loaded in. A program with checkpoints is
-    also tried without them: what they recompute may move instead. Neither may hold more memory
-    when the forward ends than the program's own choice with nothing moved, as other graphs may run
-    before the backward; without a budget, neither may have a higher peak.
-    Raises BudgetError where no plan fits.
+    graph: the program's own partition. repartition(cut): another one of the same joint graph; None
+    if there is none. Partitions that recompute more than the program does are tried under a budget
+    in bytes, and for saved masks, as loops may recompute a mask in less time than it takes to load.
+    A program with checkpoints is also tried without them: the values that they recompute may move
+    instead. No other partition may hold more memory at the end of the forward than the program's
+    own with nothing moved, as other graphs may run before the backward; without a budget, none may
+    have a higher peak either. Raises BudgetError if no plan fits.
     """
     own = _OwnPartition(graph, options)
     if options.cut_cost is None:
@@ -92,14 +95,14 @@ def _try_partitions(
 
 
 class _OwnPartition:
-    """The partition that the program says, and the memory that it takes with nothing moved."""
+    """The program's own partition, and the memory that it takes with nothing moved."""
 
     def __init__(self, graph: TrainingGraph, options: PassOptions) -> None:
         self.graph = graph
         self._options = options
 
     def make_plan(self, graph: TrainingGraph, cut: Cut, options: PassOptions) -> Plan:
-        """The plan for `graph`, which was made by `cut`, within what choose_partition promises."""
+        """The plan for `graph`, made by `cut`, within the memory limits of choose_partition."""
         if cut is None:
             return make_plan(graph, options)
         peak_bytes, held_bytes = self._unmoved_bytes
@@ -111,7 +114,7 @@ class _OwnPartition:
 
     @cached_property
     def _unmoved_bytes(self) -> tuple[int, int]:
-        """Its peak, and what is held when its forward ends."""
+        """With nothing moved: the peak, and the bytes that are held when the forward ends."""
         values = find_saved_values(self.graph, min_bytes=self._options.min_bytes)
         step = build_step(self.graph, values, self._options.cost, fuses=self._options.fuses)
         simulation = evaluate_transfers(step, {}, self._options.cost.links)
@@ -120,9 +123,11 @@ class _OwnPartition:
 
 @dataclass(frozen=True, slots=True)
 class _Partition:
-    """What a partition saves beside parameters and the like, and its plan; None: none fits.
+    """A partition that was tried: what it saves, and its plan.
 
-    mask_seconds: what bools among that take, see CostModel; a loop would compute them in less.
+    saved_bytes: without parameters and other static inputs. mask_seconds: the time to store and
+    load the saved bools (see CostModel); recomputing them in a loop may take less. plan: None if
+    none fits.
     """
 
     saved_bytes: int
@@ -131,9 +136,10 @@ class _Partition:
 
 
 class _Tried:
-    """Partitions that were planned for. best: the one with the best plan; None until one fits.
+    """The partitions that were tried.
 
-    has_budget: whether that is one in bytes.
+    best: the one with the best plan, and that plan; None until one fits. errors: of those that do
+    not fit. has_budget: whether there is a budget in bytes.
     """
 
     def __init__(self, own: _OwnPartition, options: PassOptions) -> None:
@@ -144,7 +150,7 @@ class _Tried:
         self._options = options
 
     def add(self, graph: TrainingGraph, cut: Cut) -> _Partition:
-        """Plan for `graph`, which was made by `cut`."""
+        """Make a plan for `graph`, the partition by `cut`."""
         try:
             plan = self._own.make_plan(graph, cut, self._options)
         except BudgetError as error:
@@ -165,7 +171,7 @@ class _Tried:
 
 
 def _sweep(tried: _Tried, whole: _Partition, repartition: Callable[[Cut], TrainingGraph]) -> None:
-    """Add partitions that save less and less than `whole`, while there is something to gain."""
+    """Try partitions that save less and less than `whole`, while there is something to gain."""
     last, missed, seconds_per_byte = whole, 0, 0.0
     for cut in CUTS if tried.has_budget else CUTS[:1]:
         if tried.best is not None:
@@ -176,7 +182,7 @@ def _sweep(tried: _Tried, whole: _Partition, repartition: Callable[[Cut], Traini
             if gain + last.mask_seconds <= RESOLUTION * plan.step_seconds:
                 return
         if isinstance(cut, float) and cut * whole.saved_bytes >= last.saved_bytes:
-            continue  # torch would only find the last one again.
+            continue  # torch would return the last partition again.
         before = tried.best
         found = tried.add(repartition(cut), cut)
         missed = missed + 1 if tried.best is before else 0
@@ -191,23 +197,25 @@ def _sweep(tried: _Tried, whole: _Partition, repartition: Callable[[Cut], Traini
 
 
 def _count_saved(graph: TrainingGraph, dtype: torch.dtype | None = None) -> int:
-    """Bytes of what is saved, of that dtype, beside parameters, buffers and the like."""
+    """Bytes of the saved values of `dtype` (of all if None), without static inputs."""
     tensors = (get_tensor(n) for n in get_saved(graph) if n.name not in graph.static_inputs)
     known = (x for x in tensors if x is not None)
     return sum(count_bytes(x) for x in known if dtype is None or x.dtype == dtype)
 
 
 def _find_gain(plan: Plan, seconds_per_byte: float) -> float:
-    """The seconds that recomputing more than `plan` does can gain, a byte of it for no less.
+    """The most seconds that recomputing more than `plan` does can gain.
 
-    What is waited for may be little of what moves, but all of it takes its part of compute.
+    seconds_per_byte: the least that recomputing another byte costs. All exposed seconds can be
+    gained. The seconds that the transfers take from compute are spent on all moved bytes, exposed
+    or not, so recomputing all of these counts against them.
     """
     recomputed_seconds = seconds_per_byte * plan.offloaded_bytes
     return plan.exposed_seconds + max(0.0, plan.contended_seconds - recomputed_seconds)
 
 
 def make_plan(graph: TrainingGraph, options: PassOptions, *, held_bytes: int | None = None) -> Plan:
-    """The plan for `graph`, which stays as it is. Raises BudgetError where no plan fits.
+    """The plan for `graph`, which is not changed. Raises BudgetError if no plan fits.
 
     held_bytes: see choose_offloads.
     """

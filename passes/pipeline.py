@@ -1,10 +1,9 @@
-"""The pipeline: analyse, choose, then rewrite step by step, verifying after each.
+"""The pipeline: analyse a graph, choose a plan, then rewrite; verify after each rewrite.
 
     hoist_saved -> hoist_reductions -> find_saved_values -> build_step -> choose_offloads
         -> insert_transfers -> schedule_transfers
 
-`transform_graph` is the one place where passes are put in order; the passes do not know each
-other.
+`transform_graph` is the only place that puts passes in order; the passes do not know each other.
 """
 
 from __future__ import annotations
@@ -22,11 +21,13 @@ from fxoffload.ops import Clocks
 from fxoffload.passes.calibration import find_profile, find_transfers
 from fxoffload.passes.insertion import insert_transfers
 from fxoffload.passes.lifetimes import find_saved_values
+from fxoffload.passes.op_positions import find_op_positions, list_nodes
 from fxoffload.passes.partition_choice import PassOptions, choose_partition
 from fxoffload.passes.scheduling import schedule_transfers
 from fxoffload.passes.step_model import build_step
 from fxoffload.passes.verification import verify_transfers
-from fxoffload.planner.plan import Cut, Plan
+from fxoffload.planner.graph_model import GraphModel, build_graph_model
+from fxoffload.planner.plan import Cut, Keep, Offload, Plan
 from fxoffload.planner.selection import evaluate_transfers
 from fxoffload.planner.simulation import Simulation
 from fxoffload.profile import Profile
@@ -43,35 +44,75 @@ def transform_graph(
     repartition: Callable[[Cut], TrainingGraph] | None = None,
     before_rewrite: Callable[[TrainingGraph], None] | None = None,
 ) -> Plan:
-    """Plan and rewrite `graph` in place; returns the plan. An empty plan leaves it untouched.
+    """Plan and rewrite `graph` in place; return the plan. If it moves nothing, no node is added.
 
-    repartition: another partition of the same joint graph, cut like that; `graph` becomes it where
-    that is better. before_rewrite: is shown what was chosen.
-    Raises BudgetError where no plan fits.
+    repartition(cut): another partition of the same joint graph; `graph` becomes the one with the
+    best plan. before_rewrite: called with the chosen partition.
+    Raises BudgetError if no plan fits.
     """
+    plan = _choose(graph, options, repartition, before_rewrite)
+    if plan.offloads:
+        schedule = partial(schedule_transfers, plan=plan)
+        run_passes(graph, (_make_insertion(plan, options), schedule))
+    return plan
+
+
+def prepare_graph(
+    graph: TrainingGraph,
+    options: PassOptions,
+    *,
+    repartition: Callable[[Cut], TrainingGraph] | None = None,
+    before_rewrite: Callable[[TrainingGraph], None] | None = None,
+) -> tuple[Plan, GraphModel | None]:
+    """As transform_graph, for a graph whose ops follow schedules.
+
+    Every value that may move has its ops, each as close to the value's readers as can be: what
+    they do is decided while the program runs. The plan is that of the graph by itself. The model
+    is what schedules are made from; None where nothing may move.
+    """
+    plan = _choose(graph, options, repartition, before_rewrite)
+    movable = replace(
+        plan,
+        decisions=tuple(
+            Offload() if value.refusal is None else Keep(value.refusal) for value in plan.values
+        ),
+    )
+    if not movable.offloads:
+        return plan, None
+    step = build_step(graph, plan.values, options.cost, fuses=options.fuses)
+    forward, backward = list_nodes(graph.forward.graph), list_nodes(graph.backward.graph)
+    run_passes(graph, (_make_insertion(movable, options, blocks=False),))
+    return plan, build_graph_model(step, *find_op_positions(graph, forward, backward))
+
+
+def _choose(
+    graph: TrainingGraph,
+    options: PassOptions,
+    repartition: Callable[[Cut], TrainingGraph] | None,
+    before_rewrite: Callable[[TrainingGraph], None] | None,
+) -> Plan:
     chosen, plan = choose_partition(graph, options, repartition)
     graph.forward, graph.backward = chosen.forward, chosen.backward
     if before_rewrite is not None:
         before_rewrite(graph)
-    if plan.offloads:
-        rewrites = (
-            partial(
-                insert_transfers,
-                plan=plan,
-                store=options.store,
-                key=options.key,
-                fuses=options.fuses,
-            ),
-            partial(schedule_transfers, plan=plan),
-        )
-        run_passes(graph, rewrites)
     return plan
+
+
+def _make_insertion(plan: Plan, options: PassOptions, *, blocks: bool = True) -> RewritePass:
+    return partial(
+        insert_transfers,
+        plan=plan,
+        store=options.store,
+        key=options.key,
+        fuses=options.fuses,
+        blocks=blocks,
+    )
 
 
 def calibrate(
     graph: TrainingGraph, plan: Plan, clocks: Clocks, options: PassOptions
 ) -> tuple[Profile, Simulation]:
-    """What the nodes of `graph` took when it ran by `plan`, and what `plan` then leads to.
+    """The measured Profile of `graph`, which ran by `plan`, and a simulation of `plan` by it.
 
     graph: the partition that `plan` was made for, not rewritten. clocks: see find_profile.
     """
@@ -91,7 +132,7 @@ def calibrate(
 
 
 def run_passes(graph: TrainingGraph, passes: Sequence[RewritePass]) -> None:
-    """Run rewrites in order; after each verify, and log its time and the ops it added.
+    """Run rewrites in order; after each, verify the graph, and log the time and the added ops.
 
     Raises GraphError naming the pass whose result is illegal.
     """
@@ -111,7 +152,7 @@ def run_passes(graph: TrainingGraph, passes: Sequence[RewritePass]) -> None:
 
 
 def count_ops(graph: TrainingGraph) -> Counter[str]:
-    """How often each op stands in the two graphs."""
+    """The number of nodes of each op in the two graphs."""
     return Counter(
         str(node.target)
         for module in (graph.forward, graph.backward)

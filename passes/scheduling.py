@@ -1,4 +1,4 @@
-"""Scheduling: put releases and prefetches where the plan says. Moves nodes only.
+"""Scheduling: move releases and prefetches to the places that the plan names.
 
     forward                                   after schedule_transfers
     t = offload(x, ...)                       t = offload(x, ...)
@@ -13,8 +13,8 @@
     y = wait(t, ...)                          y = wait(t, ...)
     f = op5(y, e)                             f = op5(y, e)
 
-A release in front of the output need not block: no later node of the forward can overwrite the
-value, so the store lets go of it when the write is done.
+A release before the output need not block: no later node of the forward can overwrite the
+value, so the store keeps it until the write has ended, and drops it then.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from fxoffload.planner.plan import Plan
 
 
 def schedule_transfers(graph: TrainingGraph, plan: Plan) -> None:
-    """Move each release and prefetch in front of the node that `plan` names.
+    """Move each release and prefetch to the place before the node that `plan` names.
 
     Raises PlanError when the plan names a node that is not there.
     """
@@ -47,7 +47,7 @@ def schedule_transfers(graph: TrainingGraph, plan: Plan) -> None:
     nodes = {node.name: node for node in backward.nodes}
     found = backward.find_nodes(op="call_function", target=PREFETCH)
     prefetches = {_find_ticket(node): node for node in found}
-    # In the order of the waits, so that reads in front of one node queue in the order of their use.
+    # In the order of the waits: several prefetches before one node then queue in order of use.
     for wait in list(backward.find_nodes(op="call_function", target=WAIT, sort=True)):
         before = decisions[names[_find_ticket(wait).name]].prefetched_before
         if before and (place := _find_node(nodes, before)) < wait:
@@ -55,7 +55,7 @@ def schedule_transfers(graph: TrainingGraph, plan: Plan) -> None:
 
 
 def _find_ticket(node: fx.Node) -> fx.Node:
-    """The ticket that a release, a prefetch or a wait is about."""
+    """The ticket that a release, a prefetch or a wait takes."""
     ticket = node.args[0]
     assert isinstance(ticket, fx.Node)
     return ticket

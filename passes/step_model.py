@@ -1,12 +1,12 @@
-"""The step model: what each node takes, and how long every storage lives once loops are fused.
+"""The step model: seconds of each node, and the lifetime of each storage once loops are fused.
 
     forward                              fixed residences and values ->
     mm  = aten.mm(x, w)                  mm: lives until relu has read it
-    mul = aten.mul(mm, 2)                mul: nowhere, the loop of relu computes it
+    mul = aten.mul(mm, 2)                mul: not in memory, the loop of relu computes it
     relu = aten.relu(mul)                relu: a saved value, kept or moved by plan
     return (out, relu)
 
-`footprint` says what lies in memory, and until when. Reads `meta["val"]`; changes nothing.
+`footprint` says which storages are in memory, and until when. Reads `meta["val"]`; changes nothing.
 """
 
 from __future__ import annotations
@@ -31,9 +31,10 @@ from fxoffload.torch_internals import keeps_tangents
 def build_step(
     graph: TrainingGraph, values: Sequence[SavedValue], cost: CostModel, *, fuses: bool = True
 ) -> Step:
-    """The step that `graph` makes, with the saved `values` of find_saved_values.
+    """The Step of `graph` for the planner.
 
-    fuses: whether a compiler fuses loops; without, every result is taken to lie in memory.
+    values: from find_saved_values. cost: gives the seconds. fuses: whether a compiler fuses loops;
+    if not, every result is assumed to be in memory.
     """
     forward = Footprint(graph.forward.graph, fuses=fuses)
     backward = Footprint(graph.backward.graph, fuses=fuses)

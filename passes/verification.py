@@ -1,14 +1,13 @@
-"""Verification: the rules of a legal graph. Changes nothing, raises GraphError.
+"""Verification: check the rules of a legal graph. Changes nothing, raises GraphError.
 
 forward   1  every ticket is a result, and is released exactly once
           2  no reader of a released value after its release (views do not read)
-          3  a release that does not block has no computing node after it
-          4  nothing writes to a value between its offload and its release
-backward  5  every ticket comes in as a placeholder of the same name, and has one prefetch and
+          3  nothing writes to a value between its offload and its release
+backward  4  every ticket comes in as a placeholder of the same name, and has one prefetch and
              one wait as its only users
-          6  the prefetch stands before the wait
-          7  size, stride, dtype and device of the wait are those of the offloaded value
-both      8  fx's own lint: every argument stands before its user
+          5  the prefetch stands before the wait
+          6  size, stride, dtype, device and owner of the wait are those of the offloaded value
+both      7  fx's own lint: every argument stands before its user
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ from fxoffload.graph import (
     get_tensor,
     is_view,
 )
-from fxoffload.ops import OFFLOAD, OPS, PREFETCH, RELEASE, WAIT
+from fxoffload.ops import OFFLOAD, PREFETCH, RELEASE, WAIT
 from fxoffload.torch_internals.tensor_sizes import hint_int
 
 
@@ -60,7 +59,7 @@ def _verify_forward(graph: TrainingGraph) -> dict[str, fx.Node]:
 
 
 def _verify_release(ticket: fx.Node, release: fx.Node) -> None:
-    base, block = release.args[1], release.args[2]
+    base = release.args[1]
     assert isinstance(base, fx.Node)
     if base is not ticket.args[0]:
         raise GraphError(f"forward: {release.name} names {base.name}, not what {ticket.name} moves")
@@ -73,14 +72,6 @@ def _verify_release(ticket: fx.Node, release: fx.Node) -> None:
                 f"forward: {reader.name} writes to {base.name} between {ticket.name} and "
                 f"{release.name}"
             )
-    if not block:
-        node = release.next
-        while node.op != "output":
-            if node.target not in OPS and not is_view(node):
-                raise GraphError(
-                    f"forward: {release.name} does not block, but {node.name} computes after it"
-                )
-            node = node.next
 
 
 def _verify_backward(graph: TrainingGraph, tickets: dict[str, fx.Node]) -> None:
@@ -102,6 +93,8 @@ def _verify_backward(graph: TrainingGraph, tickets: dict[str, fx.Node]) -> None:
         if waits[0] < prefetches[0]:
             raise GraphError(f"backward: {waits[0].name} stands before {prefetches[0].name}")
         _verify_restored(base, waits[0])
+        if (waits[0].args[5:] == ()) is not ticket.args[4]:
+            raise GraphError(f"backward: {waits[0].name} and {ticket.name} differ in owned")
     known = {placeholders[name] for name in tickets}
     for target in (PREFETCH, WAIT):
         for node in backward.find_nodes(op="call_function", target=target):
@@ -122,7 +115,7 @@ def _verify_restored(base: fx.Node, wait: fx.Node) -> None:
     assert isinstance(size, list | tuple)
     assert isinstance(stride, list | tuple)
     asked = ([_value(item) for item in size], [_value(item) for item in stride])
-    if asked != (facts[0][0], facts[0][1]) or wait.args[3:] != (source.dtype, source.device):
+    if asked != (facts[0][0], facts[0][1]) or wait.args[3:5] != (source.dtype, source.device):
         raise GraphError(f"backward: {wait.name} asks for {asked}, but {base.name} is {facts[0]}")
 
 

@@ -31,9 +31,11 @@ from fxoffload.runtime.engines.ioengine import IOEngine
 from fxoffload.runtime.engines.memory import MemoryEngine
 from fxoffload.runtime.measurement.choice import open_engine
 from fxoffload.runtime.measurement.recorder import StepRecorder, mark_now
+from fxoffload.runtime.program.book import MakeSchedule, Programs
+from fxoffload.runtime.program.calls import Call, Entry
 from fxoffload.runtime.store.counters import StoreStatistics, add_statistics, find_past
 from fxoffload.runtime.store.store import OffloadStore
-from fxoffload.runtime.store.ticket import Ticket
+from fxoffload.schedule import Schedule
 
 _lock = threading.Lock()  # Guards changes of _stores; nothing else is called under it.
 _stores: dict[str, OffloadStore] = {}
@@ -42,7 +44,8 @@ _past = [StoreStatistics()]  # What closed stores did whose place another one to
 _wear: dict[str, tuple[int | None, float]] = {}
 _recorders: dict[str, StepRecorder] = {}
 _threads: dict[int, threading.Thread] = {}  # Those that ran a forward.
-_tickets: dict[int, tuple[OffloadStore, Ticket, StepRecorder | None]] = {}
+_entries: dict[int, Entry] = {}
+_programs = Programs()
 _ids = itertools.count(1)
 
 
@@ -135,6 +138,19 @@ def find_recorders() -> dict[str, StepRecorder]:
     return dict(_recorders)
 
 
+def schedule_graph(graph: str, make_schedule: MakeSchedule) -> None:
+    """Let the ops that carry `graph` follow schedules from now on, which `make_schedule` makes.
+
+    make_schedule: see ProgramBook; the latest that was given counts for all graphs of a step.
+    """
+    _programs.add_graph(graph, make_schedule)
+
+
+def find_schedules() -> list[Schedule]:
+    """The schedules of the programs that run in this thread, the latest first."""
+    return _programs.find_schedules()
+
+
 def find_threads() -> list[threading.Thread]:
     """The threads alive that have run a forward whose values move."""
     return [thread for thread in list(_threads.values()) if thread.is_alive()]
@@ -167,27 +183,44 @@ def _offload(
 ) -> torch.Tensor:
     owner, recorder = find_store(store), _recorders.get(graph)
     _threads[threading.get_ident()] = threading.current_thread()
-    with _recorded(recorder, "offload", name, x.device):
-        ticket = owner.offload(
-            x, name, tier, owned, duplicate_bytes, site=None if owned else f"{graph} {name}"
-        )
+    call = _programs.enter_offload(graph, name, x.device)
+    destination = tier if call is None else call.find_destination(name, tier)
+    with _recorded(recorder, call, "offload", name, x.device):
+        if destination == "keep":
+            ticket = owner.keep(x, name, tier, owned)
+        else:
+            site = None if owned else f"{graph} {name}"
+            ticket = owner.offload(x, name, destination, owned, duplicate_bytes, site=site)
+        entry = Entry(owner, ticket, call, graph)
+        if call is not None:
+            call.add(name, entry)
+            call.act("offload", name)
     number = next(_ids)
     array = np.array([number], np.int64)
-    _tickets[number] = owner, ticket, recorder
+    _entries[number] = entry
     weakref.finalize(array, _forget, number).atexit = False
     return torch.from_numpy(array)
 
 
 def _release(ticket: torch.Tensor, x: torch.Tensor, block: bool) -> None:
-    store, found, recorder = _find_ticket(ticket)
-    with _recorded(recorder, "release", found.name, x.device):
-        store.release(found, block)
+    entry = _find_entry(ticket)
+    name, call = entry.ticket.name, entry.call
+    with _recorded(_recorders.get(entry.graph), call, "release", name, x.device):
+        if call is None:
+            entry.store.release(entry.ticket, block)
+        else:
+            entry.store.release(entry.ticket, call.blocks)
+            call.act("release", name)
 
 
 def _prefetch(ticket: torch.Tensor) -> None:
-    store, found, recorder = _find_ticket(ticket)
-    with _recorded(recorder, "prefetch", found.name, found.layout.device):
-        store.prefetch(found)
+    entry = _find_entry(ticket)
+    name, call = entry.ticket.name, entry.call
+    device = entry.ticket.layout.device
+    with _recorded(_recorders.get(entry.graph), call, "prefetch", name, device):
+        if call is not None:
+            call.act("prefetch", name)
+        entry.start_reading()
 
 
 def _wait(
@@ -196,13 +229,19 @@ def _wait(
     stride: Sequence[int],
     dtype: torch.dtype,
     device: torch.device,
+    owned: bool = True,
 ) -> torch.Tensor:
-    store, found, recorder = _find_ticket(ticket)
-    with _recorded(recorder, "wait", found.name, device):
-        y = store.wait(found)
+    entry = _find_entry(ticket)
+    name, call = entry.ticket.name, entry.call
+    with _recorded(_recorders.get(entry.graph), call, "wait", name, device):
+        if call is not None:
+            call.act("wait", name)
+        y = entry.store.wait(entry.ticket)
+        if call is not None:
+            entry.hand(y)
     if (tuple(y.shape), y.dtype, y.device.type) != (tuple(size), dtype, device.type):
         raise StoreError(
-            f"{found.name}: {y.dtype}{list(y.shape)} on {y.device} was offloaded and "
+            f"{name}: {y.dtype}{list(y.shape)} on {y.device} was offloaded and "
             f"{dtype}{list(size)} on {device} is asked for; the forward and the backward graph "
             "do not belong together"
         )
@@ -217,20 +256,25 @@ def _wait(
 
 @contextmanager
 def _recorded(
-    recorder: StepRecorder | None, kind: str, name: str, device: torch.device
+    recorder: StepRecorder | None, call: Call | None, kind: str, name: str, device: torch.device
 ) -> Generator[None]:
     """Within, the op `kind` of the value `name` runs."""
-    if recorder is None:
+    run = None if call is None else call.find_run(kind, device)
+    if recorder is None and run is None:
         yield
         return
     enter = mark_now(device)
     yield
-    recorder.record(kind, name, enter, mark_now(device))
+    leave = mark_now(device)
+    if recorder is not None:
+        recorder.record(kind, name, enter, leave)
+    if call is not None and run is not None:
+        call.step.note_op(run, (kind, name), enter, leave)
 
 
-def _find_ticket(tensor: torch.Tensor) -> tuple[OffloadStore, Ticket, StepRecorder | None]:
+def _find_entry(tensor: torch.Tensor) -> Entry:
     number = int(tensor.item())
-    found = _tickets.get(number)
+    found = _entries.get(number)
     if found is None:
         raise StoreError(
             f"ticket {number} was freed: the tensor that offload returned has died, for example "
@@ -241,10 +285,11 @@ def _find_ticket(tensor: torch.Tensor) -> tuple[OffloadStore, Ticket, StepRecord
 
 
 def _forget(number: int) -> None:
-    found = _tickets.pop(number, None)
-    if found is not None:
-        store, ticket, _ = found
-        store.free(ticket)
+    entry = _entries.pop(number, None)
+    if entry is not None:
+        entry.store.free(entry.ticket)
+        if entry.call is not None:
+            entry.call.step.note_death()
 
 
 def _pause_reads() -> None:
@@ -268,7 +313,8 @@ def _forget_all() -> None:
     _stores.clear()
     _recorders.clear()
     _threads.clear()
-    _tickets.clear()
+    _entries.clear()
+    _programs.clear()
 
 
 for _name, _kernel in (

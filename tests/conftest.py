@@ -1,4 +1,4 @@
-"""Fixtures and order of the tests: fast ones first, so that a failure shows early."""
+"""Fixtures of the tests, and their order: fast tests first, so that failures show early."""
 
 from __future__ import annotations
 
@@ -12,9 +12,16 @@ from pathlib import Path
 import pytest
 import torch
 import toys
+from flaky_engine import FlakyEngine
+from round_trips import CAP, check_empty
 
 from fxoffload.directories import find_filesystem
 from fxoffload.graph import TrainingGraph
+from fxoffload.runtime.engines.ioengine import IOEngine
+from fxoffload.runtime.engines.memory import MemoryEngine
+from fxoffload.runtime.engines.posix import PosixEngine
+from fxoffload.runtime.engines.spill_file import SpillFile
+from fxoffload.runtime.store.store import OffloadStore
 
 BUILD = Path(__file__).parent.parent / "build"
 
@@ -73,3 +80,35 @@ def trace_zoo(name: str) -> TrainingGraph:
 def zoo_graph(request: pytest.FixtureRequest) -> TrainingGraph:
     """Every graph of the small zoo in turn: a copy, each traced once in a run."""
     return toys.copy_graph(trace_zoo(request.param))
+
+
+@pytest.fixture(params=["posix", "memory"])
+def engine(request: pytest.FixtureRequest, tmp_path: Path) -> IOEngine:
+    """Each engine that needs nothing of the machine."""
+    if request.param == "posix":
+        return PosixEngine([SpillFile(tmp_path)])
+    return MemoryEngine(2**28)
+
+
+@pytest.fixture
+def store(engine: IOEngine) -> Iterator[OffloadStore]:
+    """A store on `engine`, empty again behind the test."""
+    store = OffloadStore({"nvme": engine}, max_inflight_bytes=CAP)
+    yield store
+    check_empty(store)
+    store.close()
+
+
+@pytest.fixture
+def flaky(engine: IOEngine) -> FlakyEngine:
+    """`engine`, which waits and fails when told to."""
+    return FlakyEngine(engine)
+
+
+@pytest.fixture
+def last_store(flaky: FlakyEngine) -> Iterator[OffloadStore]:
+    """A store on `flaky` in which every backward is the last."""
+    store = OffloadStore({"nvme": flaky}, max_inflight_bytes=8 * 2**20, keeps_graph=lambda: False)
+    yield store
+    store.close()
+    check_empty(store)

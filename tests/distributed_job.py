@@ -1,8 +1,8 @@
-"""One of two ranks that train small programs with different links; prints what each graph became.
+"""One of two ranks that train small programs with different links; prints each graph.
 
     python distributed_job.py RANK PORT DIRECTORY
 
-Rank 0 takes its drive to be so slow that nothing is worth moving, rank 1 so fast that all is.
+Rank 0 assumes a drive so slow that moving never pays, rank 1 one so fast that it always does.
 """
 
 from __future__ import annotations

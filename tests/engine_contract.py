@@ -1,4 +1,4 @@
-"""What every engine must do; the tests of an engine derive from these and give the engine."""
+"""Tests that every engine must pass; the tests of an engine derive from them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A CUDA driver for machines that have none: KvikIO moves host memory once one can be loaded."""
+"""A fake CUDA driver library: with one that can be loaded, KvikIO moves host memory."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A small model that trains through a real spill file, and what its steps must give."""
+"""A small model that trains with a real spill file, and the expected results of its steps."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""The kvikio engine for real: test_kvikio_engine.py runs this file where a driver can be loaded."""
+"""Tests of the kvikio engine with the real library.
+
+test_kvikio_engine.py runs this file if a CUDA driver can be loaded.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The planner's problem as a mixed integer linear program, solved by HiGHS: a second opinion.
+"""The planner's problem as a mixed integer linear program, solved by HiGHS, as a reference.
 
     decisions   for each value that may move: whether, in front of which forward node its release
                 stands, in front of which backward node its prefetch stands
@@ -7,9 +7,9 @@
     memory      within the budget while each node runs
     objective   the end of the last node; then bytes written
 
-It states what `simulate` does over one link, without a cap of bytes in flight, but for one thing:
-a prefetch comes after the end of its write. One that comes before it never lets go of the memory;
-keeping the value does the same and writes nothing, so no optimum is lost.
+The model is that of `simulate` for one link without a cap on bytes in flight, with one exception: a
+prefetch starts after the end of its write. If a prefetch started earlier, the memory would never be
+freed; keeping the value does the same without a write, so the exception excludes no optimum.
 """
 
 from __future__ import annotations

@@ -1,14 +1,14 @@
-"""A CUDA device that is simulated in one thread: streams, events, memory and I/O as data.
+"""A simulated CUDA device in one thread: streams, events, memory and I/O as data.
 
-`install` puts it in the place of torch.cuda and of the threads, so that the real code of
-devices/streams.py and devices/cuda.py runs on it. The host runs ahead: copies and kernels only
-queue up, each stream keeps its order, and a seeded generator says which stream or which job goes
-next, whenever the host calls in and while it waits. A copy is two steps, so that it can be seen
-half done. Nothing that is queued keeps memory alive, as on a real device.
+`install` replaces torch.cuda and the threads, so that the real code of devices/streams.py and
+devices/cuda.py runs on it. The host runs ahead: copies and kernels are only queued. Each stream
+keeps its order; at each call of the host, and while it waits, a seeded generator chooses the stream
+or the job that runs next. A copy has two steps, so that the host can see it half done. As on a real
+device, a queued copy or kernel does not keep its memory alive.
 
-Memory is reused at once (last freed, first reused), and what its next owner would write is
-simulated too: a kernel on the stream that computes poisons every freed block. `errors` has every
-copy that met its memory before or after its time: in the hands of an earlier or a later owner.
+Memory is reused at once (last freed, first reused), and the writes of its next owner are simulated,
+too: a kernel on the computing stream poisons every freed block. `errors` lists every copy whose
+memory belonged to an earlier or a later owner when it ran.
 """
 
 from __future__ import annotations

@@ -1,17 +1,20 @@
-"""Small steps as plain data for the tests of the planner: written by hand, or drawn at random."""
+"""Small Steps for the tests of the planner, written by hand or random."""
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from hypothesis import strategies as st
 
 from fxoffload.planner.link import Link
-from fxoffload.planner.plan import SavedValue
-from fxoffload.planner.simulation import Residence, Step
+from fxoffload.planner.plan import Plan, SavedValue
+from fxoffload.planner.simulation import Residence, Step, find_lower_bound, simulate
 
 DrawInt = Callable[[int, int], int]
+# Predictions for the links as they are, so that plans can be compared with others.
+EXACT: dict[str, Any] = {"utilisation": 1.0, "margin": 1.0}
 
 
 def make_value(name: str, **fields: Any) -> SavedValue:
@@ -53,6 +56,11 @@ def make_step(
 def make_link(write: float, read: float, latency: float = 0.0, compute: float = 0.0) -> Link:
     """By the seconds that 100 bytes take each way, and that they take from compute."""
     return Link(100 / write, 100 / read, latency, compute / 100)
+
+
+def moved(plan: Plan) -> set[str]:
+    """Names of the values that move."""
+    return {value.name for value, _ in plan.offloads}
 
 
 def draw_step(
@@ -113,6 +121,18 @@ def draw_links(draw_int: DrawInt, *, compute: bool = False) -> dict[str, Link]:
             compute_seconds_per_byte=draw_int(0, 4) / 100 if compute else 0.0,
         )
     }
+
+
+def draw_instance(seed: int) -> tuple[Step, Link, int]:
+    """A small step, a link, and a budget that does not hold what the step would take."""
+    rng = random.Random(seed)
+    while True:
+        step = draw_step(rng.randint)
+        links = draw_links(rng.randint, compute=rng.random() < 0.3)
+        low, high = find_lower_bound(step), simulate(step, {}, links).peak_bytes
+        budget_bytes = low + int((high - low) * rng.choice([0.0, 0.1, 0.25, 0.5, 0.75]))
+        if budget_bytes < high:
+            return step, links["nvme"], budget_bytes
 
 
 @st.composite

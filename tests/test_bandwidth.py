@@ -1,4 +1,4 @@
-"""The bandwidth probe: positive and round numbers, and nothing left in the engine."""
+"""The bandwidth probe: its numbers are positive and rounded, and no slot stays allocated."""
 
 from __future__ import annotations
 

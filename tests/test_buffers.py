@@ -1,4 +1,4 @@
-"""Bytes of tensors of every layout, memory at a wanted address, staging buffers."""
+"""Bytes of tensors of every layout, aligned memory, staging buffers."""
 
 from __future__ import annotations
 

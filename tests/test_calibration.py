@@ -1,4 +1,4 @@
-"""Calibration: what nodes took follows from when the ops around them ran."""
+"""Calibration: factors of nodes, from the clocks of the ops around them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tensors of callers: changed ones raise as in autograd, and kept ones are not written."""
+"""Saved tensors of the caller: a changed one raises as in autograd, a kept one is not written."""
 
 from __future__ import annotations
 
@@ -45,13 +45,11 @@ def test_an_inference_tensor_has_no_version() -> None:
         watched.check_unchanged("x")
 
 
-def test_no_memory_is_held_but_by_keep() -> None:
+def test_no_memory_is_held() -> None:
     x = torch.zeros(1000)
-    watched, kept = (CallersTensor(x, "site", make_version_counter(x)) for _ in range(2))
-    kept.keep(x)
-    del x
+    watched = CallersTensor(x, "site", make_version_counter(x))
     assert watched.alive
-    kept.kept = None
+    del x
     assert not watched.alive
 
 

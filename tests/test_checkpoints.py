@@ -1,4 +1,4 @@
-"""Checkpoints in programs of many graphs: what is held between their forwards and backwards."""
+"""Checkpoints in programs of many graphs: the memory held between forwards and backwards."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Digests: a flipped bit is found and named, and a passing fault is read again."""
+"""Digests: a flipped bit is detected and reported, and after a transient fault the read repeats."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The choice of an engine, what it opens, and that its numbers are those of every process."""
+"""The choice of an engine, the engine that is opened, and equal numbers in every process."""
 
 from __future__ import annotations
 

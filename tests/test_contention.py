@@ -1,4 +1,4 @@
-"""The contention probe: what is lost is measured per byte and kept, and nothing is left behind."""
+"""The contention probe: the loss per byte is measured and kept, and the probe leaves nothing."""
 
 from __future__ import annotations
 

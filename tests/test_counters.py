@@ -1,4 +1,4 @@
-"""Counters, their snapshots and sums."""
+"""Tests of the statistics counters, their snapshots and sums."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""CUDA transfers on a simulated device: copies end in any order, and memory is reused at once."""
+"""CUDA transfers on a simulated device: copies end in any order, freed memory is reused at once."""
 
 from __future__ import annotations
 

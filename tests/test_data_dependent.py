@@ -1,4 +1,4 @@
-"""Programs whose sizes depend on data run as they do with nothing moved, and count in the peak."""
+"""Programs with sizes that depend on data: results as with nothing moved, and a counted peak."""
 
 from __future__ import annotations
 

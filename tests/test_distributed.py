@@ -1,4 +1,4 @@
-"""Ranks of one job: what each measures differs, which collectives they run must not."""
+"""Ranks of one job: they measure different speeds, but must run the same collectives."""
 
 from __future__ import annotations
 

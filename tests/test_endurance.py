@@ -1,4 +1,4 @@
-"""How long a drive lasts: known cases, and what is no rating."""
+"""Projected life of a drive: known cases, and invalid ratings."""
 
 from __future__ import annotations
 

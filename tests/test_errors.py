@@ -1,4 +1,4 @@
-"""Errors: one family, so that `except OffloadError` catches all of it."""
+"""Errors: all of them are an OffloadError."""
 
 from __future__ import annotations
 

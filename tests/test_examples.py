@@ -1,4 +1,4 @@
-"""Every example runs as a user runs it, and ends in the state that it promises."""
+"""Run every example as a user does, and check its output."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Explain: tables and graphs that agree with what the backend then does."""
+"""Explain: its tables and graphs agree with those of the backend."""
 
 from __future__ import annotations
 

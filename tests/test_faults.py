@@ -1,6 +1,6 @@
-"""Faults of the drive while a model trains: nothing is lost, or an error says what is.
+"""Faults of the drive while a model trains: no value is lost, or an error names the lost one.
 
-Each fault is put into the system calls of the posix engine, so that all above it is the real thing.
+The faults are injected into the system calls of the posix engine; all code above them is real.
 """
 
 from __future__ import annotations

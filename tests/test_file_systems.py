@@ -1,4 +1,4 @@
-"""File systems that fill up, break or vanish while a model trains: real ones, of their own."""
+"""Real file systems, made for the tests, that fill up, fail or vanish while a model trains."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Inductor keeps the planned order of the four ops against the compute, in the code it writes."""
+"""The code that Inductor generates keeps the planned order of the four ops and the compute."""
 
 from __future__ import annotations
 

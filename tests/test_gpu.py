@@ -1,4 +1,4 @@
-"""What only a CUDA device can show; all of it is skipped without one.
+"""Tests that need a CUDA device; without one they are skipped.
 
 `benchmarks/gpu_suite.py` runs it together with the measurements.
 The order of streams alone is tested without a device, in test_cuda.py.

@@ -1,4 +1,4 @@
-"""Hardware: what users type becomes numbers and links, and what makes no sense is refused."""
+"""Hardware: text is parsed to numbers and links, and invalid fields are refused."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Hoisting: what makes little of what it reads is computed next to its operands."""
+"""Hoisting: a node whose result is no larger than its operands moves up to them."""
 
 from __future__ import annotations
 

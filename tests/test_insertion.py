@@ -1,4 +1,4 @@
-"""insert_transfers: what it writes, and that the step computes the same bits."""
+"""insert_transfers: the graphs that it writes, and bitwise equal results of the step."""
 
 from __future__ import annotations
 

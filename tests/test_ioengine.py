@@ -1,4 +1,4 @@
-"""Outcomes of futures."""
+"""Tests of the outcomes of futures."""
 
 from __future__ import annotations
 

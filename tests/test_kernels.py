@@ -1,4 +1,4 @@
-"""The ops on plain tensors, the life of tickets, and the stores of the process."""
+"""The ops on plain tensors, the lifetime of tickets, and the stores of the process."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def test_wait_copies_nothing_for_the_stride_of_a_dimension_of_one(key: str) -> N
     ticket = offload(key, x)
     OPS.release(ticket, x, True)
     OPS.prefetch(ticket)
-    (prefetched,) = kernels._tickets[int(ticket.item())][1].prefetches
+    (prefetched,) = kernels._entries[int(ticket.item())].ticket.prefetches
     y = OPS.wait(ticket, x.shape, (1000, 7, 1), x.dtype, CPU)
     assert y.stride() == (1000, 7, 1)
     assert y.data_ptr() == prefetched.arrival.y.data_ptr()

@@ -1,6 +1,7 @@
-"""The kvikio engine: what keeps it from being used, and its real tests in a process of their own.
+"""The kvikio engine: obstacles to its use, and its tests with the real library.
 
-A driver library, once loaded, stays in a process and would change what "auto" means to other tests.
+Those run in a separate process: a driver library stays loaded, and would change the choice of
+"auto" in other tests.
 """
 
 from __future__ import annotations

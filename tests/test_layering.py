@@ -1,9 +1,10 @@
-"""Who may import whom: read from the sources, nothing is imported."""
+"""Which module may import which; the tests read the sources and import nothing."""
 
 from __future__ import annotations
 
 import ast
 import os
+import re
 import sys
 import tomllib
 from dataclasses import dataclass
@@ -42,7 +43,7 @@ class Room:
 
 # A name stands for a module, or for a folder and all that is in it.
 ROOMS = {
-    "words": Room(("errors", "sizes", "endurance", "directories", "ops")),
+    "words": Room(("errors", "sizes", "endurance", "directories", "ops", "schedule")),
     "graph": Room(("graph",)),
     "planner": Room(("planner",), ("words",)),
     "torch_internals": Room(("torch_internals",), ("words", "graph", "planner")),
@@ -56,11 +57,12 @@ ROOMS = {
     "devices": Room(("runtime.devices",), ("words", "engines")),
     "store": Room(("runtime.store",), ("words", "engines", "devices")),
     "measurement": Room(("runtime.measurement",), ("words", "config", "engines", "store")),
+    "program": Room(("runtime.program",), ("words", "store", "measurement")),
     "kernels": Room(
-        ("runtime",), ("words", "config", "engines", "devices", "store", "measurement")
+        ("runtime",), ("words", "config", "engines", "devices", "store", "measurement", "program")
     ),
     "backend": Room(
-        ("backend", "planning", "machine", "replanning"),
+        ("backend", "planning", "machine", "replanning", "step_schedules"),
         ("words", "graph", "planner", "torch_internals", "config", "facts", "passes", "kernels"),
     ),
     "inspection": Room(
@@ -133,6 +135,14 @@ def find_room(name: str) -> str:
         if is_within(inner, named) or inner == named
     }
     return found[max(found, key=len)]
+
+
+def find_test_file(name: str) -> Path:
+    """The one file that has the tests of the module."""
+    *_, stem = name.split(".")
+    # These have a folder, as there is a scheduling in it and another one among the passes.
+    folder = "torch_internals" if is_within(name, "fxoffload.torch_internals") else "."
+    return ROOT / "tests" / folder / f"test_{stem}.py"
 
 
 def draw_rooms() -> str:
@@ -261,6 +271,23 @@ def test_plain_data_needs_no_torch(name: str) -> None:
 @pytest.mark.parametrize("name", [name for name in MODULES if is_within(name, "fxoffload.planner")])
 def test_planner_sees_no_tensor(name: str) -> None:
     assert not has(find_imports(name), "torch")
+
+
+def test_each_module_has_its_test_file() -> None:
+    """A module with a function or a class, that is."""
+    kinds = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
+    files = {
+        name: find_test_file(name)
+        for name, tree in TREES.items()
+        if any(isinstance(node, kinds) for node in tree.body)
+    }
+    assert len(set(files.values())) == len(files), "two modules have one file"
+    without = {
+        name
+        for name, file in files.items()
+        if not file.exists() or not re.search(r"^\s*def test_", file.read_text(), re.MULTILINE)
+    }
+    assert without == set(), "write tests of these, in files of their names"
 
 
 def test_imports_have_no_cycle() -> None:

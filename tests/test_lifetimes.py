@@ -1,4 +1,4 @@
-"""find_saved_values: one record for each storage, its lifetime, and why it may not move."""
+"""find_saved_values: one record for each storage, its lifetime, and its refusal."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The memory engine: copies, capacity, close."""
+"""Tests of the memory engine: copies, capacity, close."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The memory limit of a process: that of its cgroups in every version, else the machine's."""
+"""The memory limit of a process: that of its cgroups, in each version, or the machine's memory."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Bitwise parity of loss and gradients with nothing moved, and proof that bytes did move."""
+"""Loss and gradients are bitwise equal to those with nothing moved, and values did move."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""place_transfers: releases and prefetches by time, and by room where there is a budget."""
+"""place_transfers: places of releases and prefetches by time, and by memory under a budget."""
 
 from __future__ import annotations
 

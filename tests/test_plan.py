@@ -1,4 +1,4 @@
-"""Plan: plain data, its sums and its words."""
+"""Plan: its fields, its sums, and its text."""
 
 from __future__ import annotations
 

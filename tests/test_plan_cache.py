@@ -1,4 +1,4 @@
-"""Plans on disk: written in one piece, found again, and nothing else taken for one."""
+"""Plans on disk: they are written atomically and found again, and other files are rejected."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from torch import Tensor, fx
 from torch._functorch import config as functorch_config
 
 from fxoffload.plan_cache import encode_plan, find_plan_path, keep_plan, recall_plan, write_whole
+from fxoffload.planner.graph_model import GraphModel, HalfModel
 from fxoffload.planner.plan import Keep, Offload, Plan, SavedValue
 
 VALUE = SavedValue("x", ("x",), 8, 8, born=1, last_use=1, first_use=2, freed=3)
@@ -33,6 +34,11 @@ PLAN = Plan(
     unmoved_held_bytes=12,
     kept_at_peak=(("too small", 8), ("state", 4)),
 )
+MODEL = GraphModel(
+    HalfModel((0.1, 0.2), (1, 2), ((("offload", "x"), 1), (("release", "x"), 2))),
+    HalfModel((0.3,), (3,), ((("prefetch", "x"), 0), (("wait", "x"), 0))),
+    PLAN.values,
+)
 
 
 def sin(x: Tensor) -> Tensor:
@@ -47,7 +53,9 @@ def test_a_plan_is_found_again(tmp_path: Path) -> None:
     path = tmp_path / "new" / "a.plan"
     assert recall_plan(path) is None
     keep_plan(path, PLAN)
-    assert recall_plan(path) == PLAN
+    assert recall_plan(path) == (PLAN, None)
+    keep_plan(path, PLAN, MODEL)
+    assert recall_plan(path) == (PLAN, MODEL)
     assert list(path.parent.iterdir()) == [path]  # Nothing half-written is left.
 
 

@@ -1,4 +1,4 @@
-"""A budget holds for the largest declared size; a call that exceeds the planned one says so."""
+"""A budget holds for the largest declared size; a call that exceeds the planned size warns."""
 
 from __future__ import annotations
 

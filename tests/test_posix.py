@@ -1,4 +1,4 @@
-"""The posix engine: short transfers, errors, workers, and what a cancelled transfer holds."""
+"""The posix engine: short transfers, errors, workers, and the memory of a cancelled transfer."""
 
 from __future__ import annotations
 

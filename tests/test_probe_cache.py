@@ -1,4 +1,4 @@
-"""Speeds on disk: measured once, by one process, and never an error."""
+"""Speeds on disk: one process measures them once, and a faulty file raises no error."""
 
 from __future__ import annotations
 

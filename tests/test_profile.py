@@ -1,4 +1,4 @@
-"""Profiles: by name, told apart by digest, and on disk."""
+"""Profiles: factors by node name, digests, and files on disk."""
 
 from __future__ import annotations
 

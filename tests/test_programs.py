@@ -1,4 +1,4 @@
-"""Kinds of programs that torch's backend `aot_eager` accepts: bitwise the same through this one."""
+"""Programs that torch's backend `aot_eager` accepts: this backend gives bitwise equal results."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The clock of a step: it runs between ops and stands still within them."""
+"""StepRecorder: its clock runs between ops and stops within them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Measured, then planned anew: once, when it pays, and by the same numbers on all ranks."""
+"""Replanning after measured steps: once, if it pays, and by the same numbers on all ranks."""
 
 from __future__ import annotations
 

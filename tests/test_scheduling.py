@@ -1,4 +1,4 @@
-"""schedule_transfers: releases and prefetches stand where the plan says, and only they move."""
+"""schedule_transfers: releases and prefetches move to the planned places, and nothing else does."""
 
 from __future__ import annotations
 

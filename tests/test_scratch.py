@@ -1,4 +1,4 @@
-"""Scratch memory of kernels: what is counted, and what the allocator says on this CPU."""
+"""Scratch memory of kernels: the counted bytes, compared with the allocator on this CPU."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""simulate: small steps whose times and bytes are worked out by hand."""
+"""simulate: small steps, compared with times and bytes that are computed by hand."""
 
 from __future__ import annotations
 

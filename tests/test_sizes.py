@@ -1,4 +1,4 @@
-"""Sizes as text."""
+"""Tests of parsing and formatting sizes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""SlotAllocator against a model, and its steady state."""
+"""SlotAllocator: compared with a model, and its steady state over equal steps."""
 
 from __future__ import annotations
 

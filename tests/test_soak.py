@@ -1,4 +1,4 @@
-"""A thousand steps: nothing that a process holds grows with them."""
+"""A thousand steps: no resource of the process grows with the steps."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def find_held(job: Job) -> Held:
         descriptors=frozenset(os.listdir("/proc/self/fd")),
         threads=frozenset(thread.name for thread in threading.enumerate()),
         disk_bytes=os.fstat(fd).st_blocks * 512,
-        tickets=len(fxoffload.runtime.kernels._tickets),
+        tickets=len(fxoffload.runtime.kernels._entries),
         live_bytes=done.live_bytes,
         inflight_bytes=done.inflight_bytes,
     )

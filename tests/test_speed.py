@@ -1,4 +1,4 @@
-"""The probe of a device's speed: real work, measured once for each kind of work."""
+"""The probe of a device's speed: it measures real work, once for each kind of work."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The spill file: no name, private, preallocated, and honest about direct I/O."""
+"""The spill file: it has no name, is private and preallocated, and reports if it is buffered."""
 
 from __future__ import annotations
 

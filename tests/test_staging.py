@@ -1,4 +1,4 @@
-"""Staging buffers cut from pinned chunks: no overlap, a bound, and reuse."""
+"""Staging buffers, cut from pinned chunks: they do not overlap, are bounded, and are reused."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""Thousands of random steps of a store, each against a model of what the store must hold.
+"""A state machine that runs thousands of random store operations against a model.
 
-The engines below the store are real; between them and the store, writes and reads are held up,
-fail, come up short or find the tier full when the machine says so. The model knows
-what it asked for and what the engines were asked to do; of a ticket it looks at `lent` alone.
+The engines are real. Between them and the store, the state machine delays writes and reads, makes
+them fail or come up short, or makes the tier full. The model knows the calls that it made and the
+calls that the engines got; of a ticket it reads only `lent`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, precondition, rule
 
-from fxoffload.errors import StoreError, StoreFull, TransferError
+from fxoffload.errors import ModifiedError, StoreError, StoreFull, TransferError
 from fxoffload.runtime.engines.ioengine import IOEngine, IOFuture, find_outcome
 from fxoffload.runtime.engines.memory import MemoryEngine
 from fxoffload.runtime.engines.posix import PosixEngine
@@ -181,6 +181,7 @@ class Value:
     slot: Slot | None
     tier: str
     site: str = ""
+    offset: int = 0
     kept: bool = False
     changed: bool = False
     released: bool = False
@@ -191,6 +192,11 @@ class Value:
     @property
     def nbytes(self) -> int:
         return self.ticket.nbytes
+
+    @property
+    def shared(self) -> bool:
+        """Whether what comes back is the caller's own tensor."""
+        return self.kept and not self.offset
 
     @property
     def in_slot(self) -> bool:
@@ -295,6 +301,7 @@ class StoreMachine(RuleBasedStateMachine):
             each.next_write = "now"
         slot = self.nvme.last_slot or self.host.last_slot
         value = Value(ticket, x, x.clone(), owned, slot, slot.tier if slot else tier, site)
+        value.offset = x.storage_offset()
         self.values.append(value)
         sums = self.sums
         if not owned and self.sites.get(site):
@@ -381,6 +388,10 @@ class StoreMachine(RuleBasedStateMachine):
         value = self.pick(data)
         self.last = last
         attempts = value.prefetched.pop() if value.prefetched else None
+        if value.shared and value.changed and attempts is not None:
+            with self.count_warnings(), pytest.raises(ModifiedError):
+                self.store.wait(value.ticket)
+            return
         if attempts is not None or not (value.lent or value.changed):
             self.end_transfer(value, attempts)
 
@@ -479,6 +490,8 @@ class StoreMachine(RuleBasedStateMachine):
                 self.sites.setdefault(value.site, True)
             else:
                 self.sites[value.site] = False
+        if value.kept and self.last:
+            value.lent = True
         if attempts or value.kept:
             return
         self.sums.forwarded_bytes += value.nbytes
@@ -513,7 +526,9 @@ class StoreMachine(RuleBasedStateMachine):
             assert f"{value.ticket.name}: " in error
             return
         assert torch.equal(y, value.expected)
-        y.zero_()  # It is the caller's: nobody else may need it.
+        if value.shared:
+            return  # It is the caller's tensor.
+        y.zero_()  # It is the backward's: nobody else may need it.
         if attempts:
             self.sums.read_bytes += value.nbytes
             self.sums.host_read_bytes += value.nbytes if value.tier == "host" else 0

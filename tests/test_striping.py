@@ -1,4 +1,4 @@
-"""Which file a new slot goes to: by what is in flight, by room, and by failures."""
+"""The choice of the file for a new slot: by bytes in flight, by room, and by failures."""
 
 from __future__ import annotations
 

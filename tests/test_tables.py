@@ -1,4 +1,4 @@
-"""Tables of plain text."""
+"""Tests of text tables."""
 
 from __future__ import annotations
 

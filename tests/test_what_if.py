@@ -1,4 +1,4 @@
-"""What-if: numbers of toy models that follow from the sizes by hand."""
+"""What-if: forecasts of toy models, compared with numbers that are computed by hand."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Workers: the life of a transfer, its callbacks, and the end of the threads."""
+"""Workers: the lifetime of a transfer, its callbacks, and the end of the threads."""
 
 from __future__ import annotations
 

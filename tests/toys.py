@@ -1,8 +1,8 @@
 """Toy graphs for the tests of the passes: traced, written by hand, and executed with a toy store.
 
-`trace` makes a TrainingGraph of a function as the backend does; `Sketch` writes one node by node;
-`run_step` executes both halves, and `ToyStore` stands in for the runtime: it overwrites what was
-released, so that every reader that comes too late changes the result.
+`trace` makes a TrainingGraph of a function, as the backend does. `Sketch` builds one node by node.
+`run_step` executes forward and backward. `ToyStore` replaces the runtime: it overwrites released
+values, so that a reader behind the release changes the result.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from torch.nn import functional
 from fxoffload.cost import CostModel, DeviceSpeed
 from fxoffload.graph import TrainingGraph, get_saved, get_tensor, is_view
 from fxoffload.ops import OFFLOAD, OPS, PREFETCH, RELEASE, WAIT
+from fxoffload.passes import PassOptions
 from fxoffload.planner.link import Link
 from fxoffload.planner.plan import Keep, Offload, Plan, SavedValue
 from fxoffload.torch_internals import (
@@ -298,6 +299,13 @@ def make_cost(seconds: float, nbytes: int = 1024, *, latency: float = 0.0) -> Un
     return UniformCost(links={"nvme": link, "host": link}, speed=CPU_SPEED)
 
 
+NBYTES = 16 * 16 * 4  # Of what each layer of make_chain saves.
+# Everything moves that may.
+OPTIONS = PassOptions(
+    cost=make_cost(0.1), store="store", budget_bytes="min", min_bytes=1, fuses=False
+)
+
+
 # --- execution ----------------------------------------------------------------------------------
 
 
@@ -334,6 +342,7 @@ class ToyStore:
         stride: Sequence[int],
         dtype: torch.dtype,
         device: torch.device,
+        owned: bool = True,
     ) -> Tensor:
         assert int(ticket) in self.prefetched, "waits before its prefetch"
         value = self.values[int(ticket)]

@@ -1,4 +1,4 @@
-"""Tests wait here for the store's threads."""
+"""Helpers by which tests wait for the store's threads."""
 
 from __future__ import annotations
 

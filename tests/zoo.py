@@ -1,6 +1,6 @@
-"""Small models whose saved values are awkward, each as a function of a seed.
+"""Small models with saved values that are hard to move, each as a function of a seed.
 
-Every entry returns (module, inputs): `module(*inputs)` is a scalar loss, and inputs are fixed.
+Every entry returns (module, inputs); `module(*inputs)` is a scalar loss, and inputs are fixed.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""What the planner answers without a training step: explain, and what if.
+"""Plans and predictions for a model, without a training step.
 
-explain    what the backend does with a model on this machine, graph by graph
-what_if    a training step on other hardware, and how far its batch can grow
+explain    the plan of each graph of a model on this machine
+what_if    a training step on other hardware, and the largest batch that fits
 tracing    compile each graph of a model up to its partition
-forecast   what what_if returns
-hardware   what what_if is asked about
+forecast   the records that what_if returns
+hardware   the record that describes hardware to what_if
 tables     text tables
 """

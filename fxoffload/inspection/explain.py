@@ -1,4 +1,4 @@
-"""Explain: what the backend would do with a model, graph by graph, without a training step."""
+"""Explain: show the plan of each graph of a model, without a training step."""
 
 from __future__ import annotations
 
@@ -22,13 +22,14 @@ from fxoffload.planning import build_partitioner
 from fxoffload.torch_internals import OffloadPartitioner
 
 MIB = 2**20
-# A model has hundreds of these, and no option changes them.
+# A model has hundreds of values that are kept for these reasons, whatever the options: they get one
+# row for each reason.
 STATIC_REASONS = (STATIC_INPUT, CONSTANT)
 
 
 @dataclass(frozen=True, slots=True)
 class GraphExplanation:
-    """One compiled graph: its two halves before and after the passes, and the plan."""
+    """One compiled graph: its forward and backward before and after the passes, and the plan."""
 
     forward_before: fx.GraphModule
     backward_before: fx.GraphModule
@@ -62,9 +63,9 @@ class GraphExplanation:
 class Explanation:
     """All graphs that one call of a model compiles to; `print` it for the tables and totals."""
 
-    graphs: tuple[GraphExplanation, ...]  # Those that save something for a backward.
-    num_compiled: int  # All graphs that torch.compile found, those of inference too.
-    ioengine: str = ""  # Which engine would move the values, and why this one.
+    graphs: tuple[GraphExplanation, ...]  # The graphs that save values for a backward.
+    num_compiled: int  # All graphs that torch.compile found, inference graphs included.
+    ioengine: str = ""  # The engine that would move the values, and the reason for it.
 
     @property
     def saved_bytes(self) -> int:
@@ -102,10 +103,10 @@ def explain(
     options: dict[str, Any] | None = None,
     **kwargs: Any,
 ) -> Explanation:
-    """What `backend="fxoffload"` with `options` does to `model(*args, **kwargs)`.
+    """Explain what `backend="fxoffload"` with `options` does to `model(*args, **kwargs)`.
 
-    Traces and plans as compilation does, and generates no code. The model runs forward once, in
-    eager mode, so that all graphs behind a graph break are seen; no backward runs.
+    Traces and plans as compilation does, and generates no code. The forward runs once, in eager
+    mode, so that the graphs after a graph break are traced, too; no backward runs.
     Raises ConfigError for an option that cannot work.
     """
     config = OffloadConfig.from_options(options)
@@ -130,7 +131,7 @@ def explain(
                 )
             )
 
-        # No store: nothing will move, so no room is reserved for it.
+        # The store's key is "": nothing will move, so no store is opened and no room reserved.
         return build_partitioner(config, "", on_partitioned=keep_copy, on_transformed=record)
 
     num_compiled = partition_graphs(model, args, kwargs, config, make_partitioner)
@@ -156,7 +157,7 @@ def find_prefetched_before(graph: fx.Graph, ticket: str) -> str:
 
 
 def _copy(module: fx.GraphModule) -> fx.GraphModule:
-    """The same graph, node for node, over the same constants."""
+    """A copy of `module`: the same nodes, sharing the same constants."""
     return fx.GraphModule(module, copy.deepcopy(module.graph))
 
 

@@ -1,4 +1,4 @@
-"""What the what-if functions answer: plain records, each printable as a table."""
+"""The results of the what-if functions: plain records, each printable as a table."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ _MIB = 2**20
 
 @dataclass(frozen=True, slots=True)
 class Forecast:
-    """What a training step is predicted to take; `print` it for a table.
+    """The predicted time and memory of a training step; `print` it for a table.
 
-    plans: one for each compiled graph. resident_bytes: parameters and buffers, which are no
-    activations. hardware: that it is predicted for.
+    plans: one for each compiled graph. resident_bytes: bytes of parameters and buffers, which are
+    not part of the activation peak. hardware: the hardware that the step is predicted for.
     """
 
     plans: tuple[Plan, ...]
@@ -25,22 +25,22 @@ class Forecast:
 
     @property
     def step_seconds(self) -> float:
-        """Seconds of forward and backward, of all graphs."""
+        """Seconds of the forwards and backwards of all graphs."""
         return sum(plan.step_seconds for plan in self.plans)
 
     @property
     def exposed_seconds(self) -> float:
-        """Seconds of it that are spent waiting for transfers."""
+        """Seconds of the step that are spent waiting for transfers."""
         return sum(plan.exposed_seconds for plan in self.plans)
 
     @property
     def peak_bytes(self) -> int:
-        """The largest activation peak of any graph: what others hold meanwhile is not in it."""
+        """The largest activation peak of any graph, without what other graphs hold meanwhile."""
         return max((plan.peak_bytes for plan in self.plans), default=0)
 
     @property
     def written_bytes(self) -> int:
-        """Bytes that go to the drives."""
+        """Bytes that the step writes to the drives."""
         return sum(find_written_bytes(plan) for plan in self.plans)
 
     @property
@@ -50,7 +50,7 @@ class Forecast:
 
     @property
     def keeps_all(self) -> bool:
-        """Whether nothing is moved, and no more recomputed than torch does by itself."""
+        """Whether nothing is moved, and nothing recomputed beyond what torch does by itself."""
         return not any(plan.offloads or plan.cut is not None for plan in self.plans)
 
     def __str__(self) -> str:
@@ -78,10 +78,11 @@ class Forecast:
 
 @dataclass(frozen=True, slots=True)
 class BatchForecast:
-    """A micro-batch of `batch` samples, `microbatches` of them in a pipeline of `stages`.
+    """The forecast of a micro-batch in a pipeline.
 
-    Source of the bubble: GPipe (arXiv 1811.06965) and Megatron-LM (arXiv 2104.04473), which state
-    it for this schedule and for 1F1B alike.
+    batch: samples in a micro-batch. microbatches: micro-batches in a step. stages: stages of the
+    pipeline. forecast: a step of one stage with one micro-batch. Source of the bubble: GPipe (arXiv
+    1811.06965) and Megatron-LM (arXiv 2104.04473); it is the same for GPipe's schedule and 1F1B.
     """
 
     batch: int
@@ -91,22 +92,25 @@ class BatchForecast:
 
     @property
     def bubble_fraction(self) -> float:
-        """Part of the time in which a stage waits for others: (p - 1) / (m + p - 1)."""
+        """The share of the time that a stage waits for other stages: (p - 1) / (m + p - 1).
+
+        p: stages. m: microbatches.
+        """
         return (self.stages - 1) / (self.microbatches + self.stages - 1)
 
     @property
     def samples_per_second(self) -> float:
-        """Throughput of the pipeline, each of whose stages takes the forecast's step."""
+        """Throughput of the pipeline, if each stage takes as long as `forecast` says."""
         return self.batch / self.forecast.step_seconds * (1 - self.bubble_fraction)
 
 
 @dataclass(frozen=True, slots=True)
 class LargestBatch:
-    """How far the micro-batch can grow under `memory_budget_bytes`; `print` it for a table.
+    """The largest micro-batches that fit `memory_budget_bytes`; `print` it for a table.
 
-    unmoved: the largest that fits with nothing moved; None where not even one sample does. moved:
-    the largest with fxoffload, as many micro-batches of it. merged: the same batch, in only as many
-    micro-batches as the samples of all `unmoved` ones need.
+    unmoved: the largest that fits with nothing moved; None if not even one sample does. moved: the
+    largest that fits with fxoffload, and as many micro-batches as in `unmoved`. merged: the same
+    micro-batch as in `moved`, but only as many of them as all samples of `unmoved` need.
     """
 
     memory_budget_bytes: int
@@ -116,7 +120,7 @@ class LargestBatch:
 
     @property
     def throughput_ratio(self) -> float | None:
-        """Samples per second of `moved` over those of `unmoved`."""
+        """Samples per second of `moved` over those of `unmoved`; None without `unmoved`."""
         if self.unmoved is None:
             return None
         return self.moved.samples_per_second / self.unmoved.samples_per_second
@@ -147,5 +151,5 @@ class LargestBatch:
 
 
 def find_written_bytes(plan: Plan) -> int:
-    """Bytes of a plan that go to the drives."""
+    """Bytes that a step by `plan` writes to the drives."""
     return sum(value.nbytes for value, decision in plan.offloads if decision.tier == "nvme")

@@ -1,4 +1,4 @@
-"""Hardware as a record: what a device, its drives and the link between them sustain."""
+"""Hardware as a record: the sustained speeds of a device, its drives and the link to the host."""
 
 from __future__ import annotations
 
@@ -12,17 +12,19 @@ from fxoffload.sizes import parse_byte_rate, parse_bytes, parse_flop_rate
 
 @dataclass(frozen=True, kw_only=True)
 class Hardware:
-    """What to ask about: numbers in the units of the field names, or text such as "6.5GB/s".
+    """The hardware of a forecast: numbers in the units of the field names, or text ("6.5GB/s").
 
-    Each is what is sustained, not what a data sheet promises.
+    Give sustained speeds, not those of a data sheet.
 
-    flops_per_second: of the device, multiply-adds counted as two ("300 TFLOP/s").
-    memory_bytes_per_second: of its memory ("2TB/s"). memory_bytes: how much of it there is.
-    drive_write_bytes_per_second, drive_read_bytes_per_second: of all drives together.
-    host_link_bytes_per_second: between device and host, in each direction (PCIe); what goes to a
-    drive passes it too. transfer_latency_seconds: of one transfer.
+    flops_per_second: arithmetic of the device, a multiply-add counted as two ("300 TFLOP/s").
+    memory_bytes_per_second: bandwidth of the device's memory ("2TB/s").
+    memory_bytes: size of the device's memory.
+    drive_write_bytes_per_second, drive_read_bytes_per_second: bandwidth of all drives together.
+    host_link_bytes_per_second: bandwidth between device and host in each direction (PCIe);
+        transfers to and from a drive pass this link, too.
+    transfer_latency_seconds: latency of one transfer.
 
-    Raises ConfigError naming a field that is no size, or no rate above 0.
+    Raises ConfigError naming a field that is not a size, or not a rate above 0.
     """
 
     flops_per_second: float | str
@@ -56,7 +58,7 @@ class Hardware:
         return int(self.memory_bytes)
 
     def make_cost_model(self, *, with_host_tier: bool = False) -> CostModel:
-        """The speed and the links of this hardware, as the planner takes them."""
+        """The CostModel of this hardware, for the planner."""
         link = float(self.host_link_bytes_per_second)
         latency = self.transfer_latency_seconds
         write, read = self.drive_write_bytes_per_second, self.drive_read_bytes_per_second

@@ -1,4 +1,4 @@
-"""Tables of plain text."""
+"""Format tables as plain text."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 
 def format_table(rows: Sequence[tuple[str, ...]]) -> str:
-    """Columns of text, the first row as the heading."""
+    """Format `rows` as aligned columns of text; the first row is the heading."""
     widths = [max(len(row[index]) for row in rows) for index in range(len(rows[0]))]
     lines = [
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()

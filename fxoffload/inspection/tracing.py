@@ -24,17 +24,18 @@ def partition_graphs(
     *,
     dynamic: bool | None = None,
 ) -> int:
-    """Compile every graph of `model(*args, **kwargs)` up to its partition; how many there are.
+    """Compile every graph of `model(*args, **kwargs)` up to its partition; return their number.
 
-    Each has a partitioner of its own, which is called where something is saved. No code is
-    generated. The model runs forward in eager mode, so that all graphs behind a graph break are
-    seen; no backward runs. dynamic: as in torch.compile. What a partitioner raises under
-    OffloadError comes out as it is.
+    make_partitioner: called once for each graph; torch calls the partitioner if the graph saves
+    something for a backward. dynamic: as in torch.compile. No code is generated. The forward runs
+    in eager mode, so that the graphs after a graph break are traced, too; no backward runs. Raises
+    an OffloadError of a partitioner unchanged.
     """
     graphs: list[fx.GraphModule] = []
 
     def trace(gm: fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
-        # The compiler may change what it is given; a copy would lose which inputs are static.
+        # The compiler may change `gm`, so a copy runs. The compiler must get `gm` itself: a copy
+        # does not say which inputs are static.
         original = copy.deepcopy(gm)
         graphs.append(original)
         partitioner = make_partitioner()
@@ -61,7 +62,7 @@ def partition_without_memory(
     config: OffloadConfig,
     make_partitioner: Callable[[], OffloadPartitioner],
 ) -> None:
-    """As partition_graphs, with sizes as they are, and nothing is allocated or computed."""
+    """Like partition_graphs with static sizes; nothing is allocated or computed."""
     with torch_internals.without_memory() as copy_without_memory:
         shadow = copy_without_memory(model)
         args, kwargs = copy_without_memory((args, kwargs))

@@ -5,9 +5,9 @@
     print(largest_batch(model, lambda batch: (torch.empty(batch, 512),), hardware=hardware))
 
 Nothing runs and nothing is allocated: the model is traced with tensors that have no memory, so it
-may be larger than this machine (build it under `torch.device("meta")`). The graphs are those of
-the device its tensors are on (meta: a CPU's), and the numbers those of a plan: see
-`fxoffload.explain`, which tells the same of the hardware at hand.
+may be larger than this machine (build it under `torch.device("meta")`). The graphs are those of the
+device that the tensors are on; meta tensors stand for a CPU. The numbers are the predictions of
+plans; `fxoffload.explain` prints such plans for this machine.
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ def simulate(
     options: Mapping[str, Any] | None = None,
     **kwargs: Any,
 ) -> Forecast:
-    """A training step of `model(*args, **kwargs)` on `hardware`, by plan; nothing is run.
+    """Predict a training step of `model(*args, **kwargs)` on `hardware`; nothing is run.
 
-    args, kwargs: tensors of any device; only sizes, strides and types of them are looked at.
-    memory_budget: see OffloadConfig. options: its other fields; those about directories and engines
-    say nothing here. A model whose path depends on values of tensors cannot be traced.
-    Raises BudgetError where no plan fits, ConfigError for an option that cannot work.
+    args, kwargs: tensors on any device; only their sizes, strides and types are used.
+    memory_budget: see OffloadConfig. options: other fields of OffloadConfig; those for directories
+    and engines have no effect here. A model whose control flow depends on values of tensors cannot
+    be traced. Raises BudgetError if no plan fits, ConfigError for an option that cannot work.
     """
-    # The default would be looked for on the disks of this machine.
+    # Without a directory, OffloadConfig would search the disks of this machine for one.
     chosen = {"directory": ".", **(options or {}), "memory_budget": memory_budget}
     config = OffloadConfig.from_options(chosen)
     cost = hardware.make_cost_model(with_host_tier=config.host_bytes is not None)
@@ -71,16 +71,17 @@ def largest_batch(
     microbatches: int = 1,
     max_batch: int = 2**16,
 ) -> LargestBatch:
-    """How big the micro-batch of `model` can grow under `memory_budget` on `hardware`.
+    """Find the largest micro-batch of `model` that fits `memory_budget` on `hardware`.
 
-    make_inputs(batch): the arguments of the model; what tensors it makes have no memory.
-    memory_budget: activation peak of one micro-batch; default: what parameters and buffers leave of
-    the device's memory. stages, microbatches: of a pipeline of which `model` is one stage;
-    microbatches is their number at the batch that fits with nothing moved.
+    make_inputs(batch): returns the arguments of the model; the tensors that it makes have no
+    memory. memory_budget: the activation peak of one micro-batch; by default the device's memory
+    less parameters and buffers. stages: of a pipeline, of which `model` is one stage.
+    microbatches: in a step, for the largest batch that fits with nothing moved. max_batch: the
+    largest batch to try.
 
-    Doubles the batch and then bisects, so it takes for granted that a smaller batch fits where a
-    larger one does: plans are searched for, so that close to the limit this can be off by a little.
-    Raises BudgetError where one sample does not fit, ConfigError as `simulate`.
+    Doubles the batch and then bisects. This assumes that a smaller batch always fits if a larger
+    one does; plans come from a heuristic search, so the result may be slightly wrong near the
+    limit. Raises BudgetError if one sample does not fit, ConfigError as `simulate`.
     """
     if stages < 1 or microbatches < 1 or max_batch < 1:
         raise ConfigError(
@@ -125,7 +126,7 @@ def largest_batch(
 
 
 def find_largest(holds: Callable[[int], bool], limit: int) -> int:
-    """The largest number from 1 to `limit` that `holds`, as all below it do; 0 for none."""
+    """The largest n from 1 to `limit` with `holds(n)`, 0 for none; it must hold for all below n."""
     low, high = 0, 1
     while high <= limit and holds(high):
         low, high = high, 2 * high

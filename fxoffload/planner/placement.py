@@ -12,7 +12,7 @@ own. Where they are too low, the store waits: later, never wrong.
 
 from __future__ import annotations
 
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Mapping, Sequence
 from heapq import heappop, heappush
 from itertools import accumulate
@@ -60,10 +60,34 @@ def place_transfers(
         step, moved, tiers, slow, room_bytes, tail, max_inflight_bytes=max_inflight_bytes
     )
     releases |= dict.fromkeys(tail.find_waited(), step.forward_length - 1)
-    return {
+    found = {
         value.name: Transfer(tiers[value.name], releases[value.name], prefetches[value.name])
         for value in moved
     }
+    return found if step.stops is None else _round_to_stops(step, moved, found, step.stops)
+
+
+def _round_to_stops(
+    step: Step,
+    moved: Sequence[SavedValue],
+    transfers: Mapping[str, Transfer],
+    stops: Sequence[int],
+) -> dict[str, Transfer]:
+    """Releases earlier and prefetches later, so that no more memory is taken than was planned.
+
+    A release stays behind the last reader, and a prefetch in front of the first one.
+    """
+    found: dict[str, Transfer] = {}
+    for value in moved:
+        transfer = transfers[value.name]
+        release, prefetch = transfer.release, transfer.prefetch
+        if release < step.forward_length:
+            release = max(value.last_use + 1, stops[bisect_right(stops, release) - 1])
+        index = bisect_left(stops, prefetch)
+        if index < len(stops):
+            prefetch = stops[index]
+        found[value.name] = Transfer(transfer.tier, release, min(prefetch, step.first_use(value)))
+    return found
 
 
 class _Tail:

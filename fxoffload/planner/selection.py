@@ -11,6 +11,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 from fxoffload.errors import BudgetError
@@ -37,6 +39,18 @@ MAX_NODE_VISITS = 150_000
 _MIB = 2**20
 
 
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """The best set of moved values that was found.
+
+    best: placed and simulated; unmoved: the same of no values. reason: why the others are kept.
+    """
+
+    best: Trial
+    unmoved: Trial
+    reason: str
+
+
 def choose_offloads(
     step: Step,
     links: Mapping[str, Link],
@@ -48,7 +62,32 @@ def choose_offloads(
     utilisation: float = LINK_UTILISATION,
     margin: float = MARGIN,
 ) -> Plan:
-    """A plan for the values of `step`.
+    """A plan for the values of `step`; see choose_transfers."""
+    choice = choose_transfers(
+        step,
+        links,
+        budget_bytes=budget_bytes,
+        held_bytes=held_bytes,
+        host_bytes=host_bytes,
+        max_inflight_bytes=max_inflight_bytes,
+        utilisation=utilisation,
+        margin=margin,
+    )
+    return _make_plan(step, choice.best, choice.unmoved, budget_bytes, choice.reason)
+
+
+def choose_transfers(
+    step: Step,
+    links: Mapping[str, Link],
+    *,
+    budget_bytes: int | Literal["min"] | None = None,
+    held_bytes: int | None = None,
+    host_bytes: int = 0,
+    max_inflight_bytes: int = 2**62,
+    utilisation: float = LINK_UTILISATION,
+    margin: float = MARGIN,
+) -> Choice:
+    """The values of `step` to move, with their transfers.
 
     held_bytes: what may be on the device when the forward ends, as other graphs may run before the
     backward; None is no limit. host_bytes: capacity of the host tier; it takes the values reused
@@ -61,22 +100,20 @@ def choose_offloads(
     candidates.sort(key=lambda value: (-value.nbytes * idle[value.name], value.name))
     limit = find_lower_bound(step) if budget_bytes == "min" else budget_bytes
     used = _derate(links, utilisation)
-
+    place = partial(
+        place_transfers,
+        budget_bytes=limit,
+        held_bytes=held_bytes,
+        max_inflight_bytes=max_inflight_bytes,
+        margin=margin,
+    )
     known: dict[frozenset[str], Trial] = {}
 
     def attempt(chosen: Iterable[SavedValue]) -> Trial:
         tiers = _assign_tiers(chosen, idle, host_bytes if "host" in links else 0)
         names = frozenset(tiers)
         if names not in known:
-            transfers = place_transfers(
-                step,
-                tiers,
-                links,
-                budget_bytes=limit,
-                held_bytes=held_bytes,
-                max_inflight_bytes=max_inflight_bytes,
-                margin=margin,
-            )
+            transfers = place(step, tiers, links)
             simulation = simulate(step, transfers, used, max_inflight_bytes=max_inflight_bytes)
             held = simulation.live_bytes[step.forward_length - 1]
             known[names] = Trial(transfers, simulation, held)
@@ -104,7 +141,7 @@ def choose_offloads(
     best = attempt(chosen)
     if limits.find_excess(best):
         raise _make_budget_error(step, limits, attempt(candidates))
-    return _make_plan(step, best, unmoved, budget_bytes, reason)
+    return Choice(best, unmoved, reason)
 
 
 def evaluate_transfers(

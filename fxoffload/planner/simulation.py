@@ -42,6 +42,7 @@ class Step:
     names, seconds: of every node. forward_length: how many of them are the forward's; the first
     `forward_inputs` of these and the first `backward_inputs` of the others are placeholders.
     fixed: what lives whatever the plan says. values: what may be moved, or is kept for a reason.
+    stops: the positions in front of which a release or a prefetch may stand; None: all.
     """
 
     names: tuple[str, ...]
@@ -51,6 +52,7 @@ class Step:
     backward_inputs: int
     fixed: tuple[Residence, ...]
     values: tuple[SavedValue, ...]
+    stops: tuple[int, ...] | None = None
 
     @property
     def compute_seconds(self) -> float:

@@ -1,15 +1,16 @@
-"""Every private torch API that this package touches, and nothing else.
+"""The only folder that uses private torch APIs.
 
-Checked on torch 2.13.0 and 2.11.0; `tests/test_torch_internals.py` has a contract test for each
-function, so that a torch release breaks this folder alone and a test says where.
+Checked on torch 2.13.0 and 2.11.0; `tests/torch_internals/` has a contract test for each
+function, so that a torch release breaks only this folder, and a test names the function.
 
     partitioning    the joint graph of AOTAutograd, and what the forward saves
     compilation     Inductor and aot_eager with our partitioner
     scheduling      the order of Inductor's nodes, and which loops it fuses
-    lowering        what Inductor calls, stores, and makes of our ops
+    lowering        calls or loops, which results are stored, lowerings of our ops
     dynamo          graphs that are compiled again; tracing without memory; errors
     autograd        the state of autograd, and the memory of tensors
-    nodes           random numbers, collectives, wrappers
+    nodes           random numbers, collectives, wrapper subclasses
+    tensor_sizes    sizes and layouts of fake tensors
 """
 
 from fxoffload.torch_internals.autograd import (
@@ -41,7 +42,7 @@ from fxoffload.torch_internals.lowering import (
     find_store_policy,
     keep_strides,
     runs_alone,
-    take_as_aligned,
+    take_as_returned,
 )
 from fxoffload.torch_internals.nodes import (
     is_collective,
@@ -106,7 +107,7 @@ __all__ = [
     "outside_of_tracing",
     "runs_alone",
     "set_results",
-    "take_as_aligned",
+    "take_as_returned",
     "trace_with_inductor",
     "unlimited_recompiles",
     "without_memory",

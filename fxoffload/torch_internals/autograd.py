@@ -1,4 +1,4 @@
-"""The state of autograd, and the memory of tensors."""
+"""Queries of the state of autograd, and of the memory of tensors."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def keeps_graph() -> bool:
 def is_shared(x: torch.Tensor) -> bool:
     """Whether another tensor than `x` holds the memory of `x`.
 
-    Source: torch._C._storage_Use_Count, which counts the storage that is looked at here, too.
+    Source: torch._C._storage_Use_Count, which also counts the local `storage`, besides that of `x`.
     """
     internal: Any = torch._C
     storage = x.untyped_storage()
@@ -47,7 +47,7 @@ def make_version_counter(x: torch.Tensor) -> torch.Tensor | None:
 
 
 def keeps_tangents() -> bool:
-    """Whether the gradients that a backward is called with live until it has returned.
+    """Whether the gradients that are passed to a backward live until it has returned.
 
     If False, each gradient is freed after its last reader. Source:
     torch._functorch._aot_autograd.runtime_wrappers (2.11 keeps them, 2.13 does not).
@@ -56,7 +56,7 @@ def keeps_tangents() -> bool:
 
 
 def outside_of_tracing() -> AbstractContextManager[Any]:
-    """Within, tensors are real and ops run, also while AOTAutograd traces.
+    """A context in which tensors are real and ops run, also while AOTAutograd traces.
 
     Source: torch._subclasses.fake_tensor.
     """
@@ -64,9 +64,10 @@ def outside_of_tracing() -> AbstractContextManager[Any]:
 
 
 def describe_tracing() -> str:
-    """What AOTAutograd's graphs depend on beside the program: modes of autograd, and its options.
+    """The state that AOTAutograd's graphs depend on beside the program, as text for a cache key.
 
-    torch's own key of a compiled graph has the same (AOTAutogradCacheDetails).
+    These are the modes of autograd and the options of functorch, as in torch's own key of a
+    compiled graph (AOTAutogradCacheDetails).
     """
     modes = {
         "grad": torch.is_grad_enabled(),

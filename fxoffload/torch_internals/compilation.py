@@ -1,4 +1,4 @@
-"""Compiling a Dynamo graph with our partitioner, by Inductor or without it."""
+"""Compile a Dynamo graph with our partitioner, by Inductor or by aot_eager."""
 
 from __future__ import annotations
 
@@ -19,7 +19,10 @@ from torch._inductor.compile_fx import compile_fx, compile_fx_inner
 from torch._inductor.runtime.cache_dir_utils import cache_dir
 
 from fxoffload.ops import OFFLOAD, OPS, WAIT
-from fxoffload.torch_internals.lowering import keep_strides, take_as_aligned
+from fxoffload.torch_internals.lowering import (
+    keep_strides,
+    take_as_returned,
+)
 from fxoffload.torch_internals.partitioning import OffloadPartitioner
 from fxoffload.torch_internals.scheduling import CountedByGraph, FusedAtLast, fuse_between_calls
 
@@ -38,17 +41,18 @@ def compile_with_inductor(
     *,
     inner_compile: Callable[..., Any] = compile_fx_inner,
 ) -> Callable[..., Any]:
-    """Compile a Dynamo graph with Inductor, its partitioner replaced by ours.
+    """Compile a Dynamo graph with Inductor and our partitioner.
 
-    options: of Inductor, none of SET_OPTIONS.
+    options: options of Inductor, none of SET_OPTIONS. inner_compile: compiles one partitioned
+    graph.
 
-    Three of Inductor's options are off in graphs from which something moves. allow_buffer_reuse
-    keeps dead buffers for later results of the same size as long as that seems to cost nothing, but
-    Inductor does not see the memory that transfers take: the peak would exceed the planned one.
-    reorder_for_peak_memory knows nothing of transfers, and would delay every prefetch to its wait.
-    layout_optimization gives the inputs of convolutions other strides than the graph says; an
-    offload would force them back by a copy. It is off in all graphs that are trained, as parity
-    with unmoved ones would be lost. Source: torch._inductor.compile_fx.compile_fx.
+    Three options of Inductor are off in graphs that move values. allow_buffer_reuse keeps dead
+    buffers for later results of the same size where this does not raise the peak that Inductor
+    predicts; but Inductor does not see the memory that transfers take, so the peak would exceed the
+    planned one. reorder_for_peak_memory does not know of transfers, and would delay every prefetch
+    to its wait. layout_optimization changes the strides of the inputs of convolutions; an offload
+    would change them back by a copy. It is off in all graphs that are trained, so that results are
+    the same whether values move or not. Source: torch._inductor.compile_fx.compile_fx.
     """
     patches: dict[str, Any] = {
         **options,
@@ -69,14 +73,14 @@ def compile_with_inductor(
             return inner_compile(graph, *args, **kwargs)
 
     keep_strides(OFFLOAD)
-    take_as_aligned(WAIT)
+    take_as_returned(WAIT)
     compiled = compile_fx(gm, inputs, inner_compile=compile_one, config_patches=patches)
     assert callable(compiled)
     return compiled
 
 
 def list_inductor_modes() -> dict[str, dict[str, Any]]:
-    """The modes of torch.compile, and what each changes of Inductor's configuration.
+    """By mode of torch.compile: the options of Inductor that it sets.
 
     Source: torch._inductor.list_mode_options.
     """
@@ -84,10 +88,10 @@ def list_inductor_modes() -> dict[str, dict[str, Any]]:
 
 
 def list_inductor_options() -> dict[str, type]:
-    """The options of Inductor by name, with the type of each; `object` where any will do.
+    """By name of an option of Inductor: its type; `object` for a type that is not checked.
 
-    torch.compile checks no type that has parameters, such as a union, either. Source:
-    torch._inductor.list_options, torch._TorchCompileInductorWrapper.apply_options.
+    These are types with parameters, such as unions, which torch.compile does not check either.
+    Source: torch._inductor.list_options, torch._TorchCompileInductorWrapper.apply_options.
     """
     config: Any = inductor_config
     types = {name: config.get_type(name) for name in torch._inductor.list_options()}
@@ -102,11 +106,11 @@ def list_inductor_options() -> dict[str, type]:
 def compile_with_aot(
     gm: fx.GraphModule, inputs: Sequence[Any], partitioner: OffloadPartitioner
 ) -> Callable[..., Any]:
-    """Run the transformed graphs as they are, without Inductor: torch's `aot_eager`, partitioned.
+    """Compile a Dynamo graph as torch's `aot_eager` does, with our partitioner: no code generation.
 
-    As code of Inductor does, they let go of each input once its last reader has run. The helper of
-    torch takes what AOTAutograd alone does not: inputs in lists (compiled autograd), and a backward
-    that Dynamo must not trace. Source: torch._dynamo.backends.debugging.aot_eager.
+    As with Inductor, the graphs drop each input once its last reader has run. torch's helper also
+    handles two cases that AOTAutograd alone does not: inputs in lists (compiled autograd), and a
+    backward that Dynamo must not trace. Source: torch._dynamo.backends.debugging.aot_eager.
     """
 
     def run(gm: fx.GraphModule, example_inputs: Sequence[Any]) -> Any:
@@ -128,18 +132,18 @@ def trace_with_inductor(
     partitioner: OffloadPartitioner,
     options: Mapping[str, Any] = MappingProxyType({}),
 ) -> None:
-    """Do what compile_with_inductor does up to the partitioned graphs, and generate no code."""
+    """Like compile_with_inductor up to the partitioned graphs; generates no code."""
 
     def skip(graph: fx.GraphModule, *_: Any, **__: Any) -> Callable[..., Any]:
         return make_boxed_func(graph.forward)
 
-    # A cached graph would come back without a call of the partitioner.
+    # For a cached graph, AOTAutograd would not call the partitioner.
     with functorch_config.patch(enable_autograd_cache=False):
         compile_with_inductor(gm, inputs, partitioner, options, inner_compile=skip)
 
 
 def find_cache_folder() -> Path:
-    """Where Inductor keeps what it compiled; also what is here goes when that is deleted.
+    """The folder of Inductor's cache; files that are put here are deleted together with it.
 
     Source: torch._inductor.runtime.cache_dir_utils.
     """

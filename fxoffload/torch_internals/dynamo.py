@@ -1,4 +1,4 @@
-"""Dynamo: graphs that are kept to be compiled again, limits, tracing without memory, errors."""
+"""Dynamo: graphs to compile again, recompile limits, tracing without memory, user errors."""
 
 from __future__ import annotations
 
@@ -25,30 +25,30 @@ from fxoffload.torch_internals.tensor_sizes import is_static
 
 @dataclass(frozen=True)
 class DynamoGraph:
-    """A Dynamo graph, to be compiled once more later."""
+    """A copy of a Dynamo graph that can be compiled again outside of Dynamo."""
 
     gm: fx.GraphModule
     fake_mode: FakeTensorMode
 
     @contextmanager
     def compiling(self, inputs: Sequence[Any]) -> Generator[fx.GraphModule, None, None]:
-        """Within, what backends find when Dynamo calls them: a graph of one's own.
+        """A context in which a backend can compile, as if Dynamo had called it.
 
-        inputs: the tensors that it is compiled with; their sizes are taken as they are.
+        Yields a copy of the graph. inputs: the tensors to compile it with; their sizes are static.
         """
         with tracing(TracingContext(self.fake_mode)):
-            # The compiler finds the fake tensor of each, as long as somebody holds it. By itself it
-            # would give a tensor that Dynamo has not seen symbolic sizes, which no guard is for.
+            # The compiler uses these fake tensors as long as they are referenced. Without them, an
+            # input that Dynamo has not seen would get symbolic sizes, for which there is no guard.
             fakes = [self.fake_mode.from_tensor(x, static_shapes=True) for x in inputs]
             yield _copy_dynamo_graph(self.gm)
             del fakes
 
 
 def keep_dynamo_graph(gm: fx.GraphModule) -> DynamoGraph | None:
-    """What compiling `gm` takes, or None where it cannot be compiled outside of Dynamo.
+    """A copy of `gm` that can be compiled later; None if `gm` needs Dynamo to be compiled.
 
-    Not with symbolic sizes, which come as inputs: new guards on them would have to reach Dynamo.
-    Source: torch._dynamo.output_graph.OutputGraph.call_user_compiler.
+    That is so for symbolic sizes, which are inputs of `gm`: new guards on them would have to reach
+    Dynamo. Source: torch._dynamo.output_graph.OutputGraph.call_user_compiler.
     """
     inputs = [node.meta.get("example_value") for node in gm.graph.find_nodes(op="placeholder")]
     if not inputs or not all(isinstance(x, FakeTensor) and is_static(x) for x in inputs):
@@ -57,8 +57,8 @@ def keep_dynamo_graph(gm: fx.GraphModule) -> DynamoGraph | None:
 
 
 def _copy_dynamo_graph(gm: fx.GraphModule) -> fx.GraphModule:
-    # The key of AOTAutograd's cache has all that is there, and Dynamo's lazy class: the copy must
-    # meet what is compiled of the original in another process.
+    # AOTAutograd hashes all attributes and Dynamo's lazy class into its cache key. The copy needs
+    # the same key as the original, so that it finds what another process compiled of that.
     with _use_lazy_graph_module(True):
         copied = copy_module(gm, type(gm).__bases__[0])
     copied.meta = dict(gm.meta)
@@ -70,14 +70,14 @@ def _copy_dynamo_graph(gm: fx.GraphModule) -> fx.GraphModule:
         strict=True,
     )
     for node, other in pairs:
-        other._dynamo_source = node._dynamo_source  # By this it is known as static.
+        other._dynamo_source = node._dynamo_source  # AOTAutograd finds static inputs by it.
     return copied
 
 
 def unlimited_recompiles() -> AbstractContextManager[None]:
-    """Within, Dynamo traces a function anew however often it was traced for other arguments.
+    """A context in which Dynamo retraces a function for new arguments without a limit.
 
-    At its limit it would run the function in eager mode, and no graph would be seen. Source:
+    At its limit, Dynamo would run the function in eager mode, without calling the backend. Source:
     torch._dynamo.config.recompile_limit, accumulated_recompile_limit.
     """
     limit = 2**31
@@ -86,11 +86,11 @@ def unlimited_recompiles() -> AbstractContextManager[None]:
 
 @contextmanager
 def without_memory() -> Generator[Callable[[Any], Any], None, None]:
-    """Within, tensors have sizes, strides and a device, but no memory, and nothing is computed.
+    """A context in which tensors have sizes, strides and a device, but no memory and no data.
 
-    Yields what makes such a copy of a module, or of tensors in lists, tuples and dicts. Tensors on
-    the meta device come out as those of a CPU, which they stand for. Source:
-    torch._subclasses.fake_tensor.FakeTensorMode; Dynamo traces what it makes.
+    Yields a function that makes such a copy of a module, or of tensors in lists, tuples and dicts;
+    Dynamo can trace the copy. Copies of meta tensors are on the CPU. Source:
+    torch._subclasses.fake_tensor.FakeTensorMode.
     """
 
     def copy_tensor(tensor: torch.Tensor) -> torch.Tensor:
@@ -105,21 +105,22 @@ def without_memory() -> Generator[Callable[[Any], Any], None, None]:
     def copy_value(value: Any) -> Any:
         if isinstance(value, torch.nn.Module):
             tensors = (*value.parameters(), *value.buffers())
-            # deepcopy takes these for copies that it has made already.
+            # The second argument is deepcopy's memo: these copies replace the tensors.
             return copy.deepcopy(value, {id(tensor): copy_tensor(tensor) for tensor in tensors})
         return tree_map_only(torch.Tensor, copy_tensor, value)
 
-    # What a function or a module holds beside parameters and buffers is real.
+    # Other tensors that a function or a module holds stay real.
     with FakeTensorMode(allow_non_fake_inputs=True):
         yield copy_value
 
 
 def as_user_error(error: OffloadError) -> Exception:
-    """`error` in a form that torch.compile hands to the user as it is.
+    """`error` in a form that torch.compile passes on to the user unchanged.
 
-    Dynamo wraps what a backend raises, and prints its own inside, unless it is a ShortenTraceback.
-    The result is an instance of both. To each message Dynamo adds how to debug itself, which is no
-    help with an option: the result shows its own alone. Source:
+    Dynamo wraps every exception of a backend that is not a ShortenTraceback, and adds its own
+    frames. The result is an instance of both ShortenTraceback and the class of `error`. Dynamo also
+    appends hints for debugging Dynamo to the message, which do not help with a wrong option: the
+    result prints only the message of `error`. Source:
     torch._dynamo.output_graph.call_user_compiler, torch._dynamo.exc.augment_exc_message.
     """
     kind = type(error)

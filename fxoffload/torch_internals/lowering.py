@@ -1,4 +1,4 @@
-"""How Inductor lowers ops: what it calls, what it stores, and the lowerings of our own ops."""
+"""How Inductor lowers nodes: to calls or loops, stored or not; and the lowerings of our own ops."""
 
 from __future__ import annotations
 
@@ -15,14 +15,16 @@ from torch._ops import HigherOrderOperator, OpOverload
 from torch.utils.flop_counter import flop_registry
 
 _ADAPTED = "fxoffload_adapted"  # Marks a lowering of ours.
+_OWNED = 5  # The index of that argument of `wait`.
 
 
 def keep_strides(op: OpOverload) -> None:
-    """Let Inductor store what `op` reads first with the strides of the graph, where it may choose.
+    """Let Inductor store the first argument of `op` with the strides of the graph.
 
-    It heeds the tag needs_exact_strides in calls alone that Dynamo met, and else chooses what suits
-    its loops: a library call that reads the value too would have it copied, and so would `wait`.
-    Source: torch._inductor.graph.GraphLowering.call_function (eager_input_vals).
+    Inductor obeys the tag needs_exact_strides only for ops that Dynamo traced. For others it
+    chooses the strides that suit its loops; then a library call that also reads the value would
+    copy it, and so would `wait`. Source: torch._inductor.graph.GraphLowering.call_function
+    (eager_input_vals).
     """
 
     def adapt(fall_back: Callable[..., Any]) -> Callable[..., Any]:
@@ -45,12 +47,17 @@ def keep_strides(op: OpOverload) -> None:
     _adapt_lowering(op, adapt)
 
 
-def take_as_aligned(op: OpOverload) -> None:
-    """Let Inductor take CUDA results of `op` as aligned to 16 bytes, so that Triton loads wide.
+def take_as_returned(op: OpOverload) -> None:
+    """Tell Inductor of the results of `op`, a wait, whether they are aligned, and whose they are.
 
-    Inductor calls every result of an op that it does not know unaligned when an argument is, and a
-    ticket is: inputs on the CPU count so. The results must be what the CUDA allocator returned
-    (512-byte alignment), from their first byte on; the code that Inductor writes asserts it.
+    A result with owned=False may be the caller's own tensor: no kernel may store into its memory.
+    Source: V.graph.never_reuse_buffers.
+
+    Other CUDA results are taken as aligned to 16 bytes, so that Triton loads wide.
+
+    Inductor considers the result of an op that it does not know unaligned if an argument is, and it
+    considers every input on the CPU unaligned, such as a ticket. Each result must start at the
+    address that the CUDA allocator returned (aligned to 512 bytes); the generated code asserts it.
     Source: torch._inductor.ir.FallbackKernel.create, V.graph.unaligned_buffers (2.11 the same).
     """
 
@@ -58,7 +65,9 @@ def take_as_aligned(op: OpOverload) -> None:
         @wraps(fall_back)
         def lower(*args: Any, **kwargs: Any) -> Any:
             result = fall_back(*args, **kwargs)
-            if result.get_device().type == "cuda":
+            if len(args) > _OWNED and not args[_OWNED]:
+                V.graph.never_reuse_buffers.add(result.get_name())
+            elif result.get_device().type == "cuda":
                 V.graph.unaligned_buffers.discard(result.get_name())
             return result
 
@@ -70,11 +79,11 @@ def take_as_aligned(op: OpOverload) -> None:
 def _adapt_lowering(
     op: OpOverload, adapt: Callable[[Callable[..., Any]], Callable[..., Any]]
 ) -> None:
-    """Let Inductor lower `op`, a call of it, by what `adapt` makes of its own function; once."""
+    """Replace Inductor's lowering of `op` by `adapt(lowering)`; a second call does nothing."""
     from torch._inductor import lowering  # A slow import, which compiling needs anyway.
 
     if op not in lowering.lowerings:
-        # What Inductor itself does at the first sight of an op with this tag.
+        # Inductor does the same when it first meets an op with this tag.
         constraint = lowering.tag_to_layout_constraint(torch.Tag.needs_exact_strides)
         lowering.make_fallback(op, layout_constraint=constraint)
     fall_back = lowering.lowerings[op]
@@ -87,9 +96,9 @@ def _adapt_lowering(
 def runs_alone(node: fx.Node) -> bool:
     """Whether Inductor calls a library for `node` instead of generating a loop that can be fused.
 
-    Source: torch._inductor.lowering.fallbacks, to which it adds ops that others define when it
-    first meets them; matrix products and the like, which have templates or library calls, are the
-    ops that torch.utils.flop_counter knows.
+    Source: torch._inductor.lowering.fallbacks, to which Inductor adds custom ops when it first
+    meets them. Matrix products and the like, for which it has templates or library calls, are the
+    ops in the registry of torch.utils.flop_counter.
     """
     from torch._inductor import lowering  # A slow import, which compiling needs anyway.
 
@@ -108,11 +117,11 @@ def runs_alone(node: fx.Node) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class StorePolicy:
-    """When Inductor stores a result instead of computing it in the loop of each of its readers.
+    """When Inductor stores a result instead of recomputing it in the loop of each reader.
 
-    reads: from memory, beyond which it does; reused_reads: the same where several nodes read the
-    result. ops: in the loop, beyond which it does. expensive_ops: those whose results it stores
-    where several nodes read them.
+    It stores the result if its loop reads more than `reads` storages (`reused_reads` if several
+    nodes read the result), if its loop has more than `ops` ops, or if several nodes read the result
+    and its loop has one of `expensive_ops`.
     """
 
     reads: int
@@ -122,10 +131,10 @@ class StorePolicy:
 
 
 def find_store_policy(device: torch.device) -> StorePolicy:
-    """What Inductor does on `device`.
+    """The StorePolicy of Inductor on `device`.
 
     Source: torch._inductor.ir.StorageBox (should_realize_on_reuse, has_exceeded_max_reads) and
-    torch._inductor.config; releases before 2.13 know no thresholds of a CPU's own, and fewer
+    torch._inductor.config; releases before 2.13 have no separate thresholds for the CPU, and fewer
     expensive ops.
     """
     config: Any = inductor_config

@@ -1,4 +1,4 @@
-"""AOTAutograd's joint graph: its partitions, and what the forward saves for the backward."""
+"""Partition AOTAutograd's joint graph, and handle what the forward saves for the backward."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from fxoffload.torch_internals.nodes import is_saved_rng_state
 from fxoffload.torch_internals.scheduling import mark_regions
 
 _UNCHECKED = "saved_tensor_with_no_vc_check"
-_RNG_STATE = "rng_state_output"  # What its placeholders in the backward are called.
+_RNG_STATE = "rng_state_output"  # The prefix of the names of its placeholders in the backward.
 _SCRIPT_OBJECTS = "unsafe_treat_script_objects_as_zero_size"  # Not in torch 2.11.
 Graphs = tuple[fx.GraphModule, fx.GraphModule]
 PartitionFunction = Callable[[Cut], Graphs]
@@ -30,12 +30,12 @@ ChooseFunction = Callable[[PartitionFunction, int, tuple[int, ...]], Graphs]
 
 
 class OffloadPartitioner(custom_graph_pass.CustomPartitionerFn):
-    """Lets `choose` make the forward and the backward from torch's min-cut partitions.
+    """A partitioner whose `choose` makes the forward and the backward from torch's partitions.
 
-    choose(partition, num_outputs, static_input_indices), where partition(cut) cuts the joint graph
-    as Cut says: where it is None, torch.utils.checkpoint and
-    torch._functorch.config.activation_memory_budget decide. `identity` names everything
-    that the result depends on beside the graph: it is this partitioner's part of the keys of
+    choose(partition, num_outputs, static_input_indices) returns the two graphs; partition(cut)
+    returns torch's min-cut partition by a Cut. For the cut None, torch.utils.checkpoint and
+    torch._functorch.config.activation_memory_budget decide what is saved. identity: names
+    everything that the result depends on beside the graph; it becomes part of the keys of
     Inductor's and AOTAutograd's caches. Source: torch._inductor.config.custom_partitioner_fn.
     """
 
@@ -47,7 +47,7 @@ class OffloadPartitioner(custom_graph_pass.CustomPartitionerFn):
         """Partition `gm` (see functorch.compile.min_cut_rematerialization_partition)."""
 
         def partition(cut: Cut) -> Graphs:
-            # The partitioner changes what it is given, and another cut may be asked for.
+            # torch's partitioner changes its argument, and `choose` may ask for other cuts.
             joint = copy_module(gm, _get_graph_module_cls())
             patches: dict[str, Any] = {}
             if cut is not None:
@@ -74,21 +74,21 @@ class OffloadPartitioner(custom_graph_pass.CustomPartitionerFn):
         return self.identity
 
     def __reduce__(self) -> tuple[type[str], tuple[str]]:
-        """AOTAutograd pickles its whole configuration for its cache key: pickle as identity."""
+        """Pickle as `identity`: AOTAutograd pickles its whole configuration for its cache key."""
         return str, (self.identity,)
 
 
 def is_checkpointed(graph: fx.Graph) -> bool:
-    """Whether the program would rather have a node of `graph` recomputed, but leaves it to us.
+    """Whether the program prefers to recompute a node of `graph`, but leaves the choice to us.
 
-    That is what torch.utils.checkpoint says of all that runs under it, unless a policy of selective
-    checkpointing says what must be. Source: torch.utils.checkpoint.CheckpointPolicy.
+    torch.utils.checkpoint marks all nodes under it so, except those for which a policy of selective
+    checkpointing prescribes saving or recomputing. Source: torch.utils.checkpoint.CheckpointPolicy.
     """
     return any(_is_checkpointed(node) for node in graph.nodes)
 
 
 def lift_checkpoints(graph: fx.Graph) -> None:
-    """Let the partitioner save what is_checkpointed looks for, as everything else."""
+    """Unmark the nodes that is_checkpointed finds, so that the partitioner may save them."""
     for node in filter(_is_checkpointed, graph.nodes):
         del node.meta["recompute"]
 
@@ -98,7 +98,7 @@ def _is_checkpointed(node: fx.Node) -> bool:
 
 
 def find_backward_placeholder(placeholders: Mapping[str, fx.Node], saved: fx.Node) -> fx.Node:
-    """The backward placeholder of a saved forward node.
+    """The placeholder of the backward for a saved node of the forward.
 
     torch's partitioners give both the same name. Source: torch._functorch.partitioners.
     """
@@ -106,10 +106,10 @@ def find_backward_placeholder(placeholders: Mapping[str, fx.Node], saved: fx.Nod
 
 
 def name_rng_states(forward: fx.Graph, backward: fx.Graph) -> None:
-    """Give the states that checkpoints save for random ops one name in both graphs.
+    """Give each state that a checkpoint saves for a random op the same name in both graphs.
 
-    Other saved values have that from the start. Source:
-    torch._functorch.partitioners.functionalize_rng_ops, which saves and takes them in one order.
+    All other saved values have the same name already. Source:
+    torch._functorch.partitioners.functionalize_rng_ops, which has the same order in both graphs.
     """
     (results,) = next(iter(forward.find_nodes(op="output"))).args
     assert isinstance(results, list | tuple)
@@ -122,28 +122,29 @@ def name_rng_states(forward: fx.Graph, backward: fx.Graph) -> None:
 
 
 def is_unchecked(node: fx.Node) -> bool:
-    """Whether autograd saves `node` without a look at its version: the program stashed it itself.
+    """Whether autograd saves `node` without a version check, as the program stashed it itself.
 
-    What changes such a tensor in place before its backward changes what that reads. Source:
+    An in-place change of such a tensor is allowed, and its backward reads the changed data. Source:
     torch._functorch.autograd_function (ctx.x = x of an autograd.Function).
     """
     return bool(node.meta.get(_UNCHECKED, False))
 
 
 def copy_saved_meta(source: fx.Node, target: fx.Node) -> None:
-    """Let `target` take the place of the saved node `source` among the forward's results.
+    """Copy to `target` the metadata that it needs to replace `source` among the saved values.
 
-    AOTAutograd counts the saved values that are kept without a version check by this mark, and
-    expects them last. Source: torch._functorch.partitioners._extract_fwd_bwd_modules.
+    This is the mark of values that are saved without a version check: AOTAutograd counts the marks,
+    and expects the marked values last. Source:
+    torch._functorch.partitioners._extract_fwd_bwd_modules.
     """
     if is_unchecked(source):
         target.meta[_UNCHECKED] = True
 
 
 def set_results(graph: fx.Graph, results: Sequence[Any], kept: Sequence[int]) -> None:
-    """Make `graph` return `results`, the entries of the old result list at positions `kept`.
+    """Make `graph` return `results`, each in place of the old result at the position in `kept`.
 
-    The output node carries one descriptor for each result. Source: torch._functorch.partitioners.
+    The output node has one descriptor for each result. Source: torch._functorch.partitioners.
     """
     output = next(iter(graph.find_nodes(op="output")))
     output.args = (tuple(results),)
@@ -153,7 +154,7 @@ def set_results(graph: fx.Graph, results: Sequence[Any], kept: Sequence[int]) ->
 
 
 class SymbolicInts:
-    """Turns symbolic sizes into nodes of one graph, from the placeholders that bind symbols.
+    """Turns symbolic sizes into nodes of one graph, computed from placeholders that bind symbols.
 
     Source: torch.utils._sympy.interp, as in torch.fx.passes.runtime_assert.
     """
@@ -168,7 +169,7 @@ class SymbolicInts:
                 self._bound.setdefault(value.node.expr, fx.Proxy(node))
 
     def emit(self, value: int | torch.SymInt) -> int | fx.Node:
-        """`value` as an int or a node; nodes are made right behind the placeholders, once."""
+        """`value` as an int or a node; a new node is put right after the placeholders, once."""
         if isinstance(value, int):
             return value
         expression = value.node.expr
@@ -188,7 +189,7 @@ class SymbolicInts:
 def copy_module(
     module: fx.GraphModule, kind: type[fx.GraphModule] = fx.GraphModule
 ) -> fx.GraphModule:
-    """The same graph, node for node, over the same constants, in a module of `kind`."""
+    """A copy of `module` as a `kind`: the same nodes, sharing the same constants."""
     graph = fx.Graph()
     copied: Any = graph.graph_copy(module.graph, val_map={}, return_output_node=True)
     results, output = copied

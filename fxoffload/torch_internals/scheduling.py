@@ -1,4 +1,4 @@
-"""Inductor's scheduler: the order of its nodes, and which loops it fuses."""
+"""Control Inductor's scheduler: the order of its nodes, and which loops it fuses."""
 
 from __future__ import annotations
 
@@ -16,60 +16,62 @@ from torch._inductor.virtualized import V
 from torch._ops import OpOverload
 
 from fxoffload.graph import is_view
+from fxoffload.ops import RELEASE
 from fxoffload.torch_internals.lowering import runs_alone
 
-_REGION = "mutation_region_id"  # Under which Inductor's patterns look for it in meta.
-# torch 2.11 has no class of its own for passes of the scheduler.
+_REGION = "mutation_region_id"  # The key in `meta` that Inductor's pattern matcher reads.
+# torch 2.11 has no separate class for scheduler passes.
 _PassOfTorch: Any = getattr(
     custom_graph_pass, "CustomSchedulerPass", custom_graph_pass.CustomGraphPass
 )
 
 
 class _SchedulerPass(_PassOfTorch):
-    """A pass over the nodes of Inductor's scheduler, for graphs with one of `ops` alone."""
+    """A pass over the nodes of Inductor's scheduler; it changes only graphs with one of `ops`."""
 
     def __init__(self, ops: Collection[OpOverload]) -> None:
         self.ops = ops
 
     def __call__(self, nodes: list[Any]) -> list[Any]:
-        """`nodes` after `arrange`."""
+        """`arrange(nodes)` if one of them is one of `ops`, else `nodes`."""
         if not any(getattr(node.node, "op_overload", None) in self.ops for node in nodes):
             return nodes
         return self.arrange(nodes)
 
     @abstractmethod
     def arrange(self, nodes: list[Any]) -> list[Any]:
-        """The nodes of a graph with one of the ops, in the order that they shall have."""
+        """The nodes in the wanted order, for a graph with one of the ops."""
 
     def uuid(self) -> str:
-        """Part of the keys of Inductor's caches."""
+        """The identity of this pass, which becomes part of the keys of Inductor's caches."""
         return f"fxoffload.{type(self).__name__} {sorted(map(str, self.ops))}"
 
     def __reduce__(self) -> tuple[type[str], tuple[str]]:
-        """As OffloadPartitioner's."""
+        """Pickle as `uuid`, for AOTAutograd's cache key, like OffloadPartitioner."""
         return str, (self.uuid(),)
 
 
 class CountedByGraph(_SchedulerPass):
-    """Lets Inductor count its nodes by the positions in the graph of what they compute.
+    """Numbers the nodes of Inductor's scheduler by the positions of their fx nodes in the graph.
 
-    It counts them as it makes them, and some loops it makes when their first reader asks for them:
-    these would stand behind transfers that were planned to follow them. Each call, such as a matrix
-    product, takes what is behind it CALL counts further on: see fuse_between_calls. Source:
-    torch._inductor.scheduler (compute_ancestors), torch._inductor.config._pre_fusion_custom_pass.
+    Inductor numbers nodes in the order in which it makes them. It makes some loops only when it
+    meets their first reader, so they would be ordered after transfers that the plan puts after
+    them. Each call, such as a matrix product, adds CALL to the numbers of all nodes after it: see
+    fuse_between_calls. Source: torch._inductor.scheduler (compute_ancestors),
+    torch._inductor.config._pre_fusion_custom_pass.
     """
 
     CALL = 2**32  # More than any graph has nodes.
 
     def arrange(self, nodes: list[Any]) -> list[Any]:
-        """`nodes` in the order that they had."""
+        """`nodes` in the same order, with new numbers in `min_order` and `max_order`."""
         graph: fx.Graph = V.graph.module.graph  # pyright: ignore[reportAssignmentType]
         indices = {node: index for index, node in enumerate(graph.nodes)}
         positions: list[int] = []
         calls: list[int] = []
         for node in nodes:
             origins = {o for single in node.get_nodes() for o in single.node.get_origins()}
-            # A view stands anywhere behind what it views.
+            # The position of a view says nothing: it is anywhere after its source.
             makers = [origin for origin in origins if not is_view(origin)]
             before = positions[-1] if positions else 0
             positions.append(max((indices.get(maker, 0) for maker in makers), default=before))
@@ -83,26 +85,27 @@ class CountedByGraph(_SchedulerPass):
 
 
 def _is_call(node: Any) -> bool:
-    """Whether Inductor calls something for a node of its scheduler."""
+    """Whether `node` of Inductor's scheduler is a library call."""
     from torch._inductor.ir import MultiOutput  # A slow import, which compiling needs anyway.
 
-    # Results of a call are nodes of their own behind it.
+    # Each result of a call with several results is another extern node, a MultiOutput.
     return node.is_extern() and not isinstance(node.node, MultiOutput)
 
 
 @contextmanager
 def fuse_between_calls() -> Generator[None, None, None]:
-    """Within, Inductor fuses no loops between which CountedByGraph met a call.
+    """A context in which Inductor fuses two loops only if CountedByGraph met no call between them.
 
-    By itself it fuses a loop with any that reads its result or, up to 64 counts apart, with one
-    that reads what it reads. It runs the two in one place: what the earlier reads is kept for the
-    later, or the later makes its result too soon. Source: torch._inductor.choices.InductorChoices.
+    By default Inductor fuses a loop with any loop that reads its result, and with loops up to 64
+    numbers apart that read the same storage. The fused loop runs in one place: either the inputs of
+    the earlier loop live longer, or the result of the later one is born earlier. Both raise the
+    peak. Source: torch._inductor.choices.InductorChoices.
     """
     choices: Any = V.choices
     kind: Any = type(choices)
 
     class Choices(kind):
-        """Those that were made before, and this one."""
+        """The present choices, with one more condition for fusing."""
 
         @staticmethod
         def can_fuse(scheduler: Any, node1: Any, node2: Any, shared_data_score: int) -> bool:
@@ -118,15 +121,19 @@ def fuse_between_calls() -> Generator[None, None, None]:
 
 
 class FusedAtLast(_SchedulerPass):
-    """Lets each fused loop run where the last of its nodes stands, everything else in its order.
+    """Puts each fused loop at the position of the last of its nodes, and keeps the other nodes.
 
-    Inductor lets it run where the first one stands, and pulls up all that it needs: prefetches
-    would meet their waits. Source: torch._inductor.scheduler,
-    torch._inductor.config._post_fusion_custom_pass.
+    Inductor puts it at the position of the first one, and moves up everything that it depends on,
+    also waits, which would then follow right after their prefetches. Source:
+    torch._inductor.scheduler, torch._inductor.config._post_fusion_custom_pass.
+
+    A release that leaves its value to the store follows every loop that reads the value. A loop
+    that was fused across the release would be its last reader, and Inductor would let it write its
+    result into the value's memory. Source: SchedulerNode.decide_inplace_update.
     """
 
     def arrange(self, nodes: list[Any]) -> list[Any]:
-        """`nodes` in topological order; of those that are ready, the first in the graph first."""
+        """`nodes` in topological order; among nodes that are ready, in the order of the graph."""
         makers = {name: node for node in nodes for name in node.get_buffer_names()}
         graph = nx.DiGraph()
         graph.add_nodes_from(nodes)
@@ -135,19 +142,37 @@ class FusedAtLast(_SchedulerPass):
                 maker = makers.get(dependency.name)
                 if maker is not None and maker is not node:
                     graph.add_edge(maker, node)
+        readers: dict[str, list[Any]] = {}
+        for node in nodes:
+            for dependency in node.unmet_dependencies:
+                readers.setdefault(dependency.name, []).append(node)
+        for release in filter(_leaves_value, nodes):
+            (value, *_) = (x.get_name() for x in release.node.inputs[1:])
+            graph.add_edges_from(
+                (reader, release) for reader in readers.get(value, ()) if reader is not release
+            )
         return list(nx.lexicographical_topological_sort(graph, key=attrgetter("max_order")))
 
 
-def mark_regions(graph: fx.Graph, ops: Collection[OpOverload]) -> None:
-    """Divide `graph` into regions across which Inductor's patterns match nothing.
+def _leaves_value(node: Any) -> bool:
+    """Whether `node` of Inductor's scheduler is a release that does not block."""
+    if getattr(node.node, "op_overload", None) is not RELEASE:
+        return False
+    (block,) = node.node.constant_args
+    return not block
 
-    It divides at mutations, by marks that are made before the graph is partitioned; where none of
-    `ops` is put in, it is left to make them anew. With the ops, every call divides, a matrix
-    product as well: else one addmm is made of mm and an add far behind it, in the place of the add,
-    and what the gradient of a tied embedding reads stays in memory to the end of the backward.
+
+def mark_regions(graph: fx.Graph, ops: Collection[OpOverload]) -> None:
+    """Divide `graph` into regions, so that no pattern of Inductor matches across two of them.
+
+    Inductor marks a new region at each mutation, before the graph is partitioned. A graph without
+    `ops` only loses the marks, so that Inductor makes them again. In a graph with `ops`, each call
+    starts a region, too, a matrix product included. Otherwise Inductor would merge an mm and an add
+    far after it into one addmm at the place of the add; the operands of the gradient of a tied
+    embedding would then stay in memory to the end of the backward.
     Source: torch._inductor.pattern_matcher.compute_mutation_region_ids.
     """
-    from torch._inductor.pattern_matcher import is_mutation_op  # A slow import.
+    from torch._inductor.pattern_matcher import is_mutation_op  # Imported here, as it is slow.
 
     divides = any(node.target in ops for node in graph.nodes)
     region = 0

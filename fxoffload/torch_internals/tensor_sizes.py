@@ -1,7 +1,7 @@
-"""Sizes and layouts of fake tensors, as numbers that a plan can count with.
+"""Sizes and layouts of fake tensors as numbers, for a plan.
 
-A symbolic size counts as in the traced example (the hint), or as the largest that the program
-declares; a size that depends on data counts as the largest that it can be.
+A symbolic size counts as its value in the traced example (the hint), or as the largest value that
+the program declares; a size that depends on data counts as its upper bound.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _maxima: WeakKeyDictionary[Any, dict[Any, int]] = WeakKeyDictionary()
 
 
 def hint_int(value: int | torch.SymInt) -> int:
-    """`value` as an int: a symbolic one by its hint. Raises ValueError when it has none."""
+    """`value` as an int; a symbolic value as its hint. Raises ValueError if it has none."""
     if isinstance(value, int):
         return value
     hint = value.node.hint
@@ -28,10 +28,10 @@ def hint_int(value: int | torch.SymInt) -> int:
 
 
 def guess_int(value: int | torch.SymInt) -> int:
-    """`value` as an int: what a plan counts with.
+    """`value` as the int that a plan uses.
 
-    That is its hint, or what it becomes at the declared maxima of its symbols, if that is more;
-    without a hint the largest it can be, 0 where that is not bounded.
+    That is its hint, or its value at the declared maxima of its symbols if that is larger; without
+    a hint, its upper bound, or 0 if it has none.
     Source: torch.fx.experimental.symbolic_shapes.ShapeEnv.bound_sympy.
     """
     if isinstance(value, int):
@@ -47,10 +47,11 @@ def guess_int(value: int | torch.SymInt) -> int:
 
 
 def _find_maxima(value: torch.SymInt) -> dict[Any, int]:
-    """By symbol: what torch._dynamo.mark_dynamic(..., max=...) declares in the program of `value`.
+    """By symbol: the largest size that torch._dynamo.mark_dynamic(..., max=...) declares.
 
-    Not what guards tell of sizes: those are often far from what ever comes. Source:
-    torch.fx.experimental.symbolic_shapes (ShapeEnv.tracked_fakes, StrictMinMaxConstraint).
+    value: any symbolic size of the program. Bounds that come from guards are not used: they are
+    often far above the sizes that occur. Source: torch.fx.experimental.symbolic_shapes
+    (ShapeEnv.tracked_fakes, StrictMinMaxConstraint).
     """
     shapes = value.node.shape_env
     found = _maxima.get(shapes)
@@ -67,7 +68,7 @@ def _find_maxima(value: torch.SymInt) -> dict[Any, int]:
 
 
 def _find_hints(value: torch.SymInt) -> dict[Any, int]:
-    """By symbol: the hints that make up that of `value`, which has one."""
+    """By symbol of `value`, which has a hint: the hint of the symbol."""
     return {
         symbol: int(value.node.shape_env.backed_var_to_val[symbol])
         for symbol in value.node.expr.free_symbols
@@ -75,24 +76,24 @@ def _find_hints(value: torch.SymInt) -> dict[Any, int]:
 
 
 def is_bounded(value: int | torch.SymInt) -> bool:
-    """Whether `value` has a hint, or can be no larger than some number of real tensors."""
+    """Whether `value` has a hint, or an upper bound that sizes of real tensors can have."""
     if isinstance(value, int) or value.node.hint is not None:
         return True
     upper = value.node.shape_env.bound_sympy(value.node.expr).upper
-    # Without a bound of its own, a size is below the largest int.
+    # A size without a bound has the largest int as its upper bound.
     return bool(upper.is_number) and upper < _UNBOUNDED
 
 
 def is_strided(tensor: torch.Tensor) -> bool:
-    """Whether `tensor` is elements at strides in one storage: no sparse, nested or MKL-DNN layout.
+    """Whether `tensor` has elements at strides in one storage: not sparse, nested or MKL-DNN.
 
-    Of others neither sizes nor strides nor a storage may be asked for.
+    For other layouts, torch raises an error if sizes, strides or the storage are read.
     """
     return tensor.layout == torch.strided and not tensor.is_nested
 
 
 def has_hints(tensor: torch.Tensor) -> bool:
-    """Whether all sizes and strides are known, at least for the traced example."""
+    """Whether all sizes and strides are ints or have a hint."""
     return is_strided(tensor) and all(
         isinstance(value, int) or value.node.hint is not None
         for value in (*tensor.size(), *tensor.stride(), tensor.storage_offset())
@@ -100,7 +101,7 @@ def has_hints(tensor: torch.Tensor) -> bool:
 
 
 def is_static(tensor: torch.Tensor) -> bool:
-    """Whether all sizes and strides are numbers."""
+    """Whether all sizes and strides are ints, none of them symbolic."""
     if not is_strided(tensor):
         return False
     layout = (*tensor.size(), *tensor.stride(), tensor.storage_offset())
@@ -110,7 +111,7 @@ def is_static(tensor: torch.Tensor) -> bool:
 def count_bytes(tensor: torch.Tensor) -> int:
     """Bytes of the elements of `tensor`, each counted once per logical position.
 
-    Sizes that depend on data count as guess_int says; what is_strided denies counts nothing.
+    Symbolic sizes count by guess_int; a tensor that is not strided counts 0 bytes.
     """
     if not is_strided(tensor):
         return 0

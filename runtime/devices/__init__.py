@@ -1,9 +1,11 @@
-"""Devices: from a tensor's memory to bytes that an engine can move, and back.
+"""Devices: turn a tensor's memory into bytes that an engine can move, and back.
 
 transfer        the protocols, and the layout of bytes in a slot
-devices         finds what moves the tensors of a torch device
-host, cuda      tensors in host memory, and on a GPU
+devices         finds the Device of a torch device
+host            tensors in host memory
+cuda            tensors on a GPU
+cuda_write      the write of a GPU tensor: copy to the host, then the engine
 streams         the side streams of a GPU, and their order
-staging         pinned buffers of bounded size
+staging         a bounded arena of pinned staging buffers
 buffers         raw bytes of tensors, aligned memory
 """

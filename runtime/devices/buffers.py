@@ -1,4 +1,4 @@
-"""Raw bytes of tensors, memory at a wanted alignment, and reusable staging buffers."""
+"""Raw bytes of tensors, aligned memory, and reusable staging buffers."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from dataclasses import dataclass
 import torch
 
 STAGING_ALIGNMENT = 4096
-# Memory that a transfer fills comes in huge pages from here on: each page of 4 KiB would be made,
-# zeroed and pinned for itself.
+# Memory of at least this size that a transfer fills is requested in huge pages: the kernel would
+# allocate, zero and pin each page of 4 KiB separately.
 LEAST_HUGE_BYTES = 4 * 2**20
 
 _libc = ctypes.CDLL(None)
 
 
 def find_span(tensor: torch.Tensor) -> int:
-    """Bytes from the first to behind the last element of `tensor` in its storage."""
+    """Bytes from the start of the first element to the end of the last one in the storage."""
     if tensor.is_contiguous() or tensor.numel() == 0:
         return tensor.nbytes
     last = sum((n - 1) * s for n, s in zip(tensor.shape, tensor.stride(), strict=True))
@@ -27,7 +27,7 @@ def find_span(tensor: torch.Tensor) -> int:
 
 
 def span_tensor(tensor: torch.Tensor) -> torch.Tensor:
-    """The span of `tensor` as a uint8 tensor on the same memory, whatever the dtype."""
+    """The span of `tensor`, of any dtype, as a 1-d uint8 tensor on the same memory."""
     offset = tensor.storage_offset() * tensor.element_size()
     empty = torch.empty(0, dtype=torch.uint8, device=tensor.device)
     return empty.set_(tensor.untyped_storage(), offset, (find_span(tensor),), (1,))
@@ -36,14 +36,17 @@ def span_tensor(tensor: torch.Tensor) -> torch.Tensor:
 def byte_view(tensor: torch.Tensor) -> memoryview:
     """The span of the CPU tensor `tensor` as a writable memoryview that keeps it alive."""
     if tensor.numel() and tensor.dim() and tensor.is_contiguous() and tensor.stride(-1) == 1:
-        return tensor.view(torch.uint8).numpy().data.cast("B")  # The same, in half the time.
+        return tensor.view(torch.uint8).numpy().data.cast("B")  # In half the time.
     return span_tensor(tensor).numpy().data
 
 
 def same_layout(
     size: Sequence[int], stride: Sequence[int], other: Sequence[int], other_stride: Sequence[int]
 ) -> bool:
-    """Whether both place every element alike; strides of dimensions of length 1 say nothing."""
+    """Whether both layouts place each element at the same offset.
+
+    Strides of dimensions of length 1 are not compared.
+    """
     if stride == other_stride and size == other:
         return True
     return tuple(size) == tuple(other) and all(
@@ -52,10 +55,10 @@ def same_layout(
 
 
 def compact(tensor: torch.Tensor) -> torch.Tensor:
-    """`tensor` itself, or a contiguous copy where the span is larger than the elements.
+    """`tensor` itself, or a contiguous copy if the span is larger than the elements.
 
-    Expanded dimensions of a copy have length 1. Elements that overlap in any other way keep their
-    span, as no copy could be written back over them.
+    Expanded dimensions have length 1 in a copy. A tensor whose elements overlap in another way is
+    not copied, as a copy could not be written back to it.
     """
     if tensor.is_contiguous() or find_span(tensor) <= tensor.nbytes:
         return tensor
@@ -72,7 +75,7 @@ def compact(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def copy_values(target: torch.Tensor, source: torch.Tensor) -> None:
-    """Copy `source` to `target`, which may be expanded: one copy of each element is written."""
+    """Copy `source` to `target`; elements that an expanded `target` repeats are written once."""
     for dim, (size, stride) in enumerate(zip(target.shape, target.stride(), strict=True)):
         if stride == 0 and size > 1:
             target, source = target.narrow(dim, 0, 1), source.narrow(dim, 0, 1)
@@ -90,8 +93,8 @@ def empty_at(
 ) -> tuple[torch.Tensor, memoryview]:
     """An uninitialised CPU tensor whose address modulo `alignment` is `phase`, and its bytes.
 
-    `span` is that of a tensor of this shape. The storage starts at that address too (storage
-    offset 0): views are replayed with `as_strided`, which counts from the start of the storage.
+    span: that of the tensor (see find_span). The storage starts at the same address (storage offset
+    0), as `as_strided`, which recreates views, counts from the start of the storage.
     """
     memory = torch.empty(span + alignment, dtype=torch.uint8)
     if span >= LEAST_HUGE_BYTES:
@@ -102,29 +105,29 @@ def empty_at(
 
 
 def ask_for_huge_pages(memory: torch.Tensor) -> None:
-    """Let Linux back the fresh `memory` with huge pages, where it grants them on request.
+    """Request huge pages for the new `memory`, where Linux gives them on request.
 
     Source: madvise(2), MADV_HUGEPAGE.
     """
     start = -(-memory.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
     nbytes = memory.data_ptr() + memory.nbytes - start
-    # Only advice: what a kernel without huge pages answers changes nothing.
+    # The call is only advice: an error, as from a kernel without huge pages, changes nothing.
     _libc.madvise(ctypes.c_void_p(start), ctypes.c_size_t(nbytes), mmap.MADV_HUGEPAGE)
 
 
 @dataclass(slots=True, eq=False)
 class StagingBuffer:
-    """Host memory, aligned to STAGING_ALIGNMENT: the same bytes as a tensor and as a view."""
+    """Host memory, aligned to STAGING_ALIGNMENT: the same bytes as a uint8 tensor and as a view."""
 
     tensor: torch.Tensor
     view: memoryview
 
 
 class StagingPool:
-    """Reuses staging buffers by power-of-two size; keeps at most `max_free_bytes` for later.
+    """Reuses staging buffers by power-of-two size; keeps at most `max_free_bytes` of free ones.
 
-    It has no lock, for it runs inside finalizers: it relies on deque operations being atomic, and
-    racing threads may exceed the bound by a buffer each.
+    It has no lock, as finalizers call it. It relies on atomic operations of deques; each racing
+    thread may exceed the bound by one buffer.
     """
 
     def __init__(self, *, max_free_bytes: int = 64 * 2**20) -> None:
@@ -133,7 +136,7 @@ class StagingPool:
 
     @property
     def free_bytes(self) -> int:
-        """Bytes of the buffers that wait for reuse."""
+        """Bytes of the free buffers."""
         return sum(size * len(buffers) for size, buffers in list(self._free.items()))
 
     def take(self, nbytes: int) -> StagingBuffer:
@@ -145,7 +148,7 @@ class StagingPool:
             return self._allocate(size)
 
     def give(self, buffer: StagingBuffer) -> None:
-        """Take `buffer` back; nothing may read or write it any more."""
+        """Take `buffer` back for reuse; the caller may not use it after this."""
         size = buffer.tensor.numel()
         if self.free_bytes + size <= self._max_free_bytes:
             self._free.setdefault(size, deque()).append(buffer)

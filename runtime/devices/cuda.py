@@ -1,27 +1,28 @@
-"""CUDA tensors: device to pinned staging on a side stream, then the engine; and back.
+"""CUDA tensors: copies between device and pinned staging buffers on side streams.
 
-The tests drive it with streams that are simulated on the CPU; test_gpu.py runs it on a device.
+The tests run it with streams that are simulated on the CPU; test_gpu.py runs it on a device.
 
-Order is kept by events, never by `record_stream`:
+Events keep the order, never `record_stream`:
 
-    offload    the outgoing stream waits for the stream that computes, then copies x out
-    release    with `block` the computing stream waits for that copy, as it reuses the memory of x;
+    offload    the outgoing stream waits for the computing stream, then copies x out; the engine
+               writes the staging buffer
+    release    with `block`, the computing stream waits for that copy, as it reuses the memory of x;
                without, x is held until the copy has ended
-    prefetch   y is allocated on the computing stream, and `ready` marked there: whatever used
-               the memory of y before is in front of it
-    read ends  the thread that read issues the copy, on the incoming stream behind `ready`
-    wait       the computing stream waits for that copy; the host only for its being issued
+    prefetch   y is allocated on the computing stream, and the event `ready` is recorded there,
+               after all earlier uses of the memory of y
+    read ends  the thread that read issues the copy, on the incoming stream after `ready`
+    wait       the computing stream waits for that copy; the host waits only until it is issued
 
-What goes to host memory stays in its staging buffer, which a second copy on the host would only
-take the bus's speed from: written means that it has been copied out, and prefetch copies it back.
+A value of the host tier stays in its staging buffer: a second copy in host memory would only slow
+down the bus. It counts as written once it has been copied out, and prefetch copies it back.
 
-One thread of ours waits for the copies out, which end in the order of their start, and hands each
-value to the engine: as much is written at a time as the engine can.
+One worker thread waits for the copies out, which end in the order of their starts, and then starts
+each engine write: the engine has as many writes in flight as it can take.
 
-Nothing but a passed event frees memory that a side stream uses: a staging buffer comes back
-behind its last copy, and a y that nobody waited for (a backward that was given up) is held until
-the copy into it has ended, as the allocator knows the computing stream only. Such holds are noted
-in a queue that needs no lock, so that finalizers may end a value in any thread at any time.
+Memory that a side stream uses is freed only when an event has passed. A staging buffer is reused
+after its last copy. A y that no op waited for (of a backward that was abandoned) is held until the
+copy into it has ended, as the allocator knows only the computing stream. Such holds are in a queue
+that needs no lock, so a finalizer may end a value in any thread at any time.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ STAGING_BYTES = 2 * 2**30
 
 @dataclass(slots=True, eq=False)
 class Hold:
-    """Memory that must not be used for anything else before `event`; None: now."""
+    """Memory that must not be reused before `event` has passed; None: it may be reused now."""
 
     event: torch.cuda.Event | None
     buffer: StagingBuffer | None = None
@@ -59,16 +60,17 @@ class Hold:
 
 
 class CudaDevice:
-    """Tensors of one CUDA device.
+    """Moves the tensors of one CUDA device.
 
-    At most `host_bytes` of host memory, which values may stay in, and STAGING_BYTES are pinned.
+    host_bytes: size of the host tier, whose values stay in staging buffers. At most
+    host_bytes + STAGING_BYTES are pinned.
     """
 
     def __init__(self, streams: CudaStreams, host_bytes: int = 0) -> None:
         self.streams = streams
         self.arena = StagingArena(streams.empty_host, host_bytes + STAGING_BYTES)
         self._holds: deque[Hold] = deque()
-        # A write first waits for its copy, which must not hold up the engine's own threads.
+        # A write first waits for its copy; this thread does so, to keep the engine's threads free.
         self.workers = Workers(1, "fxoffload-cuda-write", enter=streams.enter_thread)
 
     def send(self, x: torch.Tensor, alignment: int) -> Outgoing:
@@ -80,7 +82,7 @@ class CudaDevice:
         return CudaIncoming(layout, self, alignment)
 
     def take(self, nbytes: int) -> StagingBuffer:
-        """A staging buffer; those whose last copy has passed are reused."""
+        """A staging buffer of at least `nbytes`; buffers whose last copy has ended are reused."""
         self.let_go()
         return self.arena.take(nbytes)
 
@@ -97,15 +99,15 @@ class CudaDevice:
                 self.arena.give(hold.buffer)
 
     def keeps(self, engine: IOEngine) -> bool:
-        """Whether `engine` is host memory, as the staging buffers are."""
+        """Whether values for `engine` stay in their staging buffers: it is in host memory, too."""
         return isinstance(engine, MemoryEngine)
 
     def hold(self, hold: Hold) -> None:
-        """Keep what `hold` names until its event; safe in a finalizer."""
+        """Keep the memory of `hold` until its event has passed; safe in a finalizer."""
         self._holds.append(hold)
 
     def close(self) -> None:
-        """Finish the writes that were started and wait for every copy that was."""
+        """Finish the writes, and wait for all copies."""
         self.workers.shutdown()
         while self._holds:
             hold = self._holds.popleft()
@@ -114,9 +116,9 @@ class CudaDevice:
 
 
 class CudaOutgoing:
-    """A device tensor's bytes: in a staging buffer once `_copied` has passed."""
+    """A device tensor on its way out: its bytes are in a staging buffer once `_copied` passed."""
 
-    # The engine reads the staging buffer; the tensor's memory is ordered by events.
+    # The engine reads the staging buffer; events protect the tensor's memory.
     shares_memory = False
     crosses_bus = True
     stays = False
@@ -127,18 +129,19 @@ class CudaOutgoing:
         self.slot_bytes = self.write_bytes = -(-self.layout.span // alignment) * alignment
         self._device = device
         self._buffer = device.take(self.slot_bytes)
-        # Held until release or close: its memory must not be reused before the copy.
+        # Referenced until release or close: its memory must not be reused before the copy.
         self._tensor: torch.Tensor | None = tensor
-        # On an exception the copy may be queued already, so the buffer is not reused.
+        self._held: Hold | None = None  # What a release without block left to the copy.
+        # If this raises, the copy may be queued already, so the buffer is never reused.
         self._copied = device.streams.copy_out(
             self._buffer.tensor[: self.layout.span], span_tensor(tensor)
         )
-        self._last = self._copied  # The last event that the buffer is needed for.
+        self._last = self._copied  # The end of the last copy from or to the buffer.
 
     def write(self, engine: IOEngine, offset: int) -> IOFuture:
-        """Start to write to the slot at `offset`, once the copy has passed.
+        """Start to write to the slot at `offset`, once the copy has ended.
 
-        A slot of host memory stays empty: it says how much of that memory is taken.
+        A slot of the host tier stays empty; it only counts the bytes that are used.
         """
         self.stays = self._device.keeps(engine)
         view = self._buffer.view[: self.write_bytes]
@@ -149,20 +152,29 @@ class CudaOutgoing:
         return write
 
     def release(self, block: bool) -> None:
-        """Order what follows on the current stream behind the copy, or hold x; no host wait."""
+        """Make the current stream wait for the copy (`block`), or hold x; the host never waits."""
         tensor, self._tensor = self._tensor, None
         if tensor is None:
             return
         if block:
             self._device.streams.join(self._copied)
         else:
-            self._device.hold(Hold(self._copied, tensors=(tensor,)))
+            self._held = Hold(self._copied, tensors=(tensor,))
+            self._device.hold(self._held)
+
+    def settle(self) -> bool:
+        """Order what follows on the current stream behind the copy; no host wait."""
+        held, self._held = self._held, None
+        if held is not None:
+            self._device.streams.join(self._copied)
+            held.tensors = ()
+        return True
 
     def keep_copy(self) -> None:
-        """The staging buffer is the copy."""
+        """Do nothing: the staging buffer is the copy."""
 
     def lend(self) -> torch.Tensor | None:
-        """Never: released memory has been reused by then."""
+        """Return None: the tensor's memory has been reused by then."""
         return None
 
     def forward(self) -> Arrival:
@@ -172,8 +184,8 @@ class CudaOutgoing:
         return arrival
 
     def close(self) -> None:
-        """Hold the buffer until its last copy; the write has ended."""
-        # A value that dies unreleased has no stream to join; a cancelled write waited for nothing.
+        """Hold the buffer until its last copy has ended; the write has ended."""
+        # If the value was not released, or its write was cancelled, the copy may still run.
         tensors = () if self._tensor is None else (self._tensor,)
         self._tensor = None
         self._device.hold(Hold(self._last, self._buffer, tensors))
@@ -188,12 +200,15 @@ class CudaArrival:
         self._layout = layout
         self._device = device
         self.y = streams.empty(layout.size, layout.stride, layout.dtype)
-        # What used this memory before may still be queued on the current stream.
+        # Earlier uses of this memory may still be queued on the current stream.
         self._ready = streams.mark()
         self._started: Future[Hold] = Future()
 
     def start(self, buffer: StagingBuffer, *after: torch.cuda.Event) -> torch.cuda.Event:
-        """Copy from `buffer` behind `after`; called once. The event is the end of the copy."""
+        """Copy from `buffer` once the events `after` have passed; called once.
+
+        Returns the event of the copy's end.
+        """
         streams = self._device.streams
         try:
             source = buffer.tensor[: self._layout.span]
@@ -201,7 +216,7 @@ class CudaArrival:
         except BaseException as error:
             self._started.set_exception(error)
             raise
-        # The allocator does not know of the incoming stream: only this keeps the memory.
+        # The allocator does not know of the incoming stream: only the hold keeps the memory.
         hold = Hold(copied, tensors=(self.y,))
         self._device.hold(hold)
         self._started.set_result(hold)
@@ -212,26 +227,26 @@ class CudaArrival:
         hold = self._started.result()
         assert hold.event is not None
         self._device.streams.join(hold.event)
-        hold.tensors = ()  # From here on the order of the current stream keeps them.
+        hold.tensors = ()  # Now the current stream orders every later use after the copy.
 
     def close(self) -> None:
-        """Nothing: the hold keeps the memory until the copy has ended."""
+        """Do nothing: the hold keeps the memory until the copy has ended."""
 
 
 class CudaIncoming(CudaArrival):
-    """A device tensor that is filled from a staging buffer as soon as that has been read into."""
+    """A device tensor on its way back: its staging buffer is read, then copied to the device."""
 
     def __init__(self, layout: Layout, device: CudaDevice, alignment: int) -> None:
         super().__init__(layout, device)
         nbytes = -(-layout.span // alignment) * alignment
         buffer = device.take(nbytes)
         self.view = buffer.view[:nbytes]
-        # pop is atomic: of the end of the read, the end of the wait and the end of the value, which
-        # may run in three threads, exactly one gets the buffer.
+        # pop is atomic: the end of the read, the wait and the end of the value may run in three
+        # threads, and exactly one of them gets the buffer.
         self._buffers = deque([buffer])
 
     def arrive(self, read: IOFuture) -> None:
-        """Start the copy in the background, in the thread that has read."""
+        """Start the copy to the device, in the thread that has read."""
         if find_outcome(read) == len(self.view):
             self._copy_once()
 
@@ -241,14 +256,14 @@ class CudaIncoming(CudaArrival):
         super().finish()
 
     def close(self) -> None:
-        """Give the buffer back, unless a copy reads it: then that gives it back."""
+        """Give the buffer back, unless a copy uses it, whose hold gives it back."""
         if (buffer := self._take_buffer()) is not None:
             self._device.hold(Hold(None, buffer))
 
     def _copy_once(self) -> None:
         buffer = self._take_buffer()
         if buffer is not None:
-            # On an exception the copy may be queued already, so the buffer is not reused.
+            # If `start` raises, the copy may be queued already, so the buffer is never reused.
             self._device.hold(Hold(self.start(buffer), buffer))
 
     def _take_buffer(self) -> StagingBuffer | None:

@@ -1,4 +1,4 @@
-"""The write of a device tensor's bytes: first the copy to host memory, then the engine."""
+"""The write of a device tensor's bytes: a copy to host memory, then a write of the engine."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from fxoffload.runtime.engines.ioengine import FollowingFuture, IOFuture
 
 
 class CudaWrite(FollowingFuture):
-    """The write of a staging buffer by `write(view)`, behind the event of the copy into it.
+    """The write of a staging buffer: waits for the event `copied`, then calls `write(view)`.
 
-    Without `write` there is nothing to do but to wait for the copy.
+    write: starts the engine's write; None for the host tier, whose write ends with the copy.
     """
 
     def __init__(
@@ -30,7 +30,7 @@ class CudaWrite(FollowingFuture):
         self._views = deque([view])
 
     def run(self) -> None:
-        """In a thread of ours: wait for the copy, and let the engine write."""
+        """In a worker: wait for the copy, and start the engine's write."""
         try:
             view = self._views.pop()
         except IndexError:
@@ -47,9 +47,9 @@ class CudaWrite(FollowingFuture):
         self.follow(inner)
 
     def cancel(self) -> bool:
-        """True only if the engine never started to write and now never will."""
+        """Try to cancel; True only if the engine has not started to write and never will."""
         try:
             self._views.pop()
         except IndexError:
             return super().cancel()
-        return Future.cancel(self)  # There is no write of the engine to follow yet.
+        return Future.cancel(self)  # The engine's write does not exist yet.

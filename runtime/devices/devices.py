@@ -1,4 +1,4 @@
-"""The devices that a store can offload from, made when the first tensor of each comes."""
+"""Find the Device that moves the tensors of a torch device."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from fxoffload.runtime.devices.transfer import Device
 
 
 class Devices:
-    """Finds the Device that moves the tensors of a torch device.
+    """The Devices of a store, each made for the first tensor of its torch device.
 
-    host_bytes: of host memory that values may stay in.
+    host_bytes: size of the host tier, see CudaDevice.
     """
 
     def __init__(self, host_bytes: int = 0) -> None:
@@ -22,7 +22,7 @@ class Devices:
         self._found: dict[torch.device, Device] = {torch.device("cpu"): HostDevice()}
 
     def find(self, device: torch.device) -> Device:
-        """The Device of `device`; StoreError for a kind that the store cannot move."""
+        """The Device of `device`; raises StoreError for devices other than cpu and cuda."""
         found = self._found.get(device)
         if found is not None:
             return found
@@ -32,7 +32,7 @@ class Devices:
             )
         if device == torch.device("cuda"):
             return self.find(torch.device("cuda", torch.cuda.current_device()))
-        # setdefault: of two threads that come first, both use the one that is kept.
+        # setdefault: if two threads race, both use the Device that is kept.
         return self._found.setdefault(device, CudaDevice(CudaStreams(device), self._host_bytes))
 
     @property
@@ -41,7 +41,7 @@ class Devices:
         return sum(device.arena.pageable_bytes for device in self._cuda())
 
     def reset_statistics(self) -> None:
-        """Count from zero again."""
+        """Reset `pageable_bytes` to 0."""
         for device in self._cuda():
             device.arena.pageable_bytes = 0
 

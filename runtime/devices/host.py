@@ -1,8 +1,9 @@
-"""Host tensors: large ones are written from and read into their own memory.
+"""Host tensors: large ones are written from, and read into, their own memory.
 
-The interior that is aligned for direct I/O goes to the engine; the few bytes before and behind it
-stay with the ticket. The reloaded tensor gets an address with the same remainder, so that its
-interior is read in place too. Small tensors go through a staging buffer.
+The engine moves the interior, which is aligned for direct I/O; the few bytes before it and
+after it stay with the ticket, in Layout. The restored tensor gets an address with the same
+remainder modulo the alignment, so its interior is read in place. Small tensors go through a staging
+buffer.
 """
 
 from __future__ import annotations
@@ -29,18 +30,18 @@ from fxoffload.runtime.devices.transfer import (
 )
 from fxoffload.runtime.engines.ioengine import IOEngine, IOFuture
 
-# Below this a copy costs less than waiting for the tensor's own memory to be written.
+# For smaller tensors, a copy costs less than a wait for the write of the tensor's own memory.
 DIRECT_BYTES = 64 * 2**10
 
 
 class HostOutgoing:
-    """A host tensor's bytes: its own memory, a private copy of it, or a staging buffer."""
+    """A host tensor on its way out: its own memory, a private copy, or a staging buffer."""
 
     crosses_bus = False
     stays = False
 
     def __init__(self, x: torch.Tensor, pool: StagingPool, alignment: int) -> None:
-        lazy = x.is_conj() or x.is_neg()  # What is not in the bytes.
+        lazy = x.is_conj() or x.is_neg()  # A flag of the tensor, not part of its bytes.
         tensor = compact(x.resolve_conj().resolve_neg() if lazy else x)
         self._pool = pool
         self._buffer: StagingBuffer | None = None
@@ -70,7 +71,11 @@ class HostOutgoing:
         return engine.write(self._view, offset)
 
     def release(self, block: bool) -> None:
-        """Nothing to order: the store waits where the memory is shared."""
+        """Do nothing: the store waits for the write if the memory is shared."""
+
+    def settle(self) -> bool:
+        """Whether nothing but the staging buffer is being written."""
+        return not self.shares_memory
 
     def keep_copy(self) -> None:
         """Replace the tensor by a copy of its span."""
@@ -80,7 +85,7 @@ class HostOutgoing:
             self.shares_memory = False
 
     def lend(self) -> torch.Tensor | None:
-        """The tensor itself, where its storage starts with it."""
+        """The tensor itself, if it starts at the start of its storage; else None."""
         tensor = self._tensor
         if tensor is None or tensor.storage_offset() != 0:
             return None
@@ -107,7 +112,7 @@ class HostOutgoing:
 
 
 class HostIncoming:
-    """A host tensor that is read in place, or through a staging buffer."""
+    """A host tensor on its way back: read in place, or through a staging buffer."""
 
     def __init__(self, layout: Layout, pool: StagingPool, alignment: int) -> None:
         self._layout = layout
@@ -132,10 +137,10 @@ class HostIncoming:
         self.view = self._memory[start:end]
 
     def arrive(self, read: IOFuture) -> None:
-        """Nothing to do before `finish`: the bytes are where they belong."""
+        """Do nothing: `finish` does the rest."""
 
     def finish(self) -> None:
-        """Put the first and last bytes in place."""
+        """Copy the staged bytes, or the bytes before and after the interior, to `y`."""
         layout = self._layout
         if self._buffer is not None:
             span_tensor(self.y).copy_(self._buffer.tensor[: layout.span])
@@ -146,7 +151,7 @@ class HostIncoming:
         self.close()
 
     def close(self) -> None:
-        """Give the memory back; `y` keeps its own."""
+        """Give the staging buffer back; `y` keeps its memory."""
         self.view = memoryview(b"")
         self._memory = None
         if self._buffer is not None:
@@ -155,7 +160,7 @@ class HostIncoming:
 
 
 class HostDevice:
-    """Tensors in host memory."""
+    """Moves tensors in host memory."""
 
     def __init__(self) -> None:
         self._pool = StagingPool()
@@ -169,11 +174,11 @@ class HostDevice:
         return HostIncoming(layout, self._pool, alignment)
 
     def keeps(self, engine: IOEngine) -> bool:
-        """Never: a copy on the host is the engine's."""
+        """Return False: the engine has its own copy of each value."""
         return False
 
     def close(self) -> None:
-        """Nothing to give back: the pool's memory goes with the pool."""
+        """Do nothing: the staging buffers are freed together with the pool."""
 
 
 def _empty_like(layout: Layout) -> torch.Tensor:
@@ -182,6 +187,6 @@ def _empty_like(layout: Layout) -> torch.Tensor:
 
 
 def _find_interior(phase: int, span: int, alignment: int) -> tuple[int, int]:
-    """Where the aligned part of `span` bytes begins and ends."""
+    """Start and end of the aligned part of `span` bytes at an address with remainder `phase`."""
     start = -phase % alignment
     return start, start + (span - start) // alignment * alignment

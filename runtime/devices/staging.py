@@ -1,8 +1,8 @@
-"""Staging buffers cut from chunks of pinned memory: bounded, and never given back.
+"""An arena of staging buffers, cut from chunks of pinned memory: bounded, and never unpinned.
 
-Pinning costs milliseconds for each call and stops the device, so a step that asks for what the
-step before asked for must pin nothing. torch rounds what it pins up to a power of two and keeps
-it for good; so chunks are powers of two, and cut here in pages.
+Each call that pins memory takes milliseconds and stalls the device, so a step that requests the
+same buffers as the one before must pin nothing. torch rounds pinned memory up to a power of two,
+and never frees it; so chunks are powers of two, and are divided here in units of pages.
 """
 
 from __future__ import annotations
@@ -34,13 +34,14 @@ class _Chunk:
 
 
 class StagingArena:
-    """At most `max_bytes` of pinned memory; what finds no room there is pageable memory.
+    """At most `max_bytes` of pinned memory; buffers beyond that are pageable memory.
 
-    Pageable copies are slower and hold the caller up, but a value is never refused and nothing
-    waits for another value's end: writes that failed keep their buffers as long as they live.
-    `allocate(nbytes, pinned)` gives host memory as bytes. Where it raises RuntimeError for pinned
-    memory (a container's or WSL's limit on locked memory), no more is asked for; that is said once.
-    pageable_bytes: of the buffers that were not pinned. Not to be called from a finalizer.
+    Copies of pageable memory are slower and block the caller. But no value is refused, and none
+    waits until another one is freed, which may be late: a value whose write failed keeps its buffer
+    as long as it lives. allocate(nbytes, pinned): returns host memory as a uint8 tensor; if it
+    raises RuntimeError for pinned memory (a limit on locked memory of a container or of WSL), that
+    much is not requested again, and a warning says so once. pageable_bytes: bytes of the buffers
+    that were not pinned. A finalizer must not call the arena, as it has a lock.
     """
 
     def __init__(self, allocate: AllocateFunction, max_bytes: int) -> None:
@@ -54,12 +55,12 @@ class StagingArena:
 
     @property
     def pinned_bytes(self) -> int:
-        """The bytes of all chunks."""
+        """The bytes of all chunks, used or not."""
         return sum(chunk.nbytes for chunk in self._chunks)
 
     @property
     def used_bytes(self) -> int:
-        """The bytes of the chunks that buffers hold now."""
+        """The bytes of the chunks that are in use by buffers."""
         return sum(chunk.slots.allocated_bytes for chunk in self._chunks)
 
     def take(self, nbytes: int) -> StagingBuffer:
@@ -79,7 +80,7 @@ class StagingArena:
         return self._make(nbytes, pinned=False)
 
     def give(self, buffer: StagingBuffer) -> None:
-        """Take `buffer` back; nothing may read or write it any more."""
+        """Take `buffer` back for reuse; the caller may not use it after this."""
         with self._lock:
             place = self._places.pop(buffer, None)
             if place is not None:
@@ -101,7 +102,7 @@ class StagingArena:
     def _grow(self, nbytes: int) -> _Chunk | None:
         room = self._max_bytes - self.pinned_bytes
         least = 1 << (max(nbytes, STAGING_ALIGNMENT) - 1).bit_length()
-        # Few large chunks: what is left over at their ends is lost.
+        # Few large chunks are better than many small ones: the rest at the end of each is wasted.
         size = max(least, CHUNK_BYTES, 1 << max(0, (self.pinned_bytes // 4).bit_length() - 1))
         while size > room and size > least:
             size //= 2
@@ -111,7 +112,7 @@ class StagingArena:
             memory = self._make(size, pinned=True)
         except RuntimeError as error:
             self._refusal = f"{format_bytes(size)} more were refused: {str(error).splitlines()[0]}"
-            # Smaller chunks may still be had; none of this size is asked for again.
+            # Smaller chunks may still be available; this size is not requested again.
             self._max_bytes = self.pinned_bytes + (size // 2 if size > least else 0)
             return self._grow(nbytes)
         chunk = _Chunk(memory, SlotAllocator(STAGING_ALIGNMENT))
@@ -132,7 +133,7 @@ class StagingArena:
 
     def _make(self, nbytes: int, *, pinned: bool) -> StagingBuffer:
         memory = self._allocate(nbytes, pinned)
-        if memory.data_ptr() % STAGING_ALIGNMENT:  # Not so where the driver pins whole pages.
+        if memory.data_ptr() % STAGING_ALIGNMENT:  # It is 0 if the driver pins whole pages.
             memory = self._allocate(nbytes + STAGING_ALIGNMENT, pinned)
             memory = memory.narrow(0, -memory.data_ptr() % STAGING_ALIGNMENT, nbytes)
         return StagingBuffer(memory, memory.numpy().data)

@@ -1,4 +1,4 @@
-"""What moves a tensor's bytes between its device and an engine: the protocols, and the layout."""
+"""The protocols of devices and of values on their way, and the layout of a value in its slot."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from fxoffload.runtime.engines.ioengine import IOEngine, IOFuture
 
 
 class Layout(NamedTuple):
-    """What lies in a slot: the span of a tensor of this shape, without `head` and `tail`.
+    """The tensor in a slot. The slot has the bytes of its span, without `head` and `tail`.
 
-    `phase` is the tensor's address modulo the alignment; staged bytes have no phase.
+    size, stride: in elements. span: in bytes, see find_span. staged: whether the bytes go through a
+    staging buffer. phase: the tensor's address modulo the alignment; 0 for staged bytes.
     """
 
     size: tuple[int, ...]
@@ -28,56 +29,60 @@ class Layout(NamedTuple):
 
 
 class Arrival(Protocol):
-    """A tensor of a layout's size and strides, that a copy has been started to."""
+    """A tensor with the size and strides of a layout, to which a copy was started."""
 
     y: torch.Tensor
 
     def finish(self) -> None:
-        """Make `y` valid for what the current stream does next."""
+        """Make `y` valid for later work on the current stream."""
         ...
 
     def close(self) -> None:
-        """Nobody will use `y`: give the memory back as soon as no copy uses it."""
+        """Give the memory back once no copy uses it; called if nothing will use `y`."""
         ...
 
 
 class Present:
-    """An Arrival whose tensor is valid already, for whatever the current stream does next."""
+    """An Arrival whose tensor is already valid on the current stream."""
 
     def __init__(self, y: torch.Tensor) -> None:
         self.y = y
 
     def finish(self) -> None:
-        """Nothing to wait for."""
+        """Do nothing: `y` is valid."""
 
     def close(self) -> None:
-        """Nothing to give back."""
+        """Do nothing: no memory is held."""
 
 
 class Outgoing(Protocol):
-    """One value on its way out, for as long as its bytes are in memory."""
+    """A value on its way out, as long as its bytes are in memory."""
 
     layout: Layout
-    shares_memory: bool  # The tensor's own memory is read until the write has ended.
-    crosses_bus: bool  # forward() copies between host and device.
-    stays: bool  # Written bytes lie here and nowhere else, until the value is freed.
-    slot_bytes: int  # Room to ask for: the same for equal tensors, wherever they lie.
-    write_bytes: int  # Bytes that write() moves.
+    shares_memory: bool  # Whether write() reads the tensor's own memory.
+    crosses_bus: bool  # Whether forward() copies between host and device.
+    stays: bool  # Whether the written bytes are only here, not in the slot, until it is freed.
+    slot_bytes: int  # The size of slot to allocate: equal for equal tensors at any address.
+    write_bytes: int  # The bytes that write() moves.
 
     def write(self, engine: IOEngine, offset: int) -> IOFuture:
         """Start to write to the slot at `offset`."""
         ...
 
     def release(self, block: bool) -> None:
-        """The program no longer reads the tensor; with `block` it is about to reuse its memory."""
+        """Called when the program has read the tensor; with `block` it reuses the memory next."""
+        ...
+
+    def settle(self) -> bool:
+        """Free the tensor's memory behind what has been started; False where the write reads it."""
         ...
 
     def keep_copy(self) -> None:
-        """Stop sharing the tensor's memory: keep the bytes in memory of our own."""
+        """Copy the bytes to private memory, so that the tensor's memory is no longer shared."""
         ...
 
     def lend(self) -> torch.Tensor | None:
-        """The tensor itself, or None where only a copy can be had."""
+        """The tensor itself; None if only a copy of it is possible."""
         ...
 
     def forward(self) -> Arrival:
@@ -90,17 +95,17 @@ class Outgoing(Protocol):
 
 
 class Incoming(Arrival, Protocol):
-    """One value on its way back; the engine fills `view`. `finish` comes when it has."""
+    """A value on its way back. The engine fills `view`; then `finish` is called."""
 
     view: memoryview
 
     def arrive(self, read: IOFuture) -> None:
-        """A read into `view` has ended, perhaps in an error; called by any thread, any time."""
+        """Called in any thread, at any time, when a read into `view` has ended or failed."""
         ...
 
 
 class Device(Protocol):
-    """Moves tensors of one device between its memory and views that an engine can move."""
+    """Moves tensors between the memory of one device and views that an engine can move."""
 
     def send(self, x: torch.Tensor, alignment: int) -> Outgoing:
         """Make the bytes of `x` ready to be written."""
@@ -111,7 +116,7 @@ class Device(Protocol):
         ...
 
     def keeps(self, engine: IOEngine) -> bool:
-        """Whether what goes to `engine` stays in memory of this device's own, see Outgoing."""
+        """Whether values for `engine` stay in staging buffers of this device (Outgoing.stays)."""
         ...
 
     def close(self) -> None:
@@ -134,5 +139,5 @@ def find_layout(
 
 
 def restore_tensor(layout: Layout, span: torch.Tensor) -> torch.Tensor:
-    """The tensor that `layout` describes, on the memory of `span`."""
+    """The tensor that `layout` describes, as a view of `span`, a uint8 tensor."""
     return span.view(layout.dtype).as_strided(layout.size, layout.stride)

@@ -3,9 +3,11 @@
 ioengine        the protocol of engines
 posix           threads with one pwrite or pread for each transfer
 kvikio_engine   the library KvikIO
-memory          host memory in place of a drive;  memory_limit: how much there is
-checksum        an engine around another one, which compares digests
+memory          slots in host memory, in place of a drive
+memory_limit    the host memory that this process may use
+checksum        wraps another engine and compares digests
 striping        slots over several files, for posix and kvikio_engine
-spill_file      one unlinked, preallocated file;  slots: its extents
+spill_file      one unlinked, preallocated file
+slots           allocates extents of a file or of memory
 workers         threads that move bytes
 """

@@ -1,9 +1,9 @@
-"""An engine around another one that knows the digest of what it wrote, and compares what it reads.
+"""An engine that wraps another one, digests what it writes, and verifies what it reads.
 
     write    the inner engine writes, then the digest is taken, in the thread that ended the write
     read     the inner engine reads, then the digest is compared, in the thread that ended the read
 
-The library releases the interpreter lock while it works, at more bytes a second than any drive.
+xxhash releases the interpreter lock while it computes a digest, and is faster than any drive.
 """
 
 from __future__ import annotations
@@ -16,7 +16,10 @@ from fxoffload.runtime.engines.ioengine import FollowingFuture, IOEngine, IOFutu
 
 
 class DigestMismatch(OSError):
-    """Bytes came back other than they were written; the digests are those of xxh3_64."""
+    """A read returned other bytes than were written.
+
+    written, found: the xxh3_64 digests of the written and of the read bytes.
+    """
 
     def __init__(self, written: int, found: int) -> None:
         super().__init__(
@@ -26,9 +29,9 @@ class DigestMismatch(OSError):
 
 
 class CheckedEngine:
-    """`inner` with digests of whole slots; the bytes of every view must be in host memory.
+    """`inner` with a digest of each written slot; the bytes of every view must be in host memory.
 
-    A read whose digest differs ends with DigestMismatch. Raises ConfigError without the library.
+    A read whose digest differs ends with DigestMismatch. Raises ConfigError if xxhash is missing.
     """
 
     def __init__(self, inner: IOEngine) -> None:
@@ -41,16 +44,16 @@ class CheckedEngine:
 
     @property
     def name(self) -> str:
-        """That of the inner engine."""
+        """The name of the inner engine."""
         return self._inner.name
 
     def free(self, offset: int) -> None:
-        """Take back the slot at `offset`."""
+        """Free the slot at `offset`, and forget its digest."""
         self._written.pop(offset, None)
         self._inner.free(offset)
 
     def write(self, view: memoryview, offset: int) -> IOFuture:
-        """Start to write `view`, and then to note its digest."""
+        """Start to write `view`; its digest is recorded when the write has ended."""
 
         def note(view: memoryview) -> None:
             self._written[offset] = self._digest(view)
@@ -58,7 +61,7 @@ class CheckedEngine:
         return CheckedFuture(self._inner.write(view, offset), view, note)
 
     def read(self, view: memoryview, offset: int) -> IOFuture:
-        """Start to fill `view`, and then to compare its digest."""
+        """Start to fill `view`; its digest is compared when the read has ended."""
 
         def compare(view: memoryview) -> None:
             written, found = self._written[offset], self._digest(view)
@@ -75,13 +78,13 @@ class CheckedFuture(FollowingFuture):
         self, inner: IOFuture, view: memoryview, check: Callable[[memoryview], None]
     ) -> None:
         super().__init__()
-        # Let go of at the end: a cancelled call may lie in an executor's queue for long.
+        # Dropped at the end, as a cancelled transfer may stay in an executor's queue for long.
         self._view: memoryview | None = view
         self._check = check
         self.follow(inner)
 
     def conclude(self, outcome: int | Exception | None) -> int | Exception | None:
-        """`outcome`, once the check has accepted a whole transfer."""
+        """Return `outcome`; if the transfer is complete, check the bytes first."""
         view, self._view = self._view, None
         assert view is not None
         if outcome == len(view):
@@ -90,7 +93,7 @@ class CheckedFuture(FollowingFuture):
 
 
 def find_digest() -> Callable[[memoryview], int]:
-    """The digest of bytes as an int; raises ConfigError where the library is missing."""
+    """The function that digests bytes to an int; raises ConfigError if xxhash is missing."""
     try:
         import xxhash
     except ImportError:

@@ -1,4 +1,4 @@
-"""The protocol between the store and what moves its bytes."""
+"""The protocol of engines, which move the store's bytes, and of their futures."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ class IOFuture(Protocol):
         ...
 
     def result(self) -> int:
-        """Wait; the bytes moved. Raises the error of the transfer, or CancelledError."""
+        """Wait for the end; return the bytes moved, or raise the error or CancelledError."""
         ...
 
     def cancel(self) -> bool:
-        """True only if the transfer never started and now never will."""
+        """Try to cancel; True only if the transfer has not started and never will."""
         ...
 
     def add_done_callback(self, fn: Callable[[Any], object], /) -> None:
-        """Call `fn(self)` at the end, in any thread; at once when that is past."""
+        """Call `fn(self)` when the transfer ends, in any thread; at once if it has ended."""
         ...
 
 
@@ -37,28 +37,28 @@ class IOEngine(Protocol):
 
     @property
     def name(self) -> str:
-        """Which path moves the bytes: "posix direct", "kvikio buffered", "memory" and so on."""
+        """The library and the path that move the bytes, such as "posix direct" or "memory"."""
         ...
 
     @property
     def alignment(self) -> int:
-        """What addresses, offsets and lengths are multiples of."""
+        """The bytes of which addresses, offsets and lengths are multiples."""
         ...
 
     def allocate(self, nbytes: int) -> int:
-        """The offset of a slot of `nbytes`; StoreFull when there is no room."""
+        """Allocate a slot of `nbytes` and return its offset; raises StoreFull without room."""
         ...
 
     def free(self, offset: int) -> None:
-        """Take back the slot at `offset`; no transfer of it may be in flight."""
+        """Free the slot at `offset`; no transfer of it may be in flight."""
         ...
 
     def reserve(self, nbytes: int) -> None:
-        """Make sure that `nbytes` in all can be held; StoreFull otherwise."""
+        """Make sure that the slots can hold `nbytes` in all; raises StoreFull otherwise."""
         ...
 
     def describe(self, offset: int) -> str:
-        """Where `offset` lies, for messages."""
+        """The place of `offset` in words, for messages."""
         ...
 
     def write(self, view: memoryview, offset: int) -> IOFuture:
@@ -70,11 +70,11 @@ class IOEngine(Protocol):
         ...
 
     def close(self) -> None:
-        """Finish what was started and give everything back; a second call does nothing."""
+        """Finish the transfers, then free everything; a second call does nothing."""
         ...
 
     def abandon(self) -> None:
-        """In a forked child, which has none of our threads: let go of the files of the parent.
+        """In a forked child, which has none of the engine's threads: drop the parent's files.
 
         Nothing else may be called afterwards.
         """
@@ -82,26 +82,29 @@ class IOEngine(Protocol):
 
 
 class FollowingFuture(Future[int]):
-    """A transfer that ends as another one does, the one that `follow` is given."""
+    """A transfer that ends when another one does, which is given to `follow`."""
 
     _inner: IOFuture | None = None
 
     def follow(self, inner: IOFuture) -> None:
-        """End when `inner` does; called once."""
+        """Let this transfer end when `inner` does; called once."""
         self._inner = inner
         inner.add_done_callback(self._end)
 
     def cancel(self) -> bool:
-        """True only if `inner` never started and now never will."""
+        """Try to cancel `inner`; True only if it has not started and never will."""
         inner = self._inner
         return inner is not None and inner.cancel()
 
     def conclude(self, outcome: int | Exception | None) -> int | Exception | None:
-        """What this ends with when `inner` ended with `outcome`, see find_outcome; may raise it."""
+        """The outcome of this transfer; `outcome` is that of `inner`, see find_outcome.
+
+        An exception that it raises becomes the outcome.
+        """
         return outcome
 
     def _end(self, inner: IOFuture) -> None:
-        self._inner = None  # Each future knows the other.
+        self._inner = None  # Breaks the reference cycle of the two futures.
         try:
             outcome = self.conclude(find_outcome(inner))
         except Exception as error:
@@ -115,14 +118,15 @@ class FollowingFuture(Future[int]):
 
 
 def find_outcome(future: IOFuture) -> int | Exception | None:
-    """Wait for `future`: the bytes moved, its error of any kind, or None when it was cancelled.
+    """Wait for `future`; return the bytes moved, its exception, or None if it was cancelled.
 
-    What interrupts the wait itself (KeyboardInterrupt) is raised.
+    An interrupt of the wait itself (KeyboardInterrupt) is raised.
     """
     try:
         return future.result()
     except CancelledError:
         return None
     except Exception as error:
-        # Its frames hold what the caller holds, the error too: a ring that keeps tensors alive.
+        # The frames of the traceback reference the caller's variables, among them the error: a
+        # reference cycle that would keep tensors alive.
         return error.with_traceback(None)

@@ -1,10 +1,10 @@
 """The engine on KvikIO: C++ threads start and move bytes without the interpreter lock.
 
-KvikIO has one thread pool for the whole process, which works off one queue. So each file and
-direction is a lane that hands over a few tasks at a time, and there are threads for the tasks of
-all lanes: no read queues behind writes, no drive behind another, and what was not handed over can
-still be cancelled. Host memory goes by POSIX calls, also where KvikIO has GPUDirect Storage: that
-moves device memory only.
+KvikIO has one thread pool with one queue for the whole process. So each direction of each file has
+a lane, which gives KvikIO only a few tasks at a time, and the pool has enough threads for the tasks
+of all lanes. Reads then never queue behind writes, nor one drive behind another, and a transfer
+that KvikIO does not have yet can be cancelled. KvikIO moves host memory by POSIX calls, also where
+it has GPUDirect Storage, which is for device memory only.
 """
 
 from __future__ import annotations
@@ -24,32 +24,33 @@ from typing import Any, NamedTuple
 from fxoffload.runtime.engines.spill_file import SpillFile
 from fxoffload.runtime.engines.striping import StripedEngine
 
-# One task is one system call: at 16 MiB its cost vanishes beside the copying of pages (4 MiB tasks
-# took a third more CPU time per GiB), and a large tensor still keeps several calls in flight.
+# One task is one system call. At 16 MiB the cost of the call is negligible beside the copying of
+# pages (tasks of 4 MiB took a third more CPU time per GiB), and a large tensor still has several
+# calls in flight.
 TASK_BYTES = 16 * 2**20
 TRANSFER_TASKS = 4
-# Two of the largest transfers, so that the drive has the next one while the end of the last is
-# noted in Python, which a compiled kernel can hold up.
+# The tasks of two large transfers: the drive works on the second while Python handles the end of
+# the first, which a running compiled kernel can delay.
 LANE_TASKS = 2 * TRANSFER_TASKS
 DRIVER_LIBRARY = "libcuda.so.1"
 
 
 class Obstacle(NamedTuple):
-    """Why KvikIO cannot be used here, and what to do."""
+    """The reason why KvikIO cannot be used here, and the remedy."""
 
     fact: str
     remedy: str
 
 
 def find_obstacle() -> Obstacle | None:
-    """What keeps this process from using KvikIO, or None."""
+    """The reason why this process cannot use KvikIO; None if it can."""
     if importlib.util.find_spec("kvikio") is None:
         return Obstacle(
             "the package kvikio is not installed",
             'pip install "fxoffload[kvikio]" for CUDA 13, "fxoffload[kvikio-cu12]" for CUDA 12',
         )
     try:
-        # KvikIO asks the driver of every address whether it is host memory.
+        # KvikIO needs the driver: it asks it for every address whether it is host memory.
         ctypes.CDLL(DRIVER_LIBRARY)
     except OSError:
         return Obstacle(f"no CUDA driver ({DRIVER_LIBRARY})", "install the NVIDIA driver")
@@ -61,10 +62,10 @@ def find_obstacle() -> Obstacle | None:
 
 
 class KvikioEngine(StripedEngine):
-    """Moves bytes by KvikIO; `find_obstacle` must have found none.
+    """Moves bytes by KvikIO; `find_obstacle` must have returned None.
 
-    Raises OSError where KvikIO cannot open a file. Of KvikIO's settings, which are the process's,
-    only the number of threads is touched: it is raised where it is too low for our lanes.
+    Raises OSError if KvikIO cannot open a file. KvikIO's settings belong to the whole process: this
+    engine changes only the number of threads, and only to raise it to what its lanes need.
     """
 
     def __init__(
@@ -72,7 +73,7 @@ class KvikioEngine(StripedEngine):
     ) -> None:
         alignment = max(file.alignment for file in spill_files)
         if alignment > 1:
-            # What is not aligned to a page KvikIO copies, or sends through the page cache.
+            # KvikIO copies what is not aligned to a page, or moves it through the page cache.
             alignment = max(alignment, mmap.PAGESIZE)
         super().__init__(
             spill_files, library="kvikio", alignment=alignment, bytes_per_second=bytes_per_second
@@ -89,17 +90,17 @@ class KvikioEngine(StripedEngine):
         _raise_threads(LANE_TASKS * 2 * len(self._handles))
 
     def close(self) -> None:
-        """Finish what was started, then close the files."""
+        """Finish the transfers, then close the files."""
         for lane in (*self._writers, *self._readers):
             lane.close()
         self._close_handles()
         super().close()
 
     def abandon(self) -> None:
-        """In a forked child: let go of the files, without a call to the library."""
+        """In a forked child: drop the files, without a call of the library."""
         null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
         for handle in self._handles:
-            # The descriptors are the library's: it closes them when the handles die.
+            # The library owns the descriptors, and closes them when the handles are freed.
             os.dup2(null, handle.fileno(), inheritable=False)
         os.close(null)
         super().abandon()
@@ -114,7 +115,7 @@ class KvikioEngine(StripedEngine):
 
 
 class _Transfer:
-    """One transfer in a lane: its future, and the memory for as long as it is needed."""
+    """One transfer in a lane; it references the memory until its future is done."""
 
     __slots__ = ("future", "handle", "nbytes", "position", "task_bytes", "tasks", "view")
 
@@ -125,7 +126,7 @@ class _Transfer:
         self.position = position
         self.tasks = max(1, min(TRANSFER_TASKS, -(-self.nbytes // TASK_BYTES)))
         self.task_bytes = max(1, -(-self.nbytes // (self.tasks * mmap.PAGESIZE))) * mmap.PAGESIZE
-        self.handle: Any = None  # KvikIO's future, from the start on.
+        self.handle: Any = None  # KvikIO's future, once the transfer has started.
         self.future.add_done_callback(self._drop)
 
     def _drop(self, _: Future[int]) -> None:
@@ -133,7 +134,7 @@ class _Transfer:
 
 
 class _Failed(NamedTuple):
-    """Stands for KvikIO's future where it took no transfer."""
+    """Takes the place of KvikIO's future for a transfer that KvikIO refused to start."""
 
     error: Exception
 
@@ -142,11 +143,11 @@ class _Failed(NamedTuple):
 
 
 class Lane:
-    """Transfers of one file in one direction: up to LANE_TASKS in KvikIO's hands, the rest queued.
+    """The transfers of one file in one direction: up to LANE_TASKS in KvikIO, the rest queued here.
 
-    A thread of ours waits for KvikIO's futures, in the order of their starts, notes their ends and
-    starts the next. No thread ever waits for a lock of a lane: a finalizer that runs inside it may
-    want the store's lock, whose holder may be just here.
+    A thread of the lane waits for KvikIO's futures in the order of their starts, completes our
+    futures and starts the next transfers. No thread ever waits for a lane's lock: a finalizer that
+    runs while the lock is held may wait for the store's lock, whose holder may be in this lane.
     """
 
     def __init__(self, call: Callable[..., Any], verb: str) -> None:
@@ -156,18 +157,18 @@ class Lane:
         self._started: deque[_Transfer] = deque()
         self._starting = threading.Lock()
         self._started_tasks = 0  # Changed under _starting.
-        self._ended_tasks = 0  # Changed by the thread that waits.
+        self._ended_tasks = 0  # Changed only by the lane's thread.
         self._waiter = ThreadPoolExecutor(1, f"fxoffload-kvikio-{verb}")
 
     def submit(self, view: memoryview, position: int) -> Future[int]:
-        """Move all of `view` to or from `position`; errors come out of the future as OSError."""
+        """Move all of `view` to or from `position`; the future raises every error as OSError."""
         transfer = _Transfer(view, position)
         self._queued.append(transfer)
         self._start_queued()
         return transfer.future
 
     def close(self) -> None:
-        """Wait for the end of everything that was submitted."""
+        """Wait until all submitted transfers have ended."""
         self._waiter.shutdown()
 
     def _start_queued(self) -> None:
@@ -191,14 +192,15 @@ class Lane:
                 transfer.view, transfer.nbytes, transfer.position, task_size=transfer.task_bytes
             )
         except Exception as error:
-            # Told by the waiter like every end: this thread may hold a lock that callbacks want.
+            # The lane's thread reports the error, as this thread may hold a lock that the callbacks
+            # of the future need.
             transfer.handle = _Failed(error)
         self._started_tasks += transfer.tasks
         self._started.append(transfer)
         try:
             self._waiter.submit(self._finish_next)
         except RuntimeError:
-            # The lane is being closed or the interpreter ends, and this is the waiter itself.
+            # The lane is being closed, or the interpreter ends: this is the lane's own thread.
             self._finish_next()
 
     def _finish_next(self) -> None:
@@ -225,8 +227,8 @@ def _open_handle(file: SpillFile) -> Any:
     except RuntimeError as error:
         raise _as_os_error(error) from error
     if file.direct:
-        # KvikIO reads through the page cache unless a setting of the whole process says no. Its
-        # descriptor is ours alone, and all our transfers are aligned.
+        # KvikIO reads through the page cache unless a process-wide setting forbids it. No one else
+        # uses this descriptor, and all transfers of this engine are aligned, so O_DIRECT is safe.
         flags = fcntl.fcntl(handle.fileno(), fcntl.F_GETFL)
         fcntl.fcntl(handle.fileno(), fcntl.F_SETFL, flags | os.O_DIRECT)
     return handle
@@ -239,7 +241,10 @@ def _raise_threads(count: int) -> None:
 
 
 def _as_os_error(error: Exception) -> OSError:
-    """KvikIO's error as an OSError; its text ends in that of the system's error, if it was one."""
+    """An error of KvikIO as an OSError.
+
+    The text of KvikIO's error ends in that of the system's error, if there was one: it gives errno.
+    """
     if isinstance(error, OSError):
         return error
     text = str(error)

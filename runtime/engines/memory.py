@@ -1,4 +1,4 @@
-"""The engine without a disk: host memory that stands for one, and that is the host tier."""
+"""The engine in host memory: it is the host tier, and replaces the disk with ioengine="memory"."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from fxoffload.runtime.engines.workers import Transfer, Workers
 from fxoffload.sizes import format_bytes
 
 _SLOT_ALIGNMENT = 64
-# Named in mmap only from Python 3.13 on; the value is Linux's, on all its architectures but three.
+# Python's mmap has this name from 3.13 on; 0x4000 is its value on all architectures of Linux but 3.
 _MAP_NORESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000)
 
 
 class MemoryEngine:
-    """Slots in one private anonymous map, filled and read by a worker thread each.
+    """Slots in one private anonymous map; one worker thread writes them, another one reads them.
 
-    The map reserves nothing: a page costs memory from the first write to it on. Slots are reused,
-    so the memory used is at most `capacity_bytes` (by default half of what this process may use,
-    as for a file system in memory), and no more than was stored at once. Pages are kept for the
-    next step, as fresh pages are expensive. When the last slot is freed, pages that were used
-    neither in this round nor in the one before are given back.
+    The map reserves no memory: a page takes memory from the first write to it. Slots are reused, so
+    memory use is bounded by `capacity_bytes` (by default half of what this process may use, like a
+    file system in memory) and by the most that was stored at a time. Pages are kept for the next
+    step, as fresh pages are expensive. A round ends when the last slot is freed; then pages that
+    were not used in this round or the one before are given back to the system.
     """
 
     name = "memory"
@@ -40,21 +40,21 @@ class MemoryEngine:
         self._slots = SlotAllocator(_SLOT_ALIGNMENT)
         self._writers = Workers(1, "fxoffload-memory-write")
         self._readers = Workers(1, "fxoffload-memory-read")
-        # The ends of the slots: in this round, in the one before, and of the pages that we hold.
+        # The highest ends of slots in this round and in the one before, and the end of kept pages.
         self._round_bytes = self._last_round_bytes = self._held_bytes = 0
 
     @property
     def end_bytes(self) -> int:
-        """The bytes up to the last slot."""
+        """The bytes from the start of the map to the end of the last slot."""
         return self._slots.end_bytes
 
     @property
     def held_bytes(self) -> int:
-        """The bytes that slots have lain in since their pages were last given back."""
+        """The bytes of the map that slots have used since pages were last given back."""
         return max(self._held_bytes, self._round_bytes)
 
     def allocate(self, nbytes: int) -> int:
-        """The offset of a slot of `nbytes`; StoreFull beyond the capacity."""
+        """Allocate a slot of `nbytes`, return its offset; raises StoreFull beyond the capacity."""
         offset = self._slots.allocate(nbytes)
         end = self._slots.end_bytes
         if end > self.capacity_bytes:
@@ -64,18 +64,18 @@ class MemoryEngine:
         return offset
 
     def free(self, offset: int) -> None:
-        """Take back the slot at `offset`."""
+        """Free the slot at `offset`; the last one ends the round."""
         self._slots.free(offset)
         if self._slots.end_bytes == 0:
             self._end_round()
 
     def reserve(self, nbytes: int) -> None:
-        """StoreFull unless the capacity is at least `nbytes`."""
+        """Raise StoreFull unless the capacity is at least `nbytes`."""
         if nbytes > self.capacity_bytes:
             raise self._full(nbytes)
 
     def describe(self, offset: int) -> str:
-        """Where `offset` lies, for messages."""
+        """The place of `offset` in words, for messages."""
         return f"host memory at {offset} (ioengine memory)"
 
     def write(self, view: memoryview, offset: int) -> Transfer:
@@ -87,14 +87,14 @@ class MemoryEngine:
         return self._readers.submit(lambda target: _copy(target, self._slice(offset, target)), view)
 
     def close(self) -> None:
-        """Finish what was started, then give the memory back. A second call does nothing."""
+        """Finish the transfers, then free the memory. A second call does nothing."""
         self._writers.shutdown()
         self._readers.shutdown()
         self.abandon()
 
     def abandon(self) -> None:
-        """In a forked child: nothing of the memory is copied to it any more."""
-        # With the last array that points into it the map goes, too.
+        """Drop the memory; in a forked child, so that no page of it is copied on a write."""
+        # The map is unmapped together with the last array that points into it.
         self._memory = np.empty(0, np.uint8)
         self._map = None
 
@@ -118,7 +118,7 @@ class MemoryEngine:
 
 
 def _copy(target: memoryview | np.ndarray, source: memoryview | np.ndarray) -> int:
-    # numpy copies without the GIL; assigning one memoryview to another would keep it.
+    # numpy copies without the interpreter lock; an assignment of a memoryview would hold it.
     array = np.frombuffer(target, np.uint8)
     np.copyto(array, np.frombuffer(source, np.uint8))
     return array.size

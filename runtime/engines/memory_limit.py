@@ -1,4 +1,4 @@
-"""How much host memory this process may use: a container's limit, or all that the machine has."""
+"""Find how much host memory this process may use: a container's limit, or the machine's memory."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-# Where the kernel shows memory cgroups: version 2, version 2 beside version 1, and version 1.
+# Folder and file of a cgroup's memory limit: version 2, version 2 beside version 1, version 1.
 _PLACES = (
     ("sys/fs/cgroup", "memory.max"),
     ("sys/fs/cgroup/unified", "memory.max"),
@@ -15,9 +15,9 @@ _PLACES = (
 
 
 def find_memory_limit(root: Path = Path("/")) -> int:
-    """The physical memory in bytes, or the least limit of the cgroups that this process is in.
+    """Bytes of physical memory, or the lowest limit of the cgroups of this process if that is less.
 
-    root: of the file system; another one in tests. Source: cgroups(7).
+    root: the root of the file system; tests pass another one. Source: cgroups(7).
     """
     physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return min([physical, *_find_limits(root)])
@@ -26,10 +26,10 @@ def find_memory_limit(root: Path = Path("/")) -> int:
 def _find_limits(root: Path) -> Iterator[int]:
     for path in _find_cgroups(root):
         for place, name in _PLACES:
-            # A limit holds for all cgroups below; a container may see its own as the uppermost.
+            # A limit also holds for all child cgroups. A container may see its own cgroup as root.
             for folder in (path, *path.parents):
                 limit = _read(root / place / folder / name)
-                if limit.isdigit():  # Else "max", or no such file.
+                if limit.isdigit():  # It may be "max", or "" if there is no such file.
                     yield int(limit)
 
 
@@ -43,5 +43,5 @@ def _find_cgroups(root: Path) -> Iterator[Path]:
 def _read(path: Path) -> str:
     try:
         return path.read_text().strip()
-    except OSError:  # There are no cgroups, or not of this version.
+    except OSError:  # The system has no cgroups, or none of this version.
         return ""

@@ -10,13 +10,13 @@ from fxoffload.runtime.engines.spill_file import SpillFile
 from fxoffload.runtime.engines.striping import StripedEngine
 from fxoffload.runtime.engines.workers import Transfer, Workers
 
-# Threads for each file and direction: a read never queues behind writes, nor one drive behind
-# another.
+# The number of threads for each direction of each file, so that reads never queue behind writes,
+# nor one drive behind another.
 WORKERS = 2
 
 
 class PosixEngine(StripedEngine):
-    """Moves bytes by direct I/O, without a copy, wherever the file systems have it."""
+    """Moves bytes by direct I/O, without a copy, where the file systems support it."""
 
     def __init__(
         self, spill_files: Sequence[SpillFile], *, bytes_per_second: Sequence[float] = ()
@@ -32,7 +32,7 @@ class PosixEngine(StripedEngine):
         self._readers = tuple(Workers(WORKERS, "fxoffload-read") for _ in self._fds)
 
     def close(self) -> None:
-        """Finish what was started, then close the files."""
+        """Finish the transfers, then close the files."""
         for workers in (*self._writers, *self._readers):
             workers.shutdown()
         super().close()
@@ -58,10 +58,10 @@ def _transfer(
     alignment: int,
     short: str,
 ) -> int:
-    """Move all of `view` and return its length; raise OSError where no byte moves any more.
+    """Move all of `view` and return its length; raise OSError if a call moves nothing.
 
-    The kernel moves at most 2 GiB in a call and may stop earlier; direct I/O can only resume at
-    a multiple of the alignment, so the bytes after the last one go again.
+    A call moves at most 2 GiB and may stop earlier. Direct I/O can resume only at a multiple of the
+    alignment, so the bytes after the last multiple are moved again.
     """
     nbytes = len(view)
     done = 0

@@ -1,4 +1,4 @@
-"""Extents of a growing space of bytes: first fit, with freed neighbours joined (pure)."""
+"""Allocate extents of a growing space of bytes: first fit, merging freed neighbours."""
 
 from __future__ import annotations
 
@@ -6,25 +6,25 @@ from bisect import bisect_left
 
 
 class SlotAllocator:
-    """Hands out aligned extents `[offset, offset + nbytes)` and takes them back.
+    """Allocates and frees aligned extents `[offset, offset + nbytes)` of a space without data.
 
-    First fit at the lowest offset: equal steps ask for equal sizes, so they find the same holes
-    and `end_bytes` stays where the first step left it. A free extent at the end is given up, so
-    that `end_bytes` is 0 when nothing is allocated. Not thread-safe.
+    First fit at the lowest offset: equal steps request equal sizes, so they find the same holes,
+    and `end_bytes` does not grow after the first step. A free extent at the end lowers `end_bytes`,
+    so it is 0 if nothing is allocated. Not thread-safe.
     """
 
     def __init__(self, alignment: int) -> None:
         assert alignment > 0
         self._alignment = alignment
         self._sizes: dict[int, int] = {}
-        # Holes below end_bytes by ascending offset; no two of them touch.
+        # The holes below end_bytes, by ascending offset; no two are adjacent.
         self._hole_offsets: list[int] = []
         self._hole_sizes: list[int] = []
         self.end_bytes = 0
         self.allocated_bytes = 0
 
     def allocate(self, nbytes: int) -> int:
-        """The offset of an extent of at least `nbytes`; a zero-byte request takes one unit."""
+        """The offset of a new extent of at least `nbytes`; a request of 0 bytes takes one unit."""
         assert nbytes >= 0
         size = max(1, -(-nbytes // self._alignment)) * self._alignment
         offset = self._take_hole(size)
@@ -36,7 +36,7 @@ class SlotAllocator:
         return offset
 
     def free(self, offset: int) -> None:
-        """Take back the extent at `offset`; it must be allocated."""
+        """Free the extent at `offset`, which must be allocated."""
         size = self._sizes.pop(offset)
         self.allocated_bytes -= size
         index = bisect_left(self._hole_offsets, offset)

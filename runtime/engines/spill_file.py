@@ -1,4 +1,4 @@
-"""One unlinked file that holds offloaded bytes: direct I/O where it works, space preallocated."""
+"""An unlinked file for offloaded bytes: direct I/O if it works, and preallocated space."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from fxoffload.sizes import format_bytes
 
 GROWTH_BYTES = 64 * 2**20
 _ALIGNMENTS = (512, 4096)
-# What kernels and file systems without O_TMPFILE answer.
+# The errors of kernels and file systems without O_TMPFILE.
 _NO_TMPFILE = frozenset({errno.EOPNOTSUPP, errno.EISDIR, errno.ENOENT})
 _NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _NO_FALLOCATE = frozenset({errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS})
@@ -25,8 +25,8 @@ _NO_FALLOCATE = frozenset({errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS})
 class SpillFile:
     """A file without a name in `directory`: the kernel frees it when the process ends.
 
-    `direct` tells whether transfers bypass the page cache; then memory addresses, offsets and
-    lengths must be multiples of `alignment`, which is 1 for a buffered file.
+    direct: whether transfers bypass the page cache; then memory addresses, offsets and lengths must
+    be multiples of `alignment`, which is 1 for a buffered file. size_bytes: the preallocated size.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -51,13 +51,13 @@ class SpillFile:
 
     @property
     def room_bytes(self) -> int:
-        """The size that the file can be counted on to reach: some free space is left to others."""
+        """The size up to which the file can grow, less GROWTH_BYTES that are left to others."""
         return self.size_bytes + max(0, self._find_free_bytes() - GROWTH_BYTES)
 
     def reserve(self, end_bytes: int) -> None:
         """Preallocate at least `end_bytes`, in steps of GROWTH_BYTES; never shrinks.
 
-        Raises StoreFull, with the file as it was, where the file system has too little space.
+        If the file system has too little space, raises StoreFull and leaves the file as it was.
         """
         if end_bytes <= self.size_bytes:
             return
@@ -71,7 +71,7 @@ class SpillFile:
             os.posix_fallocate(self.fd, self.size_bytes, target - self.size_bytes)
         except OSError as error:
             if error.errno in _NO_SPACE:
-                # A failed preallocation may have taken part of the space.
+                # A failed preallocation may have allocated a part of the space.
                 os.ftruncate(self.fd, self.size_bytes)
                 raise self._full(end_bytes, self._find_free_bytes()) from error
             if error.errno not in _NO_FALLOCATE:
@@ -113,7 +113,10 @@ def _open_unlinked(directory: Path) -> int:
 
 
 def _enable_direct(fd: int) -> int | None:
-    """Turn on O_DIRECT; the smallest alignment that works, or None with O_DIRECT off again."""
+    """Turn on O_DIRECT and return the smallest alignment that works.
+
+    If none works, turn O_DIRECT off and return None.
+    """
     flags = fcntl.fcntl(fd, fcntl.F_GETFL)
     try:
         fcntl.fcntl(fd, fcntl.F_SETFL, flags | os.O_DIRECT)
@@ -129,8 +132,8 @@ def _enable_direct(fd: int) -> int | None:
 
 
 def _probe_direct(fd: int, alignment: int) -> bool:
-    """Whether a block goes out and back at an address and offset of just this alignment."""
-    # An anonymous map is page-aligned, so block 1 of it is aligned to `alignment` and no more.
+    """Whether a block can be written and read at an address and offset of exactly `alignment`."""
+    # An anonymous map is page-aligned, so its block 1 is aligned to `alignment`, not to more.
     with contextlib.closing(mmap.mmap(-1, 4 * alignment)) as memory, memoryview(memory) as view:
         out, back = view[alignment : 2 * alignment], view[3 * alignment :]
         with out, back:

@@ -1,7 +1,8 @@
-"""Slots striped over spill files: what the engines for disks have in common.
+"""The base of the engines for disks: slots striped over several spill files.
 
-Each value goes, whole, to one file: the one with the least in flight for its speed, among equals
-the one with the least in it. A full file is passed over, and so is one whose writes keep failing.
+Each value is written as a whole to one file: the one whose transfers in flight take the least time
+at its speed; if several are equal, the one that is the least full for its speed. A full file is
+skipped, and so is one whose writes keep failing.
 """
 
 from __future__ import annotations
@@ -19,32 +20,35 @@ from fxoffload.runtime.engines.ioengine import IOFuture, find_outcome
 from fxoffload.runtime.engines.slots import SlotAllocator
 from fxoffload.runtime.engines.spill_file import SpillFile
 
-# A file whose last FAILURES writes failed gets no slot for AVOIDED_SECONDS, unless the others are
-# full; then it is tried again.
+# A file whose last FAILURES writes failed gets no slot for AVOIDED_SECONDS, unless all others are
+# full. After that time it is tried again.
 FAILURES = 3
 AVOIDED_SECONDS = 60.0
 _LEAST_ALIGNMENT = 512
 _RESERVE_UNIT = 4096
-# An offset names its file in the bits above these: 256 TiB are enough for one file.
+# The bits of an offset above these are the index of the file, so a file can have 256 TiB.
 _POSITION_BITS = 48
 _POSITION_MASK = (1 << _POSITION_BITS) - 1
 
 
 @dataclass(slots=True, eq=False)
 class Stripe:
-    """One spill file, its slots, and how busy it is."""
+    """One spill file with its slots and its load."""
 
     index: int
     file: SpillFile
     slots: SlotAllocator
     bytes_per_second: float
     inflight_bytes: int = 0
-    failures: int = 0  # Writes that failed since the last one that did not.
+    failures: int = 0  # Failed writes since the last successful one.
     avoided_until: float = 0.0
 
 
 class _Event(NamedTuple):
-    """A transfer has started (`nbytes` > 0) or ended; `failed` is None for all but ended writes."""
+    """A transfer has started (`nbytes` > 0) or ended (`nbytes` < 0).
+
+    failed: whether a write failed; None for reads, cancelled writes and starts.
+    """
 
     stripe: Stripe
     nbytes: int
@@ -52,10 +56,10 @@ class _Event(NamedTuple):
 
 
 class StripedEngine(abc.ABC):
-    """Takes slots from several files; how bytes move is the subclass's affair.
+    """Allocates slots from several files; the subclass moves the bytes.
 
-    `bytes_per_second` has the speed of each file, any unit will do; without it all are equal. The
-    engine owns the files: close() closes them.
+    bytes_per_second: the speed of each file, in any unit; without it all are equal. The engine owns
+    the files: close() closes them.
     """
 
     def __init__(
@@ -76,17 +80,18 @@ class StripedEngine(abc.ABC):
                 zip(spill_files, bytes_per_second or [1.0] * len(spill_files), strict=True)
             )
         )
-        # Transfers start and end in any thread, and a finalizer may cancel one in the middle of
-        # anything: appending needs no lock, and allocate and free have one caller at a time.
+        # Transfers start and end in any thread, and a finalizer may cancel one at any moment. So
+        # they only append here, which needs no lock; allocate and free, which have one caller at a
+        # time, process the events.
         self._events: deque[_Event] = deque()
 
     @property
     def end_bytes(self) -> int:
-        """The bytes of all files up to the last slot in each."""
+        """The bytes of all files, each up to the end of its last slot."""
         return sum(stripe.slots.end_bytes for stripe in self._stripes)
 
     def allocate(self, nbytes: int) -> int:
-        """The offset of a slot of `nbytes`; StoreFull when no file can hold it."""
+        """Allocate a slot of `nbytes` and return its offset; StoreFull if no file has room."""
         self._settle()
         full: StoreFull | None = None
         stripes = self._stripes
@@ -107,26 +112,26 @@ class StripedEngine(abc.ABC):
         raise full
 
     def free(self, offset: int) -> None:
-        """Take back the slot at `offset`."""
+        """Free the slot at `offset`."""
         self._settle()
         self._find(offset).slots.free(offset & _POSITION_MASK)
 
     def reserve(self, nbytes: int) -> None:
-        """Preallocate room for `nbytes` in all, in equal parts as far as the room of each allows.
+        """Preallocate `nbytes` in all, in equal parts as far as the room of each file allows.
 
-        StoreFull when there is not enough.
+        Raises StoreFull if there is not enough room.
         """
         lacking = nbytes
         stripes = sorted(self._stripes, key=lambda stripe: stripe.file.room_bytes)
         for left, stripe in zip(range(len(stripes), 0, -1), stripes, strict=True):
             share = -(-lacking // (left * _RESERVE_UNIT)) * _RESERVE_UNIT
-            if left > 1:  # The roomiest comes last and is asked for all that lacks.
+            if left > 1:  # The last file has the most room, and must hold all that is left.
                 share = min(share, stripe.file.room_bytes)
             stripe.file.reserve(share)
             lacking = max(0, lacking - share)
 
     def describe(self, offset: int) -> str:
-        """Where `offset` lies, for messages."""
+        """The place of `offset` in words, for messages."""
         directory = self._find(offset).file.directory
         return f"the spill file in {directory} at {offset & _POSITION_MASK} ({self.name})"
 
@@ -139,11 +144,11 @@ class StripedEngine(abc.ABC):
         return self._move(view, offset, write=False)
 
     def close(self) -> None:
-        """Close the files; the subclass has finished what was started."""
+        """Close the files; the subclass has finished the transfers before."""
         self._close_files()
 
     def abandon(self) -> None:
-        """In a forked child: close its copies of the files, so that their space is not kept."""
+        """In a forked child: close its descriptors of the files, which would keep their space."""
         self._close_files()
 
     @abc.abstractmethod
@@ -170,7 +175,7 @@ class StripedEngine(abc.ABC):
         self._events.append(_Event(stripe, -nbytes, failed))
 
     def _settle(self) -> None:
-        """Take note of the transfers that started or ended; one caller at a time."""
+        """Process the events of transfers that started or ended; one caller at a time."""
         while self._events:
             stripe, nbytes, failed = self._events.popleft()
             stripe.inflight_bytes += nbytes
@@ -181,7 +186,7 @@ class StripedEngine(abc.ABC):
 
 
 def _rank(stripe: Stripe, now: float) -> tuple[bool, float, float]:
-    """Lower is better for the next slot."""
+    """The sort key of `stripe` for the next slot; the lowest is chosen."""
     speed = stripe.bytes_per_second
     return (
         stripe.avoided_until > now,

@@ -1,8 +1,8 @@
-"""Threads that move bytes, and the transfers that they are handed: an executor with less per call.
+"""Threads that run transfers: an executor with less overhead per call than concurrent.futures.
 
-Nothing here takes a lock that a finalizer could want, as each step is one that the interpreter
-does not divide: who takes the view out of a transfer runs it or cancels it, and who takes a
-callback out calls it.
+Nothing here takes a lock that a finalizer could need. Atomic pops take its place: the thread that
+pops the view of a transfer runs or cancels the transfer, and the thread that pops a callback calls
+it.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ log = logging.getLogger(__name__)
 
 
 class Runnable(Protocol):
-    """What a worker runs; it keeps its errors to itself."""
+    """A job of a worker; `run` must not raise."""
 
     def run(self) -> None:
-        """Do it, unless it was cancelled."""
+        """Do the job, unless it was cancelled."""
         ...
 
 
 class Transfer:
-    """A call of `move(view)` in a worker: an IOFuture. Lets go of `view` when it ends."""
+    """An IOFuture: a call of `move(view)` in a worker. It drops `view` when it ends."""
 
     __slots__ = ("__weakref__", "_callbacks", "_ended", "_move", "_outcome", "_running", "_views")
 
@@ -41,11 +41,14 @@ class Transfer:
         self._running.acquire()
 
     def done(self) -> bool:
-        """Whether it ended: moved, failed or cancelled."""
+        """Whether the transfer ended: moved, failed or cancelled."""
         return self._ended
 
     def result(self, timeout: float | None = None) -> int:
-        """Wait; what `move` returned or raised, CancelledError, or TimeoutError in `timeout` s."""
+        """Wait for the end; return the result of `move`.
+
+        Raises the exception of `move`, CancelledError, or TimeoutError after `timeout` seconds.
+        """
         if not self._ended:
             if not self._running.acquire(timeout=-1 if timeout is None else timeout):
                 raise TimeoutError
@@ -56,20 +59,20 @@ class Transfer:
         raise CancelledError if outcome is None else outcome
 
     def cancel(self) -> bool:
-        """True only if it never started and now never will."""
+        """Try to cancel; True only if the transfer has not started and never will."""
         if self._take_view() is None:
             return False
         self._end(None)
         return True
 
     def add_done_callback(self, fn: Callable[[Any], object], /) -> None:
-        """Call `fn(self)` at the end, in any thread; at once when that is past."""
+        """Call `fn(self)` when the transfer ends, in any thread; at once if it has ended."""
         self._callbacks.append(fn)
         if self._ended:
             self._call_back()
 
     def run(self) -> None:
-        """In a worker: do it, unless it was cancelled."""
+        """In a worker: run the transfer, unless it was cancelled."""
         view = self._take_view()
         if view is None:
             return
@@ -78,7 +81,7 @@ class Transfer:
         except Exception as error:
             outcome = error
         except BaseException as error:
-            # Only an Exception is told from what interrupts the thread that waits.
+            # `result` must not raise it: the waiting thread would take it for its own interrupt.
             outcome = RuntimeError(f"a transfer was ended by {error!r}")
         del view
         self._end(outcome)
@@ -110,7 +113,7 @@ class Transfer:
 class Workers:
     """`count` threads that run transfers in the order in which they were submitted.
 
-    Each calls `enter()` first.
+    Each thread calls `enter()` when it starts.
     """
 
     def __init__(
@@ -118,7 +121,8 @@ class Workers:
     ) -> None:
         self._queue: SimpleQueue[Runnable | None] = SimpleQueue()
         self._closed = False
-        # Daemons, as the interpreter would wait for others before the stores are closed at exit.
+        # Daemon threads: the interpreter joins other threads before its exit handlers run, which
+        # close the stores.
         self._threads = [
             threading.Thread(
                 target=_work, args=(self._queue, enter), name=f"{name}_{i}", daemon=True
@@ -129,19 +133,19 @@ class Workers:
             thread.start()
 
     def submit(self, move: Callable[[memoryview], int], view: memoryview) -> Transfer:
-        """Start `move(view)`; RuntimeError after shutdown."""
+        """Start `move(view)` in a thread; raises RuntimeError after shutdown."""
         transfer = Transfer(move, view)
         self.start(transfer)
         return transfer
 
     def start(self, transfer: Runnable) -> None:
-        """Let a thread run `transfer`; RuntimeError after shutdown."""
+        """Let a thread run `transfer`; raises RuntimeError after shutdown."""
         if self._closed:
             raise RuntimeError("cannot start a transfer after shutdown")
         self._queue.put(transfer)
 
     def shutdown(self) -> None:
-        """Finish what was submitted and end the threads. A second call does nothing."""
+        """Finish the submitted transfers and end the threads. A second call does nothing."""
         self._closed = True
         for _ in self._threads:
             self._queue.put(None)
@@ -156,4 +160,4 @@ def _work(queue: SimpleQueue[Runnable | None], enter: Callable[[], object]) -> N
         if transfer is None:
             return
         transfer.run()
-        del transfer  # The next may be long in coming.
+        del transfer  # Drop the reference, as the next transfer may come much later.

@@ -1,9 +1,9 @@
-"""Measurements, each made once on a machine, and the stopwatch of a graph.
+"""Probes of the machine, each run once and kept on disk, and the recorder of a graph's steps.
 
-choice          which engine moves the bytes of the disk tier, and why
-bandwidth       what an engine delivers
-contention      what transfers take from compute on the same cores
-speed           how fast a device computes, and exchanges bytes with the host
+choice          the engine of the disk tier, and the reason for it
+bandwidth       the bandwidth of an engine
+contention      the compute time that transfers take on the same cores
+speed           the speed of a device, and of its copies to and from the host
 probe_cache     measured numbers on disk
-recorder        when the ops of a graph ran
+recorder        the times at which the ops of a graph ran
 """

@@ -1,4 +1,4 @@
-"""How fast an engine moves bytes, from a short probe of several rounds."""
+"""Measure the bandwidth of an engine by a short probe of several rounds."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from fxoffload.runtime.engines.ioengine import IOEngine, IOFuture
 
 PROBE_BYTES = 8 * 2**20
 PROBE_COUNT = 4
-# One sample of 30 ms differs by factors from the next: rounds are spread over time, and a quartile
-# that a disturbance of some of them does not move is taken.
+# Samples of 30 ms vary by factors. So the rounds are spread over time, and the result is a
+# quartile, which a disturbance of a few rounds does not change.
 ROUNDS = 7
 PAUSE_SECONDS = 0.05
 LIMIT_SECONDS = 1.0
@@ -30,12 +30,12 @@ class Bandwidth(NamedTuple):
 
     @property
     def round_trip(self) -> float:
-        """Bytes per second that go there and come back."""
+        """Bytes per second that are written and then read back."""
         return 1 / (1 / self.write + 1 / self.read)
 
 
 class ProbeSlots(NamedTuple):
-    """Slots of `nbytes` each."""
+    """The slots of a probe, `nbytes` each."""
 
     offsets: tuple[int, ...]
     nbytes: int
@@ -44,8 +44,8 @@ class ProbeSlots(NamedTuple):
 def measure_bandwidth(engine: IOEngine, *, rounds: int = ROUNDS) -> Bandwidth:
     """Bytes per second of writes and of reads, rounded down to two significant digits.
 
-    The upper quartile of `rounds` rounds, as what disturbs one only makes it slower; of fewer where
-    these take longer than LIMIT_SECONDS. Nothing else may use the engine.
+    The upper quartile of the rounds, as disturbances only make a round slower. Runs `rounds`
+    rounds, or fewer if they take longer than LIMIT_SECONDS. Nothing else may use the engine.
     """
     slots = take_slots(engine)
     try:
@@ -56,7 +56,10 @@ def measure_bandwidth(engine: IOEngine, *, rounds: int = ROUNDS) -> Bandwidth:
 
 
 def take_slots(engine: IOEngine) -> ProbeSlots:
-    """Slots for a probe, smaller ones where the engine has little room; StoreFull without any."""
+    """Allocate slots for a probe, smaller ones if the engine has little room.
+
+    Raises StoreFull if it has no room.
+    """
     nbytes = PROBE_BYTES
     while True:
         offsets: list[int] = []
@@ -74,18 +77,18 @@ def take_slots(engine: IOEngine) -> ProbeSlots:
 
 
 def time_transfers(engine: IOEngine, slots: ProbeSlots, *, rounds: int) -> Bandwidth:
-    """As measure_bandwidth, with slots that the caller took and will free."""
-    # Private, as tensors are: a shared map is a file in memory, whose pages cost direct I/O more.
+    """Like measure_bandwidth, with slots that the caller has allocated and will free."""
+    # A private map, like tensors: a shared one is a file in memory, which makes direct I/O slower.
     flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
     memory = memoryview(mmap.mmap(-1, slots.nbytes * len(slots.offsets), flags=flags))
-    # Random bytes: disks that compress would make a constant block look too fast.
+    # Random bytes: a disk that compresses would write a constant block too fast.
     block = os.urandom(slots.nbytes)
     views: list[memoryview] = []
     for index in range(len(slots.offsets)):
         view = memory[index * slots.nbytes : (index + 1) * slots.nbytes]
         view[:] = block
         views.append(view)
-    # The first write of new space is slow, and training writes every slot again and again.
+    # Not measured: the first write of new space is slow, but training rewrites the same slots.
     _time_all(engine.write, views, slots.offsets)
     seconds: list[tuple[float, float]] = []
     end = time.perf_counter() + LIMIT_SECONDS
@@ -110,7 +113,7 @@ def _find_lower_quartile(samples: Sequence[float]) -> float:
 
 
 def round_down(value: float, *, digits: int = 1) -> float:
-    """`value` > 0 with this many significant digits, never more than `value`."""
+    """Round `value`, above 0, down to so many significant digits."""
     power = 10.0 ** (math.floor(math.log10(value)) - digits + 1)
     return math.floor(value / power) * power
 

@@ -1,4 +1,4 @@
-"""Which engine moves the bytes of the disk tier, how fast, and why this one."""
+"""Choose, probe and open the engine of the disk tier."""
 
 from __future__ import annotations
 
@@ -28,16 +28,17 @@ log = logging.getLogger(__name__)
 EngineKind = Literal["posix", "kvikio", "memory"]
 
 _MEMORY_PROBE_BYTES = 2**28
-# "auto" takes kvikio only where it is faster by more than the noise of a short probe.
+# "auto" chooses kvikio only if it is faster by this factor, which exceeds the noise of a probe.
 _ADVANTAGE = 1.1
 _DISTRIBUTIONS = ("fxoffload", "kvikio-cu13", "kvikio-cu12")
 
 
 @dataclass(frozen=True, slots=True)
 class EngineChoice:
-    """An engine with the reason for it, and what it delivers: in each directory, and in all.
+    """The chosen engine.
 
-    key: under which what is measured of it is kept.
+    kind: the engine. reason: why it was chosen. key: the key under which its measurements are kept.
+    bandwidths: for each directory. bandwidth: of all directories together.
     """
 
     kind: EngineKind
@@ -51,10 +52,10 @@ class EngineChoice:
 
 
 def choose_engine(config: OffloadConfig) -> EngineChoice:
-    """The engine for `config`, by a short probe of each directory that is made once on a machine.
+    """Choose the engine for `config`, by a short probe of each directory, once on a machine.
 
-    Raises ConfigError for `ioengine="kvikio"` where KvikIO cannot be used, and StoreFull or OSError
-    where a directory cannot be probed.
+    Raises ConfigError for `ioengine="kvikio"` if KvikIO cannot be used, and StoreFull or OSError if
+    a directory cannot be probed.
     """
     if config.ioengine == "memory":
         bandwidth, reason = probe_memory(), 'ioengine="memory" was asked for'
@@ -78,11 +79,10 @@ def choose_engine(config: OffloadConfig) -> EngineChoice:
 
 
 def open_engine(config: OffloadConfig, choice: EngineChoice | None = None) -> IOEngine:
-    """Open the engine that stands for the disk tier under `config`.
+    """Open the engine of the disk tier for `config`.
 
-    choice: what choose_engine said; without it, it is asked.
-    Raises ConfigError for a directory that cannot hold a spill file, or an engine that cannot be
-    used here.
+    choice: from choose_engine, which is called without it. Raises ConfigError for a directory that
+    cannot hold a spill file, or an engine that cannot be used here.
     """
     if config.ioengine == "memory":
         return MemoryEngine(config.host_bytes)
@@ -96,7 +96,7 @@ def open_engine(config: OffloadConfig, choice: EngineChoice | None = None) -> IO
 
 
 def probe_memory() -> Bandwidth:
-    """What host memory as a tier delivers, by a short probe that is made once on a machine."""
+    """The bandwidth of the host tier, by a short probe, once on a machine."""
 
     def measure() -> Bandwidth:
         engine = MemoryEngine(_MEMORY_PROBE_BYTES)
@@ -110,7 +110,7 @@ def probe_memory() -> Bandwidth:
 
 def _choose(kind: EngineKind, reason: str, directories: Sequence[Path]) -> EngineChoice:
     probes = [_probe_directory(kind, directory) for directory in directories]
-    # Directories of one file system share its speed.
+    # Directories on the same file system share its bandwidth, so each file system counts once.
     systems = dict(probes)
     total = Bandwidth(
         sum(each.write for each in systems.values()), sum(each.read for each in systems.values())
@@ -120,11 +120,11 @@ def _choose(kind: EngineKind, reason: str, directories: Sequence[Path]) -> Engin
 
 
 def _probe_directory(kind: EngineKind, directory: Path) -> tuple[str, Bandwidth]:
-    """The file system that holds `directory`, and what the engine delivers there."""
+    """The file system of `directory`, and the bandwidth of the engine there."""
 
     def measure() -> Bandwidth:
         with warnings.catch_warnings():
-            # What a spill file warns of is said when the engine is opened.
+            # The user gets the same warning when the engine is opened.
             warnings.simplefilter("ignore", RuntimeWarning)
             engine = _open_striped(kind, (directory,))
         try:
@@ -143,7 +143,7 @@ def _make_key(kind: EngineKind, place: str) -> str:
             versions.append(f"{name} {metadata.version(name)}")
         except metadata.PackageNotFoundError:
             continue
-    # The cache may be in a home directory that several machines share.
+    # The name of the machine: several machines may share the cache in a home directory.
     return " ".join([platform.node(), place, kind, f"{ROUNDS} rounds", *versions])
 
 

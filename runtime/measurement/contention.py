@@ -1,7 +1,7 @@
-"""What transfers take from compute that runs beside them on the same cores, from one short probe.
+"""Measure the compute time that transfers take on the same cores, by a short probe.
 
-On a CPU whose threads all compute, a transfer is never free: system calls, interrupts, page faults
-and, in a virtual machine, the drive's emulation stop the threads of a parallel loop.
+If all cores of a CPU compute, no transfer is free: system calls, interrupts, page faults and, in a
+virtual machine, the emulation of the drive stop the threads of a parallel loop.
 """
 
 from __future__ import annotations
@@ -24,39 +24,39 @@ from fxoffload.runtime.store.ticket import Ticket
 ROUNDS = 8
 VALUES = 8
 VALUE_BYTES = 16 * 2**20
-# One timed stretch of compute: the transfers beside it must end before it does.
+# The length of a measured interval of compute; the transfers beside it must end before it does.
 WINDOW_SECONDS = 0.1
 _MATRIX_SIZE = 512
 _TRIALS = 16
 _LEAST_VALUE_BYTES = 2**16
 _TIER = "nvme"
-# What is lost in the noise: next to nothing, but above 0, as numbers of a probe must be.
+# The result for a loss below the noise: almost 0, as the probe cache takes no number that is 0.
 _LEAST_SECONDS_PER_BYTE = 1e-13
 
 _Compute = Callable[[Callable[[int], object] | None], float]
 
 
 class Contention(NamedTuple):
-    """Seconds that compute on all threads loses for each byte written, and for each byte read."""
+    """Seconds of compute on all threads lost for each byte written, and for each byte read."""
 
     write: float
     read: float
 
     @property
     def mean(self) -> float:
-        """For a byte in either direction."""
+        """The mean loss for a byte written or read."""
         return (self.write + self.read) / 2
 
 
 def recall_contention(config: OffloadConfig) -> Contention:
-    """What transfers by the engine of `config` take, by a probe that is made once on a machine.
+    """The Contention of the engine for `config`, by a probe, once on a machine.
 
-    With as many threads as torch uses now. Raises as choose_engine.
+    It holds for the number of threads that torch uses now. Raises the errors of choose_engine.
     """
     choice = choose_engine(config)
 
     def measure() -> Contention:
-        # No other number may be recalled in here: this process has the file of all locked.
+        # Must not recall another number: this process holds the lock of the cache file.
         store = OffloadStore({_TIER: open_engine(config, choice)}, max_inflight_bytes=2**62)
         try:
             return measure_contention(store, min(choice.bandwidth))
@@ -68,14 +68,14 @@ def recall_contention(config: OffloadConfig) -> Contention:
 
 
 def measure_contention(store: OffloadStore, bytes_per_second: float) -> Contention:
-    """From rounds in which compute runs alone, beside writes, alone, and beside reads.
+    """Measure rounds in which compute runs alone, beside writes, alone, and beside reads.
 
-    The lower quartile of what they lose: whatever else happens on a machine only adds to that.
-    bytes_per_second: of the slower direction. Nothing else may use the store. Raises StoreFull
-    where it has no room.
+    The result is the lower quartile of the losses, as other load on the machine only adds to them.
+    bytes_per_second: of the slower direction. Nothing else may use the store. Raises StoreFull if
+    the store has no room.
     """
     nbytes = _find_value_bytes(store, bytes_per_second)
-    generator = torch.Generator()  # Not the program's own: its numbers must not depend on probes.
+    generator = torch.Generator()  # The program's own generator must not depend on probes.
     values = [torch.rand(nbytes // 4, generator=generator) for _ in range(VALUES)]
     compute = _make_compute()
     rounds = [_run_round(store, values, compute) for _ in range(ROUNDS)]
@@ -90,7 +90,7 @@ def measure_contention(store: OffloadStore, bytes_per_second: float) -> Contenti
 def _run_round(
     store: OffloadStore, values: Sequence[torch.Tensor], compute: _Compute
 ) -> tuple[float, float]:
-    """Seconds lost beside writes, and beside reads, of all values."""
+    """Seconds of compute lost beside writes of all values, and beside their reads."""
     tickets: list[Ticket] = []
     before = compute(None)
     writing = compute(
@@ -109,7 +109,7 @@ def _run_round(
 
 
 def _find_value_bytes(store: OffloadStore, bytes_per_second: float) -> int:
-    """Of each value: what is done in time, and what there is room for."""
+    """The size of each value: small enough to end in time, and for the room in the store."""
     nbytes = VALUE_BYTES
     while nbytes > _LEAST_VALUE_BYTES and VALUES * nbytes > bytes_per_second * WINDOW_SECONDS / 2:
         nbytes //= 2
@@ -125,9 +125,9 @@ def _find_value_bytes(store: OffloadStore, bytes_per_second: float) -> int:
 
 
 def _make_compute() -> _Compute:
-    """A function that computes for about WINDOW_SECONDS and returns how long it took.
+    """A function compute(move) that computes for about WINDOW_SECONDS and returns its seconds.
 
-    It calls what it is given with 0, 1, ... VALUES - 1, spread over the first half of that time.
+    It calls move(0), move(1), ... move(VALUES - 1), spread over the first half of that time.
     """
     left = torch.ones(_MATRIX_SIZE, _MATRIX_SIZE)
     product = torch.empty_like(left)

@@ -1,8 +1,7 @@
-"""Measured speeds on disk, so that every process on a machine plans with the same numbers.
+"""Keep measured speeds on disk, so that every process on a machine plans with the same numbers.
 
-They are in `$XDG_CACHE_HOME/fxoffload/speeds.json` (`~/.cache/...` without the variable). Delete
-the file to measure again. A file that cannot be read or written costs each process a measurement,
-nothing else.
+The file is `$XDG_CACHE_HOME/fxoffload/speeds.json` (`~/.cache/...` without the variable); delete it
+to measure again. If the file cannot be read or written, each process measures for itself.
 """
 
 from __future__ import annotations
@@ -18,24 +17,24 @@ from typing import Any
 
 log = logging.getLogger(__name__)
 
-LOCK_SECONDS = 120.0  # More than all probes of a machine take together.
+LOCK_SECONDS = 120.0  # Longer than all probes of a machine together.
 POLL_SECONDS = 0.02
 
-# What this process measured and could not keep on disk: all its graphs plan by the same numbers.
+# Numbers that this process measured and could not write to disk: all its graphs plan by them.
 _own: dict[tuple[Path, str], tuple[float, float]] = {}
 
 
 def cache_path() -> Path:
-    """The file that holds the speeds that this user's processes measured."""
+    """The path of the file with the speeds that this user's processes have measured."""
     cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     return Path(cache) / "fxoffload" / "speeds.json"
 
 
 def recall_pair(key: str, measure: Callable[[], tuple[float, float]]) -> tuple[float, float]:
-    """The two numbers kept under `key`, or what `measure` says, which is kept from then on.
+    """The two numbers kept under `key`; if there are none, call `measure` and keep its result.
 
-    Of several processes that ask at once, one measures and the others wait for it, for at most
-    LOCK_SECONDS: together they would only measure each other.
+    If several processes call this at once, one measures and the others wait for it, for at most
+    LOCK_SECONDS: simultaneous measurements would disturb each other.
     """
     path = cache_path()
     try:
@@ -56,7 +55,8 @@ def recall_pair(key: str, measure: Callable[[], tuple[float, float]]) -> tuple[f
                 del _own[path, key]
         return found
     finally:
-        # A child that was forked meanwhile has the descriptor too: closing it unlocks nothing.
+        # Unlock explicitly: a child that was forked meanwhile also has the descriptor, so closing
+        # it here would not unlock the file.
         fcntl.flock(fd, fcntl.LOCK_UN)
         os.close(fd)
 
@@ -90,7 +90,7 @@ def _open_locked(path: Path) -> int:
 
 
 def _read(fd: int) -> dict[str, tuple[float, float]]:
-    """What is well-formed in the file: a process may have been killed while it wrote."""
+    """The well-formed entries of the file; a process may have been killed while it wrote."""
     try:
         data: Any = json.loads(os.pread(fd, os.fstat(fd).st_size, 0))
     except (OSError, ValueError):

@@ -1,26 +1,27 @@
-"""When the ops of one compiled graph ran: the seconds of compute between them, over some steps."""
+"""Record when the ops of a compiled graph run: the seconds of compute between them."""
 
 from __future__ import annotations
 
 import statistics
 import threading
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
 
 from fxoffload.ops import Clocks, OpEvent
 
-SKIPPED_RUNS = 1  # The first step meets cold memory.
+SKIPPED_RUNS = 1  # The first step is slower, as its memory is cold.
 RUNS = 3
 
 Mark = float | torch.cuda.Event
 
 
 def mark_now(device: torch.device) -> Mark:
-    """This moment for what `device` computes: seconds of time.perf_counter, or of a GPU an event.
+    """The present time in the work of `device`: time.perf_counter() in seconds; a GPU's event.
 
-    The host runs ahead of a GPU, so that its own time says nothing of what nodes take there.
+    The host runs ahead of a GPU, so the host's time does not measure the nodes on a GPU.
     """
     if device.type != "cuda":
         return time.perf_counter()
@@ -32,27 +33,31 @@ def mark_now(device: torch.device) -> Mark:
 
 @dataclass(slots=True)
 class _Run:
-    """One run of a forward or of a backward: when each op began and when it ended."""
+    """One run of a forward or a backward; marks: the start and end of each op."""
 
     forward: bool
     marks: dict[OpEvent, tuple[Mark, Mark]] = field(
         default_factory=dict[OpEvent, tuple[Mark, Mark]]
     )
 
-    def find_clocks(self) -> dict[OpEvent, float]:
-        """The clock stands still while an op runs. Waits for events that have not passed."""
-        clock, left = 0.0, None
-        clocks: dict[OpEvent, float] = {}
-        for event, (enter, leave) in self.marks.items():
-            if left is not None:
-                clock += _find_seconds(left, enter)
-            clocks[event] = clock
-            left = leave
-        return clocks
+
+def find_clocks(marks: Mapping[OpEvent, tuple[Mark, Mark]]) -> dict[OpEvent, float]:
+    """The clock of each op in seconds of compute, not counting the time within ops.
+
+    marks: when each op began and ended, in order. Waits for CUDA events that have not passed.
+    """
+    clock, left = 0.0, None
+    clocks: dict[OpEvent, float] = {}
+    for event, (enter, leave) in marks.items():
+        if left is not None:
+            clock += find_seconds(left, enter)
+        clocks[event] = clock
+        left = leave
+    return clocks
 
 
-def _find_seconds(start: Mark, end: Mark) -> float:
-    """From mark to mark; of ops on two devices, which have no clock in common, nothing."""
+def find_seconds(start: Mark, end: Mark) -> float:
+    """Seconds from `start` to `end`; 0 if they are of two devices, which have no common clock."""
     if isinstance(start, float | int) and isinstance(end, float | int):
         return end - start
     if isinstance(start, float | int) or isinstance(end, float | int) or start.device != end.device:
@@ -62,10 +67,10 @@ def _find_seconds(start: Mark, end: Mark) -> float:
 
 
 class StepRecorder:
-    """Records the ops of one graph in its first steps; safe in every thread.
+    """Records the ops of one graph in its first steps; thread-safe.
 
-    A clock starts at the first op of a forward or of a backward and stands still within ops, so
-    that it counts compute and no waiting. `agreed`: the clocks of all ranks, see fxoffload.replan.
+    A clock starts at the first op of a forward or a backward and stops within ops, so it counts
+    compute and no waiting. agreed: the mean clocks of all ranks, set by fxoffload.replan.
     """
 
     def __init__(self) -> None:
@@ -76,7 +81,10 @@ class StepRecorder:
         self._closed = False
 
     def record(self, kind: str, name: str, enter: Mark, leave: Mark) -> None:
-        """An op ran from `enter` to `leave`, see mark_now."""
+        """Record that an op ran from `enter` to `leave`, which are from mark_now.
+
+        kind: "offload", "release", "prefetch" or "wait". name: of the value.
+        """
         if self._closed:
             return
         forward = kind in ("offload", "release")
@@ -93,9 +101,9 @@ class StepRecorder:
             run.marks[kind, name] = enter, leave
 
     def find_clocks(self) -> Clocks | None:
-        """The median clock of every op once enough steps have run; None before. Ends recording.
+        """The median clock of every op, once enough steps have run; None before that.
 
-        To be called between steps.
+        Call it between steps. Recording ends once it has returned clocks.
         """
         with self._lock:
             if not self._closed:
@@ -108,7 +116,7 @@ class StepRecorder:
             found: dict[OpEvent, list[float]] = {}
             for runs in self._runs.values():
                 for run in runs[SKIPPED_RUNS:]:
-                    for event, clock in run.find_clocks().items():
+                    for event, clock in find_clocks(run.marks).items():
                         found.setdefault(event, []).append(clock)
             return {event: statistics.median(clocks) for event, clocks in found.items()}
 

@@ -1,4 +1,4 @@
-"""How fast a device computes, and exchanges bytes with the host, from short probes."""
+"""Measure the speed of a device, and of its copies to and from the host, by short probes."""
 
 from __future__ import annotations
 
@@ -16,27 +16,30 @@ from fxoffload.runtime.measurement.probe_cache import recall_pair
 
 log = logging.getLogger(__name__)
 
-PROBE_SECONDS = 0.1  # For each number, warm-up not counted.
+PROBE_SECONDS = 0.1  # For each number, without the warm-up.
 _MATRIX_SIZE = {"cpu": 1024, "cuda": 8192}
-_ROWS = 512  # Of a matrix that are filled at a time.
-# More than caches hold, and little beside a model that fills the device.
+_ROWS = 512  # The number of rows of a matrix that are filled at a time.
+# Larger than caches, and small beside a model that fills the device.
 _COPY_BYTES = {"cpu": 2**26, "cuda": 2**27}
-_LEAST_SIZE = 512  # Below which a probe says nothing.
+_LEAST_SIZE = 512  # A smaller probe would measure overhead.
 _EXCHANGE_BYTES = 2**26
 
 
 class Speed(NamedTuple):
-    """Operations per second of large matrix products; bytes per second read and written."""
+    """The speed of a device.
+
+    flops_per_second: of large matrix products. memory_bytes_per_second: read and written by copies.
+    """
 
     flops_per_second: float
     memory_bytes_per_second: float
 
 
 def recall_speed(device: torch.device, dtype: torch.dtype) -> Speed:
-    """What `device` sustains with matrices of `dtype`, by a probe that is made once on a machine.
+    """The Speed of `device` with matrices of `dtype`, by a probe, once on a machine.
 
-    Of a CPU: with as many threads as torch uses now. Of float32 on a GPU: at torch's precision for
-    products of such matrices now.
+    On a CPU it holds for the number of threads that torch uses now, and for float32 on a GPU, for
+    the present torch.get_float32_matmul_precision().
     """
     key = f"{describe_device(device)} {dtype} torch {torch.__version__}"
     if device.type == "cuda" and dtype is torch.float32:
@@ -45,7 +48,7 @@ def recall_speed(device: torch.device, dtype: torch.dtype) -> Speed:
 
 
 def describe_device(device: torch.device) -> str:
-    """Host and name of a GPU; of a CPU its cores, and how many threads torch uses now."""
+    """The machine and the device as a key: a GPU's name, or the CPU's cores and torch's threads."""
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
     else:
@@ -54,16 +57,16 @@ def describe_device(device: torch.device) -> str:
 
 
 def recall_exchange(device: torch.device) -> Bandwidth:
-    """Between pinned host memory and `device`, a GPU: written from it, and read back to it.
+    """The bandwidth between the GPU `device` and pinned host memory, by a probe, once on a machine.
 
-    By a probe that is made once on a machine.
+    write: from the GPU to the host. read: back to the GPU.
     """
     key = f"{describe_device(device)} exchange torch {torch.__version__}"
     return Bandwidth(*recall_pair(key, lambda: measure_exchange(device)))
 
 
 def measure_exchange(device: torch.device) -> Bandwidth:
-    """The best of many copies in each direction, rounded down to two digits."""
+    """The best bandwidth of many copies in each direction, rounded down to two digits."""
     own = torch.zeros(_EXCHANGE_BYTES, dtype=torch.uint8, device=device)
     host = _make_host(_EXCHANGE_BYTES, pinned=device.type == "cuda")
     write = _find_least_seconds(lambda: host.copy_(own, non_blocking=True), device)
@@ -74,7 +77,7 @@ def measure_exchange(device: torch.device) -> Bandwidth:
 
 
 def _make_host(nbytes: int, *, pinned: bool) -> torch.Tensor:
-    """Host memory, pageable where pinning is refused: what moves later is then pageable too."""
+    """Host memory; pageable if pinning is refused, as staging buffers will be pageable then."""
     if pinned:
         try:
             return torch.zeros(nbytes, dtype=torch.uint8, pin_memory=True)
@@ -84,9 +87,12 @@ def _make_host(nbytes: int, *, pinned: bool) -> torch.Tensor:
 
 
 def measure_speed(device: torch.device, dtype: torch.dtype) -> Speed:
-    """The best of many short runs, rounded down to two digits: others may use the device too."""
+    """The best Speed of many short runs, rounded down to two digits.
+
+    Other programs may use the device and slow down some of the runs.
+    """
     kind = "cuda" if device.type == "cuda" else "cpu"
-    # One after the other: the second may have the memory of the first.
+    # The second probe runs after the first has freed its memory.
     flops = _with_less_memory(
         _MATRIX_SIZE[kind], lambda size: _measure_products(size, device, dtype)
     )
@@ -96,10 +102,11 @@ def measure_speed(device: torch.device, dtype: torch.dtype) -> Speed:
 
 def _measure_products(size: int, device: torch.device, dtype: torch.dtype) -> float:
     """Operations per second of products of square matrices."""
-    # Not constant: that takes a GPU less power, and so less time. Not by the program's generator.
+    # Random numbers: with constant ones a GPU needs less power, and runs faster. By a generator of
+    # the probe's own, so that the program's random numbers do not change.
     generator = torch.Generator(device).manual_seed(0)
     left = torch.empty(size, size, dtype=dtype, device=device)
-    for rows in left.split(_ROWS):  # Float32 numbers of all rows at once are more than the matrix.
+    for rows in left.split(_ROWS):  # All rows at once, in float32, could exceed the matrix's bytes.
         rows.copy_(torch.randn(rows.shape, device=device, generator=generator))
     product = torch.empty_like(left)
     seconds = _find_least_seconds(lambda: torch.mm(left, left, out=product), device)
@@ -114,14 +121,14 @@ def _measure_copies(nbytes: int, device: torch.device) -> float:
 
 
 def _with_less_memory(size: int, measure: Callable[[int], float]) -> float:
-    """`measure(size)`, or with half the size as often as a device's memory is too full for it."""
+    """`measure(size)`; halves `size` as long as the memory of the device is too full for it."""
     while True:
         try:
             return measure(size)
         except torch.OutOfMemoryError:
             if size < _LEAST_SIZE:
                 raise
-        size //= 2  # Behind the handler, which keeps what the failed probe had.
+        size //= 2  # Retry outside of the handler, whose exception references the probe's tensors.
 
 
 def _find_least_seconds(run: Callable[[], Any], device: torch.device) -> float:

@@ -14,7 +14,7 @@ from fxoffload.errors import ModifiedError
 
 
 class CallersTensor:
-    """What is known of a tensor of the caller's; holds its memory only after `keep`.
+    """What is known of a tensor of the caller's, without holding its memory.
 
     site: the same for the same place of the program in every step; None is no such place. counter:
     has the version of `x`, and none of its memory; without it changes are not seen.
@@ -24,7 +24,6 @@ class CallersTensor:
         self, x: torch.Tensor, site: str | None, counter: torch.Tensor | None = None
     ) -> None:
         self.site = site
-        self.kept: torch.Tensor | None = None
         self._storage = StorageWeakRef(x.untyped_storage())
         self._counter = counter
         if counter is not None:
@@ -35,10 +34,6 @@ class CallersTensor:
     def alive(self) -> bool:
         """Whether anybody still holds the memory."""
         return not self._storage.expired()
-
-    def keep(self, x: torch.Tensor) -> None:
-        """Hold the memory, by a tensor of our own: the caller's is then another user of it."""
-        self.kept = x.detach()
 
     def check_unchanged(self, name: str) -> None:
         """Raise ModifiedError where the tensor was written to in place, as autograd does."""

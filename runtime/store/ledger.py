@@ -246,8 +246,7 @@ class Ledger:
             if prefetch.read is not None:
                 prefetch.read.future.cancel()
         ticket.freed = True
-        if ticket.caller is not None:
-            ticket.caller.kept = None
+        ticket.kept = None
         self.tidy(ticket)
 
     def _end_write(self, ticket: Ticket, outcome: int | Exception | None) -> None:

@@ -16,9 +16,25 @@ from fxoffload.runtime.store.ticket import Prefetch, Read, Ticket
 from fxoffload.sizes import format_bytes
 
 
-def copy_kept(kept: torch.Tensor) -> Prefetch:
-    """A copy of what the caller keeps, as the backward may overwrite it."""
-    return Prefetch(Present(kept.clone(memory_format=torch.preserve_format)))
+def hand_back(ledger: Ledger, ticket: Ticket, keeps_graph: Callable[[], bool]) -> Prefetch | None:
+    """The value itself where it was kept, or a copy; None where it was not kept.
+
+    A backward may overwrite what is ours, so that where another one follows it gets a copy. It
+    never overwrites what belongs to the caller.
+    """
+    with ledger.lock:
+        ledger.check_open(ticket.name)
+        kept = ticket.kept
+        if kept is None:
+            return None
+        last = not keeps_graph()
+        if last:
+            ticket.kept, ticket.lent = None, True
+    # The graph counts offsets from the first byte of the value.
+    shared = ticket.caller is not None
+    if kept.storage_offset() or (not last and not shared):
+        kept, shared = kept.clone(memory_format=torch.preserve_format), False
+    return Prefetch(Present(kept), shared=shared)
 
 
 def forward_value(

@@ -26,7 +26,7 @@ from fxoffload.runtime.engines.memory import MemoryEngine
 from fxoffload.runtime.store.callers import CallersTensor, Sites
 from fxoffload.runtime.store.counters import StoreStatistics, reset_sums
 from fxoffload.runtime.store.ledger import Ledger
-from fxoffload.runtime.store.loading import copy_kept, finish_prefetch, forward_value, start_read
+from fxoffload.runtime.store.loading import finish_prefetch, forward_value, hand_back, start_read
 from fxoffload.runtime.store.storing import start_write
 from fxoffload.runtime.store.ticket import Prefetch, Ticket
 
@@ -116,6 +116,45 @@ class OffloadStore:
             raise
         return ticket
 
+    def keep(self, x: torch.Tensor, name: str, tier: str, owned: bool) -> Ticket:
+        """A ticket for `x`, which stays where it is; `x` must not change before `release`."""
+        ledger = self._ledger
+        ledger.catch_up()
+        caller = None if owned else CallersTensor(x, None, self._make_counter(x))
+        nbytes = min(find_span(x), x.nbytes)
+        return self._keep(x, name, nbytes, tier, self._find_engine(tier, name), caller)
+
+    def move_kept(self, ticket: Ticket) -> Ticket | None:
+        """Another ticket for what `ticket` keeps, which moves now; None where nothing is kept.
+
+        The caller frees `ticket`. Returns when the value has been written.
+        """
+        with self._ledger.lock:
+            kept, ticket.kept = ticket.kept, None
+        if kept is None:
+            return None
+        if ticket.caller is not None:
+            ticket.caller.check_unchanged(ticket.name)
+        moved = self.offload(kept, ticket.name, ticket.tier, ticket.caller is None)
+        del kept
+        self.release(moved, block=False)
+        self.settle(moved)
+        return moved
+
+    def settle(self, ticket: Ticket) -> None:
+        """Return when the memory of a value that was released without `block` is free.
+
+        A value that could not be written stays in memory.
+        """
+        ledger = self._ledger
+        with ledger.lock:
+            ledger.check_open(ticket.name)
+            outgoing, write = ticket.outgoing, ticket.write
+        if outgoing is not None and not outgoing.settle() and write is not None:
+            ledger.wait_exposed(write)
+            ledger.finish_write(ticket, write)
+        ledger.catch_up()
+
     def release(self, ticket: Ticket, block: bool) -> None:
         """The program no longer reads x; with `block` its memory may be overwritten on return.
 
@@ -152,7 +191,8 @@ class OffloadStore:
     def wait(self, ticket: Ticket) -> torch.Tensor:
         """The value that the latest `prefetch` started to bring back, or is brought back now.
 
-        As it went out, in memory of its own, but for dimensions that were expanded. A read that
+        As it went out, in memory of its own, but for dimensions that were expanded; a value of the
+        caller's that was kept is the caller's tensor, and raises as `prefetch`. A read that
         fails is tried once more; then TransferError is raised.
         """
         ledger = self._ledger
@@ -165,6 +205,8 @@ class OffloadStore:
                 prefetch.taken = True
         if prefetch is None:
             prefetch = self._start(ticket, taken=True)
+        if prefetch.shared and ticket.caller is not None:
+            ticket.caller.check_unchanged(ticket.name)
         return finish_prefetch(ledger, ticket, prefetch)
 
     def free(self, ticket: Ticket) -> None:
@@ -233,15 +275,16 @@ class OffloadStore:
         nbytes: int,
         tier: str,
         engine: IOEngine,
-        caller: CallersTensor,
+        caller: CallersTensor | None,
     ) -> Ticket:
-        caller.keep(x)
-        layout = find_layout(x)
+        # A tensor of our own: to `is_shared` the caller's is then another holder of the memory.
+        kept = x.detach()
+        layout = find_layout(kept)
         with self._ledger.lock:
             self._ledger.check_open(name)
             self._ledger.counters.kept_bytes += nbytes
         return Ticket(
-            name, tuple(x.shape), nbytes, tier, engine, self._alignment, layout, caller, None
+            name, tuple(x.shape), nbytes, tier, engine, self._alignment, layout, caller, None, kept
         )
 
     def _start(self, ticket: Ticket, *, taken: bool = False) -> Prefetch:
@@ -249,9 +292,10 @@ class OffloadStore:
         prefetch = None
         if caller is not None:
             caller.check_unchanged(ticket.name)
-            if caller.kept is not None:
-                prefetch = copy_kept(caller.kept)
-                self._sites.note(caller.site, alive=self._is_shared(caller.kept))
+            if ticket.kept is not None:
+                self._sites.note(caller.site, alive=self._is_shared(ticket.kept))
+        if ticket.kept is not None:
+            prefetch = hand_back(ledger, ticket, self._keeps_graph)
         if prefetch is None:
             prefetch = forward_value(ledger, ticket, self._keeps_graph)
         if prefetch is None:

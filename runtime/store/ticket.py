@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import torch
+
 from fxoffload.runtime.devices.transfer import Arrival, Incoming, Layout, Outgoing
 from fxoffload.runtime.engines.ioengine import IOEngine, IOFuture
 from fxoffload.runtime.store.callers import CallersTensor
@@ -21,12 +23,14 @@ class Read:
 class Prefetch:
     """One way back of a value, from `prefetch` until `wait` has returned it.
 
-    `read` is None where the value comes from memory. `taken`: a `wait` has it.
+    `read` is None where the value comes from memory. `taken`: a `wait` has it. `shared`: the
+    arrival is the caller's tensor itself.
     """
 
     arrival: Arrival
     read: Read | None = None
     taken: bool = False
+    shared: bool = False
 
     @property
     def done(self) -> bool:
@@ -39,8 +43,9 @@ class Ticket:
     """One offloaded value; changed only under the lock of its store.
 
     `outgoing` is there as long as the bytes are in memory, `slot` as long as the engine holds a
-    place for them, `write` until the end of the write has been noted. `caller` is there for what
-    belongs to the caller; where that is kept, there is neither of the others.
+    place for them, `write` until the end of the write has been noted. `kept` is the tensor itself
+    where the value does not move; there is neither of the others then. `caller` is there for what
+    belongs to the caller.
     """
 
     name: str
@@ -52,6 +57,7 @@ class Ticket:
     layout: Layout
     caller: CallersTensor | None
     outgoing: Outgoing | None
+    kept: torch.Tensor | None = None
     write_bytes: int = 0  # What a complete write moves.
     slot: int | None = None
     write: IOFuture | None = None
@@ -63,6 +69,15 @@ class Ticket:
     released: bool = False
     freed: bool = False
     copies: int = 0  # Copies from `outgoing` that are being made.
+
+    @property
+    def resident_bytes(self) -> int:
+        """Bytes of the device's memory that the value takes, on its way out or back included."""
+        if self.kept is not None or self.prefetches:
+            return self.nbytes
+        outgoing = self.outgoing
+        shares = outgoing is not None and (outgoing.shares_memory or not self.released)
+        return self.nbytes if shares else 0
 
     @property
     def outgoing_is_idle(self) -> bool:

@@ -1,0 +1,296 @@
+"""Programs: the calls of a whole step as one `Step`, which is planned as that of a single graph is.
+
+    program    F0  F1  B1  B0               forwards and backwards in the order in which they ran
+    step       segments of F0, F1, B1, B0   values of call 0 and of call 1, under names of their own
+
+Seconds come from the clocks of ops where they ran, else from the model. What the device holds
+beside our values (gradients, results, other code's memory) was measured at the first op of each
+half, and lives through that half.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+
+from fxoffload.errors import BudgetError
+from fxoffload.ops import OpEvent
+from fxoffload.planner.graph_model import GraphModel, HalfModel
+from fxoffload.planner.link import Link
+from fxoffload.planner.plan import SavedValue
+from fxoffload.planner.selection import Choice, choose_transfers
+from fxoffload.planner.simulation import Residence, Step, find_holders
+from fxoffload.schedule import (
+    CallSchedule,
+    CallValue,
+    Destination,
+    Half,
+    HalfMeasurement,
+    Program,
+    Schedule,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class PlacedOp:
+    """An op of a call, and the position in the joined step in front of which it stands."""
+
+    position: int
+    call: int
+    event: OpEvent
+
+
+@dataclass(frozen=True, slots=True)
+class JoinedStep:
+    """A program as one step. values: which value of which call each saved value is, by name.
+
+    ops: in the order in which they run.
+    """
+
+    step: Step
+    values: Mapping[str, CallValue]
+    ops: tuple[PlacedOp, ...]
+
+
+def can_schedule(program: Program) -> bool:
+    """Whether each call has one forward and one backward, and all forwards come first."""
+    forwards = [half.call for half in program if half.forward]
+    backwards = [half.call for half in program if not half.forward]
+    in_order = all(half.forward for half in program[: len(forwards)])
+    return bool(forwards) and in_order and sorted(forwards) == sorted(backwards)
+
+
+def make_schedule(
+    program: Program,
+    models: Mapping[str, GraphModel],
+    measured: Sequence[HalfMeasurement],
+    links: Mapping[str, Link],
+    *,
+    budget_bytes: int,
+    host_bytes: int = 0,
+    max_inflight_bytes: int = 2**62,
+    lowest: bool = False,
+) -> Schedule:
+    """A schedule of `program` whose peak is within `budget_bytes`, in the least time found.
+
+    lowest: makes the one with the lowest peak instead, whatever the budget.
+    models: by graph. measured: of each half of the program. Raises BudgetError that names the
+    lowest peak of the whole step, and the graphs that hold it. The program must be one of those
+    that can_schedule names.
+    """
+    joined = join_step(program, models, measured)
+    try:
+        choice = choose_transfers(
+            joined.step,
+            links,
+            budget_bytes="min" if lowest else budget_bytes,
+            host_bytes=host_bytes,
+            max_inflight_bytes=max_inflight_bytes,
+        )
+    except BudgetError as error:
+        raise _explain(joined, program, links, error, budget_bytes, max_inflight_bytes) from None
+    return _write_schedule(program, joined, choice, budget_bytes)
+
+
+def join_step(
+    program: Program, models: Mapping[str, GraphModel], measured: Sequence[HalfMeasurement]
+) -> JoinedStep:
+    """The halves of `program` behind one another."""
+    forward_length = sum(len(models[h.graph].forward.seconds) for h in program if h.forward)
+    seconds: list[float] = []
+    fixed: list[Residence] = []
+    ops: list[PlacedOp] = []
+    starts: dict[tuple[int, bool], int] = {}
+    base_bytes: int | None = None
+    tail_seconds = 0.0  # Of the half before, behind its last op.
+    for half, record in zip(program, measured, strict=True):
+        model = _find_half(models, half)
+        start = len(seconds)
+        starts[half.call, half.forward] = start
+        own = _estimate_seconds(model, record)
+        first, last = (model.ops[index][1] if model.ops else 0 for index in (0, -1))
+        # What runs between the graphs, such as a loss that is not compiled.
+        own[0] += max(0.0, record.gap_seconds - tail_seconds - sum(own[:first]))
+        tail_seconds = sum(own[last:])
+        seconds += own
+        ops += [PlacedOp(start + position, half.call, event) for event, position in model.ops]
+        seen = _find_held(half, model, models[half.graph].values, record)
+        if base_bytes is None:
+            # The first half begins with nothing of the step but what is born there.
+            base_bytes = seen[0]
+        fixed += [
+            Residence(describe_half(half), nbytes - base_bytes, start + position, start + position)
+            for position, nbytes in enumerate(seen)
+        ]
+    values: dict[str, CallValue] = {}
+    saved: list[SavedValue] = []
+    for half in program:
+        if not half.forward:
+            continue
+        born_at = starts[half.call, True]
+        used_at = starts[half.call, False] - forward_length
+        for value in models[half.graph].values:
+            name = f"{half.call}/{value.name}"
+            values[name] = half.call, value.name
+            saved.append(
+                replace(
+                    value,
+                    name=name,
+                    born=born_at + value.born,
+                    last_use=born_at + value.last_use,
+                    first_use=used_at + value.first_use,
+                    freed=used_at + value.freed,
+                )
+            )
+    step = Step(
+        names=tuple(str(position) for position in range(len(seconds))),
+        seconds=tuple(seconds),
+        forward_length=forward_length,
+        forward_inputs=0,
+        backward_inputs=0,
+        fixed=tuple(fixed),
+        values=tuple(saved),
+        stops=tuple(sorted({op.position for op in ops})),
+    )
+    return JoinedStep(step, values, tuple(ops))
+
+
+def _find_half(models: Mapping[str, GraphModel], half: Half) -> HalfModel:
+    model = models[half.graph]
+    return model.forward if half.forward else model.backward
+
+
+def _estimate_seconds(model: HalfModel, record: HalfMeasurement) -> list[float]:
+    """Of each segment: what was measured between two ops goes to those between, by their share."""
+    seconds = list(model.seconds)
+    seen = [
+        (position, record.clocks[event]) for event, position in model.ops if event in record.clocks
+    ]
+    for (start, begin), (end, clock) in pairwise(seen):
+        modelled = sum(model.seconds[start:end])
+        if end > start and clock >= begin:
+            for position in range(start, end):
+                share = model.seconds[position] / modelled if modelled else 1.0 / (end - start)
+                seconds[position] = (clock - begin) * share
+    return seconds
+
+
+def describe_half(half: Half) -> str:
+    """What messages call it."""
+    return f"{'forward' if half.forward else 'backward'} of call {half.call}"
+
+
+def _find_held(
+    half: Half, model: HalfModel, values: Sequence[SavedValue], record: HalfMeasurement
+) -> list[int]:
+    """Bytes of each segment that the schedule does not change.
+
+    They are the graph's own and what is held from outside of it: by the model from the first op
+    on, and by what was seen between the ops; the higher counts. What was seen holds the values
+    that were born and had not met their op yet; these are not part of it.
+    """
+    length = len(model.seconds)
+    bounds = [(event, min(position, length)) for event, position in model.ops]
+    first = bounds[0][1] if bounds else 0
+
+    def count_born(begin: int, end: int) -> int:
+        return sum(v.nbytes for v in values if half.forward and begin <= v.born < end)
+
+    held = 0
+    if record.held_bytes is not None and bounds:
+        # What lives on both sides of the op lives at the op.
+        at_first = min([0, *model.fixed_bytes][first], [*model.fixed_bytes, 0][first])
+        held = record.held_bytes - at_first - count_born(0, first)
+    found = [held + nbytes for nbytes in model.fixed_bytes]
+    ends = [position for _, position in bounds[1:]] + [length]
+    for (event, begin), end in zip(bounds, ends, strict=True):
+        seen = record.peak_bytes.get(event)
+        if seen is not None:
+            seen -= count_born(begin, end)
+            found[begin:end] = [max(nbytes, seen) for nbytes in found[begin:end]]
+    if record.gap_bytes is not None:
+        found[0] = max(found[0], record.gap_bytes - count_born(0, first))
+    return found
+
+
+def _write_schedule(
+    program: Program,
+    joined: JoinedStep,
+    choice: Choice,
+    budget_bytes: int,
+) -> Schedule:
+    """What each op does so that the transfers of `choice` come about."""
+    step, transfers, simulation = joined.step, choice.best.transfers, choice.best.simulation
+    count = 1 + max(half.call for half in program)
+    destinations: list[dict[str, Destination]] = [{} for _ in range(count)]
+    waits: list[dict[OpEvent, list[CallValue]]] = [{} for _ in range(count)]
+    reads: list[dict[OpEvent, list[CallValue]]] = [{} for _ in range(count)]
+    order = {(op.call, op.event): index for index, op in enumerate(joined.ops)}
+    positions = [op.position for op in joined.ops]
+    for value in step.values:
+        call, name = joined.values[value.name]
+        transfer = transfers.get(value.name)
+        if transfer is None:
+            destinations[call][name] = "keep"
+            continue
+        destinations[call][name] = transfer.tier
+        own = order.get((call, ("release", name)))
+        if transfer.release < step.forward_length and own is not None:
+            # The last op that stands at this position or before it.
+            op = joined.ops[max(own, bisect_right(positions, transfer.release) - 1)]
+            waits[op.call].setdefault(op.event, []).append((call, name))
+        own = order.get((call, ("prefetch", name)))
+        if own is not None:
+            # The first op that stands at this position.
+            op = joined.ops[min(own, bisect_right(positions, transfer.prefetch - 1))]
+            reads[op.call].setdefault(op.event, []).append((call, name))
+    return Schedule(
+        program=program,
+        calls=tuple(
+            CallSchedule(
+                destinations[index],
+                {event: tuple(found) for event, found in waits[index].items()},
+                {event: tuple(found) for event, found in reads[index].items()},
+            )
+            for index in range(count)
+        ),
+        budget_bytes=budget_bytes,
+        peak_bytes=simulation.peak_bytes,
+        unmoved_peak_bytes=choice.unmoved.simulation.peak_bytes,
+        step_seconds=simulation.step_seconds,
+        exposed_seconds=simulation.exposed_seconds,
+        saved_bytes=sum(value.nbytes for value in step.values),
+        moved_bytes=sum(value.nbytes for value in step.values if value.name in transfers),
+    )
+
+
+def _explain(
+    joined: JoinedStep,
+    program: Program,
+    links: Mapping[str, Link],
+    error: BudgetError,
+    budget_bytes: int,
+    max_inflight_bytes: int,
+) -> BudgetError:
+    """`error` in terms of calls and graphs: values of one call are added up."""
+    lowest = choose_transfers(
+        joined.step, links, budget_bytes="min", max_inflight_bytes=max_inflight_bytes
+    ).best
+    sums: Counter[str] = Counter()
+    for holder in find_holders(joined.step, lowest.simulation, lowest.transfers):
+        found = joined.values.get(holder.name)
+        sums[holder.name if found is None else f"values of call {found[0]}"] += holder.nbytes
+    mib = 2**20
+    graphs = {half.call: half.graph for half in program}
+    held = ", ".join(f"{name} {nbytes / mib:.1f} MiB" for name, nbytes in sums.most_common(5))
+    said = BudgetError(
+        f"memory_budget={budget_bytes} ({budget_bytes / mib:.1f} MiB) cannot be met by a step of "
+        f"{len(graphs)} call(s) of {len(set(graphs.values()))} graph(s): the lowest peak that "
+        f"moving saved values reaches is {error.lowest_peak_bytes / mib:.1f} MiB, where {held} are "
+        "in use; raise the budget, or make the batch smaller"
+    )
+    said.lowest_peak_bytes = error.lowest_peak_bytes
+    return said

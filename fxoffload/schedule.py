@@ -1,0 +1,94 @@
+"""Calls, programs and schedules: the words that planner, passes and runtime share about a step.
+
+graph      one compiled forward and backward
+call       one run of a graph's forward in a step, with its backward
+program    the forwards and backwards of a step, in the order in which they ran
+schedule   what each call of a program does with each of its values, and when
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from fxoffload.ops import OpEvent
+
+Destination = Literal["keep", "host", "nvme"]
+# A value of a step: the index of its call, and its name in the graph.
+CallValue = tuple[int, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Half:
+    """One run of a forward or of a backward: `call` counts the forwards of the step from 0."""
+
+    graph: str
+    call: int
+    forward: bool
+
+
+Program = tuple[Half, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class HalfMeasurement:
+    """What one half took when it ran.
+
+    clocks: by op, seconds of compute since the first op of the half; the clock stands still while
+    an op runs. gap_seconds: from the last op of the half before to the first one of this.
+
+    Bytes are those that the device holds beside our values, relative to the first op of the step:
+    None where the device does not tell. held_bytes: at the first op. gap_bytes: the most between
+    the last op of the half before and the first one of this. peak_bytes: by op, the most that was
+    seen between it and the next one of the half.
+    """
+
+    clocks: Mapping[OpEvent, float]
+    gap_seconds: float = 0.0
+    held_bytes: int | None = None
+    gap_bytes: int | None = None
+    peak_bytes: Mapping[OpEvent, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class CallSchedule:
+    """What the ops of one call do.
+
+    destinations: where each value goes. waits: the values whose writes must have ended before the
+    op returns. reads: the values whose reads start at the op, whatever call they belong to.
+    """
+
+    destinations: Mapping[str, Destination]
+    waits: Mapping[OpEvent, tuple[CallValue, ...]] = field(default_factory=dict)
+    reads: Mapping[OpEvent, tuple[CallValue, ...]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Schedule:
+    """A decision for every value of every call of `program`, and what it is predicted to lead to.
+
+    peak_bytes: predicted activation peak of the step. budget_bytes: the peak that was asked for.
+    step_seconds: from the first to the last op of the step. saved_bytes: of all values.
+    """
+
+    program: Program
+    calls: tuple[CallSchedule, ...]
+    budget_bytes: int
+    peak_bytes: int
+    unmoved_peak_bytes: int
+    step_seconds: float
+    exposed_seconds: float
+    saved_bytes: int
+    moved_bytes: int
+
+    def __str__(self) -> str:
+        mib = 2**20
+        graphs = {half.graph for half in self.program}
+        return (
+            f"step of {len(self.calls)} call(s) of {len(graphs)} graph(s): moves "
+            f"{self.moved_bytes / mib:.1f} of {self.saved_bytes / mib:.1f} MiB saved; predicted "
+            f"peak {self.peak_bytes / mib:.1f} MiB ({self.unmoved_peak_bytes / mib:.1f} MiB with "
+            f"nothing moved) under a budget of {self.budget_bytes / mib:.1f} MiB, "
+            f"{self.step_seconds:.3f} s, {self.exposed_seconds:.3f} s of it exposed"
+        )

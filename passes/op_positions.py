@@ -1,0 +1,59 @@
+"""Op positions: where the ops of ours stand among the nodes that a graph had before them.
+
+before            after insert_transfers            positions
+relu = ...        relu = ...
+sum  = ...        t = offload(relu, "relu", ...)    offload relu: 1
+output            sum  = ...
+                  release(t, relu, True)            release relu: 2
+                  output
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import fx
+
+from fxoffload.graph import TrainingGraph
+from fxoffload.ops import OFFLOAD, OPS, PREFETCH, RELEASE, WAIT, OpEvent
+
+_KINDS = {OFFLOAD: "offload", RELEASE: "release", PREFETCH: "prefetch", WAIT: "wait"}
+
+PlacedOps = list[tuple[OpEvent, int]]
+
+
+def list_nodes(graph: fx.Graph) -> list[str]:
+    """Names of all nodes, in order."""
+    return [node.name for node in graph.nodes]
+
+
+def find_op_positions(
+    graph: TrainingGraph, forward_before: Sequence[str], backward_before: Sequence[str]
+) -> tuple[PlacedOps, PlacedOps]:
+    """The ops of the forward and of the backward in order.
+
+    Each has the index of the node in front of which it stands, among the nodes that list_nodes
+    found before the ops were inserted.
+    """
+    names = {
+        node.name: str(node.args[2])
+        for node in graph.forward.graph.find_nodes(op="call_function", target=OFFLOAD)
+    }
+    return (
+        _find_positions(graph.forward.graph, forward_before, names),
+        _find_positions(graph.backward.graph, backward_before, names),
+    )
+
+
+def _find_positions(graph: fx.Graph, before: Sequence[str], names: dict[str, str]) -> PlacedOps:
+    index = {name: position for position, name in enumerate(before)}
+    position = len(before)
+    found: PlacedOps = []
+    for node in reversed(graph.nodes):
+        position = min(position, index.get(node.name, position))
+        if node.op == "call_function" and node.target in OPS:
+            ticket = node if node.target is OFFLOAD else node.args[0]
+            assert isinstance(ticket, fx.Node)
+            kind = _KINDS[node.target]  # pyright: ignore[reportArgumentType]
+            found.append(((kind, names[ticket.name]), position))
+    return found[::-1]

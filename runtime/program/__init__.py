@@ -1,0 +1,6 @@
+"""What ran in a step: its calls in order, what they took, and the schedules made of that.
+
+live_bytes   what a device holds
+calls        one step: its calls, when their ops ran, which schedule each call follows
+book         the programs of this process: what was measured, and the schedule of each
+"""

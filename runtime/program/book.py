@@ -1,0 +1,210 @@
+"""The programs that this process has run: what was measured of each, and its schedule."""
+
+from __future__ import annotations
+
+import logging
+import statistics
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+from fxoffload.errors import BudgetError
+from fxoffload.ops import OpEvent
+from fxoffload.runtime.program.calls import Call, StepRun
+from fxoffload.schedule import HalfMeasurement, Program, Schedule
+
+log = logging.getLogger(__name__)
+
+# Steps of one program from which medians are taken.
+KEPT_STEPS = 5
+# A step is measured when its program has run no more often than this, and then each so many steps.
+FIRST_STEPS = 4
+MEASURED_EACH = 16
+# What must have changed for another schedule: seconds by a share, held bytes by one of the peak.
+CHANGED_SECONDS = 0.2
+CHANGED_BYTES = 0.02
+# Programs that are remembered.
+MAX_PROGRAMS = 16
+
+MakeSchedule = Callable[[Program, Sequence[HalfMeasurement]], Schedule | None]
+
+
+@dataclass(slots=True, eq=False)
+class Learned:
+    """One program. assumed: the measurements that the schedule was made by."""
+
+    steps: int = 0
+    records: deque[list[HalfMeasurement]] = field(
+        default_factory=lambda: deque[list[HalfMeasurement]](maxlen=KEPT_STEPS)
+    )
+    assumed: list[HalfMeasurement] | None = None
+    schedule: Schedule | None = None
+
+
+class ProgramBook:
+    """The programs of one thread. make_schedule: returns None for what it leaves to the safe rule,
+    and raises BudgetError where no schedule fits.
+
+    The error ends a job only in its first steps. Later, such steps follow the safe rule, with a
+    warning.
+    """
+
+    def __init__(self, make_schedule: MakeSchedule) -> None:
+        self._make_schedule = make_schedule
+        self._learned: dict[Program, Learned] = {}  # The latest last.
+        self.step: StepRun | None = None
+
+    @property
+    def schedules(self) -> list[Schedule]:
+        """Of all programs that have one, the latest first."""
+        found = (each.schedule for each in reversed(self._learned.values()))
+        return [schedule for schedule in found if schedule is not None]
+
+    def begin_step(self) -> StepRun:
+        """The step that runs, or the next one where that has ended.
+
+        Raises BudgetError where the step that has ended cannot be brought within its budget.
+        """
+        step = self.step
+        if step is not None and not step.ended:
+            return step
+        if step is not None:
+            self.step = None
+            self._learn(step)
+        latest = next(reversed(self._learned.values()), None)
+        count = 0 if latest is None else latest.steps
+        measures = count < FIRST_STEPS or count % MEASURED_EACH == 0
+        self.step = StepRun(self.schedules, measures=measures)
+        return self.step
+
+    def _learn(self, step: StepRun) -> None:
+        program = step.program
+        if not program:
+            return
+        learned = self._learned.pop(program, None) or Learned()
+        self._learned[program] = learned
+        while len(self._learned) > MAX_PROGRAMS:
+            del self._learned[next(iter(self._learned))]
+        learned.steps += 1
+        if not step.measures:
+            return
+        if learned.steps == 2:
+            # The first step of a process met compilers and cold memory.
+            learned.records.clear()
+        learned.records.append(step.measure())
+        measured = _find_medians(program, learned.records)
+        if learned.assumed is not None and not _differ(learned.assumed, measured, learned.schedule):
+            return
+        learned.assumed = measured
+        try:
+            learned.schedule = self._make_schedule(program, measured)
+        except BudgetError as error:
+            if 1 < learned.steps <= FIRST_STEPS:
+                raise
+            learned.schedule = None
+            if learned.steps == 1:
+                learned.assumed = None  # What compilers held is no reason to give up.
+            else:
+                log.warning("the step goes on at the lowest peak that there is: %s", error)
+        else:
+            log.info("%s", learned.schedule or "the safe rule: not all forwards come first")
+
+
+class Programs:
+    """The books of all threads, and the graphs whose ops follow schedules."""
+
+    def __init__(self) -> None:
+        self._graphs: dict[str, MakeSchedule] = {}
+        self._books: dict[int, ProgramBook] = {}
+
+    def add_graph(self, graph: str, make_schedule: MakeSchedule) -> None:
+        """Let the calls of `graph` follow schedules."""
+        self._graphs[graph] = make_schedule
+
+    def enter_offload(self, graph: str, name: str, device: torch.device) -> Call | None:
+        """The call that the offload of the value `name` belongs to; None: follows no schedule.
+
+        Raises BudgetError as ProgramBook.begin_step.
+        """
+        make_schedule = self._graphs.get(graph)
+        if make_schedule is None:
+            return None
+        thread = threading.get_ident()
+        book = self._books.get(thread)
+        if book is None:
+            book = self._books[thread] = ProgramBook(make_schedule)
+        step = book.step
+        call = step.calls[-1] if step is not None and step.calls and not step.ended else None
+        if call is None or call.graph != graph or call.backward or name in call.entries:
+            call = book.begin_step().add_call(graph, device)
+        return call
+
+    def find_schedules(self) -> list[Schedule]:
+        """Those of the programs of this thread, the latest first."""
+        book = self._books.get(threading.get_ident())
+        return [] if book is None else book.schedules
+
+    def clear(self) -> None:
+        """Forget all."""
+        for book in self._books.values():
+            if book.step is not None:
+                book.step.stop()
+        self._graphs.clear()
+        self._books.clear()
+
+
+def _find_medians(
+    program: Program, records: Sequence[Sequence[HalfMeasurement]]
+) -> list[HalfMeasurement]:
+    return [_find_median([record[index] for record in records]) for index in range(len(program))]
+
+
+def _find_median(records: Sequence[HalfMeasurement]) -> HalfMeasurement:
+    return HalfMeasurement(
+        clocks=_find_medians_by_op([record.clocks for record in records]),
+        gap_seconds=statistics.median(record.gap_seconds for record in records),
+        held_bytes=_find_median_bytes(record.held_bytes for record in records),
+        gap_bytes=_find_median_bytes(record.gap_bytes for record in records),
+        peak_bytes={
+            event: int(nbytes)
+            for event, nbytes in _find_medians_by_op([each.peak_bytes for each in records]).items()
+        },
+    )
+
+
+def _find_medians_by_op(records: Sequence[Mapping[OpEvent, float]]) -> dict[OpEvent, float]:
+    events = dict.fromkeys(event for record in records for event in record)
+    return {
+        event: statistics.median(record[event] for record in records if event in record)
+        for event in events
+    }
+
+
+def _find_median_bytes(found: Iterable[int | None]) -> int | None:
+    known = [nbytes for nbytes in found if nbytes is not None]
+    return int(statistics.median(known)) if known else None
+
+
+def _differ(
+    assumed: Sequence[HalfMeasurement],
+    measured: Sequence[HalfMeasurement],
+    schedule: Schedule | None,
+) -> bool:
+    """Whether a schedule made by `measured` would be another one than that made by `assumed`."""
+    before, after = _add_seconds(assumed), _add_seconds(measured)
+    if abs(after - before) > CHANGED_SECONDS * before:
+        return True
+    if schedule is None:
+        return False
+    limit = CHANGED_BYTES * schedule.peak_bytes
+    return any(
+        abs((new.held_bytes or 0) - (old.held_bytes or 0)) > limit
+        for old, new in zip(assumed, measured, strict=True)
+    )
+
+
+def _add_seconds(records: Sequence[HalfMeasurement]) -> float:
+    return sum(record.gap_seconds + max(record.clocks.values(), default=0.0) for record in records)

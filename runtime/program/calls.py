@@ -1,0 +1,269 @@
+"""One step as it runs: its calls, when their ops ran, and the schedule that each call follows.
+
+A forward begins with the first offload of its graph, and with one of a value that the call has
+already. A backward begins with the first op on one of the call's tickets. The step ends when all
+of its tickets have died.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from dataclasses import dataclass, field
+from functools import partial
+
+import torch
+from torch.multiprocessing.reductions import StorageWeakRef
+
+from fxoffload.ops import OpEvent
+from fxoffload.runtime.measurement.recorder import Mark, find_clocks, find_seconds
+from fxoffload.runtime.program.live_bytes import count_live_bytes
+from fxoffload.runtime.program.sampler import HeldSampler
+from fxoffload.runtime.store.store import OffloadStore
+from fxoffload.runtime.store.ticket import Ticket
+from fxoffload.schedule import CallSchedule, Half, HalfMeasurement, Program, Schedule
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True, eq=False)
+class Entry:
+    """A ticket of a call; another one when a value that was kept is moved after all.
+
+    reading: whether a prefetch has been started for the wait to come. handed: the memory of what
+    the latest wait returned.
+    """
+
+    store: OffloadStore
+    ticket: Ticket
+    call: Call | None = None
+    graph: str = ""
+    reading: bool = False
+    handed: StorageWeakRef | None = None
+
+    @property
+    def resident_bytes(self) -> int:
+        """Bytes of the device's memory that the value takes, also while a backward reads it."""
+        if self.handed is not None and not self.handed.expired():
+            return self.ticket.nbytes
+        return self.ticket.resident_bytes
+
+    def hand(self, y: torch.Tensor) -> None:
+        """A wait returns `y`."""
+        self.reading = False
+        self.handed = StorageWeakRef(y.untyped_storage())
+
+    def start_reading(self) -> None:
+        """Start to bring the value back, unless that was started before the latest wait."""
+        if not self.reading or self.call is None:
+            self.reading = True
+            self.store.prefetch(self.ticket)
+
+    def move_kept(self) -> None:
+        """Move the value if it was kept; returns when it has been written."""
+        moved = self.store.move_kept(self.ticket)
+        if moved is not None:
+            self.store.free(self.ticket)
+            self.ticket = moved
+
+
+@dataclass(slots=True, eq=False)
+class HalfRun:
+    """When the ops of one half ran, and what was held beside our values; see HalfMeasurement."""
+
+    half: Half
+    held_bytes: int | None = None
+    gap_bytes: int | None = None
+    marks: dict[OpEvent, tuple[Mark, Mark]] = field(
+        default_factory=dict[OpEvent, tuple[Mark, Mark]]
+    )
+    peak_bytes: dict[OpEvent, int] = field(default_factory=dict[OpEvent, int])
+
+
+@dataclass(slots=True, eq=False)
+class Call:
+    """One run of a graph's forward, with its backward.
+
+    schedule: None is the safe rule, which has the lowest peak: everything moves, and each release
+    waits for its write.
+    """
+
+    step: StepRun
+    graph: str
+    number: int
+    schedule: CallSchedule | None
+    forward: HalfRun
+    backward: HalfRun | None = None
+    entries: dict[str, Entry] = field(default_factory=dict[str, Entry])
+
+    def find_run(self, kind: str, device: torch.device) -> HalfRun | None:
+        """The half that an op of this kind belongs to; None where the step is not measured.
+
+        A backward begins here.
+        """
+        run = self.forward
+        if kind in ("prefetch", "wait"):
+            if self.backward is None:
+                half = Half(self.graph, self.number, False)
+                self.backward = self.step.add_half(half, device)
+            run = self.backward
+        return run if self.step.measures else None
+
+    def find_destination(self, name: str, tier: str) -> str:
+        """Where the value goes: to `tier` by the safe rule."""
+        if self.schedule is None:
+            return tier
+        return self.schedule.destinations.get(name, tier)
+
+    @property
+    def blocks(self) -> bool:
+        """Whether releases wait for their writes."""
+        return self.schedule is None
+
+    def add(self, name: str, entry: Entry) -> None:
+        """The value has left, or was kept."""
+        self.entries[name] = entry
+        self.step.note_birth()
+
+    def act(self, kind: str, name: str) -> None:
+        """What the schedule wants done at this op: wait for writes, start reads."""
+        if self.schedule is None:
+            return
+        event = kind, name
+        for number, waited in self.schedule.waits.get(event, ()):
+            entry = self.step.find_entry(number, waited)
+            if entry is not None:
+                entry.store.settle(entry.ticket)
+        for number, read in self.schedule.reads.get(event, ()):
+            entry = self.step.find_entry(number, read)
+            if entry is not None:
+                entry.start_reading()
+
+
+class StepRun:
+    """The calls of one step in one thread.
+
+    schedules: those that the step may turn out to follow, the likeliest first. measures: whether
+    ops are timed and live bytes counted.
+    """
+
+    def __init__(self, schedules: list[Schedule], *, measures: bool) -> None:
+        self.calls: list[Call] = []
+        self.runs: list[HalfRun] = []
+        self.measures = measures
+        self.followed: Schedule | None = None
+        self._schedules = schedules
+        self._alive = 0
+        self._dead: deque[None] = deque()  # Grows in any thread, in single steps.
+        self._sampler: HeldSampler | None = None
+        self._last: tuple[HalfRun, OpEvent] | None = None  # The op that ran last.
+
+    @property
+    def ended(self) -> bool:
+        """Whether every ticket of the step has died."""
+        return self._alive == len(self._dead)
+
+    @property
+    def program(self) -> Program:
+        """The halves that have run so far."""
+        return tuple(run.half for run in self.runs)
+
+    def add_call(self, graph: str, device: torch.device) -> Call:
+        """A forward of `graph` begins."""
+        number = len(self.calls)
+        before = self.followed
+        run = self.add_half(Half(graph, number, True), device)
+        followed = self.followed
+        if before is not None and followed is None:
+            self._move_kept()
+        schedule = None
+        if followed is not None and number < len(followed.calls):
+            schedule = followed.calls[number]
+        call = Call(self, graph, number, schedule, run)
+        self.calls.append(call)
+        return call
+
+    def add_half(self, half: Half, device: torch.device) -> HalfRun:
+        """A half begins: from here on the step follows the first schedule that foresaw all."""
+        run = HalfRun(half)
+        if self.measures:
+            run.held_bytes = self._count_held_bytes(device)
+            if self._sampler is None:
+                self._sampler = HeldSampler(partial(self._count_held_bytes, device))
+            else:
+                run.gap_bytes = self._sampler.take()
+            self._last = None
+        position = len(self.runs)
+        self.runs.append(run)
+        self._schedules = [
+            each
+            for each in self._schedules
+            if position < len(each.program) and each.program[position] == half
+        ]
+        self.followed = self._schedules[0] if self._schedules else None
+        return run
+
+    def find_entry(self, number: int, name: str) -> Entry | None:
+        """That of a value of the call `number`, if it is there."""
+        if number >= len(self.calls):
+            return None
+        return self.calls[number].entries.get(name)
+
+    def note_birth(self) -> None:
+        """A ticket of the step was made."""
+        self._alive += 1
+
+    def note_death(self) -> None:
+        """A ticket of the step has died; safe in a finalizer, in any thread."""
+        self._dead.append(None)
+
+    def note_op(self, run: HalfRun, event: OpEvent, enter: Mark, leave: Mark) -> None:
+        """An op of a measured step ran from `enter` to `leave`."""
+        run.marks[event] = enter, leave
+        if self._sampler is not None:
+            highest = self._sampler.take()
+            if highest is not None and self._last is not None:
+                last, before = self._last
+                last.peak_bytes[before] = highest
+        self._last = run, event
+
+    def stop(self) -> None:
+        """Look no more at what is held."""
+        if self._sampler is not None:
+            self._sampler.stop()
+
+    def measure(self) -> list[HalfMeasurement]:
+        """What each half took. To be called once, when the step has ended."""
+        self.stop()
+        found: list[HalfMeasurement] = []
+        base = self.runs[0].held_bytes or 0
+        left: Mark | None = None
+        for run in self.runs:
+            marks = list(run.marks.values())
+            gap = find_seconds(left, marks[0][0]) if left is not None and marks else 0.0
+            found.append(
+                HalfMeasurement(
+                    find_clocks(run.marks),
+                    gap,
+                    None if run.held_bytes is None else run.held_bytes - base,
+                    None if run.gap_bytes is None else run.gap_bytes - base,
+                    {event: nbytes - base for event, nbytes in run.peak_bytes.items()},
+                )
+            )
+            left = marks[-1][1] if marks else left
+        return found
+
+    def _move_kept(self) -> None:
+        """More may follow than was foreseen: what was kept makes room."""
+        log.info("the step goes on otherwise than foreseen: what was kept moves")
+        for call in self.calls:
+            for entry in call.entries.values():
+                entry.move_kept()
+
+    def _count_held_bytes(self, device: torch.device) -> int | None:
+        live_bytes = count_live_bytes(device)
+        if live_bytes is None:
+            return None
+        # Copies, as a sampler asks this while the step goes on.
+        entries = (entry for call in list(self.calls) for entry in list(call.entries.values()))
+        return live_bytes - sum(entry.resident_bytes for entry in entries)

@@ -1,0 +1,42 @@
+"""A thread that looks, while a step runs, at what the device holds between two ops."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+
+SAMPLE_SECONDS = 0.001
+# A step in which no op has run for so long is not looked at any further.
+IDLE_SECONDS = 10.0
+
+
+class HeldSampler:
+    """Calls `count` again and again until `stop`; keeps the highest since the last `take`."""
+
+    def __init__(self, count: Callable[[], int | None]) -> None:
+        self._count = count
+        self._highest: int | None = None
+        self._taken = time.monotonic()
+        self._stopped = threading.Event()
+        threading.Thread(target=self._run, name="fxoffload-sampler", daemon=True).start()
+
+    def take(self) -> int | None:
+        """The highest count since the last call of this; None where nothing was counted."""
+        self._taken = time.monotonic()
+        highest, self._highest = self._highest, None
+        return highest
+
+    def stop(self) -> None:
+        """Count no more."""
+        self._stopped.set()
+
+    def _run(self) -> None:
+        while not self._stopped.wait(SAMPLE_SECONDS):
+            if time.monotonic() - self._taken > IDLE_SECONDS:
+                return
+            found = self._count()
+            if found is None:
+                return
+            highest = self._highest
+            self._highest = found if highest is None else max(found, highest)

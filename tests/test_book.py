@@ -1,0 +1,169 @@
+"""What is learned of programs, and when schedules are made."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+import torch
+
+from fxoffload.errors import BudgetError
+from fxoffload.runtime.program.book import FIRST_STEPS, MEASURED_EACH, ProgramBook
+from fxoffload.runtime.program.calls import StepRun
+from fxoffload.schedule import CallSchedule, HalfMeasurement, Program, Schedule
+
+CPU = torch.device("cpu")
+
+
+def make_schedule(program: Program, measured: Sequence[HalfMeasurement]) -> Schedule:
+    calls = tuple(CallSchedule({"x": "keep"}) for half in program if half.forward)
+    return Schedule(program, calls, 1000, 900, 2000, 1.0, 0.0, 100, 0)
+
+
+class Maker:
+    """Makes schedules, and notes what they were made from."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[Program, list[HalfMeasurement]]] = []
+        self.errors = 0
+
+    def __call__(self, program: Program, measured: Sequence[HalfMeasurement]) -> Schedule | None:
+        self.asked.append((program, list(measured)))
+        if self.errors:
+            self.errors -= 1
+            raise BudgetError("too little")
+        return make_schedule(program, measured)
+
+
+@pytest.fixture
+def maker() -> Maker:
+    return Maker()
+
+
+@pytest.fixture
+def book(maker: Maker) -> ProgramBook:
+    return ProgramBook(maker)
+
+
+def run_step(
+    book: ProgramBook, graphs: str, *, seconds: float = 1.0, held_bytes: int = 0
+) -> StepRun:
+    """A step of these graphs, forward and backward, that took so long and held so much."""
+    step = book.begin_step()
+    for graph in graphs:
+        step.add_call(graph, CPU)
+    step.note_birth()
+    step.note_death()
+    records = [HalfMeasurement({("offload", "x"): seconds}, 0.0, held_bytes)] * len(step.runs)
+    step.measure = lambda: records
+    step.stop()
+    return step
+
+
+def test_a_schedule_is_followed_from_the_second_step_on(book: ProgramBook, maker: Maker) -> None:
+    first = run_step(book, "ab")
+    assert first.followed is None
+    assert [call.schedule for call in first.calls] == [None, None]
+    assert all(call.blocks for call in first.calls)
+    second = run_step(book, "ab")
+    assert second.followed is book.schedules[0]
+    assert [call.schedule for call in second.calls] == list(book.schedules[0].calls)
+    assert not any(call.blocks for call in second.calls)
+    assert len(maker.asked) == 1
+
+
+def test_it_stays_while_nothing_changes(book: ProgramBook, maker: Maker) -> None:
+    for _ in range(6):
+        run_step(book, "ab", seconds=1.05, held_bytes=10)
+    assert len(maker.asked) == 1
+
+
+@pytest.mark.parametrize("change", [{"seconds": 2.0}, {"held_bytes": 50}])
+def test_it_is_made_again_when_things_change(
+    book: ProgramBook, maker: Maker, change: dict[str, int]
+) -> None:
+    for _ in range(4):
+        run_step(book, "ab")
+    made = len(maker.asked)
+    for _ in range(3 * MEASURED_EACH):
+        run_step(book, "ab", **change)
+    assert len(maker.asked) > made
+    latest = maker.asked[-1][1][0]
+    found = {"seconds": latest.clocks["offload", "x"], "held_bytes": latest.held_bytes}
+    assert change.items() <= found.items()
+
+
+def test_one_step_that_differs_changes_nothing(book: ProgramBook, maker: Maker) -> None:
+    """The median of several counts."""
+    for _ in range(3):
+        run_step(book, "ab")
+    made = len(maker.asked)
+    run_step(book, "ab", seconds=9.0)
+    for _ in range(MEASURED_EACH + 1):
+        run_step(book, "ab")
+    assert len(maker.asked) == made
+
+
+def test_few_steps_are_measured(book: ProgramBook) -> None:
+    measured = [run_step(book, "ab").measures for _ in range(3 * MEASURED_EACH)]
+    assert measured[:FIRST_STEPS] == [True] * FIRST_STEPS
+    assert sum(measured[FIRST_STEPS:]) == 2
+
+
+def test_several_programs_are_remembered(book: ProgramBook) -> None:
+    for _ in range(3):
+        run_step(book, "ab")
+        run_step(book, "abc")
+        run_step(book, "c")
+    book.begin_step()
+    assert [len(schedule.calls) for schedule in book.schedules] == [1, 3, 2]
+    step = run_step(book, "ab")
+    assert step.followed is not None
+    assert len(step.followed.calls) in (2, 3)
+    assert run_step(book, "c").calls[0].schedule is not None
+
+
+def test_a_call_that_was_not_foreseen_is_safe(book: ProgramBook) -> None:
+    for _ in range(2):
+        run_step(book, "ab")
+    step = run_step(book, "aab")
+    assert [call.schedule is None for call in step.calls] == [False, True, True]
+    assert step.followed is None
+
+
+def test_compilers_are_no_reason_to_give_up(book: ProgramBook, maker: Maker) -> None:
+    maker.errors = 1
+    for _ in range(3):
+        run_step(book, "ab")
+    assert len(book.schedules) == 1
+
+
+def test_a_step_that_cannot_fit_is_an_error(book: ProgramBook, maker: Maker) -> None:
+    maker.errors = 2
+    for _ in range(2):
+        run_step(book, "ab")
+    with pytest.raises(BudgetError, match="too little"):
+        book.begin_step()
+
+
+def test_a_job_that_runs_is_not_ended(
+    book: ProgramBook, maker: Maker, caplog: pytest.LogCaptureFixture
+) -> None:
+    for _ in range(5):
+        run_step(book, "ab")
+    maker.errors = 1
+    for _ in range(3 * MEASURED_EACH):
+        latest = run_step(book, "ab", held_bytes=500)
+    assert "the lowest peak that there is: too little" in caplog.text
+    assert latest.calls[0].blocks, "the safe rule"
+
+
+def test_a_step_goes_on_while_a_ticket_lives(book: ProgramBook) -> None:
+    step = book.begin_step()
+    step.add_call("a", CPU)
+    step.note_birth()
+    step.note_birth()
+    step.note_death()
+    assert book.begin_step() is step
+    step.note_death()
+    assert book.begin_step() is not step

@@ -1,0 +1,166 @@
+"""The calls of one step: what follows which schedule, and what is measured."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from fxoffload.runtime.engines.memory import MemoryEngine
+from fxoffload.runtime.program.book import Programs
+from fxoffload.runtime.program.calls import Call, Entry, StepRun
+from fxoffload.runtime.store.store import OffloadStore
+from fxoffload.schedule import CallSchedule, Half, Schedule
+
+CPU = torch.device("cpu")
+NBYTES = 4 * 2**20
+
+
+@pytest.fixture
+def store() -> Iterator[OffloadStore]:
+    opened = OffloadStore(
+        {"nvme": MemoryEngine(2**27)}, max_inflight_bytes=2**30, keeps_graph=lambda: False
+    )
+    yield opened
+    opened.close()
+
+
+def make_schedule(*calls: CallSchedule) -> Schedule:
+    forwards = tuple(Half("a", index, True) for index in range(len(calls)))
+    backwards = tuple(Half("a", index, False) for index in reversed(range(len(calls))))
+    return Schedule(forwards + backwards, calls, 1, 1, 1, 1.0, 0.0, 1, 0)
+
+
+def keep(store: OffloadStore, call: Call, name: str) -> Entry:
+    entry = Entry(store, store.keep(torch.ones(NBYTES // 4), name, "nvme", True), call)
+    call.add(name, entry)
+    return entry
+
+
+def offload(store: OffloadStore, call: Call, name: str) -> Entry:
+    ticket = store.offload(torch.ones(NBYTES // 4), name, "nvme", True)
+    entry = Entry(store, ticket, call)
+    call.add(name, entry)
+    return entry
+
+
+def test_forwards_and_backwards_make_a_program() -> None:
+    step = StepRun([], measures=False)
+    first, second = step.add_call("a", CPU), step.add_call("b", CPU)
+    for call in (second, first):
+        for kind in ("prefetch", "wait"):
+            assert call.find_run(kind, CPU) is None, "nothing is measured"
+    assert step.program == (
+        Half("a", 0, True), Half("b", 1, True), Half("b", 1, False), Half("a", 0, False),
+    )  # fmt: skip
+
+
+def test_the_first_schedule_that_foresaw_all_is_followed() -> None:
+    short, long = make_schedule(CallSchedule({})), make_schedule(CallSchedule({}), CallSchedule({}))
+    step = StepRun([short, long], measures=False)
+    assert step.add_call("a", CPU).schedule is short.calls[0]
+    assert step.add_call("a", CPU).schedule is long.calls[1]
+    assert step.add_call("a", CPU).schedule is None
+    assert step.followed is None
+
+
+def test_what_was_kept_moves_when_more_follows_than_foreseen(store: OffloadStore) -> None:
+    step = StepRun([make_schedule(CallSchedule({"x": "keep"}))], measures=False)
+    entry = keep(store, step.add_call("a", CPU), "x")
+    store.release(entry.ticket, False)
+    kept = entry.ticket
+    step.add_call("a", CPU)
+    assert kept.kept is None
+    assert entry.ticket is not kept
+    assert entry.resident_bytes == 0
+    assert store.statistics().written_bytes == NBYTES
+    store.prefetch(entry.ticket)
+    assert torch.equal(store.wait(entry.ticket), torch.ones(NBYTES // 4))
+
+
+def test_ops_wait_and_read_as_the_schedule_says(store: OffloadStore) -> None:
+    """At an op of another call, if that is where the schedule has it."""
+    first = CallSchedule({"x": "nvme"})
+    second = CallSchedule(
+        {"y": "keep"},
+        waits={("release", "y"): ((0, "x"),)},
+        reads={("prefetch", "y"): ((0, "x"), (1, "missing"))},
+    )
+    step = StepRun([make_schedule(first, second)], measures=False)
+    call = step.add_call("a", CPU)
+    assert call.find_destination("x", "host") == "nvme"
+    assert call.find_destination("new", "host") == "host"
+    x = offload(store, call, "x")
+    store.release(x.ticket, call.blocks)
+    other = step.add_call("a", CPU)
+    keep(store, other, "y")
+    other.act("release", "y")
+    assert x.ticket.write is None
+    assert x.resident_bytes == 0
+    other.find_run("prefetch", CPU)
+    other.act("prefetch", "y")
+    assert x.resident_bytes == NBYTES, "it is being read"
+    (prefetch,) = x.ticket.prefetches
+    x.start_reading()
+    assert x.ticket.prefetches == [prefetch], "started once"
+    y = store.wait(x.ticket)
+    x.hand(y)
+    assert x.resident_bytes == NBYTES, "the backward has it"
+    del y, prefetch
+    assert x.resident_bytes == 0
+    x.start_reading()
+    assert len(x.ticket.prefetches) == 1, "for another backward"
+
+
+def test_measurements(store: OffloadStore) -> None:
+    gc.collect()  # What other tests left must not die meanwhile.
+    step = StepRun([], measures=True)
+    call = step.add_call("a", CPU)
+    x = keep(store, call, "x")
+    run = call.find_run("offload", CPU)
+    assert run is call.forward
+    call.step.note_op(run, ("offload", "x"), 1.0, 2.0)
+    call.step.note_op(run, ("release", "x"), 3.5, 4.0)
+    foreign = torch.ones(2 * NBYTES // 4)
+    run = call.find_run("prefetch", CPU)
+    assert run is call.backward
+    call.step.note_op(run, ("prefetch", "x"), 6.0, 7.0)
+    forward, backward = step.measure()
+    assert forward.clocks == {("offload", "x"): 0.0, ("release", "x"): 1.5}
+    assert backward.clocks == {("prefetch", "x"): 0.0}
+    assert (forward.gap_seconds, backward.gap_seconds) == (0.0, 2.0)
+    # The value itself is ours; what else is held counts from the first op of the step on.
+    assert forward.held_bytes == 0
+    assert backward.held_bytes is not None
+    assert abs(backward.held_bytes - 2 * NBYTES) < 2**16
+    assert foreign.nbytes == 2 * NBYTES
+    assert x.resident_bytes == NBYTES
+
+
+def test_calls_begin_where_names_come_again(store: OffloadStore) -> None:
+    programs = Programs()
+    assert programs.enter_offload("a", "x", CPU) is None, "it follows no schedules"
+    programs.add_graph("a", lambda program, measured: None)
+    programs.add_graph("b", lambda program, measured: None)
+
+    def enter(graph: str, name: str) -> Call:
+        call = programs.enter_offload(graph, name, CPU)
+        assert call is not None
+        keep(store, call, name)
+        return call
+
+    first = enter("a", "x")
+    assert enter("a", "y") is first
+    second = enter("a", "x")
+    assert second is not first
+    third = enter("b", "z")
+    assert third.number == 2
+    third.backward = third.forward
+    assert enter("b", "w") is not third, "its backward has begun"
+    for _ in range(5):
+        first.step.note_death()
+    assert enter("a", "x").step is not first.step
+    programs.clear()
+    assert programs.find_schedules() == []

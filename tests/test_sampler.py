@@ -1,0 +1,76 @@
+"""The thread that looks at what is held between two ops."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+
+import pytest
+
+from fxoffload.runtime.program import sampler
+from fxoffload.runtime.program.sampler import HeldSampler
+
+
+def wait_until(holds: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 10
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+
+
+class Counts:
+    """Answers `nbytes`, and notes how often it was asked."""
+
+    def __init__(self) -> None:
+        self.nbytes: int | None = 1
+        self.asked = 0
+
+    def __call__(self) -> int | None:
+        self.asked += 1
+        return self.nbytes
+
+    def wait(self) -> None:
+        """Until it was asked with its present answer."""
+        asked = self.asked
+        wait_until(lambda: self.asked > asked + 1)
+
+
+def find_samplers() -> set[threading.Thread]:
+    return {thread for thread in threading.enumerate() if thread.name == "fxoffload-sampler"}
+
+
+@pytest.fixture(autouse=True)
+def others() -> set[threading.Thread]:
+    """Those of other tests."""
+    return find_samplers()
+
+
+def test_the_highest_since_the_last_take(others: set[threading.Thread]) -> None:
+    counts = Counts()
+    watched = HeldSampler(counts)
+    for nbytes in (5, 9, 2):
+        counts.nbytes = nbytes
+        counts.wait()
+    assert watched.take() == 9
+    counts.wait()
+    assert watched.take() == 2
+    watched.stop()
+    wait_until(lambda: find_samplers() <= others)
+
+
+def test_it_ends_where_nothing_is_counted(others: set[threading.Thread]) -> None:
+    counts = Counts()
+    counts.nbytes = None
+    watched = HeldSampler(counts)
+    wait_until(lambda: find_samplers() <= others)
+    assert counts.asked == 1
+    assert watched.take() is None
+
+
+def test_it_ends_where_no_op_runs_any_more(
+    others: set[threading.Thread], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sampler, "IDLE_SECONDS", 0.05)
+    HeldSampler(Counts())
+    wait_until(lambda: find_samplers() <= others)
