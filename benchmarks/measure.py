@@ -8,7 +8,6 @@ less may be missed, so the highest of some steps counts; Python's own objects co
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import os
 import re
@@ -17,11 +16,13 @@ import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from fxoffload.runtime.program.live_bytes import count_live_bytes
 
 MIB = 2**20
 SAMPLE_SECONDS = 0.05e-3
@@ -91,31 +92,12 @@ def record_highest_step(
     return max(curves, key=lambda curve: curve.peak_bytes)
 
 
-class _MallocInfo(ctypes.Structure):
-    """struct mallinfo2 of glibc 2.33 and later."""
-
-    _fields_ = tuple(
-        (name, ctypes.c_size_t)
-        for name in (
-            "arena", "ordblks", "smblks", "hblks", "hblkhd",
-            "usmblks", "fsmblks", "uordblks", "fordblks", "keepcost",
-        )
-    )  # fmt: skip
-
-
 def count_allocated_bytes() -> int:
-    """What this process has from malloc: in its heaps, and in mappings of single blocks."""
-    info = _find_malloc_info()()
-    return info.uordblks + info.hblkhd
-
-
-@cache
-def _find_malloc_info() -> Callable[[], _MallocInfo]:
-    function = getattr(ctypes.CDLL(None), "mallinfo2", None)
-    if function is None:
+    """What this process has from malloc. Raises OSError where malloc does not tell."""
+    nbytes = count_live_bytes(torch.device("cpu"))
+    if nbytes is None:
         raise OSError("memory on a CPU is measured by mallinfo2, which glibc has since 2.33")
-    function.restype = _MallocInfo
-    return function
+    return nbytes
 
 
 @contextmanager

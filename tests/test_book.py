@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from fxoffload.errors import BudgetError
+from fxoffload.runtime.program import book as book_module
 from fxoffload.runtime.program.book import FIRST_STEPS, MEASURED_EACH, ProgramBook
 from fxoffload.runtime.program.calls import StepRun
 from fxoffload.schedule import CallSchedule, HalfMeasurement, Program, Schedule
@@ -156,6 +157,21 @@ def test_a_job_that_runs_is_not_ended(
         latest = run_step(book, "ab", held_bytes=500)
     assert "the lowest peak that there is: too little" in caplog.text
     assert latest.calls[0].blocks, "the safe rule"
+
+
+def test_a_step_that_never_ends_is_given_up(
+    book: ProgramBook, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else it would grow for ever."""
+    monkeypatch.setattr(book_module, "MAX_HALVES", 3)
+    step = book.begin_step()
+    step.note_birth()
+    for _ in range(2):
+        step.add_call("a", CPU)
+        assert book.begin_step() is step
+    step.add_call("a", CPU)
+    assert book.begin_step() is not step
+    assert book.schedules == []
 
 
 def test_a_step_goes_on_while_a_ticket_lives(book: ProgramBook) -> None:

@@ -76,10 +76,9 @@ def make_schedule(
 ) -> Schedule:
     """A schedule of `program` whose peak is within `budget_bytes`, in the least time found.
 
-    lowest: makes the one with the lowest peak instead, whatever the budget.
-    models: by graph. measured: of each half of the program. Raises BudgetError that names the
-    lowest peak of the whole step, and the graphs that hold it. The program must be one of those
-    that can_schedule names.
+    program: one that can_schedule accepts. models: by graph. measured: of each half of the program.
+    lowest: make the schedule with the lowest peak instead, whatever the budget. Raises BudgetError
+    that states the lowest peak of the whole step, and which calls hold it.
     """
     joined = join_step(program, models, measured)
     try:
@@ -125,26 +124,17 @@ def join_step(
             Residence(describe_half(half), nbytes - base_bytes, start + position, start + position)
             for position, nbytes in enumerate(seen)
         ]
-    values: dict[str, CallValue] = {}
-    saved: list[SavedValue] = []
-    for half in program:
-        if not half.forward:
-            continue
-        born_at = starts[half.call, True]
-        used_at = starts[half.call, False] - forward_length
-        for value in models[half.graph].values:
-            name = f"{half.call}/{value.name}"
-            values[name] = half.call, value.name
-            saved.append(
-                replace(
-                    value,
-                    name=name,
-                    born=born_at + value.born,
-                    last_use=born_at + value.last_use,
-                    first_use=used_at + value.first_use,
-                    freed=used_at + value.freed,
-                )
-            )
+    values = {
+        (half.call, value.name): _shift(
+            value,
+            f"{half.call}/{value.name}",
+            starts[half.call, True],
+            starts[half.call, False] - forward_length,
+        )
+        for half in program
+        if half.forward
+        for value in models[half.graph].values
+    }
     step = Step(
         names=tuple(str(position) for position in range(len(seconds))),
         seconds=tuple(seconds),
@@ -152,10 +142,23 @@ def join_step(
         forward_inputs=0,
         backward_inputs=0,
         fixed=tuple(fixed),
-        values=tuple(saved),
+        values=tuple(values.values()),
         stops=tuple(sorted({op.position for op in ops})),
     )
-    return JoinedStep(step, values, tuple(ops))
+    names = {value.name: found for found, value in values.items()}
+    return JoinedStep(step, names, tuple(ops))
+
+
+def _shift(value: SavedValue, name: str, forward: int, backward: int) -> SavedValue:
+    """`value` in a half that begins at position `forward`, and one at `backward`."""
+    return replace(
+        value,
+        name=name,
+        born=forward + value.born,
+        last_use=forward + value.last_use,
+        first_use=backward + value.first_use,
+        freed=backward + value.freed,
+    )
 
 
 def _find_half(models: Mapping[str, GraphModel], half: Half) -> HalfModel:

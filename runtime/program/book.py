@@ -28,6 +28,8 @@ CHANGED_SECONDS = 0.2
 CHANGED_BYTES = 0.02
 # Programs that are remembered.
 MAX_PROGRAMS = 16
+# Forwards and backwards of a step. More come only where some ticket lives for ever.
+MAX_HALVES = 4096
 
 MakeSchedule = Callable[[Program, Sequence[HalfMeasurement]], Schedule | None]
 
@@ -69,11 +71,13 @@ class ProgramBook:
         Raises BudgetError where the step that has ended cannot be brought within its budget.
         """
         step = self.step
-        if step is not None and not step.ended:
+        if step is not None and not step.ended and len(step.runs) < MAX_HALVES:
             return step
         if step is not None:
             self.step = None
-            self._learn(step)
+            step.stop()
+            if step.ended:
+                self._learn(step)
         latest = next(reversed(self._learned.values()), None)
         count = 0 if latest is None else latest.steps
         measures = count < FIRST_STEPS or count % MEASURED_EACH == 0
