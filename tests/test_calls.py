@@ -12,6 +12,7 @@ from fxoffload.runtime.engines.memory import MemoryEngine
 from fxoffload.runtime.program.book import Programs
 from fxoffload.runtime.program.calls import Call, Entry, StepRun
 from fxoffload.runtime.store.store import OffloadStore
+from fxoffload.runtime.store.ticket import Ticket
 from fxoffload.schedule import CallSchedule, Half, Schedule
 
 CPU = torch.device("cpu")
@@ -80,7 +81,9 @@ def test_what_was_kept_moves_when_more_follows_than_foreseen(store: OffloadStore
     assert torch.equal(store.wait(entry.ticket), torch.ones(NBYTES // 4))
 
 
-def test_ops_wait_and_read_as_the_schedule_says(store: OffloadStore) -> None:
+def test_ops_wait_and_read_as_the_schedule_says(
+    store: OffloadStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """At an op of another call, if that is where the schedule has it."""
     first = CallSchedule({"x": "nvme"})
     second = CallSchedule(
@@ -96,8 +99,14 @@ def test_ops_wait_and_read_as_the_schedule_says(store: OffloadStore) -> None:
     store.release(x.ticket, call.blocks)
     other = step.add_call("a", CPU)
     keep(store, other, "y")
+    settled: list[Ticket] = []
+    monkeypatch.setattr(store, "settle", settled.append)
+    other.act("offload", "y")
+    assert settled == []
     other.act("release", "y")
-    assert x.ticket.write is None
+    assert settled == [x.ticket]
+    monkeypatch.undo()
+    store.settle(x.ticket)
     assert x.resident_bytes == 0
     other.find_run("prefetch", CPU)
     other.act("prefetch", "y")

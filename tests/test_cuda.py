@@ -222,6 +222,22 @@ def test_release_waits_only_on_the_device(run: Run, block: bool) -> None:
     run.check()
 
 
+def test_settling_orders_the_device_and_waits_for_no_write(run: Run) -> None:
+    """What comes next on the stream may reuse the memory of x."""
+    ticket = run.offload(3, block=False)
+    (hold,) = run.device._holds
+    assert len(hold.tensors) == 1
+    run.store.settle(ticket)
+    assert hold.tensors == ()
+    assert ticket.write is not None
+    assert not ticket.write.done()
+    run.store.settle(ticket)  # Nothing is left to do.
+    run.store.prefetch(ticket)
+    run.wait(ticket)
+    run.store.free(ticket)
+    run.check()
+
+
 def test_as_much_is_written_at_a_time_as_the_engine_can(run: Run) -> None:
     """A thread that waited for each end would have one drive of several idle."""
     writing: list[Future[int]] = []

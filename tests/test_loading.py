@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 from flaky_engine import FlakyEngine
 from round_trips import CAP, check_empty, fetch, fill, offload, wait_stored
 
-from fxoffload.errors import StoreError, TransferError
+from fxoffload.errors import ModifiedError, StoreError, TransferError
+from fxoffload.runtime.engines.memory import MemoryEngine
 from fxoffload.runtime.store.store import OffloadStore
+from fxoffload.torch_internals import make_version_counter
 
 
 def test_a_ticket_can_be_read_again(store: OffloadStore) -> None:
@@ -135,3 +139,77 @@ def test_a_read_that_fails_for_good_says_all(
     assert last_store.statistics().read_errors == 2
     assert torch.equal(fetch(last_store, ticket), x)
     last_store.free(ticket)
+
+
+def test_what_is_kept_goes_to_one_backward_as_itself(last_store: OffloadStore) -> None:
+    x = fill(100_000)
+    ticket = last_store.keep(x, "x", "nvme", True)
+    last_store.release(ticket, block=False)
+    y = fetch(last_store, ticket)
+    assert y.data_ptr() == x.data_ptr()
+    assert ticket.kept is None, "its memory is the backward's"
+    with pytest.raises(StoreError, match="was to be the last"):
+        last_store.prefetch(ticket)
+    last_store.free(ticket)
+    assert last_store.statistics().kept_bytes == 100_000
+    assert last_store.statistics().written_bytes == 0
+
+
+def test_what_is_kept_for_another_backward_is_copied(store: OffloadStore) -> None:
+    """But not what belongs to the caller, which no backward writes to."""
+    x = fill(100_000)
+    ours, callers = (store.keep(x, "x", "nvme", owned) for owned in (True, False))
+    for _ in range(2):
+        y = fetch(store, ours)
+        assert y.data_ptr() != x.data_ptr()
+        assert torch.equal(y, x)
+        y.zero_()
+        assert fetch(store, callers).data_ptr() == x.data_ptr()
+    for ticket in (ours, callers):
+        store.free(ticket)
+
+
+def test_what_does_not_begin_its_storage_is_copied(last_store: OffloadStore) -> None:
+    """The graph counts the offsets of views from the first byte of the value."""
+    x = fill(100_000)[1000:]
+    ticket = last_store.keep(x, "x", "nvme", False)
+    y = fetch(last_store, ticket)
+    assert y.storage_offset() == 0
+    assert torch.equal(y, x)
+    last_store.free(ticket)
+
+
+@pytest.mark.parametrize("waits", [False, True], ids=["prefetch", "wait"])
+def test_what_the_caller_changed_is_an_error(spoiled: OffloadStore, waits: bool) -> None:
+    x = torch.zeros(1000)
+    ticket = spoiled.keep(x, "x", "nvme", False)
+    if waits:
+        spoiled.prefetch(ticket)
+    x.add_(1)
+    with pytest.raises(ModifiedError, match="modified by an inplace operation"):
+        (spoiled.wait if waits else spoiled.prefetch)(ticket)
+    spoiled.free(ticket)
+
+
+@pytest.fixture
+def spoiled() -> Iterator[OffloadStore]:
+    """A store that looks at the versions of what belongs to the caller."""
+    store = OffloadStore(
+        {"nvme": MemoryEngine(2**20)}, max_inflight_bytes=CAP, make_counter=make_version_counter
+    )
+    yield store
+    check_empty(store)
+    store.close()
+
+
+def test_what_was_kept_moves_after_all(store: OffloadStore) -> None:
+    x = fill(500_000)
+    kept = store.keep(x, "x", "nvme", True)
+    moved = store.move_kept(kept)
+    assert moved is not None
+    assert kept.kept is None
+    assert moved.outgoing is None, "its memory is free when this returns"
+    assert torch.equal(fetch(store, moved), x)
+    assert store.move_kept(kept) is None
+    for ticket in (kept, moved):
+        store.free(ticket)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import pytest
 import toys
 
 from fxoffload.passes.insertion import insert_transfers
@@ -28,6 +31,21 @@ def test_positions_count_the_nodes_of_before() -> None:
         assert value.born < by_event["offload", value.name] <= by_event["release", value.name]
         assert by_event["release", value.name] >= value.last_use + 1
         assert by_event["prefetch", value.name] == by_event["wait", value.name] == value.first_use
+
+
+@pytest.mark.parametrize(
+    "function", [toys.qkv, toys.splits, toys.overlapping, toys.deep], ids=lambda f: f.__name__
+)
+def test_nodes_that_insertion_moves_do_not_disturb_the_order(function: Any) -> None:
+    """Views of what is restored sink down to their readers."""
+    graph = toys.trace(function, toys.make_input())
+    forward, backward = list_nodes(graph.forward.graph), list_nodes(graph.backward.graph)
+    values = find_saved_values(graph, min_bytes=1)
+    insert_transfers(graph, toys.plan_all(values), store="", blocks=False)
+    for placed in find_op_positions(graph, forward, backward):
+        positions = [position for _, position in placed]
+        assert positions
+        assert positions == sorted(positions)
 
 
 def test_no_ops_no_positions() -> None:

@@ -246,3 +246,34 @@ def test_without_budget_a_hidden_transfer_is_not_waited_for(
 
 def _fields(link: Link) -> dict[str, float]:
     return {name: getattr(link, name) for name in Link.__slots__}
+
+
+# --- where an op stands -------------------------------------------------------------------------
+
+
+@given(step=random_steps(), links=random_links(), stops=st.sets(st.integers(0, 30)))
+@settings(max_examples=200, deadline=None)
+def test_rounded_to_stops_no_more_memory_is_taken(
+    step: Step, links: dict[str, Link], stops: set[int]
+) -> None:
+    """Releases stand earlier, behind the last reader; prefetches later, before the first one."""
+    link = links["nvme"]
+    free = place(step, link)
+    rounded = place(replace(step, stops=tuple(sorted(stops))), link)
+    for value in step.values:
+        if value.name not in free:
+            continue
+        (release, prefetch), (earlier, later) = free[value.name], rounded[value.name]
+        if release >= step.forward_length:
+            assert earlier == release
+        else:
+            assert value.last_use < earlier <= release
+            assert earlier in stops or earlier == value.last_use + 1
+            assert not any(earlier < stop <= release for stop in stops)
+        assert prefetch <= later <= step.first_use(value)
+        assert (
+            later in stops
+            or later == step.first_use(value)
+            or not any(stop >= prefetch for stop in stops)
+        )
+        assert not any(prefetch <= stop < later for stop in stops)

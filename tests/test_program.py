@@ -133,6 +133,18 @@ def test_what_is_held_beside_our_values() -> None:
     assert found[end:] == tuple(nbytes + 400 for nbytes in plain[length + end :])
 
 
+def test_what_was_born_before_its_op_is_ours() -> None:
+    """Between the release of a and the offload of b, b is born."""
+    event, begin = MODEL.forward.ops[1]
+    end = MODEL.forward.ops[2][1]
+    first = HalfMeasurement({}, held_bytes=0, peak_bytes={event: 5000})
+    found = join_step(make_program(1), MODELS, [first, UNMEASURED]).step.fixed_bytes
+    base = join_step(make_program(1), MODELS, [replace(first, peak_bytes={}), UNMEASURED])
+    assert event == ("release", "a")
+    assert found[begin:end] == (5000 + 100 - 100,) * (end - begin)
+    assert found[:begin] == base.step.fixed_bytes[:begin]
+
+
 def test_a_budget_that_fits_keeps_all() -> None:
     found = schedule(3, 10_000)
     assert found.moved_bytes == 0
@@ -188,8 +200,17 @@ def test_the_peak_never_rises_when_the_budget_falls() -> None:
 
 
 def test_reads_start_in_other_calls() -> None:
-    """A slow drive must begin before the call whose value it is."""
+    """A slow drive must begin before the call whose value it is, and ends behind it."""
     found = schedule(4, 450, SLOW)
+    order = [(half.call, event) for half in found.program for event, _ in _find_ops(half)]
+    late = [
+        (call, name)
+        for call, each in enumerate(found.calls)
+        for name in each.destinations
+        for wait in _find_places(found, "waits", (call, name))
+        if order.index(wait) > order.index((call, ("release", name)))
+    ]
+    assert late, "a write hides behind what follows its release"
     early = [
         (call, value)
         for call, each in enumerate(found.calls)

@@ -80,13 +80,13 @@ def _round_to_stops(
     found: dict[str, Transfer] = {}
     for value in moved:
         transfer = transfers[value.name]
-        release, prefetch = transfer.release, transfer.prefetch
+        release, first_use = transfer.release, step.first_use(value)
         if release < step.forward_length:
-            release = max(value.last_use + 1, stops[bisect_right(stops, release) - 1])
-        index = bisect_left(stops, prefetch)
-        if index < len(stops):
-            prefetch = stops[index]
-        found[value.name] = Transfer(transfer.tier, release, min(prefetch, step.first_use(value)))
+            index = bisect_right(stops, release)
+            release = max(value.last_use + 1, stops[index - 1] if index else 0)
+        index = bisect_left(stops, transfer.prefetch)
+        prefetch = min(first_use, stops[index] if index < len(stops) else first_use)
+        found[value.name] = Transfer(transfer.tier, release, prefetch)
     return found
 
 
