@@ -47,13 +47,14 @@ def find_op_positions(
 
 def _find_positions(graph: fx.Graph, before: Sequence[str], names: dict[str, str]) -> PlacedOps:
     index = {name: position for position, name in enumerate(before)}
-    position = len(before)
+    position = 0
     found: PlacedOps = []
-    for node in reversed(graph.nodes):
-        position = min(position, index.get(node.name, position))
+    for node in graph.nodes:
+        # Insertion moves views down to their readers: these change nothing.
+        position = max(position, index.get(node.name, -1) + 1)
         if node.op == "call_function" and node.target in OPS:
             ticket = node if node.target is OFFLOAD else node.args[0]
             assert isinstance(ticket, fx.Node)
             kind = _KINDS[node.target]  # pyright: ignore[reportArgumentType]
             found.append(((kind, names[ticket.name]), position))
-    return found[::-1]
+    return found

@@ -79,6 +79,16 @@ def test_it_stays_while_nothing_changes(book: ProgramBook, maker: Maker) -> None
     assert len(maker.asked) == 1
 
 
+def test_the_first_step_counts_no_longer(book: ProgramBook, maker: Maker) -> None:
+    """It met compilers, and cold memory."""
+    run_step(book, "ab", seconds=9.0)
+    for _ in range(2):
+        run_step(book, "ab")
+    ((_, first), (_, second)) = maker.asked
+    assert first[0].clocks == {("offload", "x"): 9.0}
+    assert second[0].clocks == {("offload", "x"): 1.0}
+
+
 @pytest.mark.parametrize("change", [{"seconds": 2.0}, {"held_bytes": 50}])
 def test_it_is_made_again_when_things_change(
     book: ProgramBook, maker: Maker, change: dict[str, int]

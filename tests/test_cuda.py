@@ -227,7 +227,9 @@ def test_settling_orders_the_device_and_waits_for_no_write(run: Run) -> None:
     ticket = run.offload(3, block=False)
     (hold,) = run.device._holds
     assert len(hold.tensors) == 1
+    run.world.current.queue.clear()
     run.store.settle(ticket)
+    assert any(isinstance(command, Wait) for command in run.world.current.queue)
     assert hold.tensors == ()
     assert ticket.write is not None
     assert not ticket.write.done()
