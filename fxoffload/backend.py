@@ -24,7 +24,7 @@ from fxoffload.planning import Review, build_partitioner, build_reviewer, hash_s
 from fxoffload.profile import Profile
 from fxoffload.replanning import ReplannedGraph
 from fxoffload.schedule import Schedule
-from fxoffload.step_schedules import ScheduledGraph, follow_schedules
+from fxoffload.step_schedules import ScheduledGraph, follow_schedules, follows_schedules
 from fxoffload.torch_internals import DynamoGraph
 
 log = logging.getLogger(__name__)
@@ -34,7 +34,7 @@ _compiled: list[bool] = []  # Of each graph that was compiled: whether something
 
 @dataclass(frozen=True, slots=True)
 class GraphCounts:
-    """How many graphs this process compiled with this backend, and of how many something moves.
+    """How many graphs this process compiled with this backend, and of how many something may move.
 
     A graph that is compiled again, for other sizes or by a new plan, counts again.
     """
@@ -159,7 +159,7 @@ class _Job:
             self.store,
             key=self.key,
             profile=profile,
-            on_modelled=_ignore if self.follows_schedules else None,
+            on_modelled=_ignore if self.is_scheduled else None,
         ).identity
         return find_plan_path(folder, gm, inputs, identity)
 
@@ -170,7 +170,8 @@ class _Job:
         # Before the compiler, which may replace symbols by numbers.
         sizes = find_planned_sizes(inputs)
         compiled, plan = self._compile(gm, inputs, profile)
-        _compiled.append(plan is not None and bool(plan.offloads))
+        moves = plan is not None and bool(plan.offloads)
+        _compiled.append(moves or follows_schedules(self.key))
         if plan is not None and self.config.budget_bytes is not None:
             warn_of_uncounted(plan)
             if sizes:
@@ -188,7 +189,7 @@ class _Job:
             key=self.key,
             profile=profile,
             on_transformed=lambda graph, plan: plans.append(plan),
-            on_modelled=models.append if self.follows_schedules else None,
+            on_modelled=models.append if self.is_scheduled else None,
         )
         if self.config.compiler == "eager":
             compiled = torch_internals.compile_with_aot(gm, inputs, partitioner)
@@ -212,7 +213,7 @@ class _Job:
         return compiled, plan
 
     @property
-    def follows_schedules(self) -> bool:
+    def is_scheduled(self) -> bool:
         """Whether schedules of whole steps decide what moves: they keep a budget in bytes."""
         return self.config.enabled and self.config.budget_bytes is not None
 
@@ -248,7 +249,7 @@ def compile_graph(
     # One profile for a graph on a machine, whatever the options; one key for each plan of it.
     name = hash_graph(gm, example_inputs, _describe_machine(example_inputs, config))
     job = _Job(config, store, f"{name[:16]} {config.key}")
-    replans = config.enabled and config.replan and not job.follows_schedules
+    replans = config.enabled and config.replan and not job.is_scheduled
     graph = torch_internals.keep_dynamo_graph(gm) if replans else None
     if graph is None:
         return job.compile(gm, example_inputs, None)[0]

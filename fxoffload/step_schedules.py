@@ -43,6 +43,11 @@ def follow_schedules(key: str, graph: ScheduledGraph) -> None:
     runtime.schedule_graph(key, schedule_program)
 
 
+def follows_schedules(key: str) -> bool:
+    """Whether the ops that carry `key` follow schedules."""
+    return key in _graphs
+
+
 def schedule_program(program: Program, measured: Sequence[HalfMeasurement]) -> Schedule | None:
     """The schedule of a program, under the lowest budget of its graphs.
 

@@ -101,9 +101,11 @@ def expected() -> list[Tensor]:
 def test_blocks_keep_the_budget_of_the_step(spill_directory: Path, expected: list[Tensor]) -> None:
     budget_bytes = 60 * MIB  # With nothing moved the step takes 110.
     blocks = make_blocks(spill_directory, memory_budget=budget_bytes)
+    before = fxoffload.graph_counts()
     fxoffload.reset_statistics()
     assert_equal(run_step(blocks), expected)
-    first = fxoffload.statistics()
+    first, after = fxoffload.statistics(), fxoffload.graph_counts()
+    assert after.moving - before.moving == after.compiled - before.compiled == 2
     assert first.kept_bytes == 0, "nothing is known of the step yet: everything moves"
     assert first.offloaded_bytes > budget_bytes
     for _ in range(3):
