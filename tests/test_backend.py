@@ -363,7 +363,7 @@ def test_graphs_are_counted(spill_directory: Path) -> None:
 
     assert count_graphs(lambda: run("min", x, x)) == (1, 1)
     assert count_graphs(lambda: run("min", x, x[:8])) == (2, 2)
-    assert count_graphs(lambda: run("1GiB", x)) == (1, 0)
+    assert count_graphs(lambda: run("1GiB", x)) == (1, 1), "it may move: its ops follow schedules"
     assert count_graphs(lambda: run("min", x, enabled=False)) == (1, 0)
     counts = fxoffload.graph_counts()
     assert (

@@ -11,8 +11,15 @@ from fxoffload.errors import BudgetError
 from fxoffload.ops import OpEvent
 from fxoffload.planner.graph_model import GraphModel, build_graph_model
 from fxoffload.planner.link import Link
-from fxoffload.planner.program import can_schedule, describe_half, join_step, make_schedule
-from fxoffload.planner.simulation import Residence
+from fxoffload.planner.program import (
+    _write_schedule,
+    can_schedule,
+    describe_half,
+    join_step,
+    make_schedule,
+)
+from fxoffload.planner.selection import choose_transfers
+from fxoffload.planner.simulation import Residence, Transfer
 from fxoffload.schedule import Half, HalfMeasurement, Program, Schedule
 
 FAST = {"nvme": Link(1e6, 1e6, 0.0)}
@@ -197,6 +204,25 @@ def test_the_peak_never_rises_when_the_budget_falls() -> None:
     peaks = [schedule(6, budget_bytes).peak_bytes for budget_bytes in range(1300, 240, -50)]
     budgets = range(1300, 240, -50)
     assert all(peak <= budget for peak, budget in zip(peaks, budgets, strict=True))
+
+
+def test_writes_that_outlast_the_forward_are_waited_for_before_reads() -> None:
+    """A drive that is slower than foreseen must not raise the peak of the backward."""
+    program = make_program(1)
+    joined = join_step(program, MODELS, [UNMEASURED] * 2)
+    choice = choose_transfers(joined.step, FAST, budget_bytes="min")
+    length = joined.step.forward_length
+    transfers = {**choice.best.transfers, "0/a": Transfer("nvme", length, length + 4)}
+    for written, event in (
+        (0, ("prefetch", "b")),
+        (length + 1, ("prefetch", "b")),
+        (length + 2, None),
+    ):
+        simulation = replace(choice.best.simulation, written_positions={"0/a": written})
+        best = replace(choice.best, transfers=transfers, simulation=simulation)
+        found = _write_schedule(program, joined, replace(choice, best=best), 1000)
+        places = _find_places(found, "waits", (0, "a"))
+        assert places == ([] if event is None else [(0, event)])
 
 
 def test_reads_start_in_other_calls() -> None:

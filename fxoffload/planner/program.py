@@ -10,7 +10,7 @@ half, and lives through that half.
 
 from __future__ import annotations
 
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -246,6 +246,13 @@ def _write_schedule(
             op = joined.ops[max(own, bisect_right(positions, transfer.release) - 1)]
             waits[op.call].setdefault(op.event, []).append((call, name))
         own = order.get((call, ("prefetch", name)))
+        written = simulation.written_positions.get(value.name)
+        if written is not None and own is not None:
+            # A slower write than was foreseen must not meet the reads of the backward.
+            index = bisect_left(positions, max(written, step.forward_length))
+            if index < own:
+                op = joined.ops[index]
+                waits[op.call].setdefault(op.event, []).append((call, name))
         if own is not None:
             # The first op that stands at this position.
             op = joined.ops[min(own, bisect_right(positions, transfer.prefetch - 1))]

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from heapq import heappop, heappush
 from itertools import accumulate
@@ -91,7 +91,8 @@ class Simulation:
 
     live_bytes: on the device while each node runs. exposed_seconds: of waiting for transfers.
     contended_seconds: that transfers take from the compute beside them. forwarded_bytes: still in
-    memory when they were asked for, so that nothing was read.
+    memory when they were asked for, so that nothing was read. written_positions: by value whose
+    release does not block, the first node that starts when it has been written.
     """
 
     step_seconds: float
@@ -101,6 +102,7 @@ class Simulation:
     written_bytes: int
     read_bytes: int
     forwarded_bytes: int
+    written_positions: Mapping[str, int] = field(default_factory=dict[str, int])
 
     @property
     def peak_bytes(self) -> int:
@@ -197,6 +199,11 @@ def simulate(
         written_bytes=moved_bytes,
         read_bytes=moved_bytes - forwarded_bytes,
         forwarded_bytes=forwarded_bytes,
+        written_positions={
+            name: bisect_left(arrivals, written[name])
+            for name, transfer in transfers.items()
+            if transfer.release >= step.forward_length
+        },
     )
 
 
