@@ -39,11 +39,7 @@ from fxoffload.runtime.devices.cuda_write import CudaWrite
 from fxoffload.runtime.devices.staging import StagingArena
 from fxoffload.runtime.devices.streams import CudaStreams
 from fxoffload.runtime.devices.transfer import Arrival, Incoming, Layout, Outgoing, find_layout
-from fxoffload.runtime.engines.ioengine import (
-    IOEngine,
-    IOFuture,
-    find_outcome,
-)
+from fxoffload.runtime.engines.ioengine import IOEngine, IOFuture, find_outcome
 from fxoffload.runtime.engines.memory import MemoryEngine
 from fxoffload.runtime.engines.workers import Workers
 

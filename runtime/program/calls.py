@@ -176,9 +176,7 @@ class StepRun:
         followed = self.followed
         if before is not None and followed is None:
             self._move_kept()
-        schedule = None
-        if followed is not None and number < len(followed.calls):
-            schedule = followed.calls[number]
+        schedule = None if followed is None else followed.calls[number]
         call = Call(self, graph, number, schedule, run)
         self.calls.append(call)
         return call

@@ -178,6 +178,11 @@ class Ledger:
             self.counters.exposed_seconds += time.perf_counter() - start
         return outcome
 
+    def wait_written(self, ticket: Ticket, future: IOFuture) -> None:
+        """Wait for the end of a write, and account for it."""
+        self.wait_exposed(future)
+        self.finish_write(ticket, future)
+
     def finish_write(self, ticket: Ticket, future: IOFuture) -> None:
         """Account for the end of a write, once: `future` is done. A second call does nothing."""
         if ticket.write is not future:  # Also true while `_free` cancels it with the lock held.

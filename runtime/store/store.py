@@ -151,8 +151,7 @@ class OffloadStore:
             ledger.check_open(ticket.name)
             outgoing, write = ticket.outgoing, ticket.write
         if outgoing is not None and not outgoing.settle() and write is not None:
-            ledger.wait_exposed(write)
-            ledger.finish_write(ticket, write)
+            ledger.wait_written(ticket, write)
         ledger.catch_up()
 
     def release(self, ticket: Ticket, block: bool) -> None:
@@ -173,8 +172,7 @@ class OffloadStore:
         outgoing.release(block)
         if block and outgoing.shares_memory:
             if write is not None:
-                ledger.wait_exposed(write)
-                ledger.finish_write(ticket, write)
+                ledger.wait_written(ticket, write)
             with ledger.lock:
                 if ticket.outgoing is not None:
                     ticket.outgoing.keep_copy()
