@@ -79,6 +79,19 @@ def test_it_stays_while_nothing_changes(book: ProgramBook, maker: Maker) -> None
     assert len(maker.asked) == 1
 
 
+def test_a_peak_that_one_sampler_missed_counts(book: ProgramBook, maker: Maker) -> None:
+    """Between the graphs and between ops: the highest of what was seen."""
+    event = "offload", "x"
+    for seen in (0, 0, 400, 0):
+        step = run_step(book, "a")
+        record = HalfMeasurement({event: 1.0}, 0.0, 0, seen, {event: seen + 7} if seen else {})
+        step.measure = lambda record=record: [record]
+    book.begin_step()
+    latest = maker.asked[-1][1][0]
+    assert (latest.gap_bytes, latest.peak_bytes) == (400, {event: 407})
+    assert len(maker.asked) == 2
+
+
 def test_the_first_step_counts_no_longer(book: ProgramBook, maker: Maker) -> None:
     """It met compilers, and cold memory."""
     run_step(book, "ab", seconds=9.0)

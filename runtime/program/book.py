@@ -171,10 +171,12 @@ def _find_median(records: Sequence[HalfMeasurement]) -> HalfMeasurement:
         clocks=_find_medians_by_op([record.clocks for record in records]),
         gap_seconds=statistics.median(record.gap_seconds for record in records),
         held_bytes=_find_median_bytes(record.held_bytes for record in records),
-        gap_bytes=_find_median_bytes(record.gap_bytes for record in records),
+        # A sampler may miss a short peak, and never sees one that is not there.
+        gap_bytes=max((r.gap_bytes for r in records if r.gap_bytes is not None), default=None),
         peak_bytes={
-            event: int(nbytes)
-            for event, nbytes in _find_medians_by_op([each.peak_bytes for each in records]).items()
+            event: max(record.peak_bytes.get(event, nbytes) for record in records)
+            for each in records
+            for event, nbytes in each.peak_bytes.items()
         },
     )
 
@@ -206,6 +208,7 @@ def _differ(
     limit = CHANGED_BYTES * schedule.peak_bytes
     return any(
         abs((new.held_bytes or 0) - (old.held_bytes or 0)) > limit
+        or (new.gap_bytes or 0) - (old.gap_bytes or 0) > limit
         for old, new in zip(assumed, measured, strict=True)
     )
 
