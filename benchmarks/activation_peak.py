@@ -52,8 +52,8 @@ def measure_alone(workload: Workload, compilation: Compilation) -> Iterator[Reco
     if compilation == "fxoffload":
         record |= {
             "pass_seconds": trainer.passes.seconds,
-            "predicted_peak_bytes": trainer.passes.peak_bytes,
-            "plans": [str(plan) for plan in trainer.passes.plans],
+            "predicted_peak_bytes": trainer.schedule.peak_bytes if trainer.schedule else None,
+            "plans": [str(trainer.schedule)],
             "proof": prove_transfers(trainer),
         }
     yield record

@@ -133,7 +133,7 @@ def measure_ops(work: GpuWork) -> Iterator[Record]:
             like = (list(x.shape), list(x.stride()), x.dtype, x.device)
             work.synchronize()
             ticket = call("offload", ops.OFFLOAD, x, store, "x", "nvme", True, 0)
-            call("release", ops.RELEASE, ticket, x, True)
+            call("release", ops.RELEASE, ticket, x)
             call("written", wait_for_writes)
             del x
             call("prefetch", ops.PREFETCH, ticket)
@@ -225,9 +225,9 @@ def measure_model(workload: Workload, pairs: int, proves: bool) -> Iterator[Reco
     yield {
         "peak_bytes": peaks,
         "peak_ratio": peaks["fxoffload"] / peaks["plain"],
-        "predicted_peak_bytes": moved.passes.peak_bytes,
-        "predicted_step_seconds": moved.passes.step_seconds,
-        "plans": [str(plan) for plan in moved.passes.plans],
+        "predicted_peak_bytes": moved.schedule.peak_bytes if moved.schedule else None,
+        "predicted_step_seconds": moved.schedule.step_seconds if moved.schedule else None,
+        "plans": [str(moved.schedule)],
         "speeds": json.loads(runtime.cache_path().read_text()),
         "step_ratio": statistics.median(ratios),
         "compile_seconds": {"plain": plain.first_seconds, "fxoffload": moved.first_seconds},

@@ -38,7 +38,7 @@ def make_calls(
         "offload": lambda index: tickets.append(
             ops.OFFLOAD(values[index], store, "value", tier, True, 0)
         ),
-        "release": lambda index: ops.RELEASE(tickets[index], values[index], True),
+        "release": lambda index: ops.RELEASE(tickets[index], values[index]),
         "prefetch": lambda index: ops.PREFETCH(tickets[index]),
         "wait": lambda index: results.append(ops.WAIT(tickets[index], *likes[index])),
     }

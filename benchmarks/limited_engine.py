@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import Any
 from unittest.mock import patch
 
-from fxoffload import OffloadConfig, planning
+from fxoffload import OffloadConfig, machine
 from fxoffload.planner.link import Link
 from fxoffload.runtime import kernels
 from fxoffload.runtime.engines.ioengine import IOEngine, IOFuture
@@ -80,9 +80,9 @@ def limit_drives(bytes_per_second: float | None) -> Generator[None]:
         )
         return {**links, "nvme": limited}
 
-    open_engine, measure_links = kernels.open_engine, planning.measure_links
+    open_engine, measure_links = kernels.open_engine, machine.measure_links
     with (
         patch.object(kernels, "open_engine", open_limited),
-        patch.object(planning, "measure_links", measure_limited),
+        patch.object(machine, "measure_links", measure_limited),
     ):
         yield

@@ -27,7 +27,6 @@ import fxoffload
 
 OPTIONS: dict[str, Any] = {
     "compiler": "eager", "ioengine": "memory", "memory_budget": "min", "min_bytes": 1,
-    "replan": False,
 }  # fmt: skip
 
 

@@ -18,7 +18,7 @@ from benchmarks.fresh_process import Record
 from benchmarks.measure import MIB
 from benchmarks.model_arguments import LAYERS, KeptArguments, show_rows
 from benchmarks.runner import Benchmark, Rows, Show, describe_spread, option
-from benchmarks.variants import PLAIN, Measured, Variant, parse_measured, run_planned
+from benchmarks.variants import PLAIN, Measured, Variant, parse_measured, run_variants
 
 SHARES: dict[str, Literal["min"] | None] = {"none": None, "min": "min"}
 BUDGETS = ("none", "0.9", "0.8", "0.7", "0.6", "0.5", "0.4", "min")
@@ -48,7 +48,7 @@ def measure(arguments: TruthArguments, show: Show) -> Record:
         Variant("fxoffload", SHARES[budget] if budget in SHARES else float(budget))
         for budget in arguments.budgets
     ]
-    found = run_planned(workload, [PLAIN, *variants], arguments.rounds, show)
+    found = run_variants(workload, [PLAIN, *variants], arguments.rounds, show)
     return {"variants": [asdict(item) for item in found]}
 
 

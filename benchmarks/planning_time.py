@@ -26,11 +26,9 @@ from benchmarks.runner import Benchmark, Rows, Show, describe_spread, option
 from fxoffload import BudgetError, Hardware, OffloadConfig
 from fxoffload.graph import TrainingGraph
 from fxoffload.inspection.tracing import partition_without_memory
-from fxoffload.passes.calibration import find_transfers
 from fxoffload.passes.lifetimes import find_saved_values
 from fxoffload.passes.step_model import build_step
-from fxoffload.planner.plan import Plan
-from fxoffload.planner.selection import choose_offloads
+from fxoffload.planner.selection import Choice, choose_transfers
 from fxoffload.planner.simulation import simulate
 from fxoffload.planning import build_partitioner
 
@@ -79,16 +77,16 @@ def time_planning(graph: TrainingGraph, min_bytes: int, rounds: int) -> Record:
     """Nodes and values of `graph`, and the seconds of each part of planning in every round."""
     cost = HARDWARE.make_cost_model()
 
-    def select(budget: int | Literal["min"] | None) -> Plan | None:
+    def select(budget: int | Literal["min"] | None) -> Choice | None:
         with suppress(BudgetError):  # That is as much work, and an answer too.
-            return choose_offloads(step, cost.links, budget_bytes=budget)
+            return choose_transfers(step, cost.links, budget_bytes=budget)
         return None
 
     values, analysis = time_calls(lambda: find_saved_values(graph, min_bytes=min_bytes), rounds)
     step, modelling = time_calls(lambda: build_step(graph, values, cost), rounds)
     lowest, selection = time_calls(partial(select, "min"), rounds)
     assert lowest is not None, '"min" is no budget that could be missed'
-    transfers = find_transfers(step, lowest)
+    transfers = lowest.best.transfers
     _, simulation = time_calls(lambda: simulate(step, transfers, cost.links), rounds)
     seconds = {
         "saved values": analysis,
@@ -98,7 +96,7 @@ def time_planning(graph: TrainingGraph, min_bytes: int, rounds: int) -> Record:
         "selection, min": selection,
     }
     for share in SHARES:
-        budget = int(share * lowest.unmoved_peak_bytes)
+        budget = int(share * lowest.unmoved.simulation.peak_bytes)
         seconds[f"selection, {share}"] = time_calls(partial(select, budget), rounds)[1]
     return {"nodes": len(step.names), "values": len(values), "seconds": seconds}
 

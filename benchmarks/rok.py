@@ -23,7 +23,7 @@ from benchmarks.measure import MIB
 from benchmarks.model_arguments import LAYERS, KeptArguments, show_rows
 from benchmarks.plots import draw_axes
 from benchmarks.runner import Benchmark, Rows, Show, option
-from benchmarks.variants import PLAIN, PLAIN_AGAIN, Measured, Variant, parse_measured, run_planned
+from benchmarks.variants import PLAIN, PLAIN_AGAIN, Measured, Variant, parse_measured, run_variants
 
 SAME_PEAK = 1.01
 BUDGETS = (0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0)
@@ -53,7 +53,7 @@ def measure(arguments: CurveArguments, show: Show) -> Record:
         Variant("fxoffload", checkpoints=True),
         PLAIN_AGAIN,
     ]
-    found = run_planned(workload, variants, arguments.rounds, show)
+    found = run_variants(workload, variants, arguments.rounds, show)
     return {"variants": [asdict(item) for item in found]}
 
 

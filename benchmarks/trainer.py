@@ -17,15 +17,14 @@ from torch._dynamo import lookup_backend
 import fxoffload
 from benchmarks.fresh_process import Record
 from benchmarks.models import LossOnly, Shape, build_model, make_tokens
-from fxoffload import backend, passes, runtime
-from fxoffload.passes import partition_choice
-from fxoffload.planner.graph_model import GraphModel
+from fxoffload import backend, passes
+from fxoffload.passes import Transformed, partition_choice
 from fxoffload.planner.plan import Plan
 from fxoffload.planner.simulation import Step, find_lower_bound
-from fxoffload.runtime.measurement.recorder import RUNS, SKIPPED_RUNS
+from fxoffload.runtime.program.book import FIRST_STEPS
+from fxoffload.schedule import Program, Schedule
 
 Compilation = Literal["plain", "fxoffload"]
-MEASURED_STEPS = RUNS + SKIPPED_RUNS
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,16 +65,6 @@ class PassRecord:
     seconds: float = 0.0
 
     @property
-    def peak_bytes(self) -> int:
-        """The predicted activation peak."""
-        return max((plan.peak_bytes for plan in self.plans), default=0)
-
-    @property
-    def step_seconds(self) -> float:
-        """The predicted seconds of a step."""
-        return sum(plan.step_seconds for plan in self.plans)
-
-    @property
     def lower_bound_bytes(self) -> int:
         """What no plan that only moves gets below; of models that were partitioned once."""
         return max(map(find_lower_bound, self.steps), default=0)
@@ -85,41 +74,30 @@ class PassRecord:
         """Within, the passes that plan and rewrite are timed, their plans and steps kept."""
         with (
             patch.object(passes, "transform_graph", self._transform_graph),
-            patch.object(passes, "prepare_graph", self._prepare_graph),
             patch.object(partition_choice, "build_step", self._build_step),
         ):
             yield
 
-    def _transform_graph(self, *args: Any, **kwargs: Any) -> Plan:
-        with self._timed():
-            self.plans.append(_transform_graph(*args, **kwargs))
-        return self.plans[-1]
-
-    def _prepare_graph(self, *args: Any, **kwargs: Any) -> tuple[Plan, GraphModel | None]:
-        with self._timed():
-            plan, model = _prepare_graph(*args, **kwargs)
-        self.plans.append(plan)
-        return plan, model
-
-    @contextmanager
-    def _timed(self) -> Generator[None]:
+    def _transform_graph(self, *args: Any, **kwargs: Any) -> Transformed:
         start = time.perf_counter()
-        yield
+        found = _transform_graph(*args, **kwargs)
         self.seconds += time.perf_counter() - start
+        self.plans.append(found.plan)
+        return found
 
     def _build_step(self, *args: Any, **kwargs: Any) -> Step:
         self.steps.append(passes.build_step(*args, **kwargs))
         return self.steps[-1]
 
 
-_transform_graph, _prepare_graph = passes.transform_graph, passes.prepare_graph
+_transform_graph = passes.transform_graph
 
 
 class Trainer:
     """One variant of a model, compiled; `step` is a forward and a backward.
 
     compile_model: makes the variant of it. hooks: a context in which every forward runs.
-    Steps are made until nothing will be compiled any more, see the option `replan`.
+    Steps are made until the schedule rests on steps that no compiler disturbed.
     """
 
     def __init__(
@@ -134,25 +112,27 @@ class Trainer:
         self.tokens = tokens
         self.passes = PassRecord()
         self._hooks = hooks
-        others = set(runtime.find_recorders())
-
-        def is_measured() -> bool:
-            return not runtime.find_recorders().keys() <= others
-
         start, core_start = time.perf_counter(), time.process_time()
         self.compiled = compile_model(model)
         with self.passes.recording():
             self.step()
             self.first_seconds = time.perf_counter() - start
             self.first_core_seconds = time.process_time() - core_start
-            first = len(self.passes.plans)
-            # Plans and schedules are made from these.
-            for _ in range(MEASURED_STEPS if self.passes.plans else 0):
+            for _ in range(FIRST_STEPS):
                 self.step()
-            # Each model here is one graph: where it was planned anew, that plan is the one.
-            del self.passes.plans[: first if len(self.passes.plans) > first else 0]
-        if is_measured():
-            raise RuntimeError(f"a graph is still being measured after {MEASURED_STEPS} steps")
+        self._program = self._find_program()
+
+    @property
+    def schedule(self) -> Schedule | None:
+        """That of its steps; None where nothing may move."""
+        found = (each for each in fxoffload.schedules() if each.program == self._program)
+        return next(found, None)
+
+    def _find_program(self) -> Program | None:
+        if not self.passes.plans:
+            return None
+        latest = next(iter(fxoffload.schedules()), None)
+        return None if latest is None else latest.program
 
     def compute_loss(self) -> Tensor:
         """The forward."""

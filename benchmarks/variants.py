@@ -116,18 +116,6 @@ def parse_measured(record: Record) -> list[Measured]:
     return [Measured(**item) for item in record["variants"]]
 
 
-def run_planned(
-    workload: Workload, variants: Sequence[Variant], rounds: int, show: Show
-) -> list[Measured]:
-    """Measure `variants` as run_variants does, planned by what nodes took in a process before it.
-
-    See the option `replan`. What was measured at another time stays aside: machines change speed.
-    """
-    with tempfile.TemporaryDirectory() as home:
-        run_variants(workload, [PLAIN, Variant("fxoffload")], 0, show, home=home)
-        return run_variants(workload, variants, rounds, show, home=home)
-
-
 def run_variants(
     workload: Workload,
     variants: Sequence[Variant],
@@ -135,18 +123,14 @@ def run_variants(
     show: Show,
     *,
     bytes_per_second: float | None = None,
-    home: str | None = None,
 ) -> list[Measured]:
     """Measure `variants`, the first of which is plain, from an empty compile cache.
 
-    bytes_per_second: limits the drive in each direction. home: where fxoffload keeps what it has
-    measured.
+    bytes_per_second: limits the drive in each direction.
     """
     found: dict[str, Measured] = {}
     with tempfile.TemporaryDirectory() as cache:
         variables = {"TORCHINDUCTOR_CACHE_DIR": cache, **KEEP_FREED_MEMORY}
-        if home is not None:
-            variables["XDG_CACHE_HOME"] = home
         records = run_fresh(
             variables, measure_variants, workload, list(variants), rounds, bytes_per_second
         )
@@ -220,12 +204,9 @@ def measure_trainer(trainer: Trainer, measured: Measured) -> None:
     if measured.kind == "fxoffload":
         if not passes.plans:
             raise RuntimeError(f"{measured.label}: its graphs came from a cache, not from a plan")
-        measured.predicted_peak_bytes = passes.peak_bytes
-        measured.predicted_seconds = passes.step_seconds
-        for schedule in fxoffload.schedules():
-            if schedule.budget_bytes == measured.budget_bytes:
-                measured.predicted_peak_bytes = schedule.peak_bytes
-                measured.predicted_seconds = schedule.step_seconds
+        if trainer.schedule is not None:
+            measured.predicted_peak_bytes = trainer.schedule.peak_bytes
+            measured.predicted_seconds = trainer.schedule.step_seconds
         measured.lower_bound_bytes = passes.lower_bound_bytes
         measured.cut = max(passes.plans, key=lambda plan: plan.saved_bytes).cut
 

@@ -37,7 +37,7 @@ from benchmarks.fresh_process import (
 from benchmarks.measure import MIB, MemoryCurve
 
 LABELS: dict[Variant, str] = {"plain": "plain torch.compile", "fxoffload": "fxoffload"}
-SETTLING_STEPS = 6  # The first step compiles, the fifth may compile again (option `replan`).
+SETTLING_STEPS = 6  # The first step compiles, and the schedule is made by those behind it.
 RSS_STEPS = 2
 CAPTION = (
     "step: forward and backward, median; the ratio is the median of the steps taken in turn, with "

@@ -3,7 +3,7 @@
 step = torch.compile(model, backend="fxoffload", options={"directory": "/mnt/nvme"})
 """
 
-from fxoffload.backend import GraphCounts, compile, graph_counts, replan, schedules
+from fxoffload.backend import GraphCounts, compile, graph_counts, schedules
 from fxoffload.config import OffloadConfig
 from fxoffload.endurance import EnduranceProjection, project_endurance
 from fxoffload.errors import (
@@ -54,7 +54,6 @@ __all__ = [
     "graph_counts",
     "largest_batch",
     "project_endurance",
-    "replan",
     "reset_statistics",
     "schedules",
     "simulate",

@@ -3,29 +3,23 @@
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import fx
 
-from fxoffload import replanning, runtime, torch_internals
+from fxoffload import runtime, torch_internals
 from fxoffload.config import OffloadConfig
 from fxoffload.errors import OffloadError
-from fxoffload.ops import Clocks
-from fxoffload.plan_cache import find_plan_path, hash_graph, keep_plan, recall_plan, write_whole
+from fxoffload.machine import find_links
+from fxoffload.passes import Transformed
+from fxoffload.plan_cache import hash_graph, keep_plan, recall_plan
 from fxoffload.planned_sizes import SizedGraph, find_planned_sizes, warn_of_uncounted
-from fxoffload.planner.graph_model import GraphModel
-from fxoffload.planner.plan import Plan
-from fxoffload.planning import Review, build_partitioner, build_reviewer, hash_sources, reserve
-from fxoffload.profile import Profile
-from fxoffload.replanning import ReplannedGraph
+from fxoffload.planning import build_partitioner, find_identity, reserve
 from fxoffload.schedule import Schedule
-from fxoffload.step_schedules import ScheduledGraph, follow_schedules, follows_schedules
-from fxoffload.torch_internals import DynamoGraph
+from fxoffload.step_schedules import ScheduledGraph, follow_schedules
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +30,7 @@ _compiled: list[bool] = []  # Of each graph that was compiled: whether something
 class GraphCounts:
     """How many graphs this process compiled with this backend, and of how many something may move.
 
-    A graph that is compiled again, for other sizes or by a new plan, counts again.
+    A graph that is compiled again, for other sizes, counts again.
     """
 
     compiled: int
@@ -117,7 +111,7 @@ def compile(
 
 
 def schedules() -> tuple[Schedule, ...]:
-    """The schedules of the steps that this thread has run under a budget in bytes, latest first.
+    """The schedules of the steps that this thread has run, latest first.
 
     There is one for each program: another number of microbatches, for example, is another one.
     `print` one for what it moves and what it predicts.
@@ -125,179 +119,55 @@ def schedules() -> tuple[Schedule, ...]:
     return tuple(runtime.find_schedules())
 
 
-def replan() -> int:
-    """Let each graph be planned anew at its next call by what its steps took; how many there are.
-
-    In a single process this happens by itself. Ranks of torch.distributed must not decide
-    each for itself: they all call this, once, after as many steps (four or more), and plan by the
-    mean of what they measured. A collective call there.
-    """
-    recorders = runtime.find_recorders()
-    own = {key: clocks for key, it in recorders.items() if (clocks := it.find_clocks()) is not None}
-    agreed = replanning.agree(own)
-    for key, clocks in agreed.items():
-        recorders[key].agreed = clocks
-    return len(agreed)
-
-
-@dataclass(frozen=True, slots=True)
-class _Job:
-    """What the compilation of one Dynamo graph depends on beside the graph.
-
-    key: under what the runtime knows the graph: this one on this machine under these options.
-    """
-
-    config: OffloadConfig
-    store: str
-    key: str
-
-    def plan_path(self, gm: fx.GraphModule, inputs: Sequence[Any], profile: Profile | None) -> Path:
-        """Of the plan beside torch's compiled graphs."""
-        folder = torch_internals.find_cache_folder() / "fxoffload"
-        identity = build_partitioner(
-            self.config,
-            self.store,
-            key=self.key,
-            profile=profile,
-            on_modelled=_ignore if self.is_scheduled else None,
-        ).identity
-        return find_plan_path(folder, gm, inputs, identity)
-
-    def compile(
-        self, gm: fx.GraphModule, inputs: Sequence[Any], profile: Profile | None
-    ) -> tuple[Callable[..., Any], Plan | None]:
-        """The compiled graph and its plan; None where nothing is saved, or nothing was asked."""
-        # Before the compiler, which may replace symbols by numbers.
-        sizes = find_planned_sizes(inputs)
-        compiled, plan = self._compile(gm, inputs, profile)
-        moves = plan is not None and bool(plan.offloads)
-        _compiled.append(moves or follows_schedules(self.key))
-        if plan is not None and self.config.budget_bytes is not None:
-            warn_of_uncounted(plan)
-            if sizes:
-                compiled = SizedGraph(compiled, sizes, plan, self.config.budget_bytes)
-        return compiled, plan
-
-    def _compile(
-        self, gm: fx.GraphModule, inputs: Sequence[Any], profile: Profile | None
-    ) -> tuple[Callable[..., Any], Plan | None]:
-        plans: list[Plan] = []
-        models: list[GraphModel] = []
-        partitioner = build_partitioner(
-            self.config,
-            self.store,
-            key=self.key,
-            profile=profile,
-            on_transformed=lambda graph, plan: plans.append(plan),
-            on_modelled=models.append if self.is_scheduled else None,
-        )
-        if self.config.compiler == "eager":
-            compiled = torch_internals.compile_with_aot(gm, inputs, partitioner)
-            self._follow_schedules(inputs, models)
-            return compiled, plans[0] if plans else None
-        path = self.plan_path(gm, inputs, profile)
-        compiled = torch_internals.compile_with_inductor(
-            gm, inputs, partitioner, self.config.inductor_options
-        )
-        if plans:
-            keep_plan(path, plans[0], models[0] if models else None)
-            self._follow_schedules(inputs, models)
-            return compiled, plans[0]
-        found = recall_plan(path) if self.config.enabled else None
-        if found is None:
-            return compiled, None
-        plan, model = found
-        log.info("compiled before, from torch's cache: %s", plan)
-        reserve(self.store, plan)
-        self._follow_schedules(inputs, [] if model is None else [model])
-        return compiled, plan
-
-    @property
-    def is_scheduled(self) -> bool:
-        """Whether schedules of whole steps decide what moves: they keep a budget in bytes."""
-        return self.config.enabled and self.config.budget_bytes is not None
-
-    def _follow_schedules(self, inputs: Sequence[Any], models: Sequence[GraphModel]) -> None:
-        for model in models:
-            device = next(x.device for x in inputs if isinstance(x, torch.Tensor))
-            follow_schedules(self.key, ScheduledGraph(model, self.config, device))
-
-    def review(
-        self, graph: DynamoGraph, inputs: Sequence[Any], plan: Plan, clocks: Clocks
-    ) -> Review | None:
-        """What `plan` led to, and what is planned by that. No code is generated.
-
-        None where torch traces the graph with symbolic sizes this time.
-        """
-        found: list[Review] = []
-        reviewer = build_reviewer(self.config, plan, clocks, found.append)
-        with graph.compiling(inputs) as gm:
-            if self.config.compiler == "eager":
-                torch_internals.compile_with_aot(gm, inputs, reviewer)
-            else:
-                torch_internals.trace_with_inductor(
-                    gm, inputs, reviewer, self.config.inductor_options
-                )
-        return found[0] if found else None
-
-
 def compile_graph(
     gm: fx.GraphModule, example_inputs: Sequence[Any], config: OffloadConfig
 ) -> Callable[..., Any]:
-    """Compile `gm` with the compiler that `config` names, its saved values moved by plan."""
+    """Compile `gm` with the compiler that `config` names, with ops for the values it saves."""
     store = open_store(config)
-    # One profile for a graph on a machine, whatever the options; one key for each plan of it.
-    name = hash_graph(gm, example_inputs, _describe_machine(example_inputs, config))
-    job = _Job(config, store, f"{name[:16]} {config.key}")
-    replans = config.enabled and config.replan and not job.is_scheduled
-    graph = torch_internals.keep_dynamo_graph(gm) if replans else None
-    if graph is None:
-        return job.compile(gm, example_inputs, None)[0]
-    profile_path = runtime.cache_path().parent / "profiles" / f"{name}.json"
-    profile = Profile.recall(profile_path)
-    # A measurement that did not pay: the graphs of before are in torch's cache.
-    settled = job.plan_path(gm, example_inputs, None).with_suffix(".settled")
-    if profile is not None and _read(settled) == profile.digest:
-        return job.compile(gm, example_inputs, None)[0]
-    start = time.perf_counter()
-    compiled, plan = job.compile(gm, example_inputs, profile)
-    compile_seconds = time.perf_counter() - start
-    if profile is not None or plan is None or not plan.offloads:
+    key = hash_graph(gm, example_inputs, find_identity(config))
+    # Before the compiler, which may replace symbols by numbers.
+    sizes = find_planned_sizes(example_inputs)
+    compiled, found = _compile(gm, example_inputs, config, store, key)
+    model = None if found is None else found.model
+    _compiled.append(model is not None)
+    if model is not None:
+        device = next(x.device for x in example_inputs if isinstance(x, torch.Tensor))
+        with torch_internals.outside_of_tracing():
+            links = find_links(config, device)
+        follow_schedules(key, ScheduledGraph(model, config, links))
+    if found is None or config.budget_bytes is None:
         return compiled
-    recorder = runtime.start_recorder(job.key)
+    warn_of_uncounted(found.plan)
+    return SizedGraph(compiled, sizes, found.plan, config.budget_bytes) if sizes else compiled
 
-    def find_clocks() -> tuple[Clocks, bool] | None:
-        if replanning.is_distributed() or recorder.agreed is not None:
-            return None if recorder.agreed is None else (recorder.agreed, True)
-        clocks = recorder.find_clocks()
-        return None if clocks is None else (clocks, False)
 
-    def compile_again(
-        inputs: Sequence[Any], clocks: Clocks, compile_seconds: float
-    ) -> Callable[..., Any] | None:
-        runtime.stop_recorder(job.key)
-        if len(runtime.find_threads()) > 1:
-            # While torch traces a graph, what it has compiled can be called in no other thread.
-            log.info("measured, and the plan stays: several threads run steps")
-            return None
-        review = job.review(graph, inputs, plan, clocks)
-        if review is None:
-            log.info("measured, and the plan stays: torch would compile for symbolic sizes now")
-            return None
-        review.profile.keep(profile_path)
-        lowers = config.memory_budget is None
-        if not replanning.pays(review.before, review.after, compile_seconds, lowers_peak=lowers):
-            log.info(
-                "measured, and the plan stays: it takes %s", replanning.describe(review.before)
-            )
-            write_whole(settled, review.profile.digest.encode())
-            return None
-        log.info("measured, and planned anew: the plan took %s", replanning.describe(review.before))
-        replanning.announce_compilation()
-        with graph.compiling(inputs) as gm:
-            return job.compile(gm, inputs, review.profile)[0]
+def _compile(
+    gm: fx.GraphModule, inputs: Sequence[Any], config: OffloadConfig, store: str, key: str
+) -> tuple[Callable[..., Any], Transformed | None]:
+    """The compiled graph, and what is known of it; None where nothing is saved or planned.
 
-    return ReplannedGraph(compiled, find_clocks, compile_again, compile_seconds=compile_seconds)
+    key: under what the runtime and caches on disk know the graph.
+    """
+    found: list[Transformed] = []
+    partitioner = build_partitioner(
+        config, store, key=key, on_transformed=lambda graph, it: found.append(it)
+    )
+    if config.compiler == "eager":
+        compiled = torch_internals.compile_with_aot(gm, inputs, partitioner)
+        return compiled, found[0] if found else None
+    path = torch_internals.find_cache_folder() / "fxoffload" / f"{key}.json"
+    compiled = torch_internals.compile_with_inductor(
+        gm, inputs, partitioner, config.inductor_options
+    )
+    if found:
+        keep_plan(path, found[0])
+        return compiled, found[0]
+    # torch did not partition: the graph saves nothing, or its code is in torch's caches.
+    recalled = recall_plan(path) if config.enabled else None
+    if recalled is not None:
+        log.info("compiled before, from torch's cache: %s", recalled.plan)
+        reserve(store, recalled.plan)
+    return compiled, recalled
 
 
 def open_store(config: OffloadConfig) -> str:
@@ -310,20 +180,3 @@ def open_store(config: OffloadConfig) -> str:
         is_shared=torch_internals.is_shared,
         make_counter=torch_internals.make_version_counter,
     )
-
-
-def _describe_machine(inputs: Sequence[Any], config: OffloadConfig) -> str:
-    devices = {x.device for x in inputs if isinstance(x, torch.Tensor)}
-    names = " ".join(sorted(map(runtime.describe_device, devices)))
-    return f"{hash_sources()} {names} {config.compiler} {config.mode} {config.inductor}"
-
-
-def _ignore(model: GraphModel) -> None:
-    """Stands for a callback where nothing is compiled."""
-
-
-def _read(path: Path) -> str | None:
-    try:
-        return path.read_text()
-    except OSError:
-        return None

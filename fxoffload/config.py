@@ -42,9 +42,6 @@ class OffloadConfig:
         it with a digest of what is read back; needs the package xxhash (extra "checksum").
     endurance: the total bytes that all directories' drives together may be written in their life
         ("600TBW", "1.2PBW" or bytes); `fxoffload.drive_lifetimes()` projects how long it lasts.
-    replan: True measures the first steps, keeps the measurements on disk, and compiles once more if
-        a plan by them is predicted to pay; False plans by the roofline alone, so that the plan
-        follows from graph and machine.
     compiler: "inductor", or "eager" to run the transformed graphs without Inductor.
     mode: a mode of torch.compile, for Inductor: "max-autotune", "reduce-overhead", ...
     inductor: options of Inductor, such as {"shape_padding": False}; they override those of `mode`.
@@ -62,7 +59,6 @@ class OffloadConfig:
     ioengine: IOEngineName = "auto"
     checksum: bool = False
     endurance: int | str | None = None
-    replan: bool = True
     compiler: CompilerName = "inductor"
     mode: str | None = None
     # Not hashed, as values of Inductor's options may be lists.
@@ -83,7 +79,7 @@ class OffloadConfig:
         self._check_inductor()
         if self.endurance is not None:
             object.__setattr__(self, "endurance", parse_endurance("endurance", self.endurance))
-        for name in ("checksum", "replan", "enabled"):
+        for name in ("checksum", "enabled"):
             value = getattr(self, name)
             if not isinstance(value, bool):
                 raise ConfigError(f"{name}={value!r} is not a bool; pass True or False")

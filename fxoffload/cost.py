@@ -1,7 +1,7 @@
 """The cost model: the seconds of a node, by a roofline of the device.
 
-It is coarse: it decides which transfers hide and how early they start, and the margin that
-scheduling adds covers an error of a factor of two in either direction.
+It is coarse. It chooses the partition of a graph, and stands for what was not measured: the clocks
+of the ops correct it from the first step on.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ from torch.utils.flop_counter import flop_registry
 from fxoffload.graph import get_tensor
 from fxoffload.ops import OPS
 from fxoffload.planner.link import Link
-from fxoffload.profile import Profile
 from fxoffload.torch_internals.tensor_sizes import guess_int, is_strided
 
 log = logging.getLogger(__name__)
@@ -44,13 +43,11 @@ class DeviceSpeed:
 class CostModel:
     """The speeds that a plan is made by.
 
-    links: to each tier. speed: of the device that computes. profile: measured over roofline seconds
-    of nodes, once a step has run.
+    links: to each tier. speed: of the device that computes.
     """
 
     links: Mapping[str, Link]
     speed: DeviceSpeed
-    profile: Profile | None = None
 
     def mask_seconds(self, stored: int, loaded: int) -> float:
         """The extra seconds of fused loops that store and load so many bools; see DeviceSpeed."""
@@ -59,7 +56,7 @@ class CostModel:
     def node_seconds(
         self, node: fx.Node, traffic_bytes: int, *, mask_seconds: float = 0.0
     ) -> float:
-        """Seconds of `node`: the larger of arithmetic and memory time, times its measured factor.
+        """Seconds of `node`: the larger of arithmetic and memory time.
 
         traffic_bytes: bytes that the node reads from and writes to memory; 0 for a view, and for a
         result that a fused loop keeps in registers. mask_seconds: from the method of this name.
@@ -67,11 +64,10 @@ class CostModel:
         """
         if node.op != "call_function" or node.target in OPS:
             return 0.0
-        roofline = max(
+        return max(
             _count_flops(node) / self.speed.flops_per_second,
             traffic_bytes / self.speed.memory_bytes_per_second + mask_seconds,
         )
-        return roofline if self.profile is None else roofline * self.profile.find_factor(node.name)
 
 
 def counts_flops(node: fx.Node) -> bool:

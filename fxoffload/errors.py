@@ -22,6 +22,7 @@ class PlanError(OffloadError):
 class BudgetError(OffloadError):
     """No plan fits memory_budget; the message states the lowest peak and what holds it."""
 
+    budget_bytes: int = 0
     lowest_peak_bytes: int = 0
 
 

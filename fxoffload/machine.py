@@ -12,7 +12,6 @@ from fxoffload.config import OffloadConfig
 from fxoffload.cost import CostModel, DeviceSpeed, counts_flops
 from fxoffload.graph import TrainingGraph, get_tensor
 from fxoffload.planner.link import Link
-from fxoffload.profile import Profile
 
 # The latency of a transfer is the time that a worker thread waits for the interpreter lock. On a
 # CPU it waits while a compiled kernel runs; on a GPU, where kernels run asynchronously, only while
@@ -38,11 +37,19 @@ _NOMINAL_LINKS = {
 }
 
 
+def is_distributed() -> bool:
+    """Whether this process is one of several ranks of a torch.distributed job."""
+    return (
+        torch.distributed.is_available()
+        and torch.distributed.is_initialized()
+        and torch.distributed.get_world_size() > 1
+    )
+
+
 def measure_links(config: OffloadConfig) -> dict[str, Link]:
     """Bandwidth and latency between host memory and each tier, by tier.
 
-    The numbers are the same in every process, as compile caches require. Raises the errors of
-    runtime.choose_engine.
+    Raises the errors of runtime.choose_engine.
     """
     tiers = {"nvme": runtime.choose_engine(config).bandwidth}
     if config.host_bytes and config.ioengine != "memory":
@@ -50,40 +57,32 @@ def measure_links(config: OffloadConfig) -> dict[str, Link]:
     return {tier: Link(*speed, TRANSFER_LATENCY_SECONDS) for tier, speed in tiers.items()}
 
 
-def measure_cost(
-    config: OffloadConfig,
-    links: Mapping[str, Link],
-    graph: TrainingGraph,
-    profile: Profile | None = None,
-) -> CostModel:
-    """The CostModel of the device of `graph`: its speed, and `links` as seen from this device.
+def measure_cost(config: OffloadConfig, graph: TrainingGraph) -> CostModel:
+    """The CostModel of the device of `graph`: its speed, and the links as seen from this device.
 
     The speed is measured with the dtype of the first matrix product. On a CPU the links include the
-    compute time that a transfer takes from the cores; on a GPU they include the bus. All numbers
-    are measured once on a machine, so that every process plans with the same ones. Raises the
+    compute time that a transfer takes from the cores; on a GPU they include the bus. Raises the
     errors of measure_links.
     """
-    device, dtype = _find_device(graph)
+    device, dtype = find_device(graph)
     with torch_internals.outside_of_tracing():
         speed = DeviceSpeed(*runtime.recall_speed(device, dtype), *_find_mask_seconds(device))
-        links = find_device_links(config, links, device)
-    return CostModel(links, speed, profile)
+        return CostModel(find_links(config, device), speed)
 
 
-def find_device_links(
-    config: OffloadConfig, links: Mapping[str, Link], device: torch.device
-) -> dict[str, Link]:
-    """`links` as transfers from `device` see them, and what they take from its compute.
+def find_links(config: OffloadConfig, device: torch.device) -> dict[str, Link]:
+    """Links by tier as transfers from `device` see them, and what they take from its compute.
 
     Not to be called while tracing. Raises as measure_links.
     """
+    links = measure_links(config)
     # Transfers to all tiers, the host tier included, run on the cores that compute the graph.
     if device.type == "cpu":
         taken = runtime.recall_contention(config).mean
         return {tier: replace(link, compute_seconds_per_byte=taken) for tier, link in links.items()}
     if device.type == "cuda":
         return _go_through(links, config, runtime.recall_exchange(device))
-    return dict(links)
+    return links
 
 
 def find_nominal_cost(links: Iterable[str], graph: TrainingGraph) -> CostModel:
@@ -91,12 +90,12 @@ def find_nominal_cost(links: Iterable[str], graph: TrainingGraph) -> CostModel:
 
     links: the names of the tiers.
     """
-    device, _ = _find_device(graph)
+    device, _ = find_device(graph)
     speed = _NOMINAL_SPEEDS.get(device.type, _NOMINAL_SPEEDS["cpu"])
     return CostModel({tier: _NOMINAL_LINKS[tier] for tier in links}, speed)
 
 
-def _find_device(graph: TrainingGraph) -> tuple[torch.device, torch.dtype]:
+def find_device(graph: TrainingGraph) -> tuple[torch.device, torch.dtype]:
     """The device on which the graph computes, and the dtype of its first matrix product."""
     device, dtype = torch.device("cpu"), torch.float32
     for node in graph.forward.graph.nodes:

@@ -3,7 +3,7 @@
     forward                                     backward
     t = offload(x, store, name, tier, ...)      prefetch(t)
     ... last readers of x ...                   ... compute that hides the read ...
-    release(t, x, block)                        y = wait(t, size, stride, dtype, device)
+    release(t, x)                               y = wait(t, size, stride, dtype, device)
     return (..., t)                             ... first reader of y ...
 
 The ticket `t` is a one-element int64 CPU tensor. `release` and `prefetch` declare that they mutate
@@ -16,15 +16,13 @@ are in `fxoffload.runtime.kernels`; this module only defines what the ops mean.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
 
 NAMESPACE = "fxoffload"
 
 OpEvent = tuple[str, str]  # An op that ran: its kind ("offload", ...), and the name of its value.
-# By op: the seconds of compute between the first op of its forward or backward and this one.
-Clocks = Mapping[OpEvent, float]
 
 # needs_exact_strides: the moved bytes have the strides of the graph, so that views can be recreated
 # on them (torch_internals.keep_strides makes Inductor obey it). cudagraph_unsafe: a CUDA graph must
@@ -35,13 +33,14 @@ _SCHEMAS = (
     # `name` the name of the saved value in messages, `tier` "nvme" or "host". `owned` is False if x
     # belongs to the caller: then x itself is never given to the backward as memory to overwrite.
     # `duplicate_bytes`: bytes of other saved views of x, which need no transfer of their own.
-    # `graph`: identifies the graph to the runtime, which records its steps; "" for no recording.
+    # `graph`: identifies the graph to the runtime, whose schedules decide where x goes, and when
+    # its memory is free; "" for a graph without: then x goes to `tier`.
     "offload(Tensor x, str store, str name, str tier, bool owned, SymInt duplicate_bytes, "
     'str graph="") -> Tensor',
-    # States that no later node of the forward reads x. With block=True it returns only when the
-    # memory of x may be overwritten. block=False leaves x to the store: no later result may be
-    # put into its memory (torch_internals.FusedAtLast has Inductor heed it).
-    "release(Tensor(a!) ticket, Tensor x, bool block) -> ()",
+    # States that no later node of the forward reads x, and leaves it to the store, which may keep
+    # it: no later result may be put into its memory (torch_internals.FusedAtLast has Inductor heed
+    # it). Without a schedule it returns when x has been written.
+    "release(Tensor(a!) ticket, Tensor x) -> ()",
     # Allocates memory for the value and starts to read into it.
     "prefetch(Tensor(a!) ticket) -> ()",
     # Returns the value once it is in memory; raises TransferError if it cannot be read.
@@ -73,7 +72,7 @@ def _fake_offload(
     return torch.empty(1, dtype=torch.int64, device="cpu")
 
 
-def _fake_release(ticket: torch.Tensor, x: torch.Tensor, block: bool) -> None:
+def _fake_release(ticket: torch.Tensor, x: torch.Tensor) -> None:
     return None
 
 

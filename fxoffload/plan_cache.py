@@ -1,7 +1,7 @@
-"""Keep plans on disk, beside the compiled graphs in torch's caches.
+"""Keep plans and graph models on disk, beside the compiled graphs in torch's caches.
 
 A process that finds its compiled graphs in those caches does not partition, and so makes no plan;
-it reads here the plan by which the graphs were compiled.
+it reads here what is known of the graphs that were compiled.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from fxoffload.passes import Transformed
 from fxoffload.planner.graph_model import GraphModel, HalfModel
 from fxoffload.planner.plan import Decision, Keep, Offload, Plan, SavedValue
 from fxoffload.torch_internals import describe_tracing
@@ -26,17 +27,12 @@ from fxoffload.torch_internals import describe_tracing
 log = logging.getLogger(__name__)
 
 
-def find_plan_path(folder: Path, gm: fx.GraphModule, inputs: Sequence[Any], identity: str) -> Path:
-    """The path of the plan of the Dynamo graph `gm`; for the arguments see hash_graph."""
-    return folder / f"{hash_graph(gm, inputs, identity)}.json"
-
-
 def hash_graph(gm: fx.GraphModule, inputs: Sequence[Any], identity: str) -> str:
-    """A digest of a Dynamo graph, and of everything else that its compilation depends on.
+    """A name for a Dynamo graph and for everything else that its compilation depends on.
 
     It covers the code of the graph and of the bodies of its higher-order ops, the layout of the
     inputs and which of them need gradients, torch's version, the modes that it traces in, and
-    `identity`, which names what the partitioner depends on (see OffloadPartitioner).
+    `identity`, which names what the partitioner depends on.
     """
     bodies = (
         f"{name}: {module.code}"
@@ -45,7 +41,7 @@ def hash_graph(gm: fx.GraphModule, inputs: Sequence[Any], identity: str) -> str:
     )
     shown = (_describe_input(item) for item in inputs)
     text = "\n".join([identity, torch.__version__, describe_tracing(), *bodies, *shown])
-    return hashlib.sha256(text.encode()).hexdigest()
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
 def _describe_input(item: Any) -> str:
@@ -56,28 +52,20 @@ def _describe_input(item: Any) -> str:
     return f"{item.dtype} {list(item.shape)} {strides} {item.device}{grad}"
 
 
-def keep_plan(path: Path, plan: Plan, model: GraphModel | None = None) -> None:
-    """Write `plan`, and the model of its graph if there is one, atomically to `path`.
-
-    A failure is only logged.
-    """
-    write_whole(path, encode_plan(plan, model).encode())
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Write `content` to `path`, atomically, and make its folder; a failure is only logged."""
+def keep_plan(path: Path, known: Transformed) -> None:
+    """Write `known` atomically to `path`, and make its folder; a failure is only logged."""
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         # The temporary folder is removed even if the write fails.
         with tempfile.TemporaryDirectory(dir=path.parent) as folder:
             with tempfile.NamedTemporaryFile(dir=folder, delete=False) as file:
-                file.write(content)
+                file.write(encode_plan(known).encode())
             os.replace(file.name, path)
     except OSError as error:
         log.info("%s cannot be written, a later process will not know it: %s", path, error)
 
 
-def recall_plan(path: Path) -> tuple[Plan, GraphModel | None] | None:
+def recall_plan(path: Path) -> Transformed | None:
     """What keep_plan wrote to `path`; None if there is nothing, or it cannot be read."""
     try:
         return decode_plan(path.read_text())
@@ -88,14 +76,15 @@ def recall_plan(path: Path) -> tuple[Plan, GraphModel | None] | None:
         return None
 
 
-def encode_plan(plan: Plan, model: GraphModel | None = None) -> str:
-    """Both as JSON; decode_plan gives them back."""
+def encode_plan(known: Transformed) -> str:
+    """Plan and model as JSON; decode_plan gives them back."""
+    plan, model = known.plan, known.model
     decisions = [{"kind": type(each).__name__, **asdict(each)} for each in plan.decisions]
-    known = None if model is None else asdict(model)
-    return json.dumps({**asdict(plan), "decisions": decisions, "model": known})
+    record = None if model is None else asdict(model)
+    return json.dumps({**asdict(plan), "decisions": decisions, "model": record})
 
 
-def decode_plan(text: str) -> tuple[Plan, GraphModel | None]:
+def decode_plan(text: str) -> Transformed:
     """What encode_plan wrote. Raises ValueError for any other text."""
     try:
         record: dict[str, Any] = json.loads(text)
@@ -104,7 +93,7 @@ def decode_plan(text: str) -> tuple[Plan, GraphModel | None]:
         record["values"] = tuple(_decode_value(**value) for value in record["values"])
         record["decisions"] = tuple(_decode_decision(**each) for each in record["decisions"])
         record["kept_at_peak"] = tuple((reason, size) for reason, size in record["kept_at_peak"])
-        return Plan(**record), model
+        return Transformed(Plan(**record), model)
     except (KeyError, TypeError, RecursionError) as error:
         raise ValueError(f"no record of a plan: {error!r}") from error
 

@@ -6,7 +6,7 @@ import hashlib
 import logging
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -16,30 +16,15 @@ from fxoffload import passes, runtime
 from fxoffload.config import OffloadConfig
 from fxoffload.cost import CostModel
 from fxoffload.errors import BudgetError
-from fxoffload.graph import TrainingGraph, get_tensor
-from fxoffload.machine import find_nominal_cost, measure_cost, measure_links
-from fxoffload.ops import Clocks
-from fxoffload.passes import PassOptions
-from fxoffload.planner.graph_model import GraphModel
+from fxoffload.graph import TrainingGraph
+from fxoffload.machine import find_nominal_cost, is_distributed, measure_cost
+from fxoffload.passes import PassOptions, Transformed
 from fxoffload.planner.plan import Cut, Plan
-from fxoffload.planner.simulation import Simulation
-from fxoffload.profile import Profile
-from fxoffload.replanning import is_distributed
 from fxoffload.torch_internals import Graphs, OffloadPartitioner, PartitionFunction
-from fxoffload.torch_internals.tensor_sizes import is_static
 
 log = logging.getLogger(__name__)
 
-TransformCallback = Callable[[TrainingGraph, Plan], None]
-
-
-@dataclass(frozen=True, slots=True)
-class Review:
-    """What a plan turned out to lead to, and the plan that is made once that is known."""
-
-    profile: Profile
-    before: Simulation
-    after: Plan
+TransformCallback = Callable[[TrainingGraph, Transformed], None]
 
 
 def build_partitioner(
@@ -47,21 +32,17 @@ def build_partitioner(
     store: str,
     *,
     key: str = "",
-    profile: Profile | None = None,
     cost: CostModel | None = None,
-    on_transformed: TransformCallback | None = None,
-    on_modelled: Callable[[GraphModel], None] | None = None,
     on_partitioned: Callable[[TrainingGraph], None] | None = None,
+    on_transformed: TransformCallback | None = None,
 ) -> OffloadPartitioner:
     """A partitioner that plans and rewrites.
 
     store: key of the store that must hold what moves; "" where nothing will run. key: under what
-    the runtime knows the graph, its machine included. profile: what its nodes took before. cost:
-    of other hardware than this machine. on_modelled: lets the ops follow schedules, and sees what
-    these are made from; not called where nothing may move. on_partitioned sees the chosen partition
-    before it is rewritten, on_transformed the result.
+    the runtime knows the graph, and a cache of compiled graphs its code; it must follow from the
+    graph and `config`. cost: of other hardware than this machine. on_partitioned sees the chosen
+    partition before it is rewritten, on_transformed the result.
     """
-    links = measure_links(config) if config.enabled and cost is None else {}
     ranks = cost is None and is_distributed()
 
     def choose(
@@ -71,72 +52,33 @@ def build_partitioner(
         build = _make_builder(partition, num_outputs, static_inputs, orders)
         graph = build(None)
         if config.enabled:
-            known = cost or measure_cost(config, links, graph, profile)
-            cut_cost = find_nominal_cost(links, graph) if ranks else None
+            known = cost or measure_cost(config, graph)
+            cut_cost = find_nominal_cost(known.links, graph) if ranks else None
             options = build_options(config, known, store, key, cut_cost=cut_cost)
-            if on_modelled is not None:
-                plan, model = passes.prepare_graph(
-                    graph, options, repartition=build, before_rewrite=on_partitioned
-                )
-                if model is not None:
-                    on_modelled(model)
-            else:
-                plan = passes.transform_graph(
-                    graph, options, repartition=build, before_rewrite=on_partitioned
-                )
-                if not plan.offloads:
-                    plan = _restore_order(graph, plan, orders[graph.forward], options)
-            log.info("%s", plan)
+            found = passes.transform_graph(
+                graph, options, repartition=build, before_rewrite=on_partitioned
+            )
+            if found.model is None:
+                plan = _restore_order(graph, found.plan, orders[graph.forward], options)
+                found = Transformed(plan, None)
+            log.info("%s", found.plan)
             if store:
-                reserve(store, plan)
+                reserve(store, found.plan)
             if on_transformed is not None:
-                on_transformed(graph, plan)
+                on_transformed(graph, found)
         return graph.forward, graph.backward
 
-    # Speed and contention follow from the graph, the options and the machine, all in `key`.
-    scheduled = " follows schedules" if on_modelled is not None else ""
-    identity = (
-        f"fxoffload{scheduled} {hash_sources()} {config.key} {key} {sorted(links.items())} {cost}"
-    )
-    if ranks:
-        identity += " the same cut on all ranks"
-    if profile is not None:
-        identity += f" {profile.digest}"
-    return OffloadPartitioner(choose, identity)
+    return OffloadPartitioner(choose, f"fxoffload {key}")
 
 
-def build_reviewer(
-    config: OffloadConfig,
-    plan: Plan,
-    clocks: Clocks,
-    on_reviewed: Callable[[Review], None],
-) -> OffloadPartitioner:
-    """A partitioner that rewrites nothing: it looks at `plan` in the light of `clocks`.
+def find_identity(config: OffloadConfig) -> str:
+    """What the code of a compiled graph depends on beside the graph. Nothing of it is measured.
 
-    clocks: see passes.find_profile. on_reviewed is not called where sizes have become symbolic:
-    then this is not the graph that ran.
+    Speeds decide which values move, and when; that needs no other code. They also decide the cut of
+    a graph that is compiled for the first time: who finds its code takes over its cut.
     """
-    links = measure_links(config)
-
-    def choose(
-        partition: PartitionFunction, num_outputs: int, static_inputs: tuple[int, ...]
-    ) -> Graphs:
-        build = _make_builder(partition, num_outputs, static_inputs, {})
-        graph = build(None)
-        tensors = [get_tensor(node) for node in graph.forward.graph.nodes]
-        if not all(tensor is None or is_static(tensor) for tensor in tensors):
-            return graph.forward, graph.backward
-        cut_cost = find_nominal_cost(links, graph) if is_distributed() else None
-        cost = measure_cost(config, links, graph)
-        options = build_options(config, cost, cut_cost=cut_cost)
-        ran = graph if plan.cut is None else build(plan.cut)
-        profile, before = passes.calibrate(ran, plan, clocks, options)
-        calibrated = replace(options, cost=replace(options.cost, profile=profile))
-        _, after = passes.choose_partition(graph, calibrated, build)
-        on_reviewed(Review(profile, before, after))
-        return graph.forward, graph.backward
-
-    return OffloadPartitioner(choose, "fxoffload review")
+    ranks = " the same cut on all ranks" if is_distributed() else ""
+    return f"{hash_sources()} {config.key}{ranks}"
 
 
 def build_options(

@@ -68,27 +68,33 @@ class CallSchedule:
 class Schedule:
     """A decision for every value of every call of `program`, and what it is predicted to lead to.
 
-    peak_bytes: predicted activation peak of the step. budget_bytes: the peak that was asked for.
+    peak_bytes: predicted activation peak of the step. budget_bytes: the peak that was asked for;
+    None without a number.
     step_seconds: from the first to the last op of the step. saved_bytes: of all values.
+    kept_for: why values that may move are kept.
     """
 
     program: Program
     calls: tuple[CallSchedule, ...]
-    budget_bytes: int
+    budget_bytes: int | None
     peak_bytes: int
     unmoved_peak_bytes: int
     step_seconds: float
     exposed_seconds: float
     saved_bytes: int
     moved_bytes: int
+    kept_for: str = ""
 
     def __str__(self) -> str:
         mib = 2**20
         graphs = {half.graph for half in self.program}
+        limit = ""
+        if self.budget_bytes is not None:
+            limit = f" under a budget of {self.budget_bytes / mib:.1f} MiB"
         return (
             f"step of {len(self.calls)} call(s) of {len(graphs)} graph(s): moves "
             f"{self.moved_bytes / mib:.1f} of {self.saved_bytes / mib:.1f} MiB saved; predicted "
             f"peak {self.peak_bytes / mib:.1f} MiB ({self.unmoved_peak_bytes / mib:.1f} MiB with "
-            f"nothing moved) under a budget of {self.budget_bytes / mib:.1f} MiB, "
+            f"nothing moved){limit}, "
             f"{self.step_seconds:.3f} s, {self.exposed_seconds:.3f} s of it exposed"
         )

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
-
-import torch
+from typing import Literal
 
 from fxoffload import runtime
 from fxoffload.config import OffloadConfig
 from fxoffload.errors import BudgetError
-from fxoffload.machine import find_device_links, measure_links
 from fxoffload.planner.graph_model import GraphModel
-from fxoffload.planner.program import can_schedule, make_schedule
-from fxoffload.schedule import HalfMeasurement, Program, Schedule
+from fxoffload.planner.link import Link
+from fxoffload.planner.program import make_schedule
+from fxoffload.schedule import Half, HalfMeasurement, Program, Schedule
 
 log = logging.getLogger(__name__)
 
@@ -27,11 +26,11 @@ NOISE_BYTES = 2**20
 
 @dataclass(frozen=True, slots=True)
 class ScheduledGraph:
-    """A compiled graph whose ops follow schedules. device: that of its inputs."""
+    """A compiled graph whose ops follow schedules. links: as transfers from its device see them."""
 
     model: GraphModel
     config: OffloadConfig
-    device: torch.device
+    links: Mapping[str, Link]
 
 
 _graphs: dict[str, ScheduledGraph] = {}
@@ -40,42 +39,62 @@ _graphs: dict[str, ScheduledGraph] = {}
 def follow_schedules(key: str, graph: ScheduledGraph) -> None:
     """Let the ops that carry `key` follow the schedules of the steps they belong to."""
     _graphs[key] = graph
-    runtime.schedule_graph(key, schedule_program)
+    is_limited = graph.config.memory_budget is not None
+    runtime.schedule_graph(key, schedule_program, is_limited=is_limited)
 
 
-def follows_schedules(key: str) -> bool:
-    """Whether the ops that carry `key` follow schedules."""
-    return key in _graphs
-
-
-def schedule_program(program: Program, measured: Sequence[HalfMeasurement]) -> Schedule | None:
+def schedule_program(program: Program, measured: Sequence[HalfMeasurement]) -> Schedule:
     """The schedule of a program, under the lowest budget of its graphs.
 
-    None where it is left to the safe rule: see can_schedule. Raises BudgetError where none fits, by
-    more than TOLERANCE and NOISE_BYTES.
+    Raises BudgetError where none fits, by more than TOLERANCE and NOISE_BYTES.
     """
-    if not can_schedule(program):
-        return None
-    graphs = {half.graph: _graphs[half.graph] for half in program}
-    budgets = [each.config.budget_bytes for each in graphs.values()]
+    return make_graph_schedule(
+        {half.graph: _graphs[half.graph] for half in program}, program, measured
+    )
+
+
+def make_graph_schedule(
+    graphs: Mapping[str, ScheduledGraph],
+    program: Program,
+    measured: Sequence[HalfMeasurement],
+) -> Schedule:
+    """As schedule_program, of `graphs` by the names that `program` has for them."""
     first = next(iter(graphs.values()))
-    links = find_device_links(first.config, measure_links(first.config), first.device)
-    budget_bytes = min(budget for budget in budgets if budget is not None)
     make = partial(
         make_schedule,
         program,
         {key: each.model for key, each in graphs.items()},
         measured,
-        links,
-        budget_bytes=budget_bytes,
+        first.links,
         host_bytes=first.config.host_bytes or 0,
         max_inflight_bytes=first.config.inflight_bytes,
     )
+    budget = _find_lowest(each.config for each in graphs.values())
     try:
-        return make()
+        return make(budget_bytes=budget)
     except BudgetError as error:
-        if error.lowest_peak_bytes > (1.0 + TOLERANCE) * budget_bytes + NOISE_BYTES:
+        if error.lowest_peak_bytes > (1.0 + TOLERANCE) * error.budget_bytes + NOISE_BYTES:
             raise
-        found = make(lowest=True)
+        found = replace(make(budget_bytes="min"), budget_bytes=error.budget_bytes)
         log.info("the budget is as low as what can be measured: %s", found)
         return found
+
+
+def predict_step(graphs: Sequence[ScheduledGraph]) -> Schedule:
+    """The schedule of a step in which each graph runs once, by the seconds of the cost model.
+
+    Raises as schedule_program.
+    """
+    names = [str(index) for index in range(len(graphs))]
+    forwards = tuple(Half(name, index, True) for index, name in enumerate(names))
+    backwards = tuple(replace(half, forward=False) for half in reversed(forwards))
+    program = forwards + backwards
+    unmeasured = [HalfMeasurement({})] * len(program)
+    return make_graph_schedule(dict(zip(names, graphs, strict=True)), program, unmeasured)
+
+
+def _find_lowest(configs: Iterable[OffloadConfig]) -> int | Literal["min"] | None:
+    budgets = {"min" if c.memory_budget == "min" else c.budget_bytes for c in configs}
+    if "min" in budgets:
+        return "min"
+    return min((nbytes for nbytes in budgets if isinstance(nbytes, int)), default=None)

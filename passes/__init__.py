@@ -8,9 +8,8 @@
 | find_saved_values  | partitioned graphs         | a SavedValue for each saved storage            |
 | build_step         | saved values, cost model   | a Step: seconds of nodes, lifetimes of storages|
 | (choose_offloads)  | a step                     | a Plan, made by fxoffload.planner              |
-| insert_transfers   | a plan                     | the four ops, each at a legal place            |
-| schedule_transfers | inserted ops, the plan     | releases and prefetches at the planned places  |
-| find_profile       | a step, clocks of its ops  | a Profile: measured over roofline seconds      |
+| insert_transfers   | saved values               | the four ops, each at a legal place            |
+| find_op_positions  | inserted ops               | in front of which node of the step each stands |
 | verify_transfers   | any graph                  | nothing; raises GraphError on a broken rule    |
 
 `choose_offloads` tries sets of values: `place_transfers` places their transfers, and
@@ -19,7 +18,6 @@
 No pass touches a file or a stream, or imports another pass; `pipeline` puts them in order.
 """
 
-from fxoffload.passes.calibration import find_profile, find_transfers
 from fxoffload.passes.hoisting import (
     Order,
     find_order,
@@ -29,30 +27,27 @@ from fxoffload.passes.hoisting import (
 )
 from fxoffload.passes.insertion import insert_transfers
 from fxoffload.passes.lifetimes import find_saved_values
+from fxoffload.passes.op_positions import find_ops
 from fxoffload.passes.partition_choice import PassOptions, choose_partition, make_plan
-from fxoffload.passes.pipeline import calibrate, prepare_graph, run_passes, transform_graph
-from fxoffload.passes.scheduling import schedule_transfers
+from fxoffload.passes.pipeline import Transformed, run_passes, transform_graph
 from fxoffload.passes.step_model import build_step
 from fxoffload.passes.verification import verify_transfers
 
 __all__ = [
     "Order",
     "PassOptions",
+    "Transformed",
     "build_step",
-    "calibrate",
     "choose_partition",
+    "find_ops",
     "find_order",
-    "find_profile",
     "find_saved_values",
-    "find_transfers",
     "hoist_reductions",
     "hoist_saved",
     "insert_transfers",
     "make_plan",
-    "prepare_graph",
     "restore_order",
     "run_passes",
-    "schedule_transfers",
     "transform_graph",
     "verify_transfers",
 ]

@@ -4,7 +4,7 @@
     relu = aten.relu(mm)                      relu = aten.relu(mm)
     sum  = aten.sum(relu)                     offload_relu = fxoffload.offload(relu, ...)
     return (sum, relu)                        sum  = aten.sum(relu)
-                                              release = fxoffload.release(offload_relu, relu, True)
+                                              release = fxoffload.release(offload_relu, relu)
                                               return (sum, offload_relu)
 
     backward                                  after insert_transfers
@@ -17,13 +17,14 @@
 Each storage has one transfer: if several saved values share a storage, one ticket replaces them
 all, and `as_strided` on the restored base recreates each of them. The offload stands after the
 node that makes the storage and the loops that are fused with it, the release after the last
-reader, and prefetch and wait before the first reader; `scheduling` moves releases and
-prefetches to their planned places. Relies on `meta["val"]` of forward nodes; sets it on every node
-that it makes.
+reader, the wait before the first reader, and the prefetch there or earlier. What the ops do, and
+when, is decided while the program runs (`fxoffload.schedule`). Relies on `meta["val"]` of forward
+nodes; sets it on every node that it makes.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import torch
@@ -39,7 +40,7 @@ from fxoffload.graph import (
     is_view,
 )
 from fxoffload.ops import OFFLOAD, OPS, PREFETCH, RELEASE, WAIT
-from fxoffload.planner.plan import Offload, Plan, SavedValue
+from fxoffload.planner.plan import SavedValue, Tier
 from fxoffload.torch_internals import SymbolicInts, copy_saved_meta, runs_alone, set_results
 
 # Inductor fuses no loops that are more nodes apart than this. Source: torch._inductor.scheduler
@@ -49,42 +50,48 @@ FUSION_REACH = 64
 
 def insert_transfers(
     graph: TrainingGraph,
-    plan: Plan,
+    values: Sequence[SavedValue],
     *,
     store: str,
     key: str = "",
+    tier: Tier = "nvme",
     fuses: bool = False,
-    blocks: bool = True,
+    prefetched_before: Mapping[str, str] | None = None,
 ) -> None:
-    """Add offload, release, prefetch and wait for each value that `plan` moves to `store`.
+    """Add offload, release, prefetch and wait for each of `values` that may move.
 
-    store: the key of the store. key: identifies this graph to the runtime. fuses: whether Inductor
-    fuses loops. blocks: the argument of the releases, see fxoffload.ops.
-    Raises PlanError when the plan names a value that the graph does not save.
+    store: the key of the store. key: identifies this graph to the runtime. tier: where values go as
+    long as no schedule says otherwise. fuses: whether Inductor fuses loops. prefetched_before: by
+    value, the backward node in front of which its prefetch stands, if that comes before the wait.
+    Raises PlanError for a value that the graph does not save.
     """
-    if not plan.offloads:
+    movable = [value for value in values if value.refusal is None]
+    if not movable:
         return
     nodes = {node.name: node for node in graph.forward.graph.nodes}
     placeholders = {n.name: n for n in graph.backward.graph.find_nodes(op="placeholder")}
     symbols = SymbolicInts(graph.backward.graph)
-    for value, decision in plan.offloads:
+    waits: list[tuple[fx.Node, str]] = []
+    for value in movable:
         missing = [
             name
             for name in (value.name, *value.members)
             if name not in nodes or (name in value.members and name not in placeholders)
         ]
         if missing:
-            raise PlanError(f"plan moves {value.name!r}, but the graph saves no {missing}")
+            raise PlanError(f"{value.name!r} cannot move: the graph saves no {missing}")
         root = nodes[value.name]
         members = [nodes[name] for name in value.members]
         base = _gather(graph.forward.graph, root) if value.gathered else root
         place = _find_place(base, fuses=fuses)
-        ticket = _insert_offload(place, base, root, value, decision, store, key)
-        _insert_release(graph.forward.graph, ticket, base, blocks=blocks)
+        ticket = _insert_offload(place, base, root, value, tier, store, key)
+        _insert_release(graph.forward.graph, ticket, base)
         _replace_results(graph, members, ticket)
-        _insert_prefetch(
+        wait = _insert_prefetch(
             graph, base, root, ticket, members, placeholders, symbols, owned=value.owned
         )
+        waits.append((wait, (prefetched_before or {}).get(value.name, "")))
+    _move_prefetches(graph.backward.graph, waits)
     _erase_dead_views(graph.forward.graph)
 
 
@@ -103,7 +110,7 @@ def _insert_offload(
     base: fx.Node,
     root: fx.Node,
     value: SavedValue,
-    decision: Offload,
+    tier: Tier,
     store: str,
     key: str,
 ) -> fx.Node:
@@ -112,8 +119,7 @@ def _insert_offload(
         ticket = place.graph.create_node(
             "call_function",
             OFFLOAD,
-            (base, store, value.name, decision.tier, value.owned, duplicate_bytes)
-            + ((key,) if key else ()),
+            (base, store, value.name, tier, value.owned, duplicate_bytes) + ((key,) if key else ()),
             name=f"offload_{root.name}",
         )
     ticket.meta = {"val": _make_fake_ticket(base)}
@@ -149,10 +155,10 @@ def _last_sibling(node: fx.Node) -> fx.Node:
     return node
 
 
-def _insert_release(graph: fx.Graph, ticket: fx.Node, base: fx.Node, *, blocks: bool) -> None:
+def _insert_release(graph: fx.Graph, ticket: fx.Node, base: fx.Node) -> None:
     last = max([ticket, *_find_readers(base)])
     with graph.inserting_after(last):
-        release = graph.call_function(RELEASE, (ticket, base, blocks))
+        release = graph.call_function(RELEASE, (ticket, base))
     release.meta = {"val": None}
 
 
@@ -186,7 +192,8 @@ def _insert_prefetch(
     symbols: SymbolicInts,
     *,
     owned: bool,
-) -> None:
+) -> fx.Node:
+    """Returns the wait."""
     backward = graph.backward.graph
     olds = [placeholders[member.name] for member in members]
     with backward.inserting_before(olds[0]):
@@ -211,6 +218,22 @@ def _insert_prefetch(
             view = y if member is root else _replay_view(backward, y, base, member, symbols)
             old.replace_all_uses_with(view)
             backward.erase_node(old)
+    return y
+
+
+def _move_prefetches(graph: fx.Graph, waits: Sequence[tuple[fx.Node, str]]) -> None:
+    """Put the prefetch of each wait in front of the node of this name.
+
+    In the order of the waits: several prefetches in front of one node queue in order of use.
+    """
+    nodes = {node.name: node for node in graph.nodes}
+    prefetches = {
+        node.args[0]: node for node in graph.find_nodes(op="call_function", target=PREFETCH)
+    }
+    for wait, name in sorted(waits, key=lambda pair: pair[0]):
+        place = nodes.get(name)
+        if place is not None and place < wait:
+            place.prepend(prefetches[wait.args[0]])
 
 
 def _replay_view(

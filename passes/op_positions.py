@@ -4,13 +4,13 @@ before            after insert_transfers            positions
 relu = ...        relu = ...
 sum  = ...        t = offload(relu, "relu", ...)    offload relu: 1
 output            sum  = ...
-                  release(t, relu, True)            release relu: 2
+                  release(t, relu)            release relu: 2
                   output
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from torch import fx
 
@@ -35,26 +35,38 @@ def find_op_positions(
     Each has the index of the node in front of which it stands, among the nodes that list_nodes
     found before the ops were inserted.
     """
-    names = {
-        node.name: str(node.args[2])
-        for node in graph.forward.graph.find_nodes(op="call_function", target=OFFLOAD)
-    }
+    ops = {n: event for event, n in find_ops(graph.forward.graph, graph.backward.graph).items()}
     return (
-        _find_positions(graph.forward.graph, forward_before, names),
-        _find_positions(graph.backward.graph, backward_before, names),
+        _find_positions(graph.forward.graph, forward_before, ops),
+        _find_positions(graph.backward.graph, backward_before, ops),
     )
 
 
-def _find_positions(graph: fx.Graph, before: Sequence[str], names: dict[str, str]) -> PlacedOps:
+def find_ops(forward: fx.Graph, backward: fx.Graph) -> dict[OpEvent, fx.Node]:
+    """The nodes that are ops of ours, by kind and name of value, each half in its order."""
+    names = {
+        node.name: str(node.args[2])
+        for node in forward.find_nodes(op="call_function", target=OFFLOAD)
+    }
+    found: dict[OpEvent, fx.Node] = {}
+    for node in (*forward.nodes, *backward.nodes):
+        if node.op == "call_function" and node.target in OPS:
+            ticket = node if node.target is OFFLOAD else node.args[0]
+            assert isinstance(ticket, fx.Node)
+            kind = _KINDS[node.target]  # pyright: ignore[reportArgumentType]
+            found[kind, names[ticket.name]] = node
+    return found
+
+
+def _find_positions(
+    graph: fx.Graph, before: Sequence[str], ops: Mapping[fx.Node, OpEvent]
+) -> PlacedOps:
     index = {name: position for position, name in enumerate(before)}
     position = 0
     found: PlacedOps = []
     for node in graph.nodes:
         # Insertion moves views down to their readers: these change nothing.
         position = max(position, index.get(node.name, -1) + 1)
-        if node.op == "call_function" and node.target in OPS:
-            ticket = node if node.target is OFFLOAD else node.args[0]
-            assert isinstance(ticket, fx.Node)
-            kind = _KINDS[node.target]  # pyright: ignore[reportArgumentType]
-            found.append(((kind, names[ticket.name]), position))
+        if node in ops:
+            found.append((ops[node], position))
     return found

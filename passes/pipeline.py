@@ -1,7 +1,7 @@
-"""The pipeline: analyse a graph, choose a plan, then rewrite; verify after each rewrite.
+"""The pipeline: analyse a graph, choose a partition, then rewrite; verify after each rewrite.
 
     hoist_saved -> hoist_reductions -> find_saved_values -> build_step -> choose_offloads
-        -> insert_transfers -> schedule_transfers
+        -> insert_transfers -> find_op_positions -> build_graph_model
 
 `transform_graph` is the only place that puts passes in order; the passes do not know each other.
 """
@@ -12,29 +12,35 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass
 from functools import partial
 
 from fxoffload.errors import GraphError
 from fxoffload.graph import TrainingGraph
-from fxoffload.ops import Clocks
-from fxoffload.passes.calibration import find_profile, find_transfers
 from fxoffload.passes.insertion import insert_transfers
-from fxoffload.passes.lifetimes import find_saved_values
 from fxoffload.passes.op_positions import find_op_positions, list_nodes
 from fxoffload.passes.partition_choice import PassOptions, choose_partition
-from fxoffload.passes.scheduling import schedule_transfers
 from fxoffload.passes.step_model import build_step
 from fxoffload.passes.verification import verify_transfers
 from fxoffload.planner.graph_model import GraphModel, build_graph_model
-from fxoffload.planner.plan import Cut, Keep, Offload, Plan
-from fxoffload.planner.selection import evaluate_transfers
-from fxoffload.planner.simulation import Simulation
-from fxoffload.profile import Profile
+from fxoffload.planner.placement import place_transfers
+from fxoffload.planner.plan import Cut, Plan, Tier
 
 log = logging.getLogger(__name__)
 
 RewritePass = Callable[[TrainingGraph], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Transformed:
+    """What is known of a transformed graph.
+
+    plan: that of the graph by itself. model: what schedules of whole steps are made from; None
+    where nothing may move: no node is added then.
+    """
+
+    plan: Plan
+    model: GraphModel | None
 
 
 def transform_graph(
@@ -43,92 +49,39 @@ def transform_graph(
     *,
     repartition: Callable[[Cut], TrainingGraph] | None = None,
     before_rewrite: Callable[[TrainingGraph], None] | None = None,
-) -> Plan:
-    """Plan and rewrite `graph` in place; return the plan. If it moves nothing, no node is added.
+) -> Transformed:
+    """Choose a partition, and give every value that may move its ops; `graph` changes in place.
 
+    The ops stand as close to the value's readers as can be, but for prefetches, which stand where
+    the read would have to start: what they do is decided while the program runs.
     repartition(cut): another partition of the same joint graph; `graph` becomes the one with the
     best plan. before_rewrite: called with the chosen partition.
     Raises BudgetError if no plan fits.
     """
-    plan = _choose(graph, options, repartition, before_rewrite)
-    if plan.offloads:
-        schedule = partial(schedule_transfers, plan=plan)
-        run_passes(graph, (_make_insertion(plan, options), schedule))
-    return plan
-
-
-def prepare_graph(
-    graph: TrainingGraph,
-    options: PassOptions,
-    *,
-    repartition: Callable[[Cut], TrainingGraph] | None = None,
-    before_rewrite: Callable[[TrainingGraph], None] | None = None,
-) -> tuple[Plan, GraphModel | None]:
-    """As transform_graph, for a graph whose ops follow schedules.
-
-    Every value that may move has its ops, each as close to the value's readers as can be: what
-    they do is decided while the program runs. The plan is that of the graph by itself. The model
-    is what schedules are made from; None where nothing may move.
-    """
-    plan = _choose(graph, options, repartition, before_rewrite)
-    movable = replace(
-        plan,
-        decisions=tuple(
-            Offload() if value.refusal is None else Keep(value.refusal) for value in plan.values
-        ),
-    )
-    if not movable.offloads:
-        return plan, None
-    step = build_step(graph, plan.values, options.cost, fuses=options.fuses)
-    forward, backward = list_nodes(graph.forward.graph), list_nodes(graph.backward.graph)
-    run_passes(graph, (_make_insertion(movable, options, blocks=False),))
-    return plan, build_graph_model(step, *find_op_positions(graph, forward, backward))
-
-
-def _choose(
-    graph: TrainingGraph,
-    options: PassOptions,
-    repartition: Callable[[Cut], TrainingGraph] | None,
-    before_rewrite: Callable[[TrainingGraph], None] | None,
-) -> Plan:
     chosen, plan = choose_partition(graph, options, repartition)
     graph.forward, graph.backward = chosen.forward, chosen.backward
     if before_rewrite is not None:
         before_rewrite(graph)
-    return plan
-
-
-def _make_insertion(plan: Plan, options: PassOptions, *, blocks: bool = True) -> RewritePass:
-    return partial(
+    if all(value.refusal is not None for value in plan.values):
+        return Transformed(plan, None)
+    step = build_step(graph, plan.values, options.cost, fuses=options.fuses)
+    forward, backward = list_nodes(graph.forward.graph), list_nodes(graph.backward.graph)
+    has_host_tier = options.host_bytes > 0 and "host" in options.cost.links
+    tier: Tier = "host" if has_host_tier else "nvme"
+    movable: dict[str, Tier] = {v.name: tier for v in plan.values if v.refusal is None}
+    transfers = place_transfers(step, movable, options.cost.links)
+    insert = partial(
         insert_transfers,
-        plan=plan,
+        values=plan.values,
         store=options.store,
         key=options.key,
+        tier=tier,
         fuses=options.fuses,
-        blocks=blocks,
+        prefetched_before={name: step.names[it.prefetch] for name, it in transfers.items()},
     )
-
-
-def calibrate(
-    graph: TrainingGraph, plan: Plan, clocks: Clocks, options: PassOptions
-) -> tuple[Profile, Simulation]:
-    """The measured Profile of `graph`, which ran by `plan`, and a simulation of `plan` by it.
-
-    graph: the partition that `plan` was made for, not rewritten. clocks: see find_profile.
-    """
-    values = find_saved_values(graph, min_bytes=options.min_bytes)
-    roofline = replace(options.cost, profile=None)
-    step = build_step(graph, values, roofline, fuses=options.fuses)
-    transfers = find_transfers(step, plan)
-    profile = find_profile(step, transfers, clocks, options.cost.links)
-    calibrated = replace(options.cost, profile=profile)
-    simulation = evaluate_transfers(
-        build_step(graph, values, calibrated, fuses=options.fuses),
-        transfers,
-        options.cost.links,
-        max_inflight_bytes=options.max_inflight_bytes,
-    )
-    return profile, simulation
+    run_passes(graph, (insert,))
+    model = build_graph_model(step, *find_op_positions(graph, forward, backward))
+    return Transformed(plan, model)
 
 
 def run_passes(graph: TrainingGraph, passes: Sequence[RewritePass]) -> None:

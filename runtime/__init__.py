@@ -13,22 +13,17 @@ endurance, errors, ops and sizes: the runtime knows no graph.
 from fxoffload.runtime.kernels import (
     close_stores,
     drive_lifetimes,
-    find_recorders,
     find_schedules,
     find_store,
-    find_threads,
     register_store,
     reset_statistics,
     schedule_graph,
-    start_recorder,
     statistics,
-    stop_recorder,
 )
 from fxoffload.runtime.measurement.bandwidth import Bandwidth
 from fxoffload.runtime.measurement.choice import EngineChoice, choose_engine, probe_memory
 from fxoffload.runtime.measurement.contention import Contention, recall_contention
 from fxoffload.runtime.measurement.probe_cache import cache_path
-from fxoffload.runtime.measurement.recorder import StepRecorder
 from fxoffload.runtime.measurement.speed import (
     Speed,
     describe_device,
@@ -42,17 +37,14 @@ __all__ = [
     "Contention",
     "EngineChoice",
     "Speed",
-    "StepRecorder",
     "StoreStatistics",
     "cache_path",
     "choose_engine",
     "close_stores",
     "describe_device",
     "drive_lifetimes",
-    "find_recorders",
     "find_schedules",
     "find_store",
-    "find_threads",
     "probe_memory",
     "recall_contention",
     "recall_exchange",
@@ -60,7 +52,5 @@ __all__ = [
     "register_store",
     "reset_statistics",
     "schedule_graph",
-    "start_recorder",
     "statistics",
-    "stop_recorder",
 ]

@@ -1,4 +1,4 @@
-"""The real kernels of the four ops; stores, recorders, threads (the only module-level state).
+"""The real kernels of the four ops; stores, tickets, programs (the only module-level state).
 
 A ticket tensor holds an id that is never used twice. Its memory is a numpy array with a finalizer,
 so the ticket is freed exactly when the tensor's storage dies: after the backward, after the last
@@ -30,7 +30,7 @@ from fxoffload.runtime.engines.checksum import CheckedEngine, find_digest
 from fxoffload.runtime.engines.ioengine import IOEngine
 from fxoffload.runtime.engines.memory import MemoryEngine
 from fxoffload.runtime.measurement.choice import open_engine
-from fxoffload.runtime.measurement.recorder import StepRecorder, mark_now
+from fxoffload.runtime.measurement.clocks import mark_now
 from fxoffload.runtime.program.book import MakeSchedule, Programs
 from fxoffload.runtime.program.calls import Call, Entry
 from fxoffload.runtime.store.counters import StoreStatistics, add_statistics, find_past
@@ -42,8 +42,6 @@ _stores: dict[str, OffloadStore] = {}
 _past = [StoreStatistics()]  # What closed stores did whose place another one took.
 # Rating of a store's drives, None where nobody gave it, and when counting began.
 _wear: dict[str, tuple[int | None, float]] = {}
-_recorders: dict[str, StepRecorder] = {}
-_threads: dict[int, threading.Thread] = {}  # Those that ran a forward.
 _entries: dict[int, Entry] = {}
 _programs = Programs()
 _ids = itertools.count(1)
@@ -123,37 +121,18 @@ def drive_lifetimes() -> tuple[EnduranceProjection, ...]:
     )
 
 
-def start_recorder(graph: str) -> StepRecorder:
-    """Record the ops that carry `graph` from now on; until stop_recorder."""
-    return _recorders.setdefault(graph, StepRecorder())
-
-
-def stop_recorder(graph: str) -> None:
-    """Ops that run from now on are not recorded."""
-    _recorders.pop(graph, None)
-
-
-def find_recorders() -> dict[str, StepRecorder]:
-    """The recorders in use, by graph."""
-    return dict(_recorders)
-
-
-def schedule_graph(graph: str, make_schedule: MakeSchedule) -> None:
+def schedule_graph(graph: str, make_schedule: MakeSchedule, *, is_limited: bool) -> None:
     """Let the ops that carry `graph` follow schedules from now on, which `make_schedule` makes.
 
     make_schedule: see ProgramBook; the latest that was given counts for all graphs of a step.
+    is_limited: whether the graph has a budget, so that the safe rule waits for its writes.
     """
-    _programs.add_graph(graph, make_schedule)
+    _programs.add_graph(graph, make_schedule, is_limited=is_limited)
 
 
 def find_schedules() -> list[Schedule]:
     """The schedules of the programs that run in this thread, the latest first."""
     return _programs.find_schedules()
-
-
-def find_threads() -> list[threading.Thread]:
-    """The threads alive that have run a forward whose values move."""
-    return [thread for thread in list(_threads.values()) if thread.is_alive()]
 
 
 def close_stores() -> None:
@@ -181,17 +160,16 @@ def _offload(
     duplicate_bytes: int,
     graph: str = "",
 ) -> torch.Tensor:
-    owner, recorder = find_store(store), _recorders.get(graph)
-    _threads[threading.get_ident()] = threading.current_thread()
+    owner = find_store(store)
     call = _programs.enter_offload(graph, name, x.device)
     destination = tier if call is None else call.find_destination(name, tier)
-    with _recorded(recorder, call, "offload", name, x.device):
+    with _recorded(call, "offload", name, x.device):
         if destination == "keep":
             ticket = owner.keep(x, name, tier, owned)
         else:
             site = None if owned else f"{graph} {name}"
             ticket = owner.offload(x, name, destination, owned, duplicate_bytes, site=site)
-        entry = Entry(owner, ticket, call, graph)
+        entry = Entry(owner, ticket, call)
         if call is not None:
             call.add(name, entry)
             call.act("offload", name)
@@ -202,14 +180,12 @@ def _offload(
     return torch.from_numpy(array)
 
 
-def _release(ticket: torch.Tensor, x: torch.Tensor, block: bool) -> None:
+def _release(ticket: torch.Tensor, x: torch.Tensor) -> None:
     entry = _find_entry(ticket)
     name, call = entry.ticket.name, entry.call
-    with _recorded(_recorders.get(entry.graph), call, "release", name, x.device):
-        if call is None:
-            entry.store.release(entry.ticket, block)
-        else:
-            entry.store.release(entry.ticket, call.blocks)
+    with _recorded(call, "release", name, x.device):
+        entry.store.release(entry.ticket, call is None or call.blocks)
+        if call is not None:
             call.act("release", name)
 
 
@@ -217,10 +193,11 @@ def _prefetch(ticket: torch.Tensor) -> None:
     entry = _find_entry(ticket)
     name, call = entry.ticket.name, entry.call
     device = entry.ticket.layout.device
-    with _recorded(_recorders.get(entry.graph), call, "prefetch", name, device):
+    with _recorded(call, "prefetch", name, device):
         if call is not None:
             call.act("prefetch", name)
-        entry.start_reading()
+        if call is None or call.reads_early:
+            entry.start_reading()
 
 
 def _wait(
@@ -233,7 +210,7 @@ def _wait(
 ) -> torch.Tensor:
     entry = _find_entry(ticket)
     name, call = entry.ticket.name, entry.call
-    with _recorded(_recorders.get(entry.graph), call, "wait", name, device):
+    with _recorded(call, "wait", name, device):
         if call is not None:
             call.act("wait", name)
         y = entry.store.wait(entry.ticket)
@@ -255,21 +232,15 @@ def _wait(
 
 
 @contextmanager
-def _recorded(
-    recorder: StepRecorder | None, call: Call | None, kind: str, name: str, device: torch.device
-) -> Generator[None]:
+def _recorded(call: Call | None, kind: str, name: str, device: torch.device) -> Generator[None]:
     """Within, the op `kind` of the value `name` runs."""
     run = None if call is None else call.find_run(kind, device)
-    if recorder is None and run is None:
+    if call is None or run is None:
         yield
         return
     enter = mark_now(device)
     yield
-    leave = mark_now(device)
-    if recorder is not None:
-        recorder.record(kind, name, enter, leave)
-    if call is not None and run is not None:
-        call.step.note_op(run, (kind, name), enter, leave)
+    call.step.note_op(run, (kind, name), enter, mark_now(device))
 
 
 def _find_entry(tensor: torch.Tensor) -> Entry:
@@ -311,8 +282,6 @@ def _forget_all() -> None:
     _past[0] = StoreStatistics()
     _wear.clear()
     _stores.clear()
-    _recorders.clear()
-    _threads.clear()
     _entries.clear()
     _programs.clear()
 

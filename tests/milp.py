@@ -291,12 +291,17 @@ def solve(step: Step, link: Link, budget_bytes: int | None) -> Optimum | None:
         transfers={
             v.name: Transfer(
                 "nvme",
-                _pick(model.releases[v.name], solution),
+                _find_release(step, _pick(model.releases[v.name], solution)),
                 _pick(model.prefetches[v.name], solution),
             )
             for v in moved
         },
     )
+
+
+def _find_release(step: Step, position: int) -> int | None:
+    """Nothing waits for a release at the end of the forward."""
+    return position if position < step.forward_length else None
 
 
 def _evaluate(terms: Sum, solution: np.ndarray) -> float:

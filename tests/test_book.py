@@ -52,7 +52,7 @@ def run_step(
     """A step of these graphs, forward and backward, that took so long and held so much."""
     step = book.begin_step()
     for graph in graphs:
-        step.add_call(graph, CPU)
+        step.add_call(graph, CPU, is_limited=True)
     step.note_birth()
     step.note_death()
     records = [HalfMeasurement({("offload", "x"): seconds}, 0.0, held_bytes)] * len(step.runs)
@@ -190,16 +190,16 @@ def test_a_step_that_never_ends_is_given_up(
     step = book.begin_step()
     step.note_birth()
     for _ in range(2):
-        step.add_call("a", CPU)
+        step.add_call("a", CPU, is_limited=True)
         assert book.begin_step() is step
-    step.add_call("a", CPU)
+    step.add_call("a", CPU, is_limited=True)
     assert book.begin_step() is not step
     assert book.schedules == []
 
 
 def test_a_step_goes_on_while_a_ticket_lives(book: ProgramBook) -> None:
     step = book.begin_step()
-    step.add_call("a", CPU)
+    step.add_call("a", CPU, is_limited=True)
     step.note_birth()
     step.note_birth()
     step.note_death()

@@ -138,7 +138,7 @@ def test_a_change_between_the_passes_is_an_error_as_without_this_backend(
         assert weight.grad is not None
         return weight.grad
 
-    options = {"memory_budget": "min", "min_bytes": 1, "ioengine": "posix", "replan": False}
+    options = {"memory_budget": "min", "min_bytes": 1, "ioengine": "posix"}
     config = fxoffload.OffloadConfig(directory=spill_directory, compiler=compiler, **options)
     ours = fxoffload.backend.BoundBackend(config)
     expected = train("aot_eager", changed=False)

@@ -49,7 +49,10 @@ def offload(store: OffloadStore, call: Call, name: str) -> Entry:
 
 def test_forwards_and_backwards_make_a_program() -> None:
     step = StepRun([], measures=False)
-    first, second = step.add_call("a", CPU), step.add_call("b", CPU)
+    first, second = (
+        step.add_call("a", CPU, is_limited=True),
+        step.add_call("b", CPU, is_limited=True),
+    )
     for call in (second, first):
         for kind in ("prefetch", "wait"):
             assert call.find_run(kind, CPU) is None, "nothing is measured"
@@ -61,18 +64,18 @@ def test_forwards_and_backwards_make_a_program() -> None:
 def test_the_first_schedule_that_foresaw_all_is_followed() -> None:
     short, long = make_schedule(CallSchedule({})), make_schedule(CallSchedule({}), CallSchedule({}))
     step = StepRun([short, long], measures=False)
-    assert step.add_call("a", CPU).schedule is short.calls[0]
-    assert step.add_call("a", CPU).schedule is long.calls[1]
-    assert step.add_call("a", CPU).schedule is None
+    assert step.add_call("a", CPU, is_limited=True).schedule is short.calls[0]
+    assert step.add_call("a", CPU, is_limited=True).schedule is long.calls[1]
+    assert step.add_call("a", CPU, is_limited=True).schedule is None
     assert step.followed is None
 
 
 def test_what_was_kept_moves_when_more_follows_than_foreseen(store: OffloadStore) -> None:
     step = StepRun([make_schedule(CallSchedule({"x": "keep"}))], measures=False)
-    entry = keep(store, step.add_call("a", CPU), "x")
+    entry = keep(store, step.add_call("a", CPU, is_limited=True), "x")
     store.release(entry.ticket, False)
     kept = entry.ticket
-    step.add_call("a", CPU)
+    step.add_call("a", CPU, is_limited=True)
     assert kept.kept is None
     assert entry.ticket is not kept
     assert entry.resident_bytes == 0
@@ -92,12 +95,12 @@ def test_ops_wait_and_read_as_the_schedule_says(
         reads={("prefetch", "y"): ((0, "x"), (1, "missing"))},
     )
     step = StepRun([make_schedule(first, second)], measures=False)
-    call = step.add_call("a", CPU)
+    call = step.add_call("a", CPU, is_limited=True)
     assert call.find_destination("x", "host") == "nvme"
     assert call.find_destination("new", "host") == "host"
     x = offload(store, call, "x")
     store.release(x.ticket, call.blocks)
-    other = step.add_call("a", CPU)
+    other = step.add_call("a", CPU, is_limited=True)
     keep(store, other, "y")
     settled: list[Ticket] = []
     monkeypatch.setattr(store, "settle", settled.append)
@@ -126,7 +129,7 @@ def test_ops_wait_and_read_as_the_schedule_says(
 def test_measurements(store: OffloadStore) -> None:
     gc.collect()  # What other tests left must not die meanwhile.
     step = StepRun([], measures=True)
-    call = step.add_call("a", CPU)
+    call = step.add_call("a", CPU, is_limited=True)
     x = keep(store, call, "x")
     run = call.find_run("offload", CPU)
     assert run is call.forward
@@ -151,8 +154,8 @@ def test_measurements(store: OffloadStore) -> None:
 def test_calls_begin_where_names_come_again(store: OffloadStore) -> None:
     programs = Programs()
     assert programs.enter_offload("a", "x", CPU) is None, "it follows no schedules"
-    programs.add_graph("a", lambda program, measured: None)
-    programs.add_graph("b", lambda program, measured: None)
+    for graph in "ab":
+        programs.add_graph(graph, lambda program, measured: make_schedule(), is_limited=True)
 
     def enter(graph: str, name: str) -> Call:
         call = programs.enter_offload(graph, name, CPU)

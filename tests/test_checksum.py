@@ -223,7 +223,7 @@ def test_the_option(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert isinstance(find_store(key).engines["nvme"], CheckedEngine)
     x = torch.randn(100_000)
     ticket = torch.ops.fxoffload.offload(x, key, "x", "nvme", True, 0)
-    torch.ops.fxoffload.release(ticket, x, True)
+    torch.ops.fxoffload.release(ticket, x)
     torch.ops.fxoffload.prefetch(ticket)
     y = torch.ops.fxoffload.wait(ticket, x.shape, x.stride(), x.dtype, CPU)
     assert torch.equal(y, x)

@@ -13,7 +13,6 @@ import pytest
 
 from fxoffload.config import IOEngineName, OffloadConfig
 from fxoffload.errors import ConfigError, StoreFull
-from fxoffload.planning import build_partitioner
 from fxoffload.runtime.engines import spill_file
 from fxoffload.runtime.engines.posix import PosixEngine
 from fxoffload.runtime.engines.spill_file import SpillFile
@@ -108,7 +107,7 @@ def test_a_buffered_file_is_warned_of_once(
 
 
 @pytest.mark.parametrize("name", ["posix", "memory"])
-def test_a_new_process_keeps_the_numbers_and_the_compile_cache(
+def test_a_new_process_keeps_the_numbers(
     spill_directory: Path, monkeypatch: pytest.MonkeyPatch, name: IOEngineName
 ) -> None:
     noise = itertools.count(1)
@@ -116,12 +115,10 @@ def test_a_new_process_keeps_the_numbers_and_the_compile_cache(
         choice, "measure_bandwidth", lambda engine: Bandwidth(next(noise) * 1e9, 1e9)
     )
     config = OffloadConfig(directory=spill_directory, ioengine=name)
-    first, identity = choose_engine(config), build_partitioner(config, "store").uuid()
+    first = choose_engine(config)
     assert choose_engine(config) == first
-    assert build_partitioner(config, "store").uuid() == identity
     cache_path().unlink()
     assert choose_engine(config).bandwidth == (2e9, 1e9)
-    assert build_partitioner(config, "store").uuid() != identity
 
 
 def test_a_process_that_cannot_keep_its_numbers_stays_with_them(

@@ -108,7 +108,7 @@ def test_bad_choices(field: str, value: Any, near: str | None) -> None:
         assert f"did you mean {near!r}?" in str(caught.value)
 
 
-@pytest.mark.parametrize("field", ["enabled", "checksum", "replan"])
+@pytest.mark.parametrize("field", ["enabled", "checksum"])
 @pytest.mark.parametrize("value", [1, 0, "yes", None])
 def test_a_bool_is_a_bool(field: str, value: Any) -> None:
     with pytest.raises(ConfigError, match=rf"{field}=.* is not a bool; pass True or False"):
@@ -244,7 +244,6 @@ CHANGES: dict[str, Any] = {
     "max_inflight_bytes": 1,
     "ioengine": "posix",
     "checksum": True,
-    "replan": False,
     "endurance": "600TBW",
     "compiler": "eager",
     "mode": "max-autotune",

@@ -13,7 +13,7 @@ import fxoffload
 
 ROWS, WIDTH, EXPERTS = 64, 16, 3
 OPTIONS: dict[str, Any] = {
-    "compiler": "eager", "ioengine": "memory", "min_bytes": 1, "replan": False
+    "compiler": "eager", "ioengine": "memory", "min_bytes": 1
 }  # fmt: skip
 
 

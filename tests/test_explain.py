@@ -68,8 +68,8 @@ def test_table_has_a_row_for_each_value_and_the_totals(spill_directory: Path) ->
     static_mib = sum(value.nbytes for value in statics) / 2**20
     assert len(statics) > 1
     assert re.search(rf"\n{len(statics)} value\(s\) +{static_mib:.2f} +keep: {STATIC_INPUT}", text)
-    assert "released after" in text
-    assert "prefetched before" in text
+    assert "write ends before" in text
+    assert "read starts before" in text
     assert "keep: parameter, buffer or other static input" in text
     mib = 2**20
     total = (

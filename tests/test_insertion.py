@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -19,7 +20,6 @@ from fxoffload.ops import OFFLOAD, OPS, PREFETCH, RELEASE, WAIT
 from fxoffload.passes.insertion import FUSION_REACH, insert_transfers
 from fxoffload.passes.lifetimes import find_saved_values
 from fxoffload.passes.verification import verify_transfers
-from fxoffload.planner.plan import Keep, Offload, Plan
 
 Tracer = Callable[..., TrainingGraph]
 
@@ -27,8 +27,8 @@ Tracer = Callable[..., TrainingGraph]
 def move_everything(graph: TrainingGraph) -> TrainingGraph:
     """Insert for every value that may move, checked against a copy; returns that copy."""
     before = toys.copy_graph(graph)
-    plan = toys.plan_all(find_saved_values(graph))
-    insert_transfers(graph, plan, store="store")
+    values = find_saved_values(graph)
+    insert_transfers(graph, values, store="store")
     verify_transfers(graph)
     toys.assert_matched(graph)
     for target, module in (
@@ -37,7 +37,7 @@ def move_everything(graph: TrainingGraph) -> TrainingGraph:
         (PREFETCH, graph.backward),
         (WAIT, graph.backward),
     ):
-        assert len(names_of(module.graph, target)) == len(plan.offloads)
+        assert len(names_of(module.graph, target)) == sum(v.refusal is None for v in values)
     return before
 
 
@@ -67,8 +67,7 @@ def make_normed(sketch: Sketch) -> TrainingGraph:
 )
 def test_offload_stands_behind_loops_that_are_fused(fuses: bool, expected: list[str]) -> None:
     graph = make_normed(Sketch())
-    plan = toys.plan_all(find_saved_values(graph))
-    insert_transfers(graph, plan, store="store", fuses=fuses)
+    insert_transfers(graph, find_saved_values(graph), store="store", fuses=fuses)
     verify_transfers(graph)
     names = names_of(graph.forward.graph)
     assert [name for name in names if name in expected] == expected
@@ -78,7 +77,7 @@ def test_offload_waits_no_longer_than_loops_are_fused() -> None:
     """Or programs of many loops and no call would hold everything to the end."""
     layers = FUSION_REACH + 10
     graph = toys.make_chain(layers)
-    insert_transfers(graph, toys.plan_all(find_saved_values(graph)), store="store", fuses=True)
+    insert_transfers(graph, find_saved_values(graph), store="store", fuses=True)
     names = [name for name in names_of(graph.forward.graph) if "release" not in name]
     reader = 1
     assert names[names.index("offload_layer0") + 1] == f"layer{reader + FUSION_REACH + 1}"
@@ -95,7 +94,7 @@ x = input
 layer0 = aten.sin.default(x)
 offload_layer0 = fxoffload.offload.default(layer0, store, layer0, nvme, True, 0)
 out = aten.cos.default(layer0)
-release_default = fxoffload.release.default(offload_layer0, layer0, True)
+release_default = fxoffload.release.default(offload_layer0, layer0)
 return (out, offload_layer0)""",
     )
     assert_expected_inline(
@@ -136,7 +135,7 @@ a = aten.sin.default(x)
 offload_a = fxoffload.offload.default(a, store, a, nvme, True, 64)
 part = aten.slice.Tensor(a, 1, 2, 6)
 out = aten.cos.default(part)
-release_default = fxoffload.release.default(offload_a, a, True)
+release_default = fxoffload.release.default(offload_a, a)
 return (out, offload_a)""",
     )
     assert_expected_inline(
@@ -193,11 +192,11 @@ mm = aten.mm.default(primals_1, primals_2)
 slice_1 = aten.slice.Tensor(mm, 1, 0, 1)
 clone_default = aten.clone.default(slice_1)
 offload_slice_1 = fxoffload.offload.default(clone_default, store, slice_1, nvme, True, 0)
-release_default = fxoffload.release.default(offload_slice_1, clone_default, True)
+release_default = fxoffload.release.default(offload_slice_1, clone_default)
 slice_2 = aten.slice.Tensor(mm, 1, 1, 2)
 clone_default_1 = aten.clone.default(slice_2)
 offload_slice_2 = fxoffload.offload.default(clone_default_1, store, slice_2, nvme, True, 0)
-release_default_1 = fxoffload.release.default(offload_slice_2, clone_default_1, True)
+release_default_1 = fxoffload.release.default(offload_slice_2, clone_default_1)
 mul = aten.mul.Tensor(slice_1, slice_2)
 sum_1 = aten.sum.default(mul)
 t = aten.t.default(primals_1)
@@ -349,36 +348,35 @@ def test_a_saved_value_that_is_an_output_keeps_its_place() -> None:
     toys.assert_same_step(before, graph)
 
 
-# --- plans --------------------------------------------------------------------------------------
+# --- values --------------------------------------------------------------------------------------
 
 
-def test_empty_plan_changes_nothing(zoo_graph: TrainingGraph) -> None:
-    values = find_saved_values(zoo_graph)
-    plan = Plan(values, tuple(Keep("no reason") for _ in values), 0, 0)
+def test_what_may_not_move_changes_nothing(zoo_graph: TrainingGraph) -> None:
+    values = [replace(value, refusal="no reason") for value in find_saved_values(zoo_graph)]
     graphs = (zoo_graph.forward.graph, zoo_graph.backward.graph)
     before = [(str(graph), [id(node) for node in graph.nodes]) for graph in graphs]
-    insert_transfers(zoo_graph, plan, store="store")
+    insert_transfers(zoo_graph, values, store="store")
     assert [(str(graph), [id(node) for node in graph.nodes]) for graph in graphs] == before
 
 
-def test_plan_of_another_graph_is_refused() -> None:
-    plan = toys.plan_all(find_saved_values(toys.make_chain(3)))
-    with pytest.raises(PlanError, match=r"plan moves 'layer2', but the graph saves no \['layer2'"):
-        insert_transfers(toys.make_chain(2), plan, store="store")
+def test_values_of_another_graph_are_refused() -> None:
+    values = find_saved_values(toys.make_chain(3))
+    with pytest.raises(PlanError, match=r"'layer2' cannot move: the graph saves no \['layer2'"):
+        insert_transfers(toys.make_chain(2), values, store="store")
 
 
-def test_plan_cannot_be_applied_twice() -> None:
+def test_values_cannot_be_inserted_twice() -> None:
     graph = toys.make_chain(2)
-    plan = toys.plan_all(find_saved_values(graph))
-    insert_transfers(graph, plan, store="store")
+    values = find_saved_values(graph)
+    insert_transfers(graph, values, store="store")
     with pytest.raises(PlanError, match="layer0"):
-        insert_transfers(graph, plan, store="store")
+        insert_transfers(graph, values, store="store")
 
 
 def test_tier_and_name_are_in_the_node() -> None:
     graph = toys.make_chain(1)
     values = find_saved_values(graph)
-    insert_transfers(graph, Plan(values, (Offload("host"),), 0, 0), store="key")
+    insert_transfers(graph, values, store="key", tier="host")
     ticket = toys.find_by_target(graph.forward.graph, OFFLOAD)
     assert ticket.args[1:] == ("key", "layer0", "host", True, 0)
 

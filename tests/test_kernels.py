@@ -63,7 +63,7 @@ def test_a_value_goes_and_comes_back(key: str, nbytes: int) -> None:
     expected = x.clone()
     ticket = offload(key, x)
     assert (ticket.shape, ticket.dtype, ticket.device) == ((1,), torch.int64, CPU)
-    OPS.release(ticket, x, True)
+    OPS.release(ticket, x)
     x.zero_()
     assert torch.equal(fetch(ticket, expected), expected)
 
@@ -72,7 +72,7 @@ def test_a_value_goes_and_comes_back(key: str, nbytes: int) -> None:
 def test_wait_without_prefetch_reads(key: str, nbytes: int) -> None:
     x = torch.randint(0, 256, (nbytes,), dtype=torch.uint8)
     ticket = offload(key, x)
-    OPS.release(ticket, x, True)
+    OPS.release(ticket, x)
     assert torch.equal(OPS.wait(ticket, x.shape, x.stride(), x.dtype, CPU), x)
 
 
@@ -80,7 +80,7 @@ def test_a_value_can_come_twice(key: str) -> None:
     x = torch.randn(50_000)
     expected = x.clone()
     ticket = offload(key, x)
-    OPS.release(ticket, x, True)
+    OPS.release(ticket, x)
     fetch(ticket, x).zero_()
     OPS.prefetch(ticket)  # Of a backward that was given up.
     assert torch.equal(fetch(ticket, x), expected)
@@ -89,7 +89,7 @@ def test_a_value_can_come_twice(key: str) -> None:
 def test_wait_copies_nothing_for_the_stride_of_a_dimension_of_one(key: str) -> None:
     x = torch.randn(80, 1, 1000)
     ticket = offload(key, x)
-    OPS.release(ticket, x, True)
+    OPS.release(ticket, x)
     OPS.prefetch(ticket)
     (prefetched,) = kernels._entries[int(ticket.item())].ticket.prefetches
     y = OPS.wait(ticket, x.shape, (1000, 7, 1), x.dtype, CPU)
@@ -105,7 +105,7 @@ def test_wait_gives_the_strides_that_are_asked_for(key: str, stride: tuple[int, 
         x = x.contiguous()
     for value in (x, x.contiguous()):
         ticket = offload(key, value)
-        OPS.release(ticket, value, True)
+        OPS.release(ticket, value)
         OPS.prefetch(ticket)
         y = OPS.wait(ticket, x.shape, stride, x.dtype, CPU)
         assert y.stride() == stride
@@ -115,7 +115,7 @@ def test_wait_gives_the_strides_that_are_asked_for(key: str, stride: tuple[int, 
 def test_wait_refuses_another_value_than_was_offloaded(key: str) -> None:
     x = torch.randn(50_000)
     ticket = offload(key, x)
-    OPS.release(ticket, x, True)
+    OPS.release(ticket, x)
     OPS.prefetch(ticket)
     with pytest.raises(StoreError, match="do not belong together"):
         OPS.wait(ticket, (50_001,), (1,), x.dtype, CPU)
@@ -129,7 +129,7 @@ def test_the_host_tier(config: OffloadConfig) -> None:
             offload(key, x, "host")
         return
     ticket = offload(key, x, "host")
-    OPS.release(ticket, x, True)
+    OPS.release(ticket, x)
     assert torch.equal(fetch(ticket, x), x)
     assert find_store(key).statistics().ioengine.endswith(", memory")
 
@@ -137,7 +137,7 @@ def test_the_host_tier(config: OffloadConfig) -> None:
 def test_the_slot_lives_as_long_as_the_storage_of_the_ticket(key: str) -> None:
     x = torch.zeros(100_000)
     ticket = offload(key, x)
-    OPS.release(ticket, x, True)
+    OPS.release(ticket, x)
     view = ticket.view(1, 1)
     alias = ticket.detach()
     del ticket
@@ -157,7 +157,7 @@ def test_numbers_are_never_used_again(key: str) -> None:
 def test_a_ticket_in_a_cycle_is_freed_by_the_collector(key: str) -> None:
     x = torch.zeros(100_000)
     ticket = offload(key, x)
-    OPS.release(ticket, x, True)
+    OPS.release(ticket, x)
     cycle: list[object] = [ticket]
     cycle.append(cycle)
     del ticket, cycle
@@ -175,7 +175,7 @@ def test_the_collector_may_run_anywhere(key: str) -> None:
             for _ in range(60):
                 x = torch.full((size,), 3.0)
                 ticket = offload(key, x)
-                OPS.release(ticket, x, True)
+                OPS.release(ticket, x)
                 assert torch.equal(fetch(ticket, x), x)
                 cycle: list[object] = [ticket]
                 cycle.append(cycle)
@@ -190,7 +190,7 @@ def test_the_collector_may_run_anywhere(key: str) -> None:
 def test_a_ticket_may_die_in_another_thread(key: str) -> None:
     x = torch.zeros(100_000)
     held = [offload(key, x)]
-    OPS.release(held[0], x, True)
+    OPS.release(held[0], x)
     thread = threading.Thread(target=held.clear)
     thread.start()
     thread.join(30)
@@ -200,13 +200,13 @@ def test_a_ticket_may_die_in_another_thread(key: str) -> None:
 def test_a_copied_ticket_is_told_from_a_live_one(key: str) -> None:
     x = torch.zeros(100_000)
     ticket = offload(key, x)
-    OPS.release(ticket, x, True)
+    OPS.release(ticket, x)
     copied, number = ticket.clone(), int(ticket)
     del ticket
     for call in (
         lambda: OPS.prefetch(copied),
         lambda: OPS.wait(copied, x.shape, x.stride(), x.dtype, CPU),
-        lambda: OPS.release(copied, x, True),
+        lambda: OPS.release(copied, x),
     ):
         with pytest.raises(StoreError, match=f"ticket {number} was freed.*saved-tensor hook"):
             call()
@@ -218,7 +218,7 @@ def test_autograd_decides_how_long_a_ticket_lives(key: str) -> None:
         def forward(ctx: torch.autograd.function.FunctionCtx, x: torch.Tensor) -> torch.Tensor:
             factor = torch.full_like(x, 2.0)
             ticket = offload(key, factor)
-            OPS.release(ticket, factor, True)
+            OPS.release(ticket, factor)
             ctx.save_for_backward(ticket)
             return x * factor
 
@@ -256,7 +256,7 @@ def test_equal_options_share_a_store(config: OffloadConfig) -> None:
 def test_a_store_is_shared_by_all_budgets(config: OffloadConfig) -> None:
     """One spill file, one set of threads, and the host budget is given out once."""
     others = [
-        dataclasses.replace(config, memory_budget=budget, min_bytes=size, replan=False)
+        dataclasses.replace(config, memory_budget=budget, min_bytes=size)
         for budget, size in (("min", 1), ("1GiB", 2))
     ]
     assert len({register_store(each) for each in (config, *others)}) == 1
@@ -268,7 +268,7 @@ def test_a_closed_store_still_counts(config: OffloadConfig) -> None:
     for count in (1, 2, 3):
         x = torch.zeros(100_000)
         ticket = offload(key, x)
-        OPS.release(ticket, x, True)
+        OPS.release(ticket, x)
         assert torch.equal(fetch(ticket, x), x)
         find_store(key).close()
         assert register_store(config) == key
@@ -285,7 +285,7 @@ def test_many_threads_bring_one_value_back(key: str) -> None:
     x = torch.randn(20_000)
     expected = x.clone()
     ticket = offload(key, x)
-    OPS.release(ticket, x, True)
+    OPS.release(ticket, x)
     found: list[torch.Tensor] = []
     errors: list[BaseException] = []
 
@@ -314,7 +314,7 @@ def test_lifetime_of_the_drives(config: OffloadConfig) -> None:
     x = torch.zeros(100_000)
     tickets = [offload(key, x, tier) for tier in ("nvme", *sorted(find_store(key).engines))]
     for ticket in tickets:
-        OPS.release(ticket, x, True)
+        OPS.release(ticket, x)
     written = 400_000 * sum(tier != "host" for tier in ("nvme", *find_store(key).engines))
     (projection,) = drive_lifetimes()[len(before) :]
     assert projection.written_bytes == written
@@ -361,7 +361,7 @@ def test_statistics_of_the_process(key: str) -> None:
     reset_statistics()
     x = torch.zeros(100_000)
     ticket = OPS.offload(x, key, "value", "nvme", True, 7)
-    OPS.release(ticket, x, True)
+    OPS.release(ticket, x)
     record = statistics()
     assert (record.offloads, record.offloaded_bytes, record.deduplicated_bytes) == (1, 400_000, 7)
     reset_statistics()
@@ -372,7 +372,7 @@ def test_statistics_of_the_process(key: str) -> None:
 def test_nothing_is_visible_in_the_directory(key: str, tmp_path: Path) -> None:
     x = torch.zeros(100_000)
     ticket = offload(key, x)
-    OPS.release(ticket, x, True)
+    OPS.release(ticket, x)
     assert list(tmp_path.iterdir()) == []
     del ticket
 
@@ -382,7 +382,7 @@ def test_close_stores(config: OffloadConfig) -> None:
     key = register_store(config)
     x = torch.zeros(100_000)
     ticket = offload(key, x)
-    OPS.release(ticket, x, True)
+    OPS.release(ticket, x)
     close_stores()
     assert set(os.listdir("/proc/self/fd")) <= before
     with pytest.raises(StoreClosed, match="value: the store is closed"):

@@ -49,7 +49,7 @@ ROOMS = {
     "torch_internals": Room(("torch_internals",), ("words", "graph", "planner")),
     "config": Room(("config",), ("words", "torch_internals")),
     "facts": Room(
-        ("cost", "profile", "scratch", "planned_sizes", "plan_cache"),
+        ("cost", "scratch", "planned_sizes"),
         ("words", "graph", "planner", "torch_internals"),
     ),
     "passes": Room(("passes",), ("words", "graph", "planner", "torch_internals", "facts")),
@@ -62,7 +62,7 @@ ROOMS = {
         ("runtime",), ("words", "config", "engines", "devices", "store", "measurement", "program")
     ),
     "backend": Room(
-        ("backend", "planning", "machine", "replanning", "step_schedules"),
+        ("backend", "planning", "machine", "plan_cache", "step_schedules"),
         ("words", "graph", "planner", "torch_internals", "config", "facts", "passes", "kernels"),
     ),
     "inspection": Room(

@@ -33,21 +33,21 @@ def test_transfers_take_from_compute_on_a_cpu_and_cross_a_bus_to_a_gpu(
     links = measure_links(config)
     graph = toys.make_chain(2)
     torch_threads = torch.get_num_threads()
-    cost = measure_cost(config, links, graph)
+    cost = measure_cost(config, graph)
     assert {tier: link.compute_seconds_per_byte for tier, link in cost.links.items()} == {
         "nvme": pytest.approx(3e-10),
         "host": pytest.approx(3e-10),
     }
     assert cost.speed.mask_store_seconds > cost.speed.mask_load_seconds > 0.0
     monkeypatch.setattr(torch, "get_num_threads", lambda: 4 * torch_threads)
-    faster = measure_cost(config, links, graph).speed
+    faster = measure_cost(config, graph).speed
     assert faster.mask_store_seconds == pytest.approx(cost.speed.mask_store_seconds / 4)
     assert faster.mask_load_seconds == pytest.approx(cost.speed.mask_load_seconds / 4)
     assert cost.links["nvme"].read_bytes_per_second == links["nvme"].read_bytes_per_second
     for node in graph.forward.graph.nodes:
         node.meta["val"] = FakeOnCuda()
     monkeypatch.setattr(runtime, "recall_exchange", lambda _: runtime.Bandwidth(1e3, 1e12))
-    on_gpu = measure_cost(config, links, graph)
+    on_gpu = measure_cost(config, graph)
     assert on_gpu.mask_seconds(10**9, 10**9) == 0.0
     read = links["nvme"].read_bytes_per_second
     # A GPU's own copies fill host memory: how fast the host copies does not matter.
@@ -107,7 +107,7 @@ def test_speed_is_that_at_the_dtype_of_the_first_product(
     monkeypatch.setattr(runtime, "recall_speed", recall)
     monkeypatch.setattr(runtime, "recall_contention", lambda _: runtime.Contention(0.0, 0.0))
     config = OffloadConfig(directory=spill_directory, ioengine="posix")
-    measure_cost(config, {}, graph)
+    measure_cost(config, graph)
     assert asked == [(torch.device("cpu"), torch.bfloat16)]
 
 

@@ -16,7 +16,7 @@ def test_positions_count_the_nodes_of_before() -> None:
     graph = toys.make_chain(3)
     forward, backward = list_nodes(graph.forward.graph), list_nodes(graph.backward.graph)
     values = find_saved_values(graph, min_bytes=1)
-    insert_transfers(graph, toys.plan_all(values), store="", blocks=False)
+    insert_transfers(graph, values, store="")
     placed = find_op_positions(graph, forward, backward)
     movable = [value for value in values if value.refusal is None]
     assert movable
@@ -44,8 +44,8 @@ def test_a_view_that_insertion_moved_changes_no_position() -> None:
     before = list_nodes(graph)
     late.prepend(view)
     with graph.inserting_before(late):
-        graph.call_function(PREFETCH, (ticket,))
-    placed = _find_positions(graph, before, {"offload_x": "x"})
+        prefetch = graph.call_function(PREFETCH, (ticket,))
+    placed = _find_positions(graph, before, {prefetch: ("prefetch", "x")})
     assert placed == [(("prefetch", "x"), before.index(late.name))]
 
 

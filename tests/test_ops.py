@@ -41,7 +41,7 @@ def test_fake_kernels() -> None:
         x = torch.empty(4, 6, dtype=torch.bfloat16)
         ticket = OFFLOAD(x, "store", "x", "nvme", True, 0)
         assert (ticket.shape, ticket.dtype, ticket.device.type) == ((1,), torch.int64, "cpu")
-        assert RELEASE(ticket, x, True) is None
+        assert RELEASE(ticket, x) is None
         assert PREFETCH(ticket) is None
         y = WAIT(ticket, [4, 6], [1, 4], torch.bfloat16, torch.device("cpu"))
         assert (y.shape, y.stride(), y.dtype) == ((4, 6), (1, 4), torch.bfloat16)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 import toys
@@ -15,8 +15,12 @@ from fxoffload.cost import CostModel, DeviceSpeed
 from fxoffload.graph import TrainingGraph
 from fxoffload.passes import PassOptions, make_plan, transform_graph
 from fxoffload.passes.partition_choice import ALL_SAVED, CUTS, PATIENCE
-from fxoffload.planner.plan import Cut
+from fxoffload.planner.plan import Cut, Plan
 from fxoffload.planner.simulation import RESOLUTION
+
+
+def plan_graph(graph: TrainingGraph, options: PassOptions, **chosen: Any) -> Plan:
+    return transform_graph(graph, options, **chosen).plan
 
 
 def make_recomputing_chain(num_layers: int, stride: int = 99) -> TrainingGraph:
@@ -59,9 +63,9 @@ def test_other_partitions_are_tried_where_the_first_waits() -> None:
     asked, repartition = record_cuts(lambda: make_recomputing_chain(6))
 
     options = dataclasses.replace(OPTIONS, cost=make_cost(600.0), budget_bytes=6 * NBYTES)
-    alone = transform_graph(toys.copy_graph(graph), options)
+    alone = plan_graph(toys.copy_graph(graph), options)
     assert alone.exposed_seconds > 600
-    plan = transform_graph(graph, options, repartition=repartition, before_rewrite=shown.append)
+    plan = plan_graph(graph, options, repartition=repartition, before_rewrite=shown.append)
     assert plan.exposed_seconds == 0.0
     assert plan.peak_bytes <= 6 * NBYTES
     assert plan.cut == asked[0]
@@ -86,10 +90,10 @@ def test_other_partitions_are_tried_where_transfers_slow_compute_down() -> None:
 
     dear = make_contended_options(100.0)
     graph = toys.make_chain(6)
-    alone = transform_graph(toys.copy_graph(graph), dear)
+    alone = plan_graph(toys.copy_graph(graph), dear)
     assert alone.exposed_seconds == 0.0
     assert alone.contended_seconds == 200.0 * len(alone.offloads) > 0.0
-    plan = transform_graph(graph, dear, repartition=repartition)
+    plan = plan_graph(graph, dear, repartition=repartition)
     assert plan.cut == asked[0]
     assert plan.step_seconds < alone.step_seconds
 
@@ -101,7 +105,7 @@ def test_the_sweep_of_partitions_ends_when_it_gets_no_better(
     asked, repartition = record_cuts(lambda: toys.make_chain(6))
 
     options = make_contended_options(1.0, transfer_seconds)
-    plan = transform_graph(toys.make_chain(6), options, repartition=repartition)
+    plan = plan_graph(toys.make_chain(6), options, repartition=repartition)
     assert plan.offloads
     assert plan.cut is None
     assert (plan.exposed_seconds > 0.0) == (patience == PATIENCE)
@@ -113,7 +117,7 @@ def test_no_partition_is_asked_for_twice() -> None:
     asked, repartition = record_cuts(lambda: toys.make_chain(3))
 
     options = make_contended_options(1.0, 600.0)
-    transform_graph(toys.make_chain(6), options, repartition=repartition)
+    plan_graph(toys.make_chain(6), options, repartition=repartition)
     smaller = [cut for cut in CUTS if isinstance(cut, float) and cut < 0.5]
     assert asked[:2] == [CUTS[0], smaller[0]]
 
@@ -123,9 +127,9 @@ def test_the_sweep_ends_where_recomputing_costs_more_than_it_could_gain() -> Non
     asked, repartition = record_cuts(lambda: make_recomputing_chain(6))
 
     options = make_contended_options(1.0)
-    alone = transform_graph(toys.make_chain(6), options)
+    alone = plan_graph(toys.make_chain(6), options)
     assert 0.0 < alone.contended_seconds < 15.0
-    plan = transform_graph(toys.make_chain(6), options, repartition=repartition)
+    plan = plan_graph(toys.make_chain(6), options, repartition=repartition)
     assert plan.cut is None
     assert asked == [CUTS[0]]
 
@@ -138,21 +142,21 @@ def refuse(cut: Cut) -> TrainingGraph:
 @pytest.mark.parametrize("budget", [None, 2**20])
 def test_other_partitions_are_not_tried_without_need(budget: int | None) -> None:
     options = dataclasses.replace(OPTIONS, budget_bytes=budget)
-    assert transform_graph(toys.make_chain(3), options, repartition=refuse).cut is None
+    assert plan_graph(toys.make_chain(3), options, repartition=refuse).cut is None
 
 
 def test_other_partitions_are_not_tried_to_gain_next_to_nothing() -> None:
     graph = toys.make_chain(6)
-    alone = transform_graph(toys.copy_graph(graph), make_contended_options(0.0))
+    alone = plan_graph(toys.copy_graph(graph), make_contended_options(0.0))
     transfers = 2 * len(alone.offloads)
     cheap, dear = (
         make_contended_options(share * RESOLUTION * alone.step_seconds / transfers)
         for share in (0.9, 1.1)
     )
-    plan = transform_graph(toys.copy_graph(graph), cheap, repartition=refuse)
+    plan = plan_graph(toys.copy_graph(graph), cheap, repartition=refuse)
     assert plan.contended_seconds > 0.0
     with pytest.raises(AssertionError):
-        transform_graph(graph, dear, repartition=refuse)
+        plan_graph(graph, dear, repartition=refuse)
 
 
 @pytest.mark.parametrize(("taken_seconds", "num_asked"), [(0.53, 1), (0.6, 2)])
@@ -163,7 +167,7 @@ def test_the_sweep_ends_where_moving_costs_hardly_more_than_recomputing(
     asked, repartition = record_cuts(lambda: make_recomputing_chain(40, stride=2))
 
     options = make_contended_options(taken_seconds)
-    plan = transform_graph(toys.make_chain(40), options, repartition=repartition)
+    plan = plan_graph(toys.make_chain(40), options, repartition=repartition)
     assert plan.cut == CUTS[0]
     assert plan.exposed_seconds == 0.0
     assert plan.contended_seconds > 10 * RESOLUTION * plan.step_seconds
@@ -187,13 +191,13 @@ def test_loops_are_computed_again_where_saved_masks_are_slow(
     rest = share * RESOLUTION / (1.0 - share * RESOLUTION) if share < 2.0 else share
     seconds = rest * alone.step_seconds / (2 * 16 * 16)
     slow = CostModel(links, DeviceSpeed(1e30, 1.0, seconds, seconds))
-    plan = transform_graph(graph, dataclasses.replace(options, cost=slow), repartition=repartition)
+    plan = plan_graph(graph, dataclasses.replace(options, cost=slow), repartition=repartition)
     assert asked == (["loops"] if asks else [])
     if share > 2.0:
         assert plan.cut == "loops"
     toys.assert_same_step(toys.make_masked(saves_mask=True), graph)
     eager = dataclasses.replace(options, cost=slow, fuses=False)
-    transform_graph(toys.make_masked(saves_mask=True), eager, repartition=refuse)
+    plan_graph(toys.make_masked(saves_mask=True), eager, repartition=refuse)
 
 
 def make_checkpointed_chain(num_layers: int) -> TrainingGraph:
@@ -224,7 +228,7 @@ def test_what_checkpoints_recompute_moves_where_that_is_better(
     graph = make_checkpointed_chain(6)
     options = dataclasses.replace(OPTIONS, cost=make_cost(transfer_seconds), budget_bytes=budget)
     own = make_plan(toys.copy_graph(graph), options)
-    plan = transform_graph(graph, options, repartition=repartition)
+    plan = plan_graph(graph, options, repartition=repartition)
     assert plan.cut == share
     assert asked == [ALL_SAVED], "no more is recomputed where what is costs no waiting"
     assert plan.budget_bytes == own.budget_bytes
@@ -247,7 +251,7 @@ def test_checkpoints_are_lifted_only_for_what_moves_out(
     graph = make_checkpointed_chain(6)
     options = dataclasses.replace(OPTIONS, cost=make_cost(transfer_seconds), budget_bytes=budget)
     own = make_plan(toys.copy_graph(graph), options)
-    plan = transform_graph(graph, options, repartition=repartition)
+    plan = plan_graph(graph, options, repartition=repartition)
     assert own.unmoved_held_bytes < make_plan(toys.make_chain(6), options).unmoved_held_bytes
     assert plan.held_bytes <= own.unmoved_held_bytes
 
@@ -262,9 +266,9 @@ def test_a_cut_by_given_numbers_is_the_same_whatever_was_measured(
         options = dataclasses.replace(
             OPTIONS, cost=make_cost(transfer_seconds), budget_bytes=budget
         )
-        alone = transform_graph(make_checkpointed_chain(6), options, repartition=repartition)
+        alone = plan_graph(make_checkpointed_chain(6), options, repartition=repartition)
         shared = dataclasses.replace(options, cut_cost=make_cost(0.1))
-        plan = transform_graph(make_checkpointed_chain(6), shared, repartition=repartition)
+        plan = plan_graph(make_checkpointed_chain(6), shared, repartition=repartition)
         plans[transfer_seconds] = alone, plan
     (fast, same), (slow, other) = plans.values()
     assert same.cut == other.cut == (None if budget is None else ALL_SAVED)

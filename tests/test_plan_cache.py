@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, fx
 from torch._functorch import config as functorch_config
 
-from fxoffload.plan_cache import encode_plan, find_plan_path, keep_plan, recall_plan, write_whole
+from fxoffload.passes import Transformed
+from fxoffload.plan_cache import encode_plan, hash_graph, keep_plan, recall_plan
 from fxoffload.planner.graph_model import GraphModel, HalfModel
 from fxoffload.planner.plan import Keep, Offload, Plan, SavedValue
 
@@ -22,7 +23,7 @@ VALUE = SavedValue("x", ("x",), 8, 8, born=1, last_use=1, first_use=2, freed=3)
 # No field has its default: one that a file forgets would come back as another.
 PLAN = Plan(
     (VALUE, SavedValue("y", ("y", "z"), 16, 8, 0, 1, 2, 4, True, False, "state", 4)),
-    (Offload("host", "a", "b", blocks=False), Keep("too small")),
+    (Offload("host", "a", "b"), Keep("too small")),
     peak_bytes=8,
     unmoved_peak_bytes=9,
     budget_bytes=10,
@@ -52,10 +53,9 @@ def cos(x: Tensor) -> Tensor:
 def test_a_plan_is_found_again(tmp_path: Path) -> None:
     path = tmp_path / "new" / "a.plan"
     assert recall_plan(path) is None
-    keep_plan(path, PLAN)
-    assert recall_plan(path) == (PLAN, None)
-    keep_plan(path, PLAN, MODEL)
-    assert recall_plan(path) == (PLAN, MODEL)
+    for known in (Transformed(PLAN, None), Transformed(PLAN, MODEL)):
+        keep_plan(path, known)
+        assert recall_plan(path) == known
     assert list(path.parent.iterdir()) == [path]  # Nothing half-written is left.
 
 
@@ -69,7 +69,7 @@ def test_a_plan_is_found_again(tmp_path: Path) -> None:
         b'{"values": [], "decisions": [{"kind": "Burn"}], "kept_at_peak": []}',
         b"\xff\xfe",
         pickle.dumps(os.getcwd),  # Nothing in the file is ever run.
-        encode_plan(PLAN).encode()[:-9],
+        encode_plan(Transformed(PLAN, MODEL)).encode()[:-9],
     ],
 )
 def test_other_files_hold_no_plan(tmp_path: Path, content: bytes) -> None:
@@ -83,7 +83,7 @@ def test_a_folder_that_takes_no_file_is_logged(
 ) -> None:
     (tmp_path / "file").touch()
     with caplog.at_level(logging.INFO, "fxoffload.plan_cache"):
-        keep_plan(tmp_path / "file" / "a.plan", PLAN)
+        keep_plan(tmp_path / "file" / "a.plan", Transformed(PLAN, None))
     assert "cannot be written" in caplog.text
 
 
@@ -95,47 +95,47 @@ def test_a_full_disk_leaves_no_file(
 
     monkeypatch.setattr(os, "replace", refuse)
     with caplog.at_level(logging.INFO, "fxoffload.plan_cache"):
-        write_whole(tmp_path / "a", b"content")
+        keep_plan(tmp_path / "a", Transformed(PLAN, None))
     assert "cannot be written" in caplog.text
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_path_tells_evaluation_from_training(tmp_path: Path) -> None:
+def test_the_name_tells_evaluation_from_training() -> None:
     gm = fx.symbolic_trace(sin)
     x = torch.empty(2, 3)
-    training = find_plan_path(tmp_path, gm, (x,), "a")
+    training = hash_graph(gm, (x,), "a")
     with torch.no_grad():
-        evaluation = find_plan_path(tmp_path, gm, (x,), "a")
+        evaluation = hash_graph(gm, (x,), "a")
     with torch.inference_mode():
-        inference = find_plan_path(tmp_path, gm, (x,), "a")
+        inference = hash_graph(gm, (x,), "a")
     with torch.autocast("cpu"):
-        autocast = find_plan_path(tmp_path, gm, (x,), "a")
+        autocast = hash_graph(gm, (x,), "a")
     with functorch_config.patch(activation_memory_budget=0.5):
-        recomputing = find_plan_path(tmp_path, gm, (x,), "a")
-    leaf = find_plan_path(tmp_path, gm, (torch.empty(2, 3, requires_grad=True),), "a")
+        recomputing = hash_graph(gm, (x,), "a")
+    leaf = hash_graph(gm, (torch.empty(2, 3, requires_grad=True),), "a")
     assert len({training, evaluation, inference, autocast, recomputing, leaf}) == 6
 
 
-def test_the_path_tells_bodies_apart(tmp_path: Path) -> None:
+def test_the_name_tells_bodies_apart() -> None:
     def nest(body: Callable[[Tensor], Tensor]) -> fx.GraphModule:
         graph = fx.Graph()
         graph.output(graph.call_module("body", (graph.placeholder("x"),)))
         return fx.GraphModule({"body": fx.symbolic_trace(body)}, graph)
 
-    paths = [find_plan_path(tmp_path, nest(body), (), "a") for body in (sin, cos)]
-    assert paths[0] != paths[1]
+    names = [hash_graph(nest(body), (), "a") for body in (sin, cos)]
+    assert names[0] != names[1]
 
 
-def test_the_path_tells_graphs_apart(tmp_path: Path) -> None:
+def test_the_name_tells_graphs_apart() -> None:
     x = torch.empty(2, 3)
 
     def find(
         function: Callable[[Tensor], Tensor] = sin, *inputs: object, identity: str = "a"
-    ) -> Path:
+    ) -> str:
         gm = fx.symbolic_trace(function)
-        return find_plan_path(tmp_path, gm, inputs or (x,), identity)
+        return hash_graph(gm, inputs or (x,), identity)
 
-    paths = [
+    names = [
         find(),
         find(cos),
         find(sin, x.bfloat16()),
@@ -144,5 +144,5 @@ def test_the_path_tells_graphs_apart(tmp_path: Path) -> None:
         find(sin, x, 7),
         find(identity="b"),
     ]
-    assert len(set(paths)) == len(paths)
-    assert find() == paths[0]
+    assert len(set(names)) == len(names)
+    assert find() == names[0]

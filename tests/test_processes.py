@@ -235,7 +235,7 @@ def test_a_fork_waits_for_the_reads_under_way(spill_directory: Path) -> None:
         for number in range(6):
             x = torch.full((500_000,), float(number))
             tickets.append(ops.offload(x, key, "value", "nvme", True, 0))
-            ops.release(tickets[-1], x, True)
+            ops.release(tickets[-1], x)
         os.preadv = crawl
         def read():
             for ticket in tickets:

@@ -13,7 +13,6 @@ from fxoffload.planner.graph_model import GraphModel, build_graph_model
 from fxoffload.planner.link import Link
 from fxoffload.planner.program import (
     _write_schedule,
-    can_schedule,
     describe_half,
     join_step,
     make_schedule,
@@ -59,23 +58,6 @@ def schedule(
     program = make_program(calls)
     records = measured or [UNMEASURED] * len(program)
     return make_schedule(program, MODELS, records, links, budget_bytes=budget_bytes)
-
-
-@pytest.mark.parametrize(
-    ("halves", "expected"),
-    [
-        ("F0 B0", True),
-        ("F0 F1 B1 B0", True),
-        ("F0 F1 B0 B1", True),
-        ("F0 B0 F1 B1", False),
-        ("F0 F1 B1", False),
-        ("F0", False),
-        ("", False),
-    ],
-)
-def test_can_schedule(halves: str, expected: bool) -> None:
-    program = tuple(Half("block", int(half[1]), half[0] == "F") for half in halves.split())
-    assert can_schedule(program) is expected
 
 
 def test_calls_follow_each_other() -> None:
@@ -212,11 +194,12 @@ def test_writes_that_outlast_the_forward_are_waited_for_before_reads() -> None:
     joined = join_step(program, MODELS, [UNMEASURED] * 2)
     choice = choose_transfers(joined.step, FAST, budget_bytes="min")
     length = joined.step.forward_length
-    transfers = {**choice.best.transfers, "0/a": Transfer("nvme", length, length + 4)}
+    transfers = {**choice.best.transfers, "0/a": Transfer("nvme", None, length + 4)}
     for written, event in (
         (0, ("prefetch", "b")),
         (length + 1, ("prefetch", "b")),
-        (length + 2, None),
+        (length + 2, ("prefetch", "a")),
+        (2 * length, None),
     ):
         simulation = replace(choice.best.simulation, written_positions={"0/a": written})
         best = replace(choice.best, transfers=transfers, simulation=simulation)
@@ -245,6 +228,67 @@ def test_reads_start_in_other_calls() -> None:
         if value[0] != call
     ]
     assert early
+
+
+def parse_program(halves: str) -> Program:
+    """Such as F0 F1 B0 B1."""
+    return tuple(Half("block", int(half[1:]), half[0] == "F") for half in halves.split())
+
+
+@pytest.mark.parametrize(
+    ("halves", "lengths"),
+    [
+        ("F0 F1 B1 B0", [(2, 2)]),
+        ("F0 F1 B0 B1", [(2, 2)]),
+        ("F0 F1 B0 F2 B1 B2", [(2, 1), (1, 2)]),
+        ("F0 B0 F1 B1", [(1, 1), (1, 1)]),
+    ],
+)
+def test_phases(halves: str, lengths: list[tuple[int, int]]) -> None:
+    program = parse_program(halves)
+    step = join_step(program, MODELS, [UNMEASURED] * len(program)).step
+    forward, backward = len(MODEL.forward.seconds), len(MODEL.backward.seconds)
+    found = [(each.turn - each.start, each.end - each.turn) for each in step.phases]
+    assert found == [(f * forward, b * backward) for f, b in lengths]
+    assert step.phases[-1].end == len(step.seconds)
+
+
+def test_a_call_without_a_backward_lives_to_the_end() -> None:
+    joined = join_step(parse_program("F0 F1 B1"), MODELS, [UNMEASURED] * 3)
+    step = joined.step
+    last = len(step.seconds) - 1
+    assert step.seconds[last] == 0.0
+    for value in step.values:
+        call, _ = joined.values[value.name]
+        assert (step.first_use(value) == last) is (call == 0)
+    for budget in (None, "min", 10_000):
+        found = make_schedule(parse_program("F0"), MODELS, [UNMEASURED], FAST, budget_bytes=budget)
+        assert found.moved_bytes == (200 if budget == "min" else 0)
+
+
+@pytest.mark.parametrize("links", [FAST, SLOW], ids=["fast", "slow"])
+@pytest.mark.parametrize("halves", ["F0 F1 B0 F2 B1 F3 B2 B3", "F0 F1 F2 B0 F3 B1 B2 B3"])
+def test_a_budget_is_kept_by_interleaved_steps(halves: str, links: dict[str, Link]) -> None:
+    """Each value is written before the op that the budget needs it at, and read before its use."""
+    program = parse_program(halves)
+    unmeasured = [UNMEASURED] * len(program)
+    order = [(half.call, event) for half in program for event, _ in _find_ops(half)]
+    free = make_schedule(program, MODELS, unmeasured, links, budget_bytes=None)
+    assert free.exposed_seconds == 0.0
+    for budget_bytes in range(240, free.unmoved_peak_bytes, 40):
+        found = make_schedule(program, MODELS, unmeasured, links, budget_bytes=budget_bytes)
+        assert found.peak_bytes <= budget_bytes
+        for call, each in enumerate(found.calls):
+            for name, destination in each.destinations.items():
+                reads = _find_places(found, "reads", (call, name))
+                waits = _find_places(found, "waits", (call, name))
+                assert len(reads) == (destination != "keep")
+                for read in reads:
+                    assert order.index((call, ("release", name))) < order.index(read)
+                    assert order.index(read) <= order.index((call, ("wait", name)))
+                for wait in waits:
+                    assert order.index(wait) >= order.index((call, ("release", name)))
+                    assert order.index(wait) <= order.index((call, ("wait", name)))
 
 
 def test_a_budget_error_speaks_of_calls() -> None:

@@ -40,7 +40,7 @@ def read_transfers(step: Step, plan: Plan) -> dict[str, Transfer]:
     return {
         value.name: Transfer(
             decision.tier,
-            positions[decision.released_before] + (not decision.blocks),
+            positions[decision.released_before] if decision.released_before else None,
             positions[decision.prefetched_before],
         )
         for value, decision in plan.offloads
@@ -153,7 +153,7 @@ def test_plan_names_the_nodes_of_its_transfers() -> None:
     """A write of 3.5 seconds, asked for at 1; a read of 3.5, wanted at 18."""
     step = make_step([make_value("a")])
     plan = choose_offloads(step, {"nvme": make_link(3.5, 3.5)}, **EXACT)
-    assert plan.decisions == (Offload("nvme", "f5", "b4", blocks=True),)
+    assert plan.decisions == (Offload("nvme", "", "b4"),)
 
 
 def test_release_at_the_end_blocks_only_where_the_room_is_needed() -> None:
@@ -161,11 +161,11 @@ def test_release_at_the_end_blocks_only_where_the_room_is_needed() -> None:
     step = make_step([make_value("a")], fixed=[Residence("t", 60, 11, 11)])
     links = {"nvme": make_link(12.0, 0.1)}
     plan = choose_offloads(step, links, budget_bytes=100, **EXACT)
-    assert plan.decisions == (Offload("nvme", "f9", "b7", blocks=True),)
+    assert plan.decisions == (Offload("nvme", "f9", "b7"),)
     assert plan.exposed_seconds == 4.0
     step = make_step([make_value("a")])
     plan = choose_offloads(step, links, **EXACT)
-    assert plan.decisions == (Offload("nvme", "f9", "b7", blocks=False),)
+    assert plan.decisions == (Offload("nvme", "", "b7"),)
     assert plan.exposed_seconds == 0.0
 
 

@@ -25,7 +25,7 @@ from fxoffload.planner.simulation import (
 )
 
 
-def run(step: Step, link: Link, *places: tuple[int, int], **options: Any) -> Simulation:
+def run(step: Step, link: Link, *places: tuple[int | None, int], **options: Any) -> Simulation:
     """Move the values of `step` in turn, released and prefetched in front of these positions."""
     transfers = {
         value.name: Transfer("nvme", *place)
@@ -94,20 +94,20 @@ def test_reads_queue_in_the_order_of_prefetches() -> None:
 def test_value_whose_write_is_not_done_is_forwarded() -> None:
     """Written until 17: a prefetch at 16 finds it in memory, one at 17 has to read it."""
     link = make_link(16.0, 5.0)
-    result = run(ONE, link, (10, 16))
+    result = run(ONE, link, (None, 16))
     assert (result.forwarded_bytes, result.read_bytes, result.written_bytes) == (100, 0, 100)
     assert result.exposed_seconds == 0.0
-    result = run(ONE, link, (10, 17))
+    result = run(ONE, link, (None, 17))
     assert (result.forwarded_bytes, result.read_bytes) == (0, 100)
     assert result.exposed_seconds == 4.0
 
 
 def test_forwarded_value_leaves_the_read_link_to_others() -> None:
     step = make_step([make_value("a"), make_value("b", born=1, first_use=9)])
-    result = run(step, make_link(14.0, 2.0), (10, 15), (10, 17))
+    result = run(step, make_link(14.0, 2.0), (None, 15), (None, 17))
     # a is in memory at 15, where its write is done; b's write ends at 29, so it is forwarded.
     assert result.read_bytes == 100
-    result = run(step, make_link(14.0, 2.0), (10, 14), (10, 17))
+    result = run(step, make_link(14.0, 2.0), (None, 14), (None, 17))
     assert result.read_bytes == 0
 
 
@@ -158,7 +158,7 @@ def test_transfers_take_from_compute_what_the_link_says() -> None:
 
 
 def test_forwarded_value_takes_nothing_from_compute() -> None:
-    result = run(ONE, make_link(30.0, 1.0, compute=2.0), (10, 12))
+    result = run(ONE, make_link(30.0, 1.0, compute=2.0), (None, 12))
     assert (result.step_seconds, result.forwarded_bytes) == (22.0, 100)
 
 
@@ -173,7 +173,7 @@ def test_moved_value_is_away_from_release_to_prefetch() -> None:
 
 def test_release_that_does_not_block_ends_with_its_write() -> None:
     """Written until 12.5: in memory while b0, b1 and b2 run, whose turn comes at 10, 11 and 12."""
-    result = run(ONE, make_link(11.5, 0.1), (10, 15))
+    result = run(ONE, make_link(11.5, 0.1), (None, 15))
     assert result.live_bytes == (100,) * 13 + (0,) * 2 + (100,) * 5
     assert result.exposed_seconds == 0.0
     blocking = run(ONE, make_link(11.5, 0.1), (9, 15))
@@ -182,7 +182,7 @@ def test_release_that_does_not_block_ends_with_its_write() -> None:
 
 
 def test_forwarded_value_never_leaves() -> None:
-    result = run(ONE, make_link(30.0, 1.0), (10, 17))
+    result = run(ONE, make_link(30.0, 1.0), (None, 17))
     assert result.live_bytes == (100,) * 20
 
 
@@ -190,7 +190,7 @@ def test_value_being_written_counts_while_a_node_waits() -> None:
     """b8 waits from 18 for what was asked for at 17, until 20; a is written until 19."""
     step = make_step([make_value("a", first_use=9), make_value("b", born=1, nbytes=40)])
     links = {"nvme": make_link(18.0, 0.1), "host": make_link(1.0, 7.5)}
-    transfers = {"a": Transfer("nvme", 10, 19), "b": Transfer("host", 5, 17)}
+    transfers = {"a": Transfer("nvme", None, 19), "b": Transfer("host", 5, 17)}
     result = simulate(step, transfers, links)
     assert result.exposed_seconds == pytest.approx(2.0 + 0.1)  # b8 for b, b9 for a
     assert result.live_bytes[17:20] == (140, 140, 140)
@@ -254,7 +254,10 @@ def random_transfers(draw: st.DrawFn, step: Step) -> dict[str, Transfer]:
     transfers: dict[str, Transfer] = {}
     for value in step.values:
         if value.refusal is None and draw(st.booleans()):
-            release = draw(st.integers(value.last_use + 1, step.forward_length))
+            places = st.integers(value.last_use + 1, step.forward_length - 1)
+            # Where the last node of the forward reads it, there is no place.
+            ends = value.last_use + 1 >= step.forward_length
+            release = draw(st.none() if ends else st.one_of(st.none(), places))
             start = step.forward_length + step.backward_inputs
             prefetch = draw(st.integers(start, step.first_use(value)))
             transfers[value.name] = Transfer("nvme", release, prefetch)
@@ -273,11 +276,12 @@ def recount_live_bytes(
             continue
         if transfer is None:
             live += value.nbytes if value.owned or value.refusal is None else 0
-        elif position < step.forward_length:
-            live += value.nbytes * (position < transfer.release)
         else:
-            blocks = transfer.release < step.forward_length
-            is_held = not blocks and ends[value.name] > arrivals[position]
+            is_held = position <= value.last_use
+            if transfer.release is None:
+                is_held |= ends[value.name] > arrivals[position]
+            else:
+                is_held |= position < transfer.release
             live += value.nbytes * (is_held or position >= transfer.prefetch)
     return live
 
@@ -294,7 +298,7 @@ def replay_writes(
     for position, seconds in enumerate(step.seconds):
         arrivals.append(clock)
         for name, transfer in transfers.items():
-            if transfer.release == position < step.forward_length:
+            if transfer.release == position:
                 clock = max(clock, ends[name])
         for value in by_use:
             if value.name in transfers and transfers[value.name].prefetch == position:

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 import fxoffload
 from benchmarks.measure import record_memory
 from fxoffload.runtime import kernels
+from fxoffload.runtime.store.store import OffloadStore
+from fxoffload.runtime.store.ticket import Ticket
 
 MIB = 2**20
 ROWS, WIDTH, BLOCKS = 2048, 512, 6  # 4 MiB for each result.
@@ -49,7 +53,9 @@ def make_blocks(directory: Path, count: int = BLOCKS, **options: Any) -> list[Bl
     return blocks
 
 
+@cache
 def make_input(seed: int = 0) -> Tensor:
+    """One for all steps: a peak counts what a step adds to what was there before."""
     return torch.randn(ROWS, WIDTH, generator=torch.Generator().manual_seed(seed))
 
 
@@ -166,22 +172,95 @@ def test_another_order_is_right_and_learned(spill_directory: Path) -> None:
     assert fxoffload.statistics().offloaded_bytes == short.moved_bytes, "it is still known"
 
 
-def test_interleaved_steps_follow_the_safe_rule(spill_directory: Path) -> None:
-    """One forward, one backward: the calls of one step never all run forward first."""
-    blocks = make_blocks(spill_directory, memory_budget="1GiB")
-    plain = make_blocks(spill_directory, enabled=False)
+def run_interleaved(blocks: list[Block]) -> list[Tensor]:
+    """One forward, one backward: two microbatches are in flight."""
+    first, second = (run_forward(blocks, make_input(seed)) for seed in range(2))
+    first.backward()
+    third = run_forward(blocks, make_input(2))
+    second.backward()
+    third.backward()
+    return take_gradients(blocks)
 
-    def step(blocks: list[Block]) -> list[Tensor]:
-        first, second = (run_forward(blocks, make_input(seed)) for seed in range(2))
-        first.backward()
-        third = run_forward(blocks, make_input(2))
-        second.backward()
-        third.backward()
+
+@pytest.mark.parametrize("budget_mib", [100, 1024])
+def test_interleaved_steps_keep_the_budget(spill_directory: Path, budget_mib: int) -> None:
+    """With nothing moved the step takes about 200 MiB."""
+    blocks = make_blocks(spill_directory, memory_budget=budget_mib * MIB)
+    expected = run_interleaved(make_blocks(spill_directory, enabled=False))
+    for _ in range(4):
+        assert_equal(run_interleaved(blocks), expected)
+    peak_bytes = measure_peak(lambda: run_interleaved(blocks))
+    fxoffload.reset_statistics()
+    assert_equal(run_interleaved(blocks), expected)
+    done = fxoffload.statistics()
+    (schedule,) = fxoffload.schedules()
+    assert len(schedule.calls) == 3 * BLOCKS
+    assert done.offloaded_bytes == schedule.moved_bytes
+    assert (done.offloaded_bytes > 0) is (budget_mib == 100)
+    assert peak_bytes <= 1.03 * budget_mib * MIB
+    assert done.live_bytes == done.inflight_bytes == 0
+
+
+def test_without_a_budget_nothing_is_waited_for(
+    spill_directory: Path, expected: list[Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first step moves everything; later ones what hides, by what was measured."""
+    blocks = make_blocks(spill_directory)
+    settled: list[bool] = []
+    release = OffloadStore.release
+
+    def watch(store: OffloadStore, ticket: Ticket, block: bool) -> None:
+        settled.append(block)
+        release(store, ticket, block)
+
+    monkeypatch.setattr(OffloadStore, "release", watch)
+    fxoffload.reset_statistics()
+    assert_equal(run_step(blocks), expected)
+    assert fxoffload.statistics().kept_bytes == 0
+    for _ in range(3):
+        assert_equal(run_step(blocks), expected)
+    assert not any(settled)
+    (schedule,) = fxoffload.schedules()
+    assert schedule.budget_bytes is None
+    assert not any(call.waits for call in schedule.calls)
+    assert schedule.exposed_seconds == 0.0
+    fxoffload.reset_statistics()
+    run_step(blocks)
+    done = fxoffload.statistics()
+    assert done.offloaded_bytes == schedule.moved_bytes
+    assert done.kept_bytes == schedule.saved_bytes - schedule.moved_bytes
+    assert "budget" not in str(schedule)
+
+
+def test_what_is_never_read_is_kept(spill_directory: Path, expected: list[Tensor]) -> None:
+    """Checkpoints run a forward whose values they drop, and another one in the backward."""
+    blocks = make_blocks(spill_directory)
+
+    def step() -> list[Tensor]:
+        x = make_input().clone().requires_grad_()
+        for block in blocks:
+            x = checkpoint(block, x, use_reentrant=False)
+        x.square().mean().backward()
         return take_gradients(blocks)
 
-    for _ in range(3):
-        assert_equal(step(blocks), step(plain))
-    assert fxoffload.statistics().live_bytes == 0
+    step()
+    step()
+    fxoffload.reset_statistics()
+    assert_equal(step(), expected)
+    # Each block by itself is a step in which nothing hides.
+    assert fxoffload.statistics().offloaded_bytes == 0
+    assert {len(schedule.program) for schedule in fxoffload.schedules()} == {1, 2}
+
+
+def test_min_is_the_lowest_peak_of_the_step(spill_directory: Path, expected: list[Tensor]) -> None:
+    blocks = make_blocks(spill_directory, memory_budget="min")
+    for _ in range(4):
+        assert_equal(run_step(blocks), expected)
+    peak_bytes = measure_peak(lambda: run_step(blocks))
+    (schedule,) = fxoffload.schedules()
+    assert schedule.moved_bytes == schedule.saved_bytes
+    assert 0.9 * schedule.peak_bytes < peak_bytes <= 1.03 * schedule.peak_bytes
+    assert peak_bytes < 0.5 * schedule.unmoved_peak_bytes
 
 
 def test_two_backwards_of_one_step(spill_directory: Path) -> None:

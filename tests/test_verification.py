@@ -22,7 +22,7 @@ from fxoffload.passes.verification import verify_transfers
 def graph() -> TrainingGraph:
     """One layer, moved: layer0, offload, out, release | prefetch, wait, grad0."""
     graph = toys.make_chain(1)
-    insert_transfers(graph, toys.plan_all(find_saved_values(graph)), store="store")
+    insert_transfers(graph, find_saved_values(graph), store="store")
     verify_transfers(graph)
     return graph
 
@@ -49,7 +49,7 @@ def add(
 
 def test_legal_graphs_pass(zoo_graph: TrainingGraph) -> None:
     verify_transfers(zoo_graph)
-    insert_transfers(zoo_graph, toys.plan_all(find_saved_values(zoo_graph)), store="store")
+    insert_transfers(zoo_graph, find_saved_values(zoo_graph), store="store")
     verify_transfers(zoo_graph)
 
 
@@ -77,7 +77,7 @@ def test_rule_1_no_release(graph: TrainingGraph) -> None:
 
 def test_rule_1_two_releases(graph: TrainingGraph) -> None:
     ticket, base = find(graph, "offload_layer0"), find(graph, "layer0")
-    add(graph, "release_default", RELEASE, ticket, base, True)
+    add(graph, "release_default", RELEASE, ticket, base)
     with pytest.raises(GraphError, match="ticket offload_layer0 is released 2 times, not once"):
         verify_transfers(graph)
 

@@ -26,7 +26,6 @@ from fxoffload.graph import TrainingGraph, get_saved, get_tensor, is_view
 from fxoffload.ops import OFFLOAD, OPS, PREFETCH, RELEASE, WAIT
 from fxoffload.passes import PassOptions
 from fxoffload.planner.link import Link
-from fxoffload.planner.plan import Keep, Offload, Plan, SavedValue
 from fxoffload.torch_internals import (
     Graphs,
     OffloadPartitioner,
@@ -76,14 +75,6 @@ def find_symbols(graph: TrainingGraph) -> list[str]:
 def copy_graph(graph: TrainingGraph) -> TrainingGraph:
     """An independent copy; fake tensors are shared, as aliasing is told by their identity."""
     return copy.deepcopy(graph)
-
-
-def plan_all(values: Sequence[SavedValue]) -> Plan:
-    """A plan that moves everything that may be moved."""
-    decisions = tuple(
-        Offload("nvme") if value.refusal is None else Keep(value.refusal) for value in values
-    )
-    return Plan(tuple(values), decisions, peak_bytes=0, unmoved_peak_bytes=0)
 
 
 def make_weight(rows: int, columns: int) -> Tensor:
@@ -322,7 +313,7 @@ class ToyStore:
         self.values[ticket] = torch.empty_strided(x.size(), x.stride(), dtype=x.dtype).copy_(x)
         return torch.tensor([ticket])
 
-    def release(self, ticket: Tensor, x: Tensor, block: bool) -> None:
+    def release(self, ticket: Tensor, x: Tensor) -> None:
         key = int(ticket)
         assert key not in self.released
         assert torch.equal(self.values[key], x), "changed between offload and release"

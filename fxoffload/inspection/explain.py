@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,11 +16,15 @@ from fxoffload.directories import check_directory
 from fxoffload.graph import TrainingGraph
 from fxoffload.inspection.tables import format_table
 from fxoffload.inspection.tracing import partition_graphs
-from fxoffload.ops import OPS, PREFETCH, RELEASE
+from fxoffload.machine import find_device, find_links
+from fxoffload.ops import OPS, OpEvent
+from fxoffload.passes import Transformed, find_ops
 from fxoffload.passes.lifetimes import CONSTANT, STATIC_INPUT
-from fxoffload.planner.plan import Offload, Plan
+from fxoffload.planner.plan import Plan, SavedValue, describe_cut
 from fxoffload.planning import build_partitioner
-from fxoffload.torch_internals import OffloadPartitioner
+from fxoffload.schedule import CallValue, Schedule
+from fxoffload.step_schedules import ScheduledGraph, predict_step
+from fxoffload.torch_internals import OffloadPartitioner, outside_of_tracing
 
 MIB = 2**20
 # A model has hundreds of values that are kept for these reasons, whatever the options: they get one
@@ -29,43 +34,35 @@ STATIC_REASONS = (STATIC_INPUT, CONSTANT)
 
 @dataclass(frozen=True, slots=True)
 class GraphExplanation:
-    """One compiled graph: its forward and backward before and after the passes, and the plan."""
+    """One compiled graph: its forward and backward before and after the passes, and its plan.
+
+    plan: that of the graph by itself, by which its partition was chosen. index: of the call in the
+    schedule of the step; None where nothing may move.
+    """
 
     forward_before: fx.GraphModule
     backward_before: fx.GraphModule
     forward_after: fx.GraphModule
     backward_after: fx.GraphModule
     plan: Plan
-
-    def __str__(self) -> str:
-        rows = [("value", "MiB", "decision", "released after", "prefetched before")]
-        folded = [value for value in self.plan.values if value.refusal in STATIC_REASONS]
-        for reason in STATIC_REASONS:
-            values = [value for value in folded if value.refusal == reason]
-            if values:
-                size = f"{sum(value.nbytes for value in values) / MIB:.2f}"
-                rows.append((f"{len(values)} value(s)", size, f"keep: {reason}", "", ""))
-        for value, decision in zip(self.plan.values, self.plan.decisions, strict=True):
-            if value in folded:
-                continue
-            size = f"{value.nbytes / MIB:.2f}"
-            if isinstance(decision, Offload):
-                ticket = f"offload_{value.name}"
-                released = find_released_after(self.forward_after.graph, ticket)
-                prefetched = find_prefetched_before(self.backward_after.graph, ticket)
-                rows.append((value.name, size, f"move to {decision.tier}", released, prefetched))
-            else:
-                rows.append((value.name, size, f"keep: {decision.reason}", "", ""))
-        return f"{format_table(rows)}\n{self.plan}"
+    index: int | None
 
 
 @dataclass(frozen=True, slots=True)
 class Explanation:
-    """All graphs that one call of a model compiles to; `print` it for the tables and totals."""
+    """All graphs that one call of a model compiles to; `print` it for the tables and totals.
 
-    graphs: tuple[GraphExplanation, ...]  # The graphs that save values for a backward.
-    num_compiled: int  # All graphs that torch.compile found, inference graphs included.
-    ioengine: str = ""  # The engine that would move the values, and the reason for it.
+    graphs: those that save values for a backward. num_compiled: all that torch.compile found,
+    inference graphs included. ioengine: the engine that would move the values, and the reason for
+    it. schedule: of a step in which each graph runs once, as the cost model predicts it; None where
+    nothing may move. A running step is scheduled by what is measured of it: see
+    fxoffload.schedules.
+    """
+
+    graphs: tuple[GraphExplanation, ...]
+    num_compiled: int
+    ioengine: str = ""
+    schedule: Schedule | None = None
 
     @property
     def saved_bytes(self) -> int:
@@ -75,7 +72,7 @@ class Explanation:
     @property
     def offloaded_bytes(self) -> int:
         """Bytes that all graphs move in one step."""
-        return sum(graph.plan.offloaded_bytes for graph in self.graphs)
+        return 0 if self.schedule is None else self.schedule.moved_bytes
 
     def __str__(self) -> str:
         if not self.num_compiled:
@@ -88,13 +85,70 @@ class Explanation:
                 f"{self.num_compiled} graph(s) compiled, and none saves anything for a backward: "
                 "nothing to move"
             )
-        ioengine = [f"ioengine {self.ioengine}"] if self.ioengine else []
-        tables = [f"graph {index}\n{graph}" for index, graph in enumerate(self.graphs)]
+        tables = [
+            f"graph {index}\n{self._tabulate(each)}" for index, each in enumerate(self.graphs)
+        ]
         total = (
             f"total of {len(self.graphs)} graph(s): {self.offloaded_bytes / MIB:.1f} of "
             f"{self.saved_bytes / MIB:.1f} MiB saved are moved"
         )
-        return "\n\n".join([*tables, "\n".join([total, *ioengine])])
+        lines = [total]
+        if self.schedule is not None:
+            lines.append(str(self.schedule))
+        if self.ioengine:
+            lines.append(f"ioengine {self.ioengine}")
+        return "\n\n".join([*tables, "\n".join(lines)])
+
+    def _tabulate(self, graph: GraphExplanation) -> str:
+        rows = [("value", "MiB", "decision", "write ends before", "read starts before")]
+        kept: Counter[str] = Counter()
+        folded = [value for value in graph.plan.values if value.refusal in STATIC_REASONS]
+        for reason in STATIC_REASONS:
+            values = [value for value in folded if value.refusal == reason]
+            if values:
+                size = f"{sum(value.nbytes for value in values) / MIB:.2f}"
+                rows.append((f"{len(values)} value(s)", size, f"keep: {reason}", "", ""))
+        for value in graph.plan.values:
+            reason, places = self._describe_decision(graph, value)
+            if not places:
+                kept[reason.removeprefix("keep: ")] += value.nbytes
+            if value not in folded:
+                written, read = places or ("", "")
+                rows.append((value.name, f"{value.nbytes / MIB:.2f}", reason, written, read))
+        lines = [format_table(rows)]
+        if graph.plan.cut is not None:
+            lines.append(f"recomputed: {describe_cut(graph.plan.cut)}")
+        lines += [f"kept {nbytes / MIB:.1f} MiB: {reason}" for reason, nbytes in kept.most_common()]
+        return "\n".join(lines)
+
+    def _describe_decision(
+        self, graph: GraphExplanation, value: SavedValue
+    ) -> tuple[str, tuple[str, str] | None]:
+        """What becomes of the value; where its write has ended, and its read starts."""
+        if value.refusal is not None or self.schedule is None or graph.index is None:
+            return f"keep: {value.refusal}", None
+        destination = self.schedule.calls[graph.index].destinations[value.name]
+        if destination == "keep":
+            return f"keep: {self.schedule.kept_for}", None
+        name = graph.index, value.name
+        written = self._find_place(name, graph, [call.waits for call in self.schedule.calls])
+        read = self._find_place(name, graph, [call.reads for call in self.schedule.calls])
+        return f"move to {destination}", (written or "not waited for", read)
+
+    def _find_place(
+        self,
+        value: CallValue,
+        graph: GraphExplanation,
+        found: Sequence[Mapping[OpEvent, Sequence[CallValue]]],
+    ) -> str:
+        """The computing node behind the op at which something is done for the value; "" if none."""
+        for index, events in enumerate(found):
+            for event, values in events.items():
+                if value in values:
+                    place = next(each for each in self.graphs if each.index == index)
+                    node = find_next_node(place, event)
+                    return node if place is graph else f"{node} of graph {index}"
+        return ""
 
 
 def explain(
@@ -114,6 +168,7 @@ def explain(
         for directory in config.directories:
             check_directory(directory)
     found: list[GraphExplanation] = []
+    scheduled: list[ScheduledGraph] = []
 
     def make_partitioner() -> OffloadPartitioner:
         before: list[TrainingGraph] = []
@@ -123,48 +178,34 @@ def explain(
                 replace(graph, forward=_copy(graph.forward), backward=_copy(graph.backward))
             )
 
-        def record(graph: TrainingGraph, plan: Plan) -> None:
+        def record(graph: TrainingGraph, known: Transformed) -> None:
             (original,) = before
-            found.append(
-                GraphExplanation(
-                    original.forward, original.backward, graph.forward, graph.backward, plan
-                )
-            )
+            halves = original.forward, original.backward, graph.forward, graph.backward
+            index = None
+            if known.model is not None:
+                index = len(scheduled)
+                with outside_of_tracing():
+                    links = find_links(config, find_device(graph)[0])
+                scheduled.append(ScheduledGraph(known.model, config, links))
+            found.append(GraphExplanation(*halves, known.plan, index))
 
         # The store's key is "": nothing will move, so no store is opened and no room reserved.
         return build_partitioner(config, "", on_partitioned=keep_copy, on_transformed=record)
 
     num_compiled = partition_graphs(model, args, kwargs, config, make_partitioner)
     ioengine = str(runtime.choose_engine(config)) if config.enabled else ""
-    return Explanation(tuple(found), num_compiled, ioengine)
+    schedule = predict_step(scheduled) if scheduled else None
+    return Explanation(tuple(found), num_compiled, ioengine, schedule)
 
 
-def find_released_after(graph: fx.Graph, ticket: str) -> str:
-    """The last computing node before the release of `ticket`; "end" when it does not block."""
-    for node in graph.find_nodes(op="call_function", target=RELEASE):
-        name, block = node.args[0], node.args[2]
-        if str(name) == ticket:
-            return _find_neighbour(node, step="prev") if block else "end (does not block)"
-    raise KeyError(ticket)
-
-
-def find_prefetched_before(graph: fx.Graph, ticket: str) -> str:
-    """The first computing node after the prefetch of `ticket`."""
-    for node in graph.find_nodes(op="call_function", target=PREFETCH):
-        if str(node.args[0]) == ticket:
-            return _find_neighbour(node, step="next")
-    raise KeyError(ticket)
+def find_next_node(graph: GraphExplanation, event: OpEvent) -> str:
+    """The first computing node behind the op of `graph` that `event` names."""
+    node = find_ops(graph.forward_after.graph, graph.backward_after.graph)[event]
+    while node.op == "call_function" and node.target in OPS:
+        node = node.next
+    return "end" if node.op == "output" else node.name
 
 
 def _copy(module: fx.GraphModule) -> fx.GraphModule:
     """A copy of `module`: the same nodes, sharing the same constants."""
     return fx.GraphModule(module, copy.deepcopy(module.graph))
-
-
-def _find_neighbour(node: fx.Node, *, step: str) -> str:
-    while True:
-        node = getattr(node, step)
-        if node.op in ("root", "output", "placeholder"):
-            return "start" if step == "prev" else "end"
-        if node.target not in OPS:
-            return node.name

@@ -24,6 +24,7 @@ from fxoffload.graph import TrainingGraph
 from fxoffload.inspection.forecast import BatchForecast, Forecast, LargestBatch
 from fxoffload.inspection.hardware import Hardware
 from fxoffload.inspection.tracing import partition_without_memory
+from fxoffload.passes import Transformed
 from fxoffload.planner.plan import Plan
 from fxoffload.planning import build_partitioner
 from fxoffload.torch_internals import OffloadPartitioner
@@ -50,8 +51,8 @@ def simulate(
     cost = hardware.make_cost_model(with_host_tier=config.host_bytes is not None)
     plans: list[Plan] = []
 
-    def record(graph: TrainingGraph, plan: Plan) -> None:
-        plans.append(plan)
+    def record(graph: TrainingGraph, found: Transformed) -> None:
+        plans.append(found.plan)
 
     def make_partitioner() -> OffloadPartitioner:
         return build_partitioner(config, "", cost=cost, on_transformed=record)

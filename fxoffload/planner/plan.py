@@ -77,16 +77,14 @@ class Keep:
 class Offload:
     """Move the value to `tier` between its last forward and its first backward reader.
 
-    released_before, prefetched_before: names of the forward and of the backward node in front of
-    which the release and the prefetch stand; "" is right behind the last forward reader and right
-    in front of the first backward reader. blocks: whether the release waits for its write; one
-    that does not stands in front of the output.
+    released_before: name of the forward node in front of which the write is waited for; "" where
+    nothing waits for it. prefetched_before: name of the backward node in front of which the read
+    starts; "" is right in front of the first reader.
     """
 
     tier: Tier = "nvme"
     released_before: str = ""
     prefetched_before: str = ""
-    blocks: bool = True
 
 
 Decision = Keep | Offload

@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from typing import Literal
 
 from fxoffload.errors import BudgetError
 from fxoffload.ops import OpEvent
@@ -22,7 +23,7 @@ from fxoffload.planner.graph_model import GraphModel, HalfModel
 from fxoffload.planner.link import Link
 from fxoffload.planner.plan import SavedValue
 from fxoffload.planner.selection import Choice, choose_transfers
-from fxoffload.planner.simulation import Residence, Step, find_holders
+from fxoffload.planner.simulation import Phase, Residence, Step, find_holders
 from fxoffload.schedule import (
     CallSchedule,
     CallValue,
@@ -55,50 +56,42 @@ class JoinedStep:
     ops: tuple[PlacedOp, ...]
 
 
-def can_schedule(program: Program) -> bool:
-    """Whether each call has one forward and one backward, and all forwards come first."""
-    forwards = [half.call for half in program if half.forward]
-    backwards = [half.call for half in program if not half.forward]
-    in_order = all(half.forward for half in program[: len(forwards)])
-    return bool(forwards) and in_order and sorted(forwards) == sorted(backwards)
-
-
 def make_schedule(
     program: Program,
     models: Mapping[str, GraphModel],
     measured: Sequence[HalfMeasurement],
     links: Mapping[str, Link],
     *,
-    budget_bytes: int,
+    budget_bytes: int | Literal["min"] | None,
     host_bytes: int = 0,
     max_inflight_bytes: int = 2**62,
-    lowest: bool = False,
 ) -> Schedule:
-    """A schedule of `program` whose peak is within `budget_bytes`, in the least time found.
+    """A schedule of `program` under a budget, see choose_transfers, in the least time found.
 
-    program: one that can_schedule accepts. models: by graph. measured: of each half of the program.
-    lowest: make the schedule with the lowest peak instead, whatever the budget. Raises BudgetError
-    that states the lowest peak of the whole step, and which calls hold it.
+    models: by graph. measured: of each half of the program. Raises BudgetError that states the
+    lowest peak of the whole step, and which calls hold it.
     """
     joined = join_step(program, models, measured)
     try:
         choice = choose_transfers(
             joined.step,
             links,
-            budget_bytes="min" if lowest else budget_bytes,
+            budget_bytes=budget_bytes,
             host_bytes=host_bytes,
             max_inflight_bytes=max_inflight_bytes,
         )
     except BudgetError as error:
-        raise _explain(joined, program, links, error, budget_bytes, max_inflight_bytes) from None
+        raise _explain(joined, program, links, error, max_inflight_bytes) from None
     return _write_schedule(program, joined, choice, budget_bytes)
 
 
 def join_step(
     program: Program, models: Mapping[str, GraphModel], measured: Sequence[HalfMeasurement]
 ) -> JoinedStep:
-    """The halves of `program` behind one another."""
-    forward_length = sum(len(models[h.graph].forward.seconds) for h in program if h.forward)
+    """The halves of `program` behind one another.
+
+    Values of a call without a backward live to the end of the step.
+    """
     seconds: list[float] = []
     fixed: list[Residence] = []
     ops: list[PlacedOp] = []
@@ -124,17 +117,28 @@ def join_step(
             Residence(describe_half(half), nbytes - base_bytes, start + position, start + position)
             for position, nbytes in enumerate(seen)
         ]
-    values = {
-        (half.call, value.name): _shift(
-            value,
-            f"{half.call}/{value.name}",
-            starts[half.call, True],
-            starts[half.call, False] - forward_length,
-        )
-        for half in program
-        if half.forward
-        for value in models[half.graph].values
-    }
+    end = len(seconds)
+    if 2 * len({half.call for half in program}) > len(program):
+        seconds.append(0.0)  # Where what is never read ends.
+    phases = _find_phases(program, starts, len(seconds))
+    forward_length = phases[0].turn
+    values: dict[CallValue, SavedValue] = {}
+    for half in program:
+        if half.forward:
+            begin, backward = starts[half.call, True], starts.get((half.call, False))
+            for value in models[half.graph].values:
+                first_use, freed = value.first_use, value.freed
+                first, last = (
+                    (end, end) if backward is None else (backward + first_use, backward + freed)
+                )
+                values[half.call, value.name] = replace(
+                    value,
+                    name=f"{half.call}/{value.name}",
+                    born=begin + value.born,
+                    last_use=begin + value.last_use,
+                    first_use=first - forward_length,
+                    freed=last - forward_length,
+                )
     step = Step(
         names=tuple(str(position) for position in range(len(seconds))),
         seconds=tuple(seconds),
@@ -144,21 +148,28 @@ def join_step(
         fixed=tuple(fixed),
         values=tuple(values.values()),
         stops=tuple(sorted({op.position for op in ops})),
+        phases=phases,
     )
     names = {value.name: found for found, value in values.items()}
     return JoinedStep(step, names, tuple(ops))
 
 
-def _shift(value: SavedValue, name: str, forward: int, backward: int) -> SavedValue:
-    """`value` in a half that begins at position `forward`, and one at `backward`."""
-    return replace(
-        value,
-        name=name,
-        born=forward + value.born,
-        last_use=forward + value.last_use,
-        first_use=backward + value.first_use,
-        freed=backward + value.freed,
-    )
+def _find_phases(
+    program: Program, starts: Mapping[tuple[int, bool], int], length: int
+) -> tuple[Phase, ...]:
+    """Forwards and the backwards behind them; the last phase ends with the step."""
+    phases: list[Phase] = []
+    begin = 0
+    for before, half in pairwise(program):
+        position = starts[half.call, half.forward]
+        if before.forward and not half.forward:
+            phases.append(Phase(begin, position, length))
+        elif half.forward and not before.forward:
+            phases[-1] = phases[-1]._replace(end=position)
+            begin = position
+    if program[-1].forward:
+        phases.append(Phase(begin, length - 1, length))
+    return tuple(phases)
 
 
 def _find_half(models: Mapping[str, GraphModel], half: Half) -> HalfModel:
@@ -223,7 +234,7 @@ def _write_schedule(
     program: Program,
     joined: JoinedStep,
     choice: Choice,
-    budget_bytes: int,
+    budget_bytes: int | Literal["min"] | None,
 ) -> Schedule:
     """What each op does so that the transfers of `choice` come about."""
     step, transfers, simulation = joined.step, choice.best.transfers, choice.best.simulation
@@ -241,15 +252,16 @@ def _write_schedule(
             continue
         destinations[call][name] = transfer.tier
         own = order.get((call, ("release", name)))
-        if transfer.release < step.forward_length and own is not None:
+        if transfer.release is not None and own is not None:
             # The last op that stands at this position or before it.
             op = joined.ops[max(own, bisect_right(positions, transfer.release) - 1)]
             waits[op.call].setdefault(op.event, []).append((call, name))
-        own = order.get((call, ("prefetch", name)))
+        own = order.get((call, ("wait", name)))
         written = simulation.written_positions.get(value.name)
-        if written is not None and own is not None:
+        if written is not None and own is not None and budget_bytes is not None:
             # A slower write than was foreseen must not meet the reads of the backward.
-            index = bisect_left(positions, max(written, step.forward_length))
+            turn = next(phase.turn for phase in step.phases if value.last_use < phase.end)
+            index = bisect_left(positions, max(written, turn))
             if index < own:
                 op = joined.ops[index]
                 waits[op.call].setdefault(op.event, []).append((call, name))
@@ -267,13 +279,14 @@ def _write_schedule(
             )
             for index in range(count)
         ),
-        budget_bytes=budget_bytes,
+        budget_bytes=budget_bytes if isinstance(budget_bytes, int) else None,
         peak_bytes=simulation.peak_bytes,
         unmoved_peak_bytes=choice.unmoved.simulation.peak_bytes,
         step_seconds=simulation.step_seconds,
         exposed_seconds=simulation.exposed_seconds,
         saved_bytes=sum(value.nbytes for value in step.values),
         moved_bytes=sum(value.nbytes for value in step.values if value.name in transfers),
+        kept_for=choice.reason,
     )
 
 
@@ -282,7 +295,6 @@ def _explain(
     program: Program,
     links: Mapping[str, Link],
     error: BudgetError,
-    budget_bytes: int,
     max_inflight_bytes: int,
 ) -> BudgetError:
     """`error` in terms of calls and graphs: values of one call are added up."""
@@ -297,10 +309,10 @@ def _explain(
     graphs = {half.call: half.graph for half in program}
     held = ", ".join(f"{name} {nbytes / mib:.1f} MiB" for name, nbytes in sums.most_common(5))
     said = BudgetError(
-        f"memory_budget={budget_bytes} ({budget_bytes / mib:.1f} MiB) cannot be met by a step of "
-        f"{len(graphs)} call(s) of {len(set(graphs.values()))} graph(s): the lowest peak that "
-        f"moving saved values reaches is {error.lowest_peak_bytes / mib:.1f} MiB, where {held} are "
-        "in use; raise the budget, or make the batch smaller"
+        f"memory_budget={error.budget_bytes} ({error.budget_bytes / mib:.1f} MiB) cannot be met by "
+        f"a step of {len(graphs)} call(s) of {len(set(graphs.values()))} graph(s): the lowest peak "
+        f"that moving saved values reaches is {error.lowest_peak_bytes / mib:.1f} MiB, where "
+        f"{held} are in use; raise the budget, or make the batch smaller"
     )
-    said.lowest_peak_bytes = error.lowest_peak_bytes
+    said.lowest_peak_bytes, said.budget_bytes = error.lowest_peak_bytes, error.budget_bytes
     return said

@@ -206,13 +206,12 @@ def _make_plan(
         if transfer is None:
             decisions.append(Keep(value.refusal or reason))
             continue
-        release = min(transfer.release, step.forward_length - 1)
+        release = transfer.release
         decisions.append(
             Offload(
                 transfer.tier,
-                released_before=step.names[release],
+                released_before="" if release is None else step.names[release],
                 prefetched_before=step.names[transfer.prefetch],
-                blocks=transfer.release < step.forward_length,
             )
         )
     return Plan(
@@ -256,4 +255,5 @@ def _make_budget_error(step: Step, limits: Limits, lowest: Trial) -> BudgetError
         "smaller"
     )
     error.lowest_peak_bytes = lowest.simulation.peak_bytes
+    error.budget_bytes = limits.peak_bytes or 0
     return error

@@ -17,6 +17,7 @@ from functools import cached_property
 from heapq import heappop, heappush
 from itertools import accumulate
 from operator import add
+from typing import NamedTuple
 
 from fxoffload.planner.link import Link
 from fxoffload.planner.plan import SavedValue, Tier
@@ -35,14 +36,23 @@ class Residence:
     last: int
 
 
+class Phase(NamedTuple):
+    """Forwards behind one another, from `start` to `turn`, then backwards, from there to `end`."""
+
+    start: int
+    turn: int
+    end: int
+
+
 @dataclass(frozen=True)
 class Step:
     """A training step as the planner sees it.
 
-    names, seconds: of every node. forward_length: how many of them are the forward's; the first
-    `forward_inputs` of these and the first `backward_inputs` of the others are placeholders.
-    fixed: what lives whatever the plan says. values: what may be moved, or is kept for a reason.
-    stops: the positions in front of which a release or a prefetch may stand; None: all.
+    names, seconds: of every node. forward_length: how many of them are the first forward's; the
+    first `forward_inputs` of these and the first `backward_inputs` of those behind them are
+    placeholders. fixed: what lives whatever the plan says. values: what may be moved, or is kept
+    for a reason. stops: the positions in front of which a release or a prefetch may stand; None:
+    all. phases: the whole step in order; by default one, which turns at `forward_length`.
     """
 
     names: tuple[str, ...]
@@ -53,6 +63,12 @@ class Step:
     fixed: tuple[Residence, ...]
     values: tuple[SavedValue, ...]
     stops: tuple[int, ...] | None = None
+    phases: tuple[Phase, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.phases:
+            whole = Phase(0, self.forward_length, len(self.seconds))
+            object.__setattr__(self, "phases", (whole,))
 
     @property
     def compute_seconds(self) -> float:
@@ -77,11 +93,11 @@ class Step:
 class Transfer:
     """One value on its way: `release` stands in front of that position, `prefetch` too.
 
-    A release at `forward_length` does not block: the store lets go when the write is done.
+    release: None where nothing waits for the write: the store lets go when it is done.
     """
 
     tier: Tier
-    release: int
+    release: int | None
     prefetch: int
 
 
@@ -202,7 +218,7 @@ def simulate(
         written_positions={
             name: bisect_left(arrivals, written[name])
             for name, transfer in transfers.items()
-            if transfer.release >= step.forward_length
+            if transfer.release is None
         },
     )
 
@@ -254,9 +270,9 @@ def _index_events(
         if transfer is None:
             continue
         offloads.setdefault(value.born, []).append(value)
-        if transfer.release < step.forward_length:
+        if transfer.release is not None:
             releases.setdefault(transfer.release, []).append(value)
-    for value in sorted(step.values, key=lambda value: value.first_use):
+    for value in sorted(step.values, key=step.first_use):
         transfer = transfers.get(value.name)
         if transfer is not None:
             prefetches.setdefault(transfer.prefetch, []).append(value)
@@ -277,11 +293,12 @@ def _find_residences(
             if value.counts:
                 residences.append(_keep(step, value))
             continue
-        last = transfer.release - 1
-        if transfer.release >= step.forward_length:
-            # Nothing blocks: the store holds it until it is written. What a node waits for has
-            # its memory by then, so that what counts is when the waiting begins.
-            last = max(last, bisect_left(arrivals, written[value.name]) - 1)
+        if transfer.release is None:
+            # The store holds it until it is written. What a node waits for has its memory by then,
+            # so that what counts is when the waiting begins.
+            last = bisect_left(arrivals, written[value.name]) - 1
+        else:
+            last = transfer.release - 1
         last = min(max(last, value.last_use), step.freed(value))
         first = max(min(transfer.prefetch, step.first_use(value)), last + 1)
         residences.append(Residence(value.name, value.nbytes, value.born, last))

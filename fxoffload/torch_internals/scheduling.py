@@ -127,7 +127,7 @@ class FusedAtLast(_SchedulerPass):
     also waits, which would then follow right after their prefetches. Source:
     torch._inductor.scheduler, torch._inductor.config._post_fusion_custom_pass.
 
-    A release that leaves its value to the store follows every loop that reads the value. A loop
+    A release leaves its value to the store, so it follows every loop that reads the value. A loop
     that was fused across the release would be its last reader, and Inductor would let it write its
     result into the value's memory. Source: SchedulerNode.decide_inplace_update.
     """
@@ -146,7 +146,7 @@ class FusedAtLast(_SchedulerPass):
         for node in nodes:
             for dependency in node.unmet_dependencies:
                 readers.setdefault(dependency.name, []).append(node)
-        for release in filter(_leaves_value, nodes):
+        for release in filter(_is_release, nodes):
             (value, *_) = (x.get_name() for x in release.node.inputs[1:])
             graph.add_edges_from(
                 (reader, release) for reader in readers.get(value, ()) if reader is not release
@@ -154,12 +154,9 @@ class FusedAtLast(_SchedulerPass):
         return list(nx.lexicographical_topological_sort(graph, key=attrgetter("max_order")))
 
 
-def _leaves_value(node: Any) -> bool:
-    """Whether `node` of Inductor's scheduler is a release that does not block."""
-    if getattr(node.node, "op_overload", None) is not RELEASE:
-        return False
-    (block,) = node.node.constant_args
-    return not block
+def _is_release(node: Any) -> bool:
+    """Whether `node` of Inductor's scheduler is our op."""
+    return getattr(node.node, "op_overload", None) is RELEASE
 
 
 def mark_regions(graph: fx.Graph, ops: Collection[OpOverload]) -> None:

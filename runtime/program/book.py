@@ -31,7 +31,7 @@ MAX_PROGRAMS = 16
 # Forwards and backwards of a step. More come only where some ticket lives for ever.
 MAX_HALVES = 4096
 
-MakeSchedule = Callable[[Program, Sequence[HalfMeasurement]], Schedule | None]
+MakeSchedule = Callable[[Program, Sequence[HalfMeasurement]], Schedule]
 
 
 @dataclass(slots=True, eq=False)
@@ -47,8 +47,7 @@ class Learned:
 
 
 class ProgramBook:
-    """The programs of one thread. make_schedule: returns None for what it leaves to the safe rule,
-    and raises BudgetError where no schedule fits.
+    """The programs of one thread. make_schedule: raises BudgetError where no schedule fits.
 
     The error ends a job only in its first steps. Later, such steps follow the safe rule, with a
     warning.
@@ -114,28 +113,29 @@ class ProgramBook:
             else:
                 log.warning("the step goes on at the lowest peak that there is: %s", error)
         else:
-            log.info("%s", learned.schedule or "the safe rule: not all forwards come first")
+            log.info("%s", learned.schedule)
 
 
 class Programs:
     """The books of all threads, and the graphs whose ops follow schedules."""
 
     def __init__(self) -> None:
-        self._graphs: dict[str, MakeSchedule] = {}
+        self._graphs: dict[str, tuple[MakeSchedule, bool]] = {}
         self._books: dict[int, ProgramBook] = {}
 
-    def add_graph(self, graph: str, make_schedule: MakeSchedule) -> None:
-        """Let the calls of `graph` follow schedules."""
-        self._graphs[graph] = make_schedule
+    def add_graph(self, graph: str, make_schedule: MakeSchedule, *, is_limited: bool) -> None:
+        """Let the calls of `graph` follow schedules; is_limited: see Call."""
+        self._graphs[graph] = make_schedule, is_limited
 
     def enter_offload(self, graph: str, name: str, device: torch.device) -> Call | None:
         """The call that the offload of the value `name` belongs to; None: follows no schedule.
 
         Raises BudgetError as ProgramBook.begin_step.
         """
-        make_schedule = self._graphs.get(graph)
-        if make_schedule is None:
+        known = self._graphs.get(graph)
+        if known is None:
             return None
+        make_schedule, is_limited = known
         thread = threading.get_ident()
         book = self._books.get(thread)
         if book is None:
@@ -143,7 +143,7 @@ class Programs:
         step = book.step
         call = step.calls[-1] if step is not None and step.calls and not step.ended else None
         if call is None or call.graph != graph or call.backward or name in call.entries:
-            call = book.begin_step().add_call(graph, device)
+            call = book.begin_step().add_call(graph, device, is_limited=is_limited)
         return call
 
     def find_schedules(self) -> list[Schedule]:

@@ -16,7 +16,7 @@ import torch
 from torch.multiprocessing.reductions import StorageWeakRef
 
 from fxoffload.ops import OpEvent
-from fxoffload.runtime.measurement.recorder import Mark, find_clocks, find_seconds
+from fxoffload.runtime.measurement.clocks import Mark, find_clocks, find_seconds
 from fxoffload.runtime.program.live_bytes import count_live_bytes
 from fxoffload.runtime.program.sampler import HeldSampler
 from fxoffload.runtime.store.store import OffloadStore
@@ -37,7 +37,6 @@ class Entry:
     store: OffloadStore
     ticket: Ticket
     call: Call | None = None
-    graph: str = ""
     reading: bool = False
     handed: StorageWeakRef | None = None
 
@@ -84,8 +83,8 @@ class HalfRun:
 class Call:
     """One run of a graph's forward, with its backward.
 
-    schedule: None is the safe rule, which has the lowest peak: everything moves, and each release
-    waits for its write.
+    schedule: None is the safe rule: everything moves. is_limited: whether there is a budget; then
+    the safe rule has the lowest peak, as each release waits for its write.
     """
 
     step: StepRun
@@ -93,6 +92,7 @@ class Call:
     number: int
     schedule: CallSchedule | None
     forward: HalfRun
+    is_limited: bool
     backward: HalfRun | None = None
     entries: dict[str, Entry] = field(default_factory=dict[str, Entry])
 
@@ -118,7 +118,12 @@ class Call:
     @property
     def blocks(self) -> bool:
         """Whether releases wait for their writes."""
-        return self.schedule is None
+        return self.schedule is None and self.is_limited
+
+    @property
+    def reads_early(self) -> bool:
+        """Whether prefetches start reads that no schedule asks for."""
+        return self.schedule is None and not self.is_limited
 
     def add(self, name: str, entry: Entry) -> None:
         """The value has left, or was kept."""
@@ -168,16 +173,16 @@ class StepRun:
         """The halves that have run so far."""
         return tuple(run.half for run in self.runs)
 
-    def add_call(self, graph: str, device: torch.device) -> Call:
-        """A forward of `graph` begins."""
+    def add_call(self, graph: str, device: torch.device, *, is_limited: bool) -> Call:
+        """A forward of `graph` begins; is_limited: see Call."""
         number = len(self.calls)
         before = self.followed
         run = self.add_half(Half(graph, number, True), device)
         followed = self.followed
-        if before is not None and followed is None:
+        if before is not None and followed is None and is_limited:
             self._move_kept()
         schedule = None if followed is None else followed.calls[number]
-        call = Call(self, graph, number, schedule, run)
+        call = Call(self, graph, number, schedule, run, is_limited)
         self.calls.append(call)
         return call
 
