@@ -21,7 +21,7 @@ from fxoffload.ops import OpEvent
 from fxoffload.planner.graph_model import GraphModel, HalfModel
 from fxoffload.planner.link import Link
 from fxoffload.planner.plan import SavedValue
-from fxoffload.planner.selection import Choice, choose_transfers
+from fxoffload.planner.selection import Choice, choose_transfers, describe_kept
 from fxoffload.planner.simulation import Residence, Step, find_holders
 from fxoffload.schedule import (
     CallSchedule,
@@ -300,7 +300,8 @@ def _explain(
         f"memory_budget={budget_bytes} ({budget_bytes / mib:.1f} MiB) cannot be met by a step of "
         f"{len(graphs)} call(s) of {len(set(graphs.values()))} graph(s): the lowest peak that "
         f"moving saved values reaches is {error.lowest_peak_bytes / mib:.1f} MiB, where {held} are "
-        "in use; raise the budget, or make the batch smaller"
+        f"in use{describe_kept(joined.step, lowest.simulation)}; raise the budget, or make the "
+        "batch smaller"
     )
     said.lowest_peak_bytes = error.lowest_peak_bytes
     return said
