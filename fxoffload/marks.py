@@ -47,10 +47,12 @@ def move(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def keeping() -> AbstractContextManager[None]:
-    """A context: what the ops in it save for their backward stays on the device.
+    """A context in compiled code: what the ops in it save for their backward stays on the device.
 
     These are the values that they compute and those that their backward reads. Values that torch or
-    a plan recomputes are recomputed. `move` is stronger. Source: torch.fx.traceback.annotate.
+    a plan recomputes are recomputed. `move` is stronger. Around a call of compiled code it does
+    nothing. torch (2.13) compiles no function with a graph break in the context: use `keep` there.
+    Source: torch.fx.traceback.annotate.
     """
     return annotate({ANNOTATION: KEEPING})
 

@@ -108,6 +108,18 @@ def test_without_a_compiler_a_mark_does_nothing() -> None:
     assert all(map(torch.equal, run_step(marked, marked), run_step(model, model)))
 
 
+def test_around_a_call_of_compiled_code_a_region_does_nothing() -> None:
+    def compute(x: Tensor) -> Tensor:
+        return (x @ weight).tanh()
+
+    weight = torch.ones(WIDTH, WIDTH, requires_grad=True)
+    compiled = fxoffload.compile(compute, **ALL, compiler="eager", ioengine="memory")
+    fxoffload.reset_statistics()
+    with fxoffload.keeping():
+        compiled(compiled(torch.ones(ROWS, WIDTH))).sum().backward()
+    assert fxoffload.statistics().offloaded_bytes >= VALUE_BYTES
+
+
 @pytest.mark.parametrize("mark", [fxoffload.keep, fxoffload.move])
 def test_only_a_tensor_can_be_marked(mark: Callable[[Any], object]) -> None:
     with pytest.raises(TypeError, match=r"fxoffload\.\w+ got a list, and takes one tensor"):

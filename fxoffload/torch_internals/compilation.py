@@ -23,7 +23,7 @@ from fxoffload.torch_internals.lowering import (
     keep_strides,
     take_as_returned,
 )
-from fxoffload.torch_internals.marking import MarkPass, apply_marks
+from fxoffload.torch_internals.marking import MarkPass, apply_marks, outside_of_regions
 from fxoffload.torch_internals.partitioning import OffloadPartitioner
 from fxoffload.torch_internals.scheduling import CountedByGraph, FusedAtLast, fuse_between_calls
 
@@ -79,7 +79,8 @@ def compile_with_inductor(
 
     keep_strides(OFFLOAD)
     take_as_returned(WAIT)
-    compiled = compile_fx(gm, inputs, inner_compile=compile_one, config_patches=patches)
+    with outside_of_regions():
+        compiled = compile_fx(gm, inputs, inner_compile=compile_one, config_patches=patches)
     assert callable(compiled)
     return compiled
 
@@ -134,7 +135,8 @@ def compile_with_aot(
         partition_fn=partitioner,
         keep_inference_input_mutations=True,
     )
-    return compile_graph(gm, inputs)
+    with outside_of_regions():
+        return compile_graph(gm, inputs)
 
 
 def trace_with_inductor(

@@ -11,12 +11,14 @@ selective checkpointing).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Generator, Iterable
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import fx
 from torch._inductor import custom_graph_pass
+from torch.fx.traceback import get_current_meta
 from torch.utils.checkpoint import CheckpointPolicy
 
 from fxoffload.graph import find_alias_sources
@@ -79,6 +81,22 @@ def describe_marks(gm: fx.GraphModule) -> str:
             policy: object = getattr(context, "cache_hash", None)
             lines.append(f"{name}: {[pair for pair in found if pair[1]]} {policy}")
     return "\n".join(lines)
+
+
+@contextmanager
+def outside_of_regions() -> Generator[None, None, None]:
+    """A context in which AOTAutograd does not see the region that this code runs in.
+
+    It would annotate the nodes of the backward with it, and Dynamo has no guard on it: the same
+    compiled code is called outside of the region, too. Source: torch.fx.traceback.annotate.
+    """
+    custom: dict[str, Any] = get_current_meta().get("custom", {})
+    region = custom.pop(ANNOTATION, None)
+    try:
+        yield
+    finally:
+        if region is not None:
+            custom[ANNOTATION] = region
 
 
 class MarkPass(custom_graph_pass.CustomGraphPass):

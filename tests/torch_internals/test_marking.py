@@ -12,12 +12,13 @@ import toys
 from compiling import Recorder
 from torch import Tensor, fx
 from torch._functorch import config as functorch_config
+from torch.fx.traceback import get_current_meta
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint
 from toys import WEIGHT, aten, make_input
 
 import fxoffload
 from fxoffload.graph import TrainingGraph, get_saved
-from fxoffload.marks import KEEP, KEEPING, MOVE, POLICY
+from fxoffload.marks import ANNOTATION, KEEP, KEEPING, MOVE, POLICY
 from fxoffload.planner.plan import Cut
 from fxoffload.torch_internals import (
     Graphs,
@@ -252,6 +253,34 @@ def test_graphs_with_other_marks_are_described_otherwise() -> None:
     ]  # fmt: skip
     assert len({describe(function) for function in functions}) == 4
     assert describe(functions[1]) == describe(functions[1])
+
+
+@pytest.mark.parametrize("inductor", [False, True], ids=["aot", "inductor"])
+def test_a_region_around_a_compilation_is_not_seen(inductor: bool) -> None:
+    def function(x: Tensor) -> Tensor:
+        return (x @ WEIGHT).tanh().sum()
+
+    with fxoffload.keeping():
+        graph = partition(function, inductor=inductor)
+        nodes = [*graph.forward.graph.nodes, *graph.backward.graph.nodes]
+        assert not any(map(find_marks, nodes))
+        assert get_current_meta()["custom"] == {ANNOTATION: KEEPING}
+    assert "custom" not in get_current_meta()
+
+
+def test_torch_compiles_no_function_with_a_graph_break_in_a_region() -> None:
+    """What the docstring of `keeping` says; what it calls is compiled, by itself."""
+    found: list[fx.GraphModule] = []
+
+    def function(x: Tensor) -> Tensor:
+        with fxoffload.keeping():
+            x = x.sin()
+            torch._dynamo.graph_break()
+            x = toys.deep(x)
+        return x.cos()
+
+    torch.compile(function, backend=compile_by(lambda gm, *_: gm.forward, found))(make_input())
+    assert [len(gm.graph.find_nodes(op="call_method", target="sin")) for gm in found] == [0]
 
 
 def test_policies_are_described_by_their_hash() -> None:
