@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from torch import fx
+from torch._functorch.compile_utils import fx_graph_cse
 from torch._inductor import custom_graph_pass
 from torch.fx.traceback import get_current_meta
 from torch.utils.checkpoint import CheckpointPolicy
@@ -41,15 +42,20 @@ def apply_marks(graph: fx.Graph) -> None:
     changes nothing. Source: torch._functorch.partitioners.solve_min_cut,
     torch.utils.checkpoint.CheckpointPolicy.
     """
-    for node in list(graph.nodes):
+    named = [node for node in graph.nodes if _is_marker(node) or _find_policy(node) in _OFFLOADS]
+    survivors = _find_survivors(graph) if named else {}
+    for node in named:
         if _is_marker(node):
             (source,) = node.all_input_nodes
-            _mark(source, node.meta["custom"][ANNOTATION])
+            for marked in {source, survivors[source]}:
+                _mark(marked, node.meta["custom"][ANNOTATION])
             node.replace_all_uses_with(source, delete_user_cb=_is_no_output)
             if not node.users:
                 graph.erase_node(node)
-        elif _find_policy(node) in _OFFLOADS and _find_base(node).op == "call_function":
-            _mark(node, *_OFFLOADS[_find_policy(node)])
+        elif _find_base(node).op == "call_function":
+            marks = _OFFLOADS[_find_policy(node)]
+            for marked in {node, survivors[node]}:
+                _mark(marked, *marks)
 
 
 def find_marks(node: fx.Node) -> frozenset[str]:
@@ -129,6 +135,21 @@ class MarkPass(custom_graph_pass.CustomGraphPass):
 def _find_annotation(node: fx.Node) -> object:
     custom: object = node.meta.get("custom")
     return custom.get(ANNOTATION) if isinstance(custom, dict) else None  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
+
+
+def _find_survivors(graph: fx.Graph) -> dict[fx.Node, fx.Node]:
+    """By node: the one that torch's partitioner takes for it, the first that computes the same.
+
+    Source: torch._functorch.compile_utils.fx_graph_cse.
+    """
+    left = {node.name for node in fx_graph_cse(graph).nodes}
+    survivors: dict[fx.Node, fx.Node] = {}
+    seen: dict[tuple[object, str], fx.Node] = {}
+    for node in graph.nodes:
+        arguments = fx.map_arg((node.args, node.kwargs), lambda each: survivors[each])
+        first = seen.setdefault((node.target, str(arguments)), node)
+        survivors[node] = node if node.name in left else first
+    return survivors
 
 
 def _is_marker(node: fx.Node) -> bool:

@@ -127,6 +127,18 @@ def test_marked_values_are_saved_by_every_cut(cut: Cut) -> None:
         assert {"tanh", "sigmoid"} <= {node.name for node in get_saved(partition(marked, None))}
 
 
+@pytest.mark.parametrize("inductor", [False, True], ids=["aot", "inductor"])
+def test_of_two_nodes_that_compute_the_same_the_one_that_is_left_is_marked(inductor: bool) -> None:
+    def function(x: Tensor) -> Tensor:
+        g = (x @ WEIGHT).tanh()
+        h = fxoffload.keep(fxoffload.move((x @ WEIGHT).tanh()))
+        return (g @ WEIGHT @ h).sum()
+
+    graph = partition(function, inductor=inductor)
+    assert find_by_mark(graph) == {"tanh": {KEEP, MOVE}}
+    assert count_aliases(graph) == 0
+
+
 def test_a_marked_result_is_still_a_result() -> None:
     def function(x: Tensor) -> tuple[Tensor, Tensor]:
         h = (x @ WEIGHT).tanh()
