@@ -11,6 +11,7 @@ from fxoffload.errors import (
     ChecksumError,
     ConfigError,
     GraphError,
+    MarkError,
     ModifiedError,
     OffloadError,
     PlanError,
@@ -23,6 +24,7 @@ from fxoffload.inspection.explain import Explanation, explain
 from fxoffload.inspection.forecast import BatchForecast, Forecast, LargestBatch
 from fxoffload.inspection.hardware import Hardware
 from fxoffload.inspection.what_if import largest_batch, simulate
+from fxoffload.marks import keep, keeping, move
 from fxoffload.runtime import StoreStatistics, drive_lifetimes, reset_statistics, statistics
 from fxoffload.schedule import Schedule
 
@@ -38,6 +40,7 @@ __all__ = [
     "GraphError",
     "Hardware",
     "LargestBatch",
+    "MarkError",
     "ModifiedError",
     "OffloadConfig",
     "OffloadError",
@@ -52,7 +55,10 @@ __all__ = [
     "drive_lifetimes",
     "explain",
     "graph_counts",
+    "keep",
+    "keeping",
     "largest_batch",
+    "move",
     "project_endurance",
     "reset_statistics",
     "schedules",

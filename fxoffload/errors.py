@@ -19,6 +19,10 @@ class PlanError(OffloadError):
     """A plan does not belong to the graph that it is applied to."""
 
 
+class MarkError(OffloadError):
+    """The program marks a value to move that may not be moved, or to move and to be kept."""
+
+
 class BudgetError(OffloadError):
     """No plan fits memory_budget; the message states the lowest peak and what holds it."""
 

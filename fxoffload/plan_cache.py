@@ -22,7 +22,7 @@ from torch import fx
 from fxoffload.passes import Transformed
 from fxoffload.planner.graph_model import GraphModel, HalfModel
 from fxoffload.planner.plan import Decision, Keep, Offload, Plan, SavedValue
-from fxoffload.torch_internals import describe_tracing
+from fxoffload.torch_internals import describe_marks, describe_tracing
 
 log = logging.getLogger(__name__)
 
@@ -30,9 +30,9 @@ log = logging.getLogger(__name__)
 def hash_graph(gm: fx.GraphModule, inputs: Sequence[Any], identity: str) -> str:
     """A name for a Dynamo graph and for everything else that its compilation depends on.
 
-    It covers the code of the graph and of the bodies of its higher-order ops, the layout of the
-    inputs and which of them need gradients, torch's version, the modes that it traces in, and
-    `identity`, which names what the partitioner depends on.
+    It covers the code of the graph and of the bodies of its higher-order ops, the marks of the
+    program, the layout of the inputs and which of them need gradients, torch's version, the modes
+    that it traces in, and `identity`, which names what the partitioner depends on.
     """
     bodies = (
         f"{name}: {module.code}"
@@ -40,7 +40,8 @@ def hash_graph(gm: fx.GraphModule, inputs: Sequence[Any], identity: str) -> str:
         if isinstance(module, fx.GraphModule)
     )
     shown = (_describe_input(item) for item in inputs)
-    text = "\n".join([identity, torch.__version__, describe_tracing(), *bodies, *shown])
+    marks = describe_marks(gm)
+    text = "\n".join([identity, torch.__version__, describe_tracing(), marks, *bodies, *shown])
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 

@@ -37,7 +37,13 @@ _graphs: dict[str, ScheduledGraph] = {}
 
 
 def follow_schedules(key: str, graph: ScheduledGraph) -> None:
-    """Let the ops that carry `key` follow the schedules of the steps they belong to."""
+    """Let the ops that carry `key` follow the schedules of the steps they belong to.
+
+    What was learned of another graph of this key is forgotten.
+    """
+    known = _graphs.get(key)
+    if known is not None and known.model != graph.model:
+        runtime.forget_programs(key)
     _graphs[key] = graph
     is_limited = graph.config.memory_budget is not None
     runtime.schedule_graph(key, schedule_program, is_limited=is_limited)

@@ -19,6 +19,7 @@ import networkx as nx
 import torch
 from torch import fx
 
+from fxoffload.errors import MarkError
 from fxoffload.graph import (
     TrainingGraph,
     find_alias_sources,
@@ -30,9 +31,11 @@ from fxoffload.graph import (
     get_tensor,
     is_view,
 )
-from fxoffload.planner.plan import UNCOUNTED, SavedValue
+from fxoffload.marks import KEEP, KEEPING, MOVE, POLICY
+from fxoffload.planner.plan import KEPT, UNCOUNTED, SavedValue
 from fxoffload.torch_internals import (
     find_backward_placeholder,
+    find_marks,
     is_rng_state,
     is_unchecked,
     is_wrapper_subclass,
@@ -57,7 +60,8 @@ def find_saved_values(graph: TrainingGraph, *, min_bytes: int = 1) -> tuple[Save
     """One SavedValue for each storage that is saved for the backward, in order of birth.
 
     Small views of a large storage get one each, see _gather. Values below `min_bytes` get a
-    `refusal`. Positions are indices of nodes in each graph.
+    `refusal`, unless the program says that they move. Positions are indices of nodes in each graph.
+    Raises MarkError for a value that the program says must move, if it may not.
     """
     forward = graph.forward.graph
     aliases = build_alias_graph(forward)
@@ -70,6 +74,7 @@ def find_saved_values(graph: TrainingGraph, *, min_bytes: int = 1) -> tuple[Save
 
     backward_aliases = build_alias_graph(graph.backward.graph)
     backward_uses = find_backward_uses(graph, saved, backward_aliases)
+    backward = list(graph.backward.graph.nodes)
     mutated = {target for node in forward.nodes for target in find_mutated(node)}
     addressed = find_addressed(graph.backward.graph, backward_aliases)
     values: list[SavedValue] = []
@@ -80,6 +85,12 @@ def find_saved_values(graph: TrainingGraph, *, min_bytes: int = 1) -> tuple[Save
         uses = [use for member in members for use in backward_uses[member]]
         if not uses:
             refusal = refusal or UNREAD
+        marks = find_value_marks(component, root, (backward[use] for use in uses))
+        must_move = bool(marks & {MOVE, POLICY}) and refusal != UNREAD and _tensor_bytes(root) > 0
+        if must_move:
+            _check_move(root, marks, refusal)
+        elif marks & {KEEP, KEEPING}:
+            refusal = refusal or KEPT
         born = positions[find_maker(root)]
         value = SavedValue(
             name=root.name,
@@ -92,14 +103,45 @@ def find_saved_values(graph: TrainingGraph, *, min_bytes: int = 1) -> tuple[Save
             freed=max(uses, default=0),
             owned=root.op != "placeholder",
             refusal=refusal,
+            must_move=must_move,
         )
         gathers = _gather(value, members, backward_uses, positions, addressed)
         for candidate in gathers or (value,):
-            small = candidate.refusal is None and candidate.nbytes < max(min_bytes, 1)
+            least_bytes = 1 if candidate.must_move else max(min_bytes, 1)
+            small = candidate.refusal is None and candidate.nbytes < least_bytes
             values.append(
                 replace(candidate, refusal="smaller than min_bytes") if small else candidate
             )
     return tuple(sorted(values, key=lambda value: (value.born, value.name)))
+
+
+def find_value_marks(
+    component: Iterable[fx.Node], root: fx.Node, readers: Iterable[fx.Node]
+) -> frozenset[str]:
+    """What the program says of a storage, by the names in fxoffload/marks.py.
+
+    Marks of single tensors are on `component`, which are `root` and its views; a region covers what
+    it makes, and what its part of the backward reads. readers: of the backward.
+    """
+    marks = {mark for node in component for mark in find_marks(node)} - {KEEPING}
+    covered = any(KEEPING in find_marks(node) for node in (find_maker(root), *readers))
+    return frozenset(marks | {KEEPING} if covered else marks)
+
+
+def _check_move(root: fx.Node, marks: frozenset[str], refusal: str | None) -> None:
+    """Raise MarkError if the storage of `root`, which must move by its marks, may not."""
+    mark = MOVE if MOVE in marks else POLICY
+    size = f"{_tensor_bytes(root) / 2**20:.1f} MiB"
+    if KEEP in marks:
+        raise MarkError(
+            f"the storage of {root.name} ({size}) is marked by {KEEP} and by {mark}: remove one of "
+            "the two marks"
+        )
+    if refusal is not None:
+        raise MarkError(
+            f"{root.name} ({size}) is marked by {mark}, and may not be moved: {refusal}; remove "
+            "the mark, or mark the result of another op"
+        )
 
 
 def build_alias_graph(graph: fx.Graph) -> nx.Graph[fx.Node]:

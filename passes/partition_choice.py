@@ -16,12 +16,13 @@ import torch
 from fxoffload.cost import CostModel
 from fxoffload.errors import BudgetError
 from fxoffload.graph import TrainingGraph, get_saved, get_tensor
+from fxoffload.marks import MOVE, POLICY
 from fxoffload.passes.lifetimes import find_saved_values
 from fxoffload.passes.step_model import build_step
 from fxoffload.planner.plan import Cut, Plan
 from fxoffload.planner.selection import choose_offloads, evaluate_transfers
 from fxoffload.planner.simulation import RESOLUTION
-from fxoffload.torch_internals import is_checkpointed
+from fxoffload.torch_internals import find_marks, is_checkpointed
 from fxoffload.torch_internals.tensor_sizes import count_bytes
 
 # The cuts that are tried if moving or masks cost time, from the cheapest recomputation to the most
@@ -69,7 +70,8 @@ def choose_partition(
     A program with checkpoints is also tried without them: the values that they recompute may move
     instead. No other partition may hold more memory at the end of the forward than the program's
     own with nothing moved, as other graphs may run before the backward; without a budget, none may
-    have a higher peak either. Raises BudgetError if no plan fits.
+    have a higher peak either. All save what the program says must move. Raises BudgetError if no
+    plan fits.
     """
     own = _OwnPartition(graph, options)
     if options.cut_cost is None:
@@ -112,6 +114,14 @@ class _OwnPartition:
             plan = replace(make_plan(graph, limited, held_bytes=held_bytes), budget_bytes=None)
         return replace(plan, cut=cut)
 
+    def may_become(self, graph: TrainingGraph) -> bool:
+        """Whether `graph` saves all that the program says must move, and does not do without it."""
+        return not self._forced or self._forced <= _find_forced(graph)
+
+    @cached_property
+    def _forced(self) -> frozenset[str]:
+        return _find_forced(self.graph)
+
     @cached_property
     def _unmoved_bytes(self) -> tuple[int, int]:
         """With nothing moved: the peak, and the bytes that are held when the forward ends."""
@@ -127,7 +137,7 @@ class _Partition:
 
     saved_bytes: without parameters and other static inputs. mask_seconds: the time to store and
     load the saved bools (see CostModel); recomputing them in a loop may take less. plan: None if
-    none fits.
+    none fits, or if it does not save what must move.
     """
 
     saved_bytes: int
@@ -151,6 +161,8 @@ class _Tried:
 
     def add(self, graph: TrainingGraph, cut: Cut) -> _Partition:
         """Make a plan for `graph`, the partition by `cut`."""
+        if not self._own.may_become(graph):
+            return self._describe(graph, None)
         try:
             plan = self._own.make_plan(graph, cut, self._options)
         except BudgetError as error:
@@ -168,6 +180,13 @@ class _Tried:
     def _find_cost(self, plan: Plan) -> tuple[float, ...]:
         cost = plan.step_seconds, plan.offloaded_bytes
         return (plan.peak_bytes, *cost) if self._options.budget_bytes == "min" else cost
+
+
+def _find_forced(graph: TrainingGraph) -> frozenset[str]:
+    """Names of the values that the program says must move."""
+    if not any(find_marks(node) & {MOVE, POLICY} for node in graph.forward.graph.nodes):
+        return frozenset()  # As in most programs, without an analysis.
+    return frozenset(value.name for value in find_saved_values(graph) if value.must_move)
 
 
 def _sweep(tried: _Tried, whole: _Partition, repartition: Callable[[Cut], TrainingGraph]) -> None:

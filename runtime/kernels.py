@@ -130,6 +130,11 @@ def schedule_graph(graph: str, make_schedule: MakeSchedule, *, is_limited: bool)
     _programs.add_graph(graph, make_schedule, is_limited=is_limited)
 
 
+def forget_programs(graph: str) -> None:
+    """Forget what was learned of the programs that `graph` belongs to."""
+    _programs.forget(graph)
+
+
 def find_schedules() -> list[Schedule]:
     """The schedules of the programs that run in this thread, the latest first."""
     return _programs.find_schedules()

@@ -147,6 +147,15 @@ def test_several_programs_are_remembered(book: ProgramBook) -> None:
     assert run_step(book, "c").calls[0].schedule is not None
 
 
+def test_programs_of_a_graph_are_forgotten(book: ProgramBook) -> None:
+    for graphs in ("ab", "ab", "c", "c"):
+        run_step(book, graphs)
+    book.begin_step()
+    book.forget("a")
+    assert [len(schedule.calls) for schedule in book.schedules] == [1]
+    assert run_step(book, "ab").followed is None
+
+
 def test_a_call_that_was_not_foreseen_is_safe(book: ProgramBook) -> None:
     for _ in range(2):
         run_step(book, "ab")

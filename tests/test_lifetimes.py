@@ -10,9 +10,11 @@ import toys
 from torch import Tensor, fx
 from toys import WEIGHT, Sketch, aten, make_input, names_of
 
+import fxoffload
+from fxoffload.errors import MarkError
 from fxoffload.graph import TrainingGraph
 from fxoffload.passes.lifetimes import build_alias_graph, find_saved_values
-from fxoffload.planner.plan import SavedValue
+from fxoffload.planner.plan import KEPT, SavedValue
 
 Tracer = Callable[..., TrainingGraph]
 
@@ -417,6 +419,110 @@ def test_sparse_layout_is_refused() -> None:
             node.meta["val"] = torch.eye(4).to_sparse()
     (value,) = find_saved_values(graph)
     assert value.refusal == "tensor subclass or layout that is not understood"
+
+
+# --- what the program says ----------------------------------------------------------------------
+
+
+def test_what_the_program_keeps_stays(trace: Tracer) -> None:
+    """The storage, whichever view of it was marked."""
+
+    def function(x: Tensor) -> Tensor:
+        h = (x @ WEIGHT).tanh()
+        fxoffload.keep(h.t())
+        return (fxoffload.keep(h.t()) @ h @ WEIGHT).sin().sum()
+
+    graph = trace(function, make_input())
+    assert find_by_name(graph, "tanh").refusal == KEPT
+    assert [v.name for v in find_saved_values(graph) if v.refusal == KEPT] == ["tanh"]
+
+
+def test_a_region_keeps_what_it_makes_and_what_its_backward_reads(trace: Tracer) -> None:
+    def function(x: Tensor) -> Tensor:
+        read = (x @ WEIGHT).tanh()
+        beside = (x @ WEIGHT).sigmoid()
+        with fxoffload.keeping():
+            made = (read @ WEIGHT).exp()
+        return ((made * beside) @ WEIGHT).sin().sum()
+
+    found = find_saved_values(trace(function, make_input()))
+    values = {v.name: v.refusal for v in found if v.owned}
+    kept = {name for name, refusal in values.items() if refusal == KEPT}
+    assert kept == {"tanh", "exp"}
+    assert values["sigmoid"] is None
+
+
+def test_an_activation_of_another_graph_that_is_kept_counts(trace: Tracer) -> None:
+    def function(x: Tensor) -> Tensor:
+        return (fxoffload.keep(x) @ WEIGHT).sin().sum()
+
+    graph = trace(function, make_input().requires_grad_())
+    value = find_by_name(graph, "primals_1")
+    assert (value.owned, value.refusal, value.counts) == (False, KEPT, True)
+
+
+def test_what_must_move_does_so_however_small(trace: Tracer) -> None:
+    def function(x: Tensor) -> Tensor:
+        with fxoffload.keeping():
+            h = fxoffload.move((x @ WEIGHT).tanh())
+        return (h @ WEIGHT).sigmoid().sum()
+
+    graph = trace(function, make_input())
+    value = find_by_name(graph, "tanh", min_bytes=2**20)
+    assert (value.must_move, value.refusal) == (True, None), "stronger than the region"
+    others = [v for v in find_saved_values(graph, min_bytes=2**20) if v.name != "tanh"]
+    assert not any(v.must_move for v in others)
+    assert "smaller than min_bytes" in {v.refusal for v in others}
+
+
+def test_what_is_empty_or_not_saved_need_not_move(trace: Tracer) -> None:
+    def function(x: Tensor) -> Tensor:
+        empty = fxoffload.move((x[:0] @ WEIGHT).tanh())
+        unread = fxoffload.move(x @ WEIGHT)
+        return unread.tanh().sum() + empty.sum()
+
+    values = find_saved_values(trace(function, make_input()))
+    assert not any(value.must_move for value in values)
+
+
+PARAMETER = torch.nn.Parameter(WEIGHT.detach().clone())
+
+
+def move_parameter(x: Tensor) -> Tensor:
+    return ((x @ WEIGHT) @ fxoffload.move(PARAMETER)).sin().sum()
+
+
+def move_result(x: Tensor) -> Tensor:
+    return fxoffload.move((x @ WEIGHT).tanh())
+
+
+def move_input(x: Tensor) -> Tensor:
+    return (fxoffload.move(x) @ WEIGHT).sum()
+
+
+def move_and_keep(x: Tensor) -> Tensor:
+    h = (x @ WEIGHT).tanh()
+    return (fxoffload.move(h) @ fxoffload.keep(h.t())).sum()
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        (
+            move_parameter,
+            r"is marked by fxoffload.move, and may not .*: parameter, buffer .*remove",
+        ),
+        (move_result, r"tanh \(0\.0 MiB\) is marked .*: aliased by an output .*; remove the mark"),
+        (move_input, r"primals_1 .*: input that belongs to the caller"),
+        (move_and_keep, r"tanh .* is marked by fxoffload.keep and by fxoffload.move: remove one"),
+    ],
+)
+def test_what_may_not_move_is_an_error(
+    trace: Tracer, function: Callable[[Tensor], Tensor], message: str
+) -> None:
+    graph = trace(function, make_input())
+    with pytest.raises(MarkError, match=message):
+        find_saved_values(graph)
 
 
 def test_value_that_nobody_reads_is_refused() -> None:

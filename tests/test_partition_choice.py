@@ -3,20 +3,29 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Literal
 
 import pytest
+import torch
 import toys
+from torch import Tensor, fx
 from torch.utils.checkpoint import CheckpointPolicy
 from toys import NBYTES, OPTIONS, make_cost
 
 from fxoffload.cost import CostModel, DeviceSpeed
 from fxoffload.graph import TrainingGraph
 from fxoffload.passes import PassOptions, make_plan, transform_graph
-from fxoffload.passes.partition_choice import ALL_SAVED, CUTS, PATIENCE
+from fxoffload.passes.partition_choice import ALL_SAVED, CUTS, PATIENCE, choose_partition
 from fxoffload.planner.plan import Cut, Plan
 from fxoffload.planner.simulation import RESOLUTION
+from fxoffload.torch_internals import (
+    Graphs,
+    OffloadPartitioner,
+    PartitionFunction,
+    compile_with_aot,
+)
 
 
 def plan_graph(graph: TrainingGraph, options: PassOptions, **chosen: Any) -> Plan:
@@ -254,6 +263,44 @@ def test_checkpoints_are_lifted_only_for_what_moves_out(
     plan = plan_graph(graph, options, repartition=repartition)
     assert own.unmoved_held_bytes < make_plan(toys.make_chain(6), options).unmoved_held_bytes
     assert plan.held_bytes <= own.unmoved_held_bytes
+
+
+@pytest.mark.parametrize("forced", [False, True])
+def test_checkpoints_are_not_lifted_where_that_does_without_what_must_move(forced: bool) -> None:
+    """Without them the backward reads what is made of the products, and not the products."""
+    policy = CheckpointPolicy.MUST_CPU_OFFLOAD if forced else CheckpointPolicy.PREFER_CPU_OFFLOAD
+
+    def decide(_: object, op: object, *args: object, **kwargs: object) -> CheckpointPolicy:
+        return policy if op is toys.aten.mm.default else CheckpointPolicy.PREFER_RECOMPUTE
+
+    contexts = partial(torch.utils.checkpoint.create_selective_checkpoint_contexts, decide)
+
+    def function(x: Tensor) -> Tensor:
+        return torch.utils.checkpoint.checkpoint(
+            toys.deep, x, use_reentrant=False, context_fn=contexts
+        )
+
+    graphs: list[TrainingGraph] = []
+
+    def choose(partition: PartitionFunction, count: int, static: tuple[int, ...]) -> Graphs:
+        def build(cut: Cut) -> TrainingGraph:
+            graph = TrainingGraph(*partition(cut), count)
+            graphs.append(graph)
+            return graph
+
+        options = dataclasses.replace(OPTIONS, budget_bytes=None)
+        chosen, plan = choose_partition(build(None), options, build)
+        moved = [value.name for value, _ in plan.offloads if value.name.startswith("mm")]
+        assert len(moved) == (4 if forced else 0)
+        assert plan.cut == (None if forced else ALL_SAVED)
+        return chosen.forward, chosen.backward
+
+    def backend(gm: fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
+        return compile_with_aot(gm, inputs, OffloadPartitioner(choose, "test"))
+
+    torch._dynamo.reset()
+    torch.compile(function, backend=backend)(toys.make_input())
+    assert len(graphs) >= 2
 
 
 @pytest.mark.parametrize("budget", [None, "min", 6 * NBYTES])

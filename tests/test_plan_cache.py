@@ -22,7 +22,7 @@ from fxoffload.planner.plan import Keep, Offload, Plan, SavedValue
 VALUE = SavedValue("x", ("x",), 8, 8, born=1, last_use=1, first_use=2, freed=3)
 # No field has its default: one that a file forgets would come back as another.
 PLAN = Plan(
-    (VALUE, SavedValue("y", ("y", "z"), 16, 8, 0, 1, 2, 4, True, False, "state", 4)),
+    (VALUE, SavedValue("y", ("y", "z"), 16, 8, 0, 1, 2, 4, True, False, "state", 4, True)),
     (Offload("host", "a", "b"), Keep("too small")),
     peak_bytes=8,
     unmoved_peak_bytes=9,

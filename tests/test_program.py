@@ -11,6 +11,7 @@ from fxoffload.errors import BudgetError
 from fxoffload.ops import OpEvent
 from fxoffload.planner.graph_model import GraphModel, build_graph_model
 from fxoffload.planner.link import Link
+from fxoffload.planner.plan import KEPT
 from fxoffload.planner.program import (
     _write_schedule,
     describe_half,
@@ -141,6 +142,19 @@ def test_a_budget_that_fits_keeps_all() -> None:
     assert found.peak_bytes == found.unmoved_peak_bytes
     assert all(call.destinations == {"a": "keep", "b": "keep"} for call in found.calls)
     assert not any(call.waits or call.reads for call in found.calls)
+
+
+def test_what_must_move_moves_in_each_call() -> None:
+    """The program's own wishes, whatever the budget."""
+    a, b = MODEL.values
+    models = {"block": replace(MODEL, values=(replace(a, must_move=True), b))}
+    program = make_program(3)
+    found = make_schedule(program, models, [UNMEASURED] * 6, FAST, budget_bytes=10_000)
+    assert all(call.destinations == {"a": "nvme", "b": "keep"} for call in found.calls)
+    assert found.moved_bytes == 300
+    kept = {"block": replace(MODEL, values=(replace(a, refusal=KEPT), b))}
+    with pytest.raises(BudgetError, match=r"in use, .* of it kept by the program \(fxoffload"):
+        make_schedule(program, kept, [UNMEASURED] * 6, FAST, budget_bytes=300)
 
 
 @pytest.mark.parametrize("links", [FAST, SLOW], ids=["fast", "slow"])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
 
 import milp
@@ -100,17 +100,19 @@ def hide(
     waits: Mapping[str, float] = MappingProxyType({}),
     contended_seconds: float = 100.0,
     max_trials: int = 100,
+    forced: Sequence[SavedValue] = (),
 ) -> tuple[list[str], int]:
-    """Names of what hides, and how often a set was tried."""
+    """Names of what hides beside `forced`, and how often a set was tried."""
     tried: list[list[str]] = []
 
     def attempt(chosen: Iterable[SavedValue]) -> Trial:
         chosen = list(chosen)
         tried.append(names(chosen))
-        return try_values(chosen, waits)
+        return try_values([*forced, *chosen], waits)
 
     links = {"nvme": Link(100.0, 100.0, 0.0)}
-    found = choose_hidden(values, idle, links, attempt, contended_seconds, max_trials)
+    least = try_values(forced, waits)
+    found = choose_hidden(values, idle, links, attempt, least, contended_seconds, max_trials)
     return names(found), len(tried)
 
 
@@ -122,6 +124,15 @@ def test_what_cannot_hide_is_left_out() -> None:
     assert hide(*ABCDE, idle=idle)[0] == list("abcde")
     assert hide(*ABCDE, idle=idle, waits={"a": 1.0, "d": 1.0})[0] == list("bce")
     assert hide(*ABCDE, idle=idle, contended_seconds=2.0)[0] == list("ab")
+
+
+def test_what_hides_is_seen_beside_what_must_move() -> None:
+    """That one is waited for, and takes a second from compute, whatever else moves."""
+    idle, forced = dict.fromkeys("abcde", 2.0), [make_value("f")]
+    waits = {"f": 3.0, "a": 1.0}
+    assert hide(*ABCDE, idle=idle, waits=waits, forced=forced)[0] == list("bcde")
+    found, _ = hide(*ABCDE, idle=idle, waits=waits, forced=forced, contended_seconds=2.0)
+    assert found == list("bc")
 
 
 def test_what_has_no_time_for_a_round_trip_is_not_tried() -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
+from random import Random
 from typing import Any
 
 import pytest
@@ -22,7 +24,7 @@ from steps import (
 from fxoffload.errors import BudgetError
 from fxoffload.planner import selection
 from fxoffload.planner.link import Link
-from fxoffload.planner.plan import Keep, Offload, Plan
+from fxoffload.planner.plan import KEPT, Keep, Offload, Plan
 from fxoffload.planner.selection import choose_offloads
 from fxoffload.planner.simulation import Residence, Step, Transfer, find_lower_bound, simulate
 
@@ -92,6 +94,65 @@ def test_budget_that_cannot_be_met_is_an_error_that_says_what_can() -> None:
         choose_offloads(step, FAST, budget_bytes=50)
     assert caught.value.lowest_peak_bytes == 207 == find_lower_bound(step)
     assert choose_offloads(step, FAST, budget_bytes=207).peak_bytes <= 207
+
+
+# --- what the program says ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("budget", [None, 1000, 250, "min"])
+def test_what_must_move_moves_whatever_it_costs(budget: Any) -> None:
+    """More than twice the step; without a mark nothing would move but by "min"."""
+    values = [make_value("must", must_move=True), make_value("b"), make_value("c", nbytes=50)]
+    links = {"nvme": make_link(1.0, 1.0, compute=25.0)}
+    plan = choose_offloads(make_step(values), links, budget_bytes=budget)
+    assert moved(plan) == ({"must", "b", "c"} if budget == "min" else {"must"})
+    assert plan.contended_seconds >= 50.0
+    assert plan.unmoved_peak_bytes == 250
+
+
+def test_a_budget_is_met_by_what_must_move_and_others() -> None:
+    values = [
+        make_value("must", nbytes=20, must_move=True),
+        make_value("b", born=3, last_use=4, first_use=4, freed=5),
+        make_value("c", born=5, last_use=6, first_use=2, freed=3),
+    ]
+    step = make_step(values, fixed=[Residence("peak", 10, 10, 10)])
+    assert moved(choose_offloads(step, FAST, budget_bytes=210)) == {"must"}
+    assert len(moved(choose_offloads(step, FAST, budget_bytes=209)) - {"must"}) == 1
+
+
+def test_what_must_move_does_not_stop_others_that_hide() -> None:
+    must = make_value("must", first_use=0, freed=1, must_move=True)
+    plan = choose_offloads(make_step([must, make_value("b")]), {"nvme": make_link(0.1, 3.0)})
+    assert plan.exposed_seconds > 0.0
+    assert moved(plan) == {"must", "b"}
+
+
+def test_an_error_says_what_the_program_keeps() -> None:
+    values = [
+        make_value("a", nbytes=3 * 2**20, refusal=KEPT),
+        make_value("b", nbytes=2**20, refusal=KEPT, owned=False),
+        make_value("early", nbytes=2**20, refusal=KEPT, first_use=5, freed=6),
+    ]
+    step = make_step(values, fixed=[Residence("peak", 9 * 2**20, 17, 17)])
+    with pytest.raises(BudgetError, match=r", 4\.0 MiB of it kept by the program \(fxoffload"):
+        choose_offloads(step, FAST, budget_bytes=2**20)
+    with pytest.raises(BudgetError) as caught:
+        choose_offloads(make_step([make_value("a", refusal="early")]), FAST, budget_bytes=1)
+    assert "kept by the program" not in str(caught.value)
+
+
+@settings(deadline=None, max_examples=50)
+@given(random_steps(), random_links(), st.sampled_from([None, "min", "low"]), st.randoms())
+def test_all_that_must_move_moves(
+    step: Step, links: Mapping[str, Link], budget: Any, random: Random
+) -> None:
+    values = [replace(value, must_move=random.random() < 0.5) for value in step.values]
+    step = replace(step, values=tuple(values))
+    budget = find_lower_bound(step) if budget == "low" else budget
+    plan = choose_offloads(step, links, budget_bytes=budget)
+    assert moved(plan) >= {v.name for v in values if v.must_move and v.refusal is None}
+    assert plan.unmoved_peak_bytes == simulate(step, {}, links).peak_bytes
 
 
 # --- no number ----------------------------------------------------------------------------------

@@ -14,6 +14,9 @@ Cut = float | Literal["loops"] | None
 # Why a value stays of which nobody knows how large it will be.
 UNCOUNTED = "size that depends on data without a bound: not counted in the predicted peak"
 
+# Why a value stays that could move.
+KEPT = "kept by the program"
+
 
 def describe_cut(cut: Cut) -> str:
     """What a cut recomputes beside what the program says; "" of the program's own."""
@@ -36,7 +39,7 @@ class SavedValue:
     gathered: True when the members cover so little of the storage that the one member `name` is
     copied out of it instead; base_bytes: its share of that storage, which stays when the value
     does. owned: False when the storage belongs to the caller.
-    refusal: why it may not be moved; None when it may.
+    refusal: why it may not be moved; None when it may. must_move: the program says that it moves.
     """
 
     name: str
@@ -51,6 +54,7 @@ class SavedValue:
     owned: bool = True
     refusal: str | None = None
     base_bytes: int | None = None
+    must_move: bool = False
 
     @property
     def kept_bytes(self) -> int:
@@ -61,9 +65,10 @@ class SavedValue:
     def counts(self) -> bool:
         """Whether a kept value is part of the peak: inputs that may not move are the caller's.
 
-        Those that may are activations of another graph, which nobody but this one keeps.
+        Those that may, or that only the program keeps, are activations of another graph, which
+        nobody but this one keeps.
         """
-        return self.owned or self.refusal is None
+        return self.owned or self.refusal in (None, KEPT)
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,7 +22,7 @@ from fxoffload.ops import OpEvent
 from fxoffload.planner.graph_model import GraphModel, HalfModel
 from fxoffload.planner.link import Link
 from fxoffload.planner.plan import SavedValue
-from fxoffload.planner.selection import Choice, choose_transfers
+from fxoffload.planner.selection import Choice, choose_transfers, describe_kept
 from fxoffload.planner.simulation import Phase, Residence, Step, find_holders
 from fxoffload.schedule import (
     CallSchedule,
@@ -312,7 +312,8 @@ def _explain(
         f"memory_budget={error.budget_bytes} ({error.budget_bytes / mib:.1f} MiB) cannot be met by "
         f"a step of {len(graphs)} call(s) of {len(set(graphs.values()))} graph(s): the lowest peak "
         f"that moving saved values reaches is {error.lowest_peak_bytes / mib:.1f} MiB, where "
-        f"{held} are in use; raise the budget, or make the batch smaller"
+        f"{held} are in use{describe_kept(joined.step, lowest.simulation)}; raise the budget, or "
+        "make the batch smaller"
     )
     said.lowest_peak_bytes, said.budget_bytes = error.lowest_peak_bytes, error.budget_bytes
     return said

@@ -44,13 +44,17 @@ def choose_hidden(
     idle: Mapping[str, float],
     links: Mapping[str, Link],
     attempt: Callable[[Iterable[SavedValue]], Trial],
+    least: Trial,
     contended_seconds: float,
     max_trials: int,
 ) -> list[SavedValue]:
     """The longest prefixes of `candidates` that hide, skipping what would not.
 
-    A set hides if nobody waits for it, and if it takes at most `contended_seconds` from compute.
+    least: `attempt(())`, which holds what must move. A set hides if nobody waits for it, and if it
+    takes at most `contended_seconds` from compute, both beside what `least` costs.
     """
+    waited = least.simulation.exposed_seconds
+    taken = least.simulation.contended_seconds + contended_seconds
     useful = [
         value
         for value in candidates
@@ -64,7 +68,7 @@ def choose_hidden(
             middle = (low + high + 1) // 2
             trials += 1
             found = attempt([*chosen, *useful[:middle]]).simulation
-            hides = found.exposed_seconds <= 0.0 and found.contended_seconds <= contended_seconds
+            hides = found.exposed_seconds <= waited and found.contended_seconds <= taken
             low, high = (middle, high) if hides else (low, middle - 1)
         chosen += useful[:low]
         useful = useful[low + 1 :]
@@ -74,16 +78,16 @@ def choose_hidden(
 def choose_to_fit(
     orders: Sequence[Sequence[SavedValue]],
     limits: Limits,
-    unmoved: Trial,
+    least: Trial,
     attempt: Callable[[Iterable[SavedValue]], Trial],
     max_trials: int,
 ) -> list[SavedValue]:
     """The set that fits in the least time; all candidates when none fits.
 
-    orders: of the candidates, each with what promises most first. The search goes on from the
-    shortest prefix of each, and from all of them.
+    least: `attempt(())`. orders: of the candidates, each with what promises most first. The search
+    goes on from the shortest prefix of each, and from all of them.
     """
-    if not limits.find_excess(unmoved):
+    if not limits.find_excess(least):
         return []
 
     def score(trial: Trial) -> tuple[int, float, int]:

@@ -18,7 +18,7 @@ from typing import Literal
 from fxoffload.errors import BudgetError
 from fxoffload.planner.link import Link
 from fxoffload.planner.placement import MARGIN, place_transfers
-from fxoffload.planner.plan import Decision, Keep, Offload, Plan, SavedValue, Tier
+from fxoffload.planner.plan import KEPT, Decision, Keep, Offload, Plan, SavedValue, Tier
 from fxoffload.planner.search import Limits, Trial, choose_hidden, choose_to_fit
 from fxoffload.planner.simulation import (
     Simulation,
@@ -87,7 +87,7 @@ def choose_transfers(
     utilisation: float = LINK_UTILISATION,
     margin: float = MARGIN,
 ) -> Choice:
-    """The values of `step` to move, with their transfers.
+    """The values of `step` to move, with their transfers; those that must move are among them.
 
     held_bytes: what may be on the device when the forward ends, as other graphs may run before the
     backward; None is no limit. host_bytes: capacity of the host tier; it takes the values reused
@@ -95,8 +95,11 @@ def choose_transfers(
     prediction counts on; margin: see place_transfers. Raises BudgetError naming the lowest
     reachable peak when `budget_bytes` or `held_bytes` cannot be kept.
     """
-    candidates = [value for value in step.values if value.refusal is None]
-    idle = _find_idle_seconds(step, candidates)
+    movable = [value for value in step.values if value.refusal is None]
+    idle = _find_idle_seconds(step, movable)
+    # What the program says must move is part of every set that is tried.
+    forced = [value for value in movable if value.must_move]
+    candidates = [value for value in movable if not value.must_move]
     candidates.sort(key=lambda value: (-value.nbytes * idle[value.name], value.name))
     limit = find_lower_bound(step) if budget_bytes == "min" else budget_bytes
     used = _derate(links, utilisation)
@@ -110,6 +113,9 @@ def choose_transfers(
     known: dict[frozenset[str], Trial] = {}
 
     def attempt(chosen: Iterable[SavedValue]) -> Trial:
+        return try_exactly([*forced, *chosen])
+
+    def try_exactly(chosen: Iterable[SavedValue]) -> Trial:
         tiers = _assign_tiers(chosen, idle, host_bytes if "host" in links else 0)
         names = frozenset(tiers)
         if names not in known:
@@ -120,13 +126,13 @@ def choose_transfers(
         return known[names]
 
     trials = max(1, MAX_NODE_VISITS // max(1, len(step.seconds)))
-    unmoved = attempt(())
+    unmoved, least = try_exactly(()), attempt(())
     limits = Limits(budget_bytes if isinstance(budget_bytes, int) else None, held_bytes)
     chosen: list[SavedValue] = []
     reason = "moving it would cost step time"
     if limit is None:
         taken = HIDDEN_SHARE * unmoved.simulation.step_seconds
-        chosen = choose_hidden(candidates, idle, used, attempt, taken, trials)
+        chosen = choose_hidden(candidates, idle, used, attempt, least, taken, trials)
     if budget_bytes == "min":
         # Also what does not count at the peak of this graph: it does when graphs follow each other.
         chosen, reason = candidates, ""
@@ -136,7 +142,7 @@ def choose_transfers(
             sorted(candidates, key=lambda value: (-idle[value.name], value.name)),
             sorted(candidates, key=lambda value: (value.nbytes, value.name)),
         )
-        chosen = choose_to_fit(orders, limits, unmoved, attempt, trials)
+        chosen = choose_to_fit(orders, limits, least, attempt, trials)
         reason = "fits the budget where it is"
     best = attempt(chosen)
     if limits.find_excess(best):
@@ -241,6 +247,13 @@ def _find_kept(
     return tuple(kept.most_common())
 
 
+def describe_kept(step: Step, simulation: Simulation) -> str:
+    """For messages: what the program itself keeps at the peak, beginning with a comma; else ""."""
+    kept = [Keep(value.refusal or "") for value in step.values]
+    nbytes = dict(_find_kept(step, kept, simulation.peak_position)).get(KEPT, 0)
+    return f", {nbytes / _MIB:.1f} MiB of it {KEPT} (fxoffload.keep, keeping)" if nbytes else ""
+
+
 def _make_budget_error(step: Step, limits: Limits, lowest: Trial) -> BudgetError:
     holders = find_holders(step, lowest.simulation, lowest.transfers)[:5]
     held = ", ".join(f"{holder.name} {holder.nbytes / _MIB:.1f} MiB" for holder in holders)
@@ -251,8 +264,8 @@ def _make_budget_error(step: Step, limits: Limits, lowest: Trial) -> BudgetError
     error = BudgetError(
         f"{asked} cannot be met: the lowest "
         f"peak that moving saved values reaches is {lowest.simulation.peak_bytes / _MIB:.1f} MiB, "
-        f"at {node}, where {held} and smaller ones are in use; raise the budget, or make the batch "
-        "smaller"
+        f"at {node}, where {held} and smaller ones are in use"
+        f"{describe_kept(step, lowest.simulation)}; raise the budget, or make the batch smaller"
     )
     error.lowest_peak_bytes = lowest.simulation.peak_bytes
     error.budget_bytes = limits.peak_bytes or 0

@@ -3,6 +3,7 @@
 Checked on torch 2.13.0 and 2.11.0; `tests/torch_internals/` has a contract test for each
 function, so that a torch release breaks only this folder, and a test names the function.
 
+    marking         marks of the program in the joint graph, policies of checkpoints
     partitioning    the joint graph of AOTAutograd, and what the forward saves
     compilation     Inductor and aot_eager with our partitioner
     scheduling      the order of Inductor's nodes, and which loops it fuses
@@ -42,6 +43,12 @@ from fxoffload.torch_internals.lowering import (
     runs_alone,
     take_as_returned,
 )
+from fxoffload.torch_internals.marking import (
+    MarkPass,
+    apply_marks,
+    describe_marks,
+    find_marks,
+)
 from fxoffload.torch_internals.nodes import (
     is_collective,
     is_rng_state,
@@ -72,17 +79,21 @@ __all__ = [
     "CountedByGraph",
     "FusedAtLast",
     "Graphs",
+    "MarkPass",
     "OffloadPartitioner",
     "PartitionFunction",
     "StorePolicy",
     "SymbolicInts",
+    "apply_marks",
     "as_user_error",
     "compile_with_aot",
     "compile_with_inductor",
     "copy_saved_meta",
+    "describe_marks",
     "describe_tracing",
     "find_backward_placeholder",
     "find_cache_folder",
+    "find_marks",
     "find_store_policy",
     "fuse_between_calls",
     "is_checkpointed",

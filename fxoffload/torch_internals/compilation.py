@@ -23,12 +23,16 @@ from fxoffload.torch_internals.lowering import (
     keep_strides,
     take_as_returned,
 )
+from fxoffload.torch_internals.marking import MarkPass, apply_marks, outside_of_regions
 from fxoffload.torch_internals.partitioning import OffloadPartitioner
 from fxoffload.torch_internals.scheduling import CountedByGraph, FusedAtLast, fuse_between_calls
 
 _OFF_WHERE_MOVED = ("allow_buffer_reuse", "reorder_for_peak_memory")
 _OFF_WHERE_TRAINED = ("layout_optimization",)
-_PASSES = ("custom_partitioner_fn", "_pre_fusion_custom_pass", "_post_fusion_custom_pass")
+_PASSES = (
+    "custom_partitioner_fn", "joint_custom_pre_pass", "_pre_fusion_custom_pass",
+    "_post_fusion_custom_pass",
+)  # fmt: skip
 # The options of Inductor that compile_with_inductor sets.
 SET_OPTIONS = frozenset((*_PASSES, *_OFF_WHERE_MOVED, *_OFF_WHERE_TRAINED))
 
@@ -57,6 +61,7 @@ def compile_with_inductor(
     patches: dict[str, Any] = {
         **options,
         "custom_partitioner_fn": partitioner,
+        "joint_custom_pre_pass": MarkPass(inductor_config.joint_custom_pre_pass),
         "_pre_fusion_custom_pass": CountedByGraph(OPS),
         "_post_fusion_custom_pass": FusedAtLast(OPS),
     }
@@ -74,7 +79,8 @@ def compile_with_inductor(
 
     keep_strides(OFFLOAD)
     take_as_returned(WAIT)
-    compiled = compile_fx(gm, inputs, inner_compile=compile_one, config_patches=patches)
+    with outside_of_regions():
+        compiled = compile_fx(gm, inputs, inner_compile=compile_one, config_patches=patches)
     assert callable(compiled)
     return compiled
 
@@ -116,14 +122,21 @@ def compile_with_aot(
     def run(gm: fx.GraphModule, example_inputs: Sequence[Any]) -> Any:
         return boxed_nop(gm, list(example_inputs))
 
+    def infer(gm: fx.GraphModule, example_inputs: Sequence[Any]) -> Any:
+        # Nothing partitions it.
+        apply_marks(gm.graph)
+        gm.recompile()
+        return run(gm, example_inputs)
+
     compile_graph = aot_autograd(
         fw_compiler=run,
         bw_compiler=run,
-        inference_compiler=run,
+        inference_compiler=infer,
         partition_fn=partitioner,
         keep_inference_input_mutations=True,
     )
-    return compile_graph(gm, inputs)
+    with outside_of_regions():
+        return compile_graph(gm, inputs)
 
 
 def trace_with_inductor(

@@ -18,12 +18,17 @@ from torch.utils.checkpoint import CheckpointPolicy
 
 from fxoffload.ops import OPS
 from fxoffload.planner.plan import Cut
+from fxoffload.torch_internals.marking import apply_marks, is_always_saved
 from fxoffload.torch_internals.nodes import is_saved_rng_state
 from fxoffload.torch_internals.scheduling import mark_regions
 
 _UNCHECKED = "saved_tensor_with_no_vc_check"
 _RNG_STATE = "rng_state_output"  # The prefix of the names of its placeholders in the backward.
 _SCRIPT_OBJECTS = "unsafe_treat_script_objects_as_zero_size"  # Not in torch 2.11.
+_OFFLOADING = "enable_activation_offloading"  # A pass of torch's own.
+_SHARE = "activation_memory_budget"
+# For a share of 0.0, torch's partitioner recomputes even what is tagged MUST_SAVE.
+_LEAST_SHARE = 1e-9
 Graphs = tuple[fx.GraphModule, fx.GraphModule]
 PartitionFunction = Callable[[Cut], Graphs]
 ChooseFunction = Callable[[PartitionFunction, int, tuple[int, ...]], Graphs]
@@ -49,15 +54,21 @@ class OffloadPartitioner(custom_graph_pass.CustomPartitionerFn):
         def partition(cut: Cut) -> Graphs:
             # torch's partitioner changes its argument, and `choose` may ask for other cuts.
             joint = copy_module(gm, _get_graph_module_cls())
+            apply_marks(joint.graph)
             patches: dict[str, Any] = {}
+            if hasattr(functorch_config, _OFFLOADING):
+                patches[_OFFLOADING] = False  # What moves is moved by us.
             if cut is not None:
                 lift_checkpoints(joint.graph)
-                patches["activation_memory_budget"] = 1.0 if cut == "loops" else cut
+                patches[_SHARE] = 1.0 if cut == "loops" else cut
                 # Process groups and meshes are inputs of a graph; they hold no memory to save.
                 if hasattr(functorch_config, _SCRIPT_OBJECTS):
                     patches[_SCRIPT_OBJECTS] = True
                 if cut == "loops":
                     patches["ban_recompute_materialized_backward"] = False
+            share = patches.get(_SHARE, functorch_config.activation_memory_budget)
+            if share == 0.0 and any(map(is_always_saved, joint.graph.nodes)):
+                patches[_SHARE] = _LEAST_SHARE
             with functorch_config.patch(patches):
                 forward, backward = min_cut_partition(joint, joint_inputs, **kwargs)
             name_rng_states(forward.graph, backward.graph)

@@ -64,6 +64,12 @@ class ProgramBook:
         found = (each.schedule for each in reversed(self._learned.values()))
         return [schedule for schedule in found if schedule is not None]
 
+    def forget(self, graph: str) -> None:
+        """Forget the programs that `graph` belongs to."""
+        for program in list(self._learned):
+            if any(half.graph == graph for half in program):
+                del self._learned[program]
+
     def begin_step(self) -> StepRun:
         """The step that runs, or the next one where that has ended.
 
@@ -145,6 +151,11 @@ class Programs:
         if call is None or call.graph != graph or call.backward or name in call.entries:
             call = book.begin_step().add_call(graph, device, is_limited=is_limited)
         return call
+
+    def forget(self, graph: str) -> None:
+        """In all threads: see ProgramBook.forget."""
+        for book in list(self._books.values()):
+            book.forget(graph)
 
     def find_schedules(self) -> list[Schedule]:
         """Those of the programs of this thread, the latest first."""
