@@ -21,15 +21,16 @@ Transfer = Callable[[memoryview, int], IOFuture]
 class LimitedEngine:
     """Moves no more than `bytes_per_second` in each direction, one transfer after the other.
 
-    Everything else is done by the engine within.
+    It may be changed at any time. Everything else is done by the engine within.
     """
 
     def __init__(self, engine: IOEngine, bytes_per_second: float) -> None:
         self._engine = engine
         self._workers: list[ThreadPoolExecutor] = []
         self.name = f"{engine.name}, limited"
-        self.write = self._limit(engine.write, bytes_per_second)
-        self.read = self._limit(engine.read, bytes_per_second)
+        self.bytes_per_second = bytes_per_second
+        self.write = self._limit(engine.write)
+        self.read = self._limit(engine.read)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._engine, name)
@@ -40,7 +41,7 @@ class LimitedEngine:
             worker.shutdown()
         self._engine.close()
 
-    def _limit(self, start: Transfer, bytes_per_second: float) -> Transfer:
+    def _limit(self, start: Transfer) -> Transfer:
         """A transfer that is done no sooner than the bytes of all before it allow."""
         worker = ThreadPoolExecutor(1)
         self._workers.append(worker)
@@ -50,7 +51,7 @@ class LimitedEngine:
             nonlocal free
             moved = start(view, offset).result()
             # Counted from when it was asked for: that a thread wakes late slows no drive down.
-            free = max(asked, free) + view.nbytes / bytes_per_second
+            free = max(asked, free) + view.nbytes / self.bytes_per_second
             time.sleep(max(0.0, free - time.monotonic()))
             return moved
 

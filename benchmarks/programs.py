@@ -1,10 +1,9 @@
 """Measures steps that are made of many graphs: is one budget kept for all of them, at what price?
 
-    python -m benchmarks.programs --program blocks --shares 0.7 0.5 0.35
+    python -m benchmarks.programs --program blocks --budgets none 0.7 0.35
 
 blocks: each layer is compiled by itself. breaks: the model is compiled as one, with a graph break
-behind every third layer. Plain Inductor and fxoffload at each share of its peak run in one fresh
-process, in turn; the first step of each budget is reported beside the later ones.
+behind every third layer. Plain Inductor and fxoffload at each budget run in one fresh process, in turn.
 """
 
 from __future__ import annotations
@@ -36,7 +35,9 @@ class ProgramArguments(KeptArguments):
 
     layers: int = LAYERS(12)
     program: str = option("blocks", choices=PROGRAMS)
-    shares: Sequence[float] = option((0.7, 0.5, 0.35), "budgets as shares of plain's peak")
+    budgets: Sequence[str] = option(
+        ("none", "0.7", "0.5", "0.35", "min"), "shares of plain's peak, none or min"
+    )
     rounds: int = option(5)
 
 
@@ -63,19 +64,21 @@ def _break_graph(module: nn.Module, args: Any, result: Any) -> None:
 
 
 def measure_programs(
-    workload: Workload, program: str, shares: list[float], rounds: int
+    workload: Workload, program: str, budgets: list[str], rounds: int
 ) -> Iterator[Record]:
     """In a fresh process: a record of each variant, then one of each round."""
-    torch.compiler.config.recompile_limit = 16 * (1 + len(shares)) * workload.shape.layers
+    torch.compiler.config.recompile_limit = 16 * (1 + len(budgets)) * workload.shape.layers
     trainers: dict[str, Trainer] = {}
     peak_bytes = 0
-    for share in (None, *shares):
-        label = "plain" if share is None else f"fxoffload {share}"
+    for budget in (None, *budgets):
+        label = "plain" if budget is None else f"fxoffload {budget}"
         compilation: dict[str, Any] = {"backend": "inductor"}
         budget_bytes = None
-        if share is not None:
-            budget_bytes = int(share * peak_bytes)
-            options = {**workload.options, "memory_budget": budget_bytes}
+        if budget is not None:
+            chosen: int | str | None = {"none": None, "min": "min"}.get(budget, "")
+            if chosen == "":
+                chosen = budget_bytes = int(float(budget) * peak_bytes)
+            options = {**workload.options, "memory_budget": chosen}
             compilation = {"backend": "fxoffload", "options": options}
         compile_model: Callable[[LossOnly], Any] = partial(
             compile_program, program=program, **compilation
@@ -92,7 +95,7 @@ def measure_programs(
         done = fxoffload.statistics()
         highest = record_highest_step(trainer.compute_loss, model, tokens.device).peak_bytes
         peak_bytes = peak_bytes or highest
-        predicted = [each for each in fxoffload.schedules() if each.budget_bytes == budget_bytes]
+        predicted = fxoffload.schedules() if budget is not None else ()
         trainers[label] = trainer
         yield {
             "label": label,
@@ -120,7 +123,7 @@ def measure(arguments: ProgramArguments, show: Show) -> Record:
         measure_programs,
         arguments.make_workload(arguments.layers),
         arguments.program,
-        list(arguments.shares),
+        list(arguments.budgets),
         arguments.rounds,
     ):
         if "round" in record:

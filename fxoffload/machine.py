@@ -126,9 +126,9 @@ def _go_through(
     found: dict[str, Link] = {}
     for tier, link in links.items():
         if tier == "host" or (config.ioengine == "memory" and not config.checksum):
-            found[tier] = Link(*exchange, GPU_COPY_LATENCY_SECONDS)
+            found[tier] = Link(*exchange, GPU_COPY_LATENCY_SECONDS, 0.0, *exchange)
         else:
             write = min(link.write_bytes_per_second, exchange.write)
             read = min(link.read_bytes_per_second, exchange.read)
-            found[tier] = Link(write, read, GPU_TRANSFER_LATENCY_SECONDS)
+            found[tier] = Link(write, read, GPU_TRANSFER_LATENCY_SECONDS, 0.0, *exchange)
     return found

@@ -8,7 +8,7 @@ schedule   what each call of a program does with each of its values, and when
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -17,6 +17,8 @@ from fxoffload.ops import OpEvent
 Destination = Literal["keep", "host", "nvme"]
 # A value of a step: the index of its call, and its name in the graph.
 CallValue = tuple[int, str]
+# Bytes of a direction from which on its speed is taken from them.
+LEAST_FLOW_BYTES = 2**22
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +54,39 @@ class HalfMeasurement:
 
 
 @dataclass(frozen=True, slots=True)
+class Flow:
+    """Bytes that transfers of one direction moved, in so many periods without a pause.
+
+    seconds: of the periods together.
+    """
+
+    nbytes: int = 0
+    seconds: float = 0.0
+    periods: int = 0
+
+    @property
+    def speed(self) -> float:
+        """Bytes per second; 0 where nothing was moved."""
+        return self.nbytes / self.seconds if self.seconds else 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class TierFlow:
+    """What went to a tier, and what came back."""
+
+    write: Flow = Flow()
+    read: Flow = Flow()
+
+
+@dataclass(frozen=True, slots=True)
+class StepMeasurement:
+    """What one step took: each half of its program, and the transfers of each tier."""
+
+    halves: Sequence[HalfMeasurement]
+    flows: Mapping[str, TierFlow] = field(default_factory=dict[str, TierFlow])
+
+
+@dataclass(frozen=True, slots=True)
 class CallSchedule:
     """What the ops of one call do.
 
@@ -71,7 +106,8 @@ class Schedule:
     peak_bytes: predicted activation peak of the step. budget_bytes: the peak that was asked for;
     None without a number.
     step_seconds: from the first to the last op of the step. saved_bytes: of all values.
-    kept_for: why values that may move are kept.
+    kept_for: why values that may move are kept. bandwidths: by tier, the bytes per second of writes
+    and reads that it counts on.
     """
 
     program: Program
@@ -84,6 +120,9 @@ class Schedule:
     saved_bytes: int
     moved_bytes: int
     kept_for: str = ""
+    bandwidths: Mapping[str, tuple[float, float]] = field(
+        default_factory=dict[str, tuple[float, float]]
+    )
 
     def __str__(self) -> str:
         mib = 2**20
@@ -97,4 +136,8 @@ class Schedule:
             f"peak {self.peak_bytes / mib:.1f} MiB ({self.unmoved_peak_bytes / mib:.1f} MiB with "
             f"nothing moved){limit}, "
             f"{self.step_seconds:.3f} s, {self.exposed_seconds:.3f} s of it exposed"
+            + "".join(
+                f"; {tier} at {write / 1e9:.2g} GB/s, back at {read / 1e9:.2g}"
+                for tier, (write, read) in self.bandwidths.items()
+            )
         )

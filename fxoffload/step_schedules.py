@@ -14,7 +14,14 @@ from fxoffload.errors import BudgetError
 from fxoffload.planner.graph_model import GraphModel
 from fxoffload.planner.link import Link
 from fxoffload.planner.program import make_schedule
-from fxoffload.schedule import Half, HalfMeasurement, Program, Schedule
+from fxoffload.schedule import (
+    Half,
+    HalfMeasurement,
+    Program,
+    Schedule,
+    StepMeasurement,
+    TierFlow,
+)
 
 log = logging.getLogger(__name__)
 
@@ -49,7 +56,7 @@ def follow_schedules(key: str, graph: ScheduledGraph) -> None:
     runtime.schedule_graph(key, schedule_program, is_limited=is_limited)
 
 
-def schedule_program(program: Program, measured: Sequence[HalfMeasurement]) -> Schedule:
+def schedule_program(program: Program, measured: StepMeasurement) -> Schedule:
     """The schedule of a program, under the lowest budget of its graphs.
 
     Raises BudgetError where none fits, by more than TOLERANCE and NOISE_BYTES.
@@ -62,16 +69,18 @@ def schedule_program(program: Program, measured: Sequence[HalfMeasurement]) -> S
 def make_graph_schedule(
     graphs: Mapping[str, ScheduledGraph],
     program: Program,
-    measured: Sequence[HalfMeasurement],
+    measured: StepMeasurement,
 ) -> Schedule:
     """As schedule_program, of `graphs` by the names that `program` has for them."""
     first = next(iter(graphs.values()))
+    seen = measured.flows
+    links = {tier: k.correct(seen.get(tier, TierFlow())) for tier, k in first.links.items()}
     make = partial(
         make_schedule,
         program,
         {key: each.model for key, each in graphs.items()},
-        measured,
-        first.links,
+        measured.halves,
+        links,
         host_bytes=first.config.host_bytes or 0,
         max_inflight_bytes=first.config.inflight_bytes,
     )
@@ -95,7 +104,7 @@ def predict_step(graphs: Sequence[ScheduledGraph]) -> Schedule:
     forwards = tuple(Half(name, index, True) for index, name in enumerate(names))
     backwards = tuple(replace(half, forward=False) for half in reversed(forwards))
     program = forwards + backwards
-    unmeasured = [HalfMeasurement({})] * len(program)
+    unmeasured = StepMeasurement([HalfMeasurement({})] * len(program))
     return make_graph_schedule(dict(zip(names, graphs, strict=True)), program, unmeasured)
 
 

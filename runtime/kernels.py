@@ -29,6 +29,7 @@ from fxoffload.runtime.devices.buffers import copy_values, same_layout
 from fxoffload.runtime.engines.checksum import CheckedEngine, find_digest
 from fxoffload.runtime.engines.ioengine import IOEngine
 from fxoffload.runtime.engines.memory import MemoryEngine
+from fxoffload.runtime.engines.metered import MeteredEngine
 from fxoffload.runtime.measurement.choice import open_engine
 from fxoffload.runtime.measurement.clocks import mark_now
 from fxoffload.runtime.program.book import MakeSchedule, Programs
@@ -150,7 +151,10 @@ def _open_store(config: OffloadConfig, **questions: Any) -> OffloadStore:
     if config.checksum:
         find_digest()  # Raises before anything is opened.
     engine = open_engine(config)
-    engines: dict[str, IOEngine] = {"nvme": CheckedEngine(engine) if config.checksum else engine}
+    nvme: IOEngine = CheckedEngine(engine) if config.checksum else engine
+    if not isinstance(nvme, MemoryEngine):
+        nvme = MeteredEngine(nvme)
+    engines: dict[str, IOEngine] = {"nvme": nvme}
     if config.host_bytes is not None and config.ioengine != "memory":
         engines["host"] = MemoryEngine(config.host_bytes)
     return OffloadStore(engines, max_inflight_bytes=config.inflight_bytes, **questions)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 
 import pytest
 import torch
@@ -11,12 +11,20 @@ from fxoffload.errors import BudgetError
 from fxoffload.runtime.program import book as book_module
 from fxoffload.runtime.program.book import FIRST_STEPS, MEASURED_EACH, ProgramBook
 from fxoffload.runtime.program.calls import StepRun
-from fxoffload.schedule import CallSchedule, HalfMeasurement, Program, Schedule
+from fxoffload.schedule import (
+    CallSchedule,
+    Flow,
+    HalfMeasurement,
+    Program,
+    Schedule,
+    StepMeasurement,
+    TierFlow,
+)
 
 CPU = torch.device("cpu")
 
 
-def make_schedule(program: Program, measured: Sequence[HalfMeasurement]) -> Schedule:
+def make_schedule(program: Program, measured: StepMeasurement) -> Schedule:
     calls = tuple(CallSchedule({"x": "keep"}) for half in program if half.forward)
     return Schedule(program, calls, 1000, 900, 2000, 1.0, 0.0, 100, 0)
 
@@ -26,10 +34,12 @@ class Maker:
 
     def __init__(self) -> None:
         self.asked: list[tuple[Program, list[HalfMeasurement]]] = []
+        self.flows: list[Mapping[str, TierFlow]] = []
         self.errors = 0
 
-    def __call__(self, program: Program, measured: Sequence[HalfMeasurement]) -> Schedule | None:
-        self.asked.append((program, list(measured)))
+    def __call__(self, program: Program, measured: StepMeasurement) -> Schedule:
+        self.asked.append((program, list(measured.halves)))
+        self.flows.append(measured.flows)
         if self.errors:
             self.errors -= 1
             raise BudgetError("too little")
@@ -47,18 +57,36 @@ def book(maker: Maker) -> ProgramBook:
 
 
 def run_step(
-    book: ProgramBook, graphs: str, *, seconds: float = 1.0, held_bytes: int = 0
+    book: ProgramBook,
+    graphs: str,
+    *,
+    seconds: float = 1.0,
+    held_bytes: int = 0,
+    speed: float = 1e9,
+    exposed_seconds: float = 0.0,
 ) -> StepRun:
-    """A step of these graphs, forward and backward, that took so long and held so much."""
+    """A step of these graphs, forward and backward, that took so long and held so much.
+
+    speed: bytes per second of what it moved. exposed_seconds: of waiting for that.
+    """
     step = book.begin_step()
     for graph in graphs:
         step.add_call(graph, CPU, is_limited=True)
     step.note_birth()
     step.note_death()
     records = [HalfMeasurement({("offload", "x"): seconds}, 0.0, held_bytes)] * len(step.runs)
-    step.measure = lambda: records
+    flow = Flow(2**24, 2**24 / speed, 1)
+    step.measure = lambda: StepMeasurement(records, {"nvme": TierFlow(flow, flow)})
+    step._exposed_before = {Waiting(exposed_seconds): 0.0}
     step.stop()
     return step
+
+
+class Waiting:
+    """Stands for a store that was waited for."""
+
+    def __init__(self, exposed_seconds: float) -> None:
+        self.exposed_seconds = exposed_seconds
 
 
 def test_a_schedule_is_followed_from_the_second_step_on(book: ProgramBook, maker: Maker) -> None:
@@ -85,7 +113,7 @@ def test_a_peak_that_one_sampler_missed_counts(book: ProgramBook, maker: Maker) 
     for seen in (0, 0, 400, 0):
         step = run_step(book, "a")
         record = HalfMeasurement({event: 1.0}, 0.0, 0, seen, {event: seen + 7} if seen else {})
-        step.measure = lambda record=record: [record]
+        step.measure = lambda record=record: StepMeasurement([record])
     book.begin_step()
     latest = maker.asked[-1][1][0]
     assert (latest.gap_bytes, latest.peak_bytes) == (400, {event: 407})
@@ -115,6 +143,32 @@ def test_it_is_made_again_when_things_change(
     latest = maker.asked[-1][1][0]
     found = {"seconds": latest.clocks["offload", "x"], "held_bytes": latest.held_bytes}
     assert change.items() <= found.items()
+
+
+@pytest.mark.parametrize("factor", [0.1, 10.0])
+def test_another_speed_of_a_tier_is_followed(
+    book: ProgramBook, maker: Maker, factor: float
+) -> None:
+    """Once two of three measured steps have seen it; the first that does has the next measured."""
+    for _ in range(2 * MEASURED_EACH + 1):
+        run_step(book, "ab")
+    assert len(maker.asked) == 1
+    steps = [run_step(book, "ab", speed=factor * 1e9) for _ in range(2 * MEASURED_EACH)]
+    book.begin_step()
+    assert len(maker.asked) == 2
+    assert maker.flows[-1]["nvme"].write.speed == pytest.approx(factor * 1e9)
+    measured = [step.measures for step in steps]
+    first = measured.index(True)
+    assert measured[first : first + 2] == [True, True]
+
+
+def test_an_unforeseen_wait_has_the_next_step_measured(book: ProgramBook) -> None:
+    for _ in range(MEASURED_EACH + 1):
+        run_step(book, "ab")
+    waiting = run_step(book, "ab", exposed_seconds=0.2)
+    assert not waiting.measures
+    assert run_step(book, "ab", exposed_seconds=0.05).measures
+    assert not run_step(book, "ab").measures
 
 
 def test_one_step_that_differs_changes_nothing(book: ProgramBook, maker: Maker) -> None:

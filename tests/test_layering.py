@@ -57,7 +57,7 @@ ROOMS = {
     "devices": Room(("runtime.devices",), ("words", "engines")),
     "store": Room(("runtime.store",), ("words", "engines", "devices")),
     "measurement": Room(("runtime.measurement",), ("words", "config", "engines", "store")),
-    "program": Room(("runtime.program",), ("words", "store", "measurement")),
+    "program": Room(("runtime.program",), ("words", "engines", "store", "measurement")),
     "kernels": Room(
         ("runtime",), ("words", "config", "engines", "devices", "store", "measurement", "program")
     ),

@@ -217,7 +217,7 @@ def test_writes_that_outlast_the_forward_are_waited_for_before_reads() -> None:
     ):
         simulation = replace(choice.best.simulation, written_positions={"0/a": written})
         best = replace(choice.best, transfers=transfers, simulation=simulation)
-        found = _write_schedule(program, joined, replace(choice, best=best), 1000)
+        found = _write_schedule(program, joined, replace(choice, best=best), FAST, 1000)
         places = _find_places(found, "waits", (0, "a"))
         assert places == ([] if event is None else [(0, event)])
 

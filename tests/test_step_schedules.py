@@ -13,8 +13,12 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 import fxoffload
+from benchmarks.limited_engine import LimitedEngine
 from benchmarks.measure import record_memory
+from fxoffload import machine, runtime
+from fxoffload.planner.link import Link
 from fxoffload.runtime import kernels
+from fxoffload.runtime.program.book import MEASURED_EACH
 from fxoffload.runtime.store.store import OffloadStore
 from fxoffload.runtime.store.ticket import Ticket
 
@@ -250,6 +254,57 @@ def test_what_is_never_read_is_kept(spill_directory: Path, expected: list[Tensor
     # Each block by itself is a step in which nothing hides.
     assert fxoffload.statistics().offloaded_bytes == 0
     assert {len(schedule.program) for schedule in fxoffload.schedules()} == {1, 2}
+
+
+@pytest.mark.parametrize("factor", [1e-4, 1e4])
+def test_speeds_are_those_of_the_runs_own_transfers(
+    spill_directory: Path, factor: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What probes left on disk only starts: it may be wrong by any factor."""
+    falsified = Link(factor * 1e9, factor * 1e9, 0.001)
+    monkeypatch.setattr(machine, "measure_links", lambda config: {"nvme": falsified})
+    monkeypatch.setattr(runtime, "recall_contention", lambda _: runtime.Contention(0.0, 0.0))
+    blocks = make_blocks(spill_directory)
+    before = fxoffload.graph_counts()
+    for _ in range(4):
+        run_step(blocks)
+    (schedule,) = fxoffload.schedules()
+    assert fxoffload.graph_counts().compiled - before.compiled == 2, "compiled once"
+    for speed in schedule.bandwidths["nvme"]:
+        assert 1e7 < speed < 1e11
+
+
+def test_a_drive_that_slows_down_and_recovers(
+    spill_directory: Path, expected: list[Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    open_engine, engines = kernels.open_engine, list[LimitedEngine]()
+
+    def open_limited(config: fxoffload.OffloadConfig) -> LimitedEngine:
+        engines.append(LimitedEngine(open_engine(config), 2e9))
+        return engines[-1]
+
+    monkeypatch.setattr(kernels, "open_engine", open_limited)
+    budget_bytes = 70 * MIB
+    blocks = make_blocks(spill_directory, memory_budget=budget_bytes)
+    for _ in range(4):
+        run_step(blocks)
+
+    def find_speed() -> float:
+        return fxoffload.schedules()[0].bandwidths["nvme"][0]
+
+    usual = find_speed()
+    assert usual > 2e8
+    engines[0].bytes_per_second = 5e7
+    peak_bytes = record_memory(lambda: run_step(blocks)).peak_bytes
+    for _ in range(4):
+        assert_equal(run_step(blocks), expected)
+    assert find_speed() < 1e8
+    peak_bytes = max(peak_bytes, record_memory(lambda: run_step(blocks)).peak_bytes)
+    assert peak_bytes <= 1.03 * budget_bytes, "whatever the drive does"
+    engines[0].bytes_per_second = 2e9
+    for _ in range(MEASURED_EACH + 4):
+        run_step(blocks)
+    assert find_speed() > 2e8
 
 
 def test_min_is_the_lowest_peak_of_the_step(spill_directory: Path, expected: list[Tensor]) -> None:

@@ -82,7 +82,7 @@ def make_schedule(
         )
     except BudgetError as error:
         raise _explain(joined, program, links, error, max_inflight_bytes) from None
-    return _write_schedule(program, joined, choice, budget_bytes)
+    return _write_schedule(program, joined, choice, links, budget_bytes)
 
 
 def join_step(
@@ -234,6 +234,7 @@ def _write_schedule(
     program: Program,
     joined: JoinedStep,
     choice: Choice,
+    links: Mapping[str, Link],
     budget_bytes: int | Literal["min"] | None,
 ) -> Schedule:
     """What each op does so that the transfers of `choice` come about."""
@@ -287,6 +288,10 @@ def _write_schedule(
         saved_bytes=sum(value.nbytes for value in step.values),
         moved_bytes=sum(value.nbytes for value in step.values if value.name in transfers),
         kept_for=choice.reason,
+        bandwidths={
+            tier: (link.write_bytes_per_second, link.read_bytes_per_second)
+            for tier, link in links.items()
+        },
     )
 
 

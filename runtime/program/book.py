@@ -14,7 +14,15 @@ import torch
 from fxoffload.errors import BudgetError
 from fxoffload.ops import OpEvent
 from fxoffload.runtime.program.calls import Call, StepRun
-from fxoffload.schedule import HalfMeasurement, Program, Schedule
+from fxoffload.schedule import (
+    LEAST_FLOW_BYTES,
+    Flow,
+    HalfMeasurement,
+    Program,
+    Schedule,
+    StepMeasurement,
+    TierFlow,
+)
 
 log = logging.getLogger(__name__)
 
@@ -23,27 +31,41 @@ KEPT_STEPS = 5
 # A step is measured when its program has run no more often than this, and then each so many steps.
 FIRST_STEPS = 4
 MEASURED_EACH = 16
-# What must have changed for another schedule: seconds by a share, held bytes by one of the peak.
+# What must have changed for another schedule: seconds by a share, held bytes by one of the peak,
+# the speed of a tier by a factor.
 CHANGED_SECONDS = 0.2
 CHANGED_BYTES = 0.02
+CHANGED_SPEED = 1.5
+# Measured steps whose transfers tell the speed of a tier: the one in the middle counts.
+KEPT_FLOWS = 3
+# Exposed seconds beyond the scheduled ones, as a share of the step: more of them is measured.
+UNFORESEEN_WAIT = 0.1
 # Programs that are remembered.
 MAX_PROGRAMS = 16
 # Forwards and backwards of a step. More come only where some ticket lives for ever.
 MAX_HALVES = 4096
 
-MakeSchedule = Callable[[Program, Sequence[HalfMeasurement]], Schedule]
+MakeSchedule = Callable[[Program, StepMeasurement], Schedule]
 
 
 @dataclass(slots=True, eq=False)
 class Learned:
-    """One program. assumed: the measurements that the schedule was made by."""
+    """One program. assumed: the measurement that the schedule was made by.
+
+    doubts: whether the latest step waited for transfers that should have been hidden, or saw other
+    speeds: then the next one is measured.
+    """
 
     steps: int = 0
-    records: deque[list[HalfMeasurement]] = field(
-        default_factory=lambda: deque[list[HalfMeasurement]](maxlen=KEPT_STEPS)
+    records: deque[Sequence[HalfMeasurement]] = field(
+        default_factory=lambda: deque[Sequence[HalfMeasurement]](maxlen=KEPT_STEPS)
     )
-    assumed: list[HalfMeasurement] | None = None
+    flows: deque[Mapping[str, TierFlow]] = field(
+        default_factory=lambda: deque[Mapping[str, TierFlow]](maxlen=KEPT_FLOWS)
+    )
+    assumed: StepMeasurement | None = None
     schedule: Schedule | None = None
+    doubts: bool = False
 
 
 class ProgramBook:
@@ -86,6 +108,7 @@ class ProgramBook:
         latest = next(reversed(self._learned.values()), None)
         count = 0 if latest is None else latest.steps
         measures = count < FIRST_STEPS or count % MEASURED_EACH == 0
+        measures |= latest is not None and latest.doubts
         self.step = StepRun(self.schedules, measures=measures)
         return self.step
 
@@ -98,13 +121,22 @@ class ProgramBook:
         while len(self._learned) > MAX_PROGRAMS:
             del self._learned[next(iter(self._learned))]
         learned.steps += 1
+        schedule = learned.schedule
+        if schedule is not None:
+            most = schedule.exposed_seconds + UNFORESEEN_WAIT * schedule.step_seconds
+            learned.doubts = step.exposed_seconds > most
         if not step.measures:
             return
         if learned.steps == 2:
             # The first step of a process met compilers and cold memory.
             learned.records.clear()
-        learned.records.append(step.measure())
-        measured = _find_medians(program, learned.records)
+        latest = step.measure()
+        learned.records.append(latest.halves)
+        learned.flows.append(latest.flows)
+        halves = _find_medians(program, learned.records)
+        measured = StepMeasurement(halves, _find_typical_flows(learned.flows))
+        if learned.assumed is not None:
+            learned.doubts |= _differ_in_flows(learned.assumed.flows, latest.flows)
         if learned.assumed is not None and not _differ(learned.assumed, measured, learned.schedule):
             return
         learned.assumed = measured
@@ -206,13 +238,15 @@ def _find_median_bytes(found: Iterable[int | None]) -> int | None:
 
 
 def _differ(
-    assumed: Sequence[HalfMeasurement],
-    measured: Sequence[HalfMeasurement],
+    assumed: StepMeasurement,
+    measured: StepMeasurement,
     schedule: Schedule | None,
 ) -> bool:
     """Whether a schedule made by `measured` would be another one than that made by `assumed`."""
-    before, after = _add_seconds(assumed), _add_seconds(measured)
+    before, after = _add_seconds(assumed.halves), _add_seconds(measured.halves)
     if abs(after - before) > CHANGED_SECONDS * before:
+        return True
+    if _differ_in_flows(assumed.flows, measured.flows):
         return True
     if schedule is None:
         return False
@@ -220,8 +254,39 @@ def _differ(
     return any(
         abs((new.held_bytes or 0) - (old.held_bytes or 0)) > limit
         or (new.gap_bytes or 0) - (old.gap_bytes or 0) > limit
-        for old, new in zip(assumed, measured, strict=True)
+        for old, new in zip(assumed.halves, measured.halves, strict=True)
     )
+
+
+def _differ_in_flows(then: Mapping[str, TierFlow], now: Mapping[str, TierFlow]) -> bool:
+    """Whether a tier that moved something both times had another speed."""
+    pairs = [
+        (before, after)
+        for tier in then.keys() & now.keys()
+        for before, after in (
+            (then[tier].write, now[tier].write),
+            (then[tier].read, now[tier].read),
+        )
+    ]
+    factors = [after.speed / before.speed for before, after in pairs if before.speed * after.speed]
+    return any(not 1.0 / CHANGED_SPEED < factor < CHANGED_SPEED for factor in factors)
+
+
+def _find_typical_flows(flows: Sequence[Mapping[str, TierFlow]]) -> dict[str, TierFlow]:
+    tiers = dict.fromkeys(tier for each in flows for tier in each)
+    return {
+        tier: TierFlow(
+            _find_typical([each[tier].write for each in flows if tier in each]),
+            _find_typical([each[tier].read for each in flows if tier in each]),
+        )
+        for tier in tiers
+    }
+
+
+def _find_typical(flows: Sequence[Flow]) -> Flow:
+    """The flow of middle speed, of those that moved enough to tell; the slower of two."""
+    known = sorted((f for f in flows if f.nbytes >= LEAST_FLOW_BYTES), key=lambda flow: flow.speed)
+    return known[(len(known) - 1) // 2] if known else Flow()
 
 
 def _add_seconds(records: Sequence[HalfMeasurement]) -> float:

@@ -16,12 +16,20 @@ import torch
 from torch.multiprocessing.reductions import StorageWeakRef
 
 from fxoffload.ops import OpEvent
+from fxoffload.runtime.engines.metered import Window, open_windows
 from fxoffload.runtime.measurement.clocks import Mark, find_clocks, find_seconds
 from fxoffload.runtime.program.live_bytes import count_live_bytes
 from fxoffload.runtime.program.sampler import HeldSampler
 from fxoffload.runtime.store.store import OffloadStore
 from fxoffload.runtime.store.ticket import Ticket
-from fxoffload.schedule import CallSchedule, Half, HalfMeasurement, Program, Schedule
+from fxoffload.schedule import (
+    CallSchedule,
+    Half,
+    HalfMeasurement,
+    Program,
+    Schedule,
+    StepMeasurement,
+)
 
 log = logging.getLogger(__name__)
 
@@ -128,6 +136,7 @@ class Call:
     def add(self, name: str, entry: Entry) -> None:
         """The value has left, or was kept."""
         self.entries[name] = entry
+        self.step.watch(entry.store)
         self.step.note_birth()
 
     def act(self, kind: str, name: str) -> None:
@@ -162,6 +171,8 @@ class StepRun:
         self._dead: deque[None] = deque()  # Grows in any thread, in single steps.
         self._sampler: HeldSampler | None = None
         self._last: tuple[HalfRun, OpEvent] | None = None  # The op that ran last.
+        self._exposed_before: dict[OffloadStore, float] = {}
+        self._windows: list[dict[str, Window]] = []
 
     @property
     def ended(self) -> bool:
@@ -212,6 +223,18 @@ class StepRun:
             return None
         return self.calls[number].entries.get(name)
 
+    @property
+    def exposed_seconds(self) -> float:
+        """Of waiting for transfers since the step began."""
+        return sum(store.exposed_seconds - before for store, before in self._exposed_before.items())
+
+    def watch(self, store: OffloadStore) -> None:
+        """The step moves values through `store`."""
+        if store not in self._exposed_before:
+            self._exposed_before[store] = store.exposed_seconds
+            if self.measures:
+                self._windows.append(open_windows(store.engines))
+
     def note_birth(self) -> None:
         """A ticket of the step was made."""
         self._alive += 1
@@ -235,8 +258,8 @@ class StepRun:
         if self._sampler is not None:
             self._sampler.stop()
 
-    def measure(self) -> list[HalfMeasurement]:
-        """What each half took. To be called once, when the step has ended."""
+    def measure(self) -> StepMeasurement:
+        """What the step took. To be called once, when it has ended."""
         self.stop()
         found: list[HalfMeasurement] = []
         base = self.runs[0].held_bytes or 0
@@ -254,7 +277,8 @@ class StepRun:
                 )
             )
             left = marks[-1][1] if marks else left
-        return found
+        flows = {tier: each.close() for windows in self._windows for tier, each in windows.items()}
+        return StepMeasurement(found, flows)
 
     def _move_kept(self) -> None:
         """More may follow than was foreseen: what was kept makes room."""

@@ -68,6 +68,11 @@ class OffloadStore:
         """Whether close was called."""
         return self._ledger.closed
 
+    @property
+    def exposed_seconds(self) -> float:
+        """As in `statistics`, without anything else that this does."""
+        return self._ledger.counters.exposed_seconds
+
     def offload(
         self,
         x: torch.Tensor,

@@ -1,0 +1,93 @@
+"""An engine that notes how long the transfers of another one take, as long as somebody asks."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Mapping
+from functools import partial
+
+from fxoffload.runtime.engines.ioengine import IOEngine, IOFuture, find_outcome
+from fxoffload.schedule import Flow, TierFlow
+
+_Record = tuple[float, float, int]  # Start and end of a transfer, and its bytes.
+
+
+class Window:
+    """The transfers of one engine that begin while this is open."""
+
+    def __init__(self, engine: MeteredEngine) -> None:
+        self.writes: list[_Record] = []  # Grow in any thread, in single steps.
+        self.reads: list[_Record] = []
+        self._engine = engine
+
+    def close(self) -> TierFlow:
+        """What has been moved; transfers that have not ended do not count."""
+        self._engine.windows = tuple(each for each in self._engine.windows if each is not self)
+        return TierFlow(find_flow(self.writes), find_flow(self.reads))
+
+
+class MeteredEngine:
+    """`inner`, whose transfers can be watched."""
+
+    def __init__(self, inner: IOEngine) -> None:
+        self._inner = inner
+        self.windows: tuple[Window, ...] = ()
+        self._lock = threading.Lock()
+        self.alignment = inner.alignment
+        self.allocate, self.free, self.reserve = inner.allocate, inner.free, inner.reserve
+        self.describe, self.close, self.abandon = inner.describe, inner.close, inner.abandon
+
+    @property
+    def name(self) -> str:
+        """The name of the inner engine."""
+        return self._inner.name
+
+    def open_window(self) -> Window:
+        """Watch the transfers that begin from now on."""
+        window = Window(self)
+        with self._lock:
+            self.windows = (*self.windows, window)
+        return window
+
+    def write(self, view: memoryview, offset: int) -> IOFuture:
+        """Start to write `view` to the slot at `offset`."""
+        start, nbytes, windows = time.perf_counter(), len(view), self.windows
+        future = self._inner.write(view, offset)
+        for window in windows:
+            future.add_done_callback(partial(_note, window.writes, start, nbytes))
+        return future
+
+    def read(self, view: memoryview, offset: int) -> IOFuture:
+        """Start to fill `view` from the slot at `offset`."""
+        start, nbytes, windows = time.perf_counter(), len(view), self.windows
+        future = self._inner.read(view, offset)
+        for window in windows:
+            future.add_done_callback(partial(_note, window.reads, start, nbytes))
+        return future
+
+
+def open_windows(engines: Mapping[str, IOEngine]) -> dict[str, Window]:
+    """A window for each tier whose engine can be watched."""
+    return {
+        tier: engine.open_window()
+        for tier, engine in engines.items()
+        if isinstance(engine, MeteredEngine)
+    }
+
+
+def find_flow(records: list[_Record]) -> Flow:
+    """Bytes, and the periods in which at least one transfer was on its way."""
+    seconds, periods = 0.0, 0
+    end = float("-inf")
+    for start, stop, _ in sorted(records):
+        if start > end:
+            periods += 1
+        seconds += max(0.0, stop - max(start, end))
+        end = max(end, stop)
+    return Flow(sum(nbytes for _, _, nbytes in records), seconds, periods)
+
+
+def _note(records: list[_Record], start: float, nbytes: int, future: IOFuture) -> None:
+    if find_outcome(future) == nbytes:
+        records.append((start, time.perf_counter(), nbytes))
