@@ -3,7 +3,8 @@
     python -m benchmarks.programs --program blocks --budgets none 0.7 0.35
 
 blocks: each layer is compiled by itself. breaks: the model is compiled as one, with a graph break
-behind every third layer. Plain Inductor and fxoffload at each budget run in one fresh process, in turn.
+behind every third layer. Plain Inductor and fxoffload at each budget run in one fresh process, in
+turn.
 """
 
 from __future__ import annotations

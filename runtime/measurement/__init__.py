@@ -1,9 +1,9 @@
-"""Probes of the machine, each run once and kept on disk, and the recorder of a graph's steps.
+"""Probes of the machine, each run once and kept on disk, and the clocks of ops.
 
 choice          the engine of the disk tier, and the reason for it
 bandwidth       the bandwidth of an engine
 contention      the compute time that transfers take on the same cores
 speed           the speed of a device, and of its copies to and from the host
 probe_cache     measured numbers on disk
-recorder        the times at which the ops of a graph ran
+clocks          when ops ran, by the host or the device
 """
