@@ -13,7 +13,7 @@ from torch import fx
 from fxoffload import runtime, torch_internals
 from fxoffload.config import OffloadConfig
 from fxoffload.errors import OffloadError
-from fxoffload.machine import find_links
+from fxoffload.machine import find_device_limit, find_links
 from fxoffload.passes import Transformed
 from fxoffload.plan_cache import hash_graph, keep_plan, recall_plan
 from fxoffload.planned_sizes import SizedGraph, find_planned_sizes, warn_of_uncounted
@@ -133,8 +133,8 @@ def compile_graph(
     if model is not None:
         device = next(x.device for x in example_inputs if isinstance(x, torch.Tensor))
         with torch_internals.outside_of_tracing():
-            links = find_links(config, device)
-        follow_schedules(key, ScheduledGraph(model, config, links))
+            links, limit = find_links(config, device), find_device_limit(config, device)
+        follow_schedules(key, ScheduledGraph(model, config, links, limit))
     if found is None or config.budget_bytes is None:
         return compiled
     warn_of_uncounted(found.plan)

@@ -14,7 +14,7 @@ from typing import Any, Literal, get_args
 from fxoffload import torch_internals
 from fxoffload.directories import default_directory, normalise_directories
 from fxoffload.errors import ConfigError
-from fxoffload.sizes import parse_bytes, parse_endurance
+from fxoffload.sizes import parse_bytes, parse_endurance, parse_share
 
 IOEngineName = Literal["auto", "posix", "kvikio", "memory"]
 CompilerName = Literal["inductor", "eager"]
@@ -31,6 +31,10 @@ class OffloadConfig:
     memory_budget: None moves the values whose transfers hide behind compute (they take at most 2 %
         of the step); bytes (int or "8GiB") are the activation peak of the whole step to fit; "min"
         moves everything that may move.
+    device_memory: bytes (int or "22GiB") or a share ("90%") of the memory of the device that
+        everything on it together may take: parameters, gradients, states of optimizers, what other
+        programs hold, and activations, which get the rest, less 2 % for fragmentation. On a CPU it
+        is what this process has from malloc; a share is one of the machine's or cgroup's memory.
     host_budget: bytes of host memory for the host tier (int or "4GiB"); None: no host tier. With
         `ioengine="memory"`, the cap on the host memory that is used in place of a disk; None: half
         of the memory of the machine, or of what the process's cgroup allows.
@@ -53,6 +57,7 @@ class OffloadConfig:
 
     directory: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | None = None
     memory_budget: int | str | None = None
+    device_memory: int | str | float | None = None
     host_budget: int | str | None = None
     min_bytes: int | str = 2**20
     max_inflight_bytes: int | str = 2**30
@@ -71,6 +76,9 @@ class OffloadConfig:
         object.__setattr__(self, "directory", normalise_directories(self.directory))
         if self.memory_budget != "min":
             self._set_bytes("memory_budget", optional=True, extra=', "min"')
+        if self.device_memory is not None and not isinstance(self.device_memory, float):
+            limit = parse_share("device_memory", self.device_memory)
+            object.__setattr__(self, "device_memory", limit)
         self._set_bytes("host_budget", optional=True)
         self._set_bytes("min_bytes")
         self._set_bytes("max_inflight_bytes")
@@ -117,6 +125,11 @@ class OffloadConfig:
     def budget_bytes(self) -> int | None:
         """The activation peak to fit in bytes; None when there is no budget or it is "min"."""
         return self.memory_budget if isinstance(self.memory_budget, int) else None
+
+    @property
+    def is_limited(self) -> bool:
+        """Whether the memory of a step has a limit."""
+        return self.memory_budget is not None or self.device_memory is not None
 
     @property
     def host_bytes(self) -> int | None:

@@ -70,6 +70,26 @@ def measure_cost(config: OffloadConfig, graph: TrainingGraph) -> CostModel:
         return CostModel(find_links(config, device), speed)
 
 
+def find_device_limit(config: OffloadConfig, device: torch.device) -> int | None:
+    """Bytes that everything on `device` may take by `config`; None without a limit."""
+    limit = config.device_memory
+    if isinstance(limit, float):
+        return int(limit * runtime.find_device_bytes(device))
+    assert not isinstance(limit, str)
+    return limit
+
+
+def find_room(config: OffloadConfig, device: torch.device) -> int | None:
+    """What such a limit leaves beside what is on `device` now; None without a limit.
+
+    Also None where the device does not tell what is on it.
+    """
+    limit, held_bytes = find_device_limit(config, device), runtime.count_live_bytes(device)
+    if limit is None or held_bytes is None:
+        return None
+    return max(0, limit - held_bytes - runtime.count_foreign_bytes(device))
+
+
 def find_links(config: OffloadConfig, device: torch.device) -> dict[str, Link]:
     """Links by tier as transfers from `device` see them, and what they take from its compute.
 

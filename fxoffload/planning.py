@@ -17,7 +17,13 @@ from fxoffload.config import OffloadConfig
 from fxoffload.cost import CostModel
 from fxoffload.errors import BudgetError
 from fxoffload.graph import TrainingGraph
-from fxoffload.machine import find_nominal_cost, is_distributed, measure_cost
+from fxoffload.machine import (
+    find_device,
+    find_nominal_cost,
+    find_room,
+    is_distributed,
+    measure_cost,
+)
 from fxoffload.passes import PassOptions, Transformed
 from fxoffload.planner.plan import Cut, Plan
 from fxoffload.torch_internals import Graphs, OffloadPartitioner, PartitionFunction
@@ -55,6 +61,9 @@ def build_partitioner(
             known = cost or measure_cost(config, graph)
             cut_cost = find_nominal_cost(known.links, graph) if ranks else None
             options = build_options(config, known, store, key, cut_cost=cut_cost)
+            # Ranks hold different amounts of memory, but must choose the same cut.
+            if cost is None and not ranks and config.memory_budget is None:
+                options = _limit(graph, options, find_room(config, find_device(graph)[0]), build)
             found = passes.transform_graph(
                 graph, options, repartition=build, before_rewrite=on_partitioned
             )
@@ -110,6 +119,28 @@ def reserve(store: str, plan: Plan) -> None:
         needed[decision.tier] = needed.get(decision.tier, 0) + value.nbytes
     for tier, nbytes in needed.items():
         runtime.find_store(store).reserve(nbytes, tier)
+
+
+def _limit(
+    graph: TrainingGraph,
+    options: PassOptions,
+    room_bytes: int | None,
+    build: Callable[[Cut], TrainingGraph],
+) -> PassOptions:
+    """`options` with the budget that a limit of the device's memory leaves to the graph.
+
+    It only decides the cut. "min" where nothing fits: what is in memory now may be gone when the
+    graph runs.
+    """
+    if room_bytes is None:
+        return options
+    limited = replace(options, budget_bytes=room_bytes)
+    try:
+        passes.choose_partition(graph, limited, build)
+    except BudgetError as error:
+        log.info("cut for the lowest peak, as now: %s", error)
+        return replace(options, budget_bytes="min")
+    return limited
 
 
 @cache

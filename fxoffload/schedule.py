@@ -80,10 +80,15 @@ class TierFlow:
 
 @dataclass(frozen=True, slots=True)
 class StepMeasurement:
-    """What one step took: each half of its program, and the transfers of each tier."""
+    """What one step took: each half of its program, and the transfers of each tier.
+
+    base_bytes: what the device held at the first op of the step, of this process and others; None
+    where it does not tell.
+    """
 
     halves: Sequence[HalfMeasurement]
     flows: Mapping[str, TierFlow] = field(default_factory=dict[str, TierFlow])
+    base_bytes: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

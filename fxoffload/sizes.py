@@ -40,6 +40,20 @@ def parse_bytes(field: str, value: int | str | None, *, extra: str = "") -> int:
     return int(float(match[1]) * _UNITS[match[2].upper()])
 
 
+def parse_share(field: str, value: int | str) -> int | float:
+    """Bytes as in parse_bytes, or for "90%" the share 0.9.
+
+    Raises ConfigError naming `field` and the accepted forms.
+    """
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*%\s*", value) if isinstance(value, str) else None
+    if match is None:
+        return parse_bytes(field, value, extra=', or a share such as "90%"')
+    share = float(match[1]) / 100
+    if not 0.0 < share <= 1.0:
+        raise ConfigError(f"{field}={value!r} is no share of a whole; pass one above 0% up to 100%")
+    return share
+
+
 def parse_endurance(field: str, value: int | str) -> int:
     """Bytes of a drive's write rating, above 0: "600TBW", "1.2PBW", or as in parse_bytes.
 

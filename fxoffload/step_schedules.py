@@ -29,15 +29,23 @@ log = logging.getLogger(__name__)
 # other threads hold for a moment, are part of it.
 TOLERANCE = 0.02
 NOISE_BYTES = 2**20
+# Of a device's memory: what fragmentation may take.
+HEADROOM = 0.02
+MIB = 2**20
 
 
 @dataclass(frozen=True, slots=True)
 class ScheduledGraph:
-    """A compiled graph whose ops follow schedules. links: as transfers from its device see them."""
+    """A compiled graph whose ops follow schedules.
+
+    links: as transfers from its device see them. device_bytes: what everything on that device may
+    take; None is no limit.
+    """
 
     model: GraphModel
     config: OffloadConfig
     links: Mapping[str, Link]
+    device_bytes: int | None = None
 
 
 _graphs: dict[str, ScheduledGraph] = {}
@@ -52,8 +60,7 @@ def follow_schedules(key: str, graph: ScheduledGraph) -> None:
     if known is not None and known.model != graph.model:
         runtime.forget_programs(key)
     _graphs[key] = graph
-    is_limited = graph.config.memory_budget is not None
-    runtime.schedule_graph(key, schedule_program, is_limited=is_limited)
+    runtime.schedule_graph(key, schedule_program, is_limited=graph.config.is_limited)
 
 
 def schedule_program(program: Program, measured: StepMeasurement) -> Schedule:
@@ -85,10 +92,15 @@ def make_graph_schedule(
         max_inflight_bytes=first.config.inflight_bytes,
     )
     budget = _find_lowest(each.config for each in graphs.values())
+    room = _find_room(graphs.values(), measured.base_bytes)
+    if room is not None and budget != "min":
+        budget = room if budget is None else min(room, budget)
     try:
         return make(budget_bytes=budget)
     except BudgetError as error:
         if error.lowest_peak_bytes > (1.0 + TOLERANCE) * error.budget_bytes + NOISE_BYTES:
+            if error.budget_bytes == room:
+                raise _explain_room(error, graphs.values(), measured.base_bytes) from None
             raise
         found = replace(make(budget_bytes="min"), budget_bytes=error.budget_bytes)
         log.info("the budget is as low as what can be measured: %s", found)
@@ -113,3 +125,25 @@ def _find_lowest(configs: Iterable[OffloadConfig]) -> int | Literal["min"] | Non
     if "min" in budgets:
         return "min"
     return min((nbytes for nbytes in budgets if isinstance(nbytes, int)), default=None)
+
+
+def _find_room(graphs: Iterable[ScheduledGraph], base_bytes: int | None) -> int | None:
+    """What a limit of the device's memory leaves to the peak of a step; None without a limit."""
+    limits = [graph.device_bytes for graph in graphs if graph.device_bytes is not None]
+    if not limits or base_bytes is None:
+        return None
+    return max(0, int((1.0 - HEADROOM) * min(limits)) - base_bytes)
+
+
+def _explain_room(
+    error: BudgetError, graphs: Iterable[ScheduledGraph], base_bytes: int | None
+) -> BudgetError:
+    """`error` in terms of the device's memory."""
+    limit = min(graph.device_bytes for graph in graphs if graph.device_bytes is not None)
+    said = BudgetError(
+        f"device_memory={limit} ({limit / MIB:.1f} MiB) cannot be kept: "
+        f"{(base_bytes or 0) / MIB:.1f} MiB are in use before a step begins (parameters, states of "
+        f"optimizers, other programs), and {HEADROOM:.0%} are left for fragmentation. {error}"
+    )
+    said.lowest_peak_bytes, said.budget_bytes = error.lowest_peak_bytes, error.budget_bytes
+    return said

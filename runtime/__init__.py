@@ -31,6 +31,11 @@ from fxoffload.runtime.measurement.speed import (
     recall_exchange,
     recall_speed,
 )
+from fxoffload.runtime.program.live_bytes import (
+    count_foreign_bytes,
+    count_live_bytes,
+    find_device_bytes,
+)
 from fxoffload.runtime.store.counters import StoreStatistics
 
 __all__ = [
@@ -42,8 +47,11 @@ __all__ = [
     "cache_path",
     "choose_engine",
     "close_stores",
+    "count_foreign_bytes",
+    "count_live_bytes",
     "describe_device",
     "drive_lifetimes",
+    "find_device_bytes",
     "find_schedules",
     "find_store",
     "forget_programs",

@@ -64,10 +64,12 @@ def run_step(
     held_bytes: int = 0,
     speed: float = 1e9,
     exposed_seconds: float = 0.0,
+    base_bytes: int = 0,
 ) -> StepRun:
     """A step of these graphs, forward and backward, that took so long and held so much.
 
-    speed: bytes per second of what it moved. exposed_seconds: of waiting for that.
+    speed: bytes per second of what it moved. exposed_seconds: of waiting for that. base_bytes: what
+    the device held before.
     """
     step = book.begin_step()
     for graph in graphs:
@@ -76,7 +78,8 @@ def run_step(
     step.note_death()
     records = [HalfMeasurement({("offload", "x"): seconds}, 0.0, held_bytes)] * len(step.runs)
     flow = Flow(2**24, 2**24 / speed, 1)
-    step.measure = lambda: StepMeasurement(records, {"nvme": TierFlow(flow, flow)})
+    step.base_bytes = base_bytes
+    step.measure = lambda: StepMeasurement(records, {"nvme": TierFlow(flow, flow)}, base_bytes)
     step._exposed_before = {Waiting(exposed_seconds): 0.0}
     step.stop()
     return step
@@ -169,6 +172,17 @@ def test_an_unforeseen_wait_has_the_next_step_measured(book: ProgramBook) -> Non
     assert not waiting.measures
     assert run_step(book, "ab", exposed_seconds=0.05).measures
     assert not run_step(book, "ab").measures
+
+
+def test_what_is_on_the_device_before_a_step_is_followed_at_once(
+    book: ProgramBook, maker: Maker
+) -> None:
+    for _ in range(MEASURED_EACH + 1):
+        run_step(book, "ab")
+    assert not run_step(book, "ab", base_bytes=500).measures
+    assert run_step(book, "ab", base_bytes=500).measures
+    assert not run_step(book, "ab", base_bytes=500).measures
+    assert len(maker.asked) == 2
 
 
 def test_one_step_that_differs_changes_nothing(book: ProgramBook, maker: Maker) -> None:

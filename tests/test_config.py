@@ -239,6 +239,7 @@ def test_several_directories() -> None:
 CHANGES: dict[str, Any] = {
     "directory": "/b",
     "memory_budget": "8GiB",
+    "device_memory": "90%",
     "host_budget": "1GiB",
     "min_bytes": 1,
     "max_inflight_bytes": 1,

@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
+import pytest
 import torch
 
-from fxoffload.runtime.program.live_bytes import count_live_bytes
+from fxoffload.runtime.engines.memory_limit import find_memory_limit
+from fxoffload.runtime.program.live_bytes import (
+    count_foreign_bytes,
+    count_live_bytes,
+    find_device_bytes,
+)
 
 CPU = torch.device("cpu")
 
@@ -24,3 +32,20 @@ def test_a_tensor_is_live_until_it_dies() -> None:
 
 def test_nobody_counts_other_devices() -> None:
     assert count_live_bytes(torch.device("meta")) is None
+
+
+def test_all_memory_of_a_cpu_is_what_the_process_may_use() -> None:
+    cpu = torch.device("cpu")
+    assert find_device_bytes(cpu) == find_memory_limit()
+    assert count_foreign_bytes(cpu) == 0
+
+
+def test_other_programs_hold_memory_of_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is neither free nor reserved by torch's allocator."""
+    gpu = torch.device("cuda", 0)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (300, 1000))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 450)
+    assert count_foreign_bytes(gpu) == 250
+    whole = SimpleNamespace(total_memory=1000)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: whole)
+    assert find_device_bytes(gpu) == 1000

@@ -17,7 +17,9 @@ from fxoffload.machine import (
     GPU_COPY_LATENCY_SECONDS,
     GPU_TRANSFER_LATENCY_SECONDS,
     TRANSFER_LATENCY_SECONDS,
+    find_device_limit,
     find_nominal_cost,
+    find_room,
     measure_cost,
     measure_links,
 )
@@ -52,8 +54,8 @@ def test_transfers_take_from_compute_on_a_cpu_and_cross_a_bus_to_a_gpu(
     read = links["nvme"].read_bytes_per_second
     # A GPU's own copies fill host memory: how fast the host copies does not matter.
     assert on_gpu.links == {
-        "nvme": Link(1e3, read, GPU_TRANSFER_LATENCY_SECONDS),
-        "host": Link(1e3, 1e12, GPU_COPY_LATENCY_SECONDS),
+        "nvme": Link(1e3, read, GPU_TRANSFER_LATENCY_SECONDS, 0.0, 1e3, 1e12),
+        "host": Link(1e3, 1e12, GPU_COPY_LATENCY_SECONDS, 0.0, 1e3, 1e12),
     }
 
 
@@ -130,3 +132,20 @@ def test_tiers_have_links(
     assert links.keys() == tiers
     assert links["nvme"] == Link(1e9, 2e9, TRANSFER_LATENCY_SECONDS)
     assert "host" not in tiers or links["host"] == Link(3e9, 4e9, TRANSFER_LATENCY_SECONDS)
+
+
+@pytest.mark.parametrize(
+    ("option", "limit", "room"),
+    [(None, None, None), (1000, 1000, 600), ("25%", 500, 100), (300, 300, 0)],
+)
+def test_limit_of_a_device(
+    option: Any, limit: int | None, room: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Less what is on the device now, of this process and of others."""
+    monkeypatch.setattr(runtime, "find_device_bytes", lambda _: 2000)
+    monkeypatch.setattr(runtime, "count_live_bytes", lambda _: 350)
+    monkeypatch.setattr(runtime, "count_foreign_bytes", lambda _: 50)
+    config = OffloadConfig(directory=".", device_memory=option)
+    assert config.is_limited is (option is not None)
+    assert find_device_limit(config, torch.device("cpu")) == limit
+    assert find_room(config, torch.device("cpu")) == room

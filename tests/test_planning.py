@@ -11,7 +11,7 @@ from toys import Sketch, aten, names_of
 
 from fxoffload.graph import TrainingGraph
 from fxoffload.passes import PassOptions, find_order, hoist_saved, make_plan
-from fxoffload.planning import _restore_order
+from fxoffload.planning import _limit, _restore_order
 
 
 def make_late() -> TrainingGraph:
@@ -46,3 +46,11 @@ def test_torchs_own_order_comes_back_where_nothing_moves(stays: bool) -> None:
     assert names_of(graph.forward.graph) == (hoisted if stays else torchs)
     assert found.peak_bytes == (plan.peak_bytes if stays else least)
     assert found.cut == 0.5
+
+
+@pytest.mark.parametrize(("room", "budget"), [(None, None), (2**40, 2**40), (1, "min")])
+def test_a_limit_of_the_device_decides_the_cut(room: int | None, budget: object) -> None:
+    """What is there now may be gone when the graph runs: so it is no error here."""
+    graph = make_late()
+    options = PassOptions(cost=toys.make_cost(1.0), store="", min_bytes=1)
+    assert _limit(graph, options, room, lambda cut: make_late()).budget_bytes == budget

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
@@ -305,6 +306,45 @@ def test_a_drive_that_slows_down_and_recovers(
     for _ in range(MEASURED_EACH + 4):
         run_step(blocks)
     assert find_speed() > 2e8
+
+
+def test_everything_on_the_device_has_a_limit(
+    spill_directory: Path, expected: list[Tensor]
+) -> None:
+    """What others take, or give back, is taken from or given to the activations of the step."""
+    gc.collect()
+    make_input()
+    cpu = torch.device("cpu")
+    held_bytes = runtime.count_live_bytes(cpu)
+    assert held_bytes is not None
+    limit = held_bytes + 100 * MIB
+    blocks = make_blocks(spill_directory, device_memory=limit)
+
+    def run_steps(count: int) -> int:
+        for _ in range(count):
+            assert_equal(run_step(blocks), expected)
+        before = runtime.count_live_bytes(cpu)
+        assert before is not None
+        peak_bytes = before + measure_peak(lambda: run_step(blocks))
+        assert peak_bytes <= limit
+        return fxoffload.schedules()[0].moved_bytes
+
+    assert run_steps(1) > 0, "the first step is safe"
+    moved_bytes = run_steps(3)
+    ballast = torch.ones(24 * MIB // 4)
+    more_bytes = run_steps(4)
+    assert more_bytes >= moved_bytes + ballast.nbytes // 2
+    del ballast
+    assert run_steps(MEASURED_EACH) < more_bytes
+
+
+def test_a_device_that_is_full_before_a_step_is_an_error(spill_directory: Path) -> None:
+    blocks = make_blocks(spill_directory, device_memory=20 * MIB)
+    words = r"device_memory=20971520 .* cannot be kept: .* MiB are in use before a step begins"
+    for _ in range(2):
+        run_step(blocks)
+    with pytest.raises(fxoffload.BudgetError, match=words):
+        run_step(blocks)
 
 
 def test_min_is_the_lowest_peak_of_the_step(spill_directory: Path, expected: list[Tensor]) -> None:

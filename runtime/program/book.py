@@ -124,7 +124,9 @@ class ProgramBook:
         schedule = learned.schedule
         if schedule is not None:
             most = schedule.exposed_seconds + UNFORESEEN_WAIT * schedule.step_seconds
-            learned.doubts = step.exposed_seconds > most
+            learned.doubts = step.exposed_seconds > most or _differ_in_base(
+                learned, step.base_bytes
+            )
         if not step.measures:
             return
         if learned.steps == 2:
@@ -134,12 +136,16 @@ class ProgramBook:
         learned.records.append(latest.halves)
         learned.flows.append(latest.flows)
         halves = _find_medians(program, learned.records)
-        measured = StepMeasurement(halves, _find_typical_flows(learned.flows))
+        measured = StepMeasurement(halves, _find_typical_flows(learned.flows), latest.base_bytes)
         if learned.assumed is not None:
             learned.doubts |= _differ_in_flows(learned.assumed.flows, latest.flows)
-        if learned.assumed is not None and not _differ(learned.assumed, measured, learned.schedule):
+        if (
+            learned.assumed is not None
+            and not _differ(learned.assumed, measured, learned.schedule)
+            and not _differ_in_base(learned, measured.base_bytes)
+        ):
             return
-        learned.assumed = measured
+        learned.assumed, learned.doubts = measured, False
         try:
             learned.schedule = self._make_schedule(program, measured)
         except BudgetError as error:
@@ -256,6 +262,14 @@ def _differ(
         or (new.gap_bytes or 0) - (old.gap_bytes or 0) > limit
         for old, new in zip(assumed.halves, measured.halves, strict=True)
     )
+
+
+def _differ_in_base(learned: Learned, base_bytes: int | None) -> bool:
+    """Whether what is on the device before a step is other than assumed."""
+    if learned.assumed is None or learned.schedule is None:
+        return False
+    change = abs((base_bytes or 0) - (learned.assumed.base_bytes or 0))
+    return change > CHANGED_BYTES * learned.schedule.peak_bytes
 
 
 def _differ_in_flows(then: Mapping[str, TierFlow], now: Mapping[str, TierFlow]) -> bool:

@@ -18,7 +18,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from fxoffload.ops import OpEvent
 from fxoffload.runtime.engines.metered import Window, open_windows
 from fxoffload.runtime.measurement.clocks import Mark, find_clocks, find_seconds
-from fxoffload.runtime.program.live_bytes import count_live_bytes
+from fxoffload.runtime.program.live_bytes import count_foreign_bytes, count_live_bytes
 from fxoffload.runtime.program.sampler import HeldSampler
 from fxoffload.runtime.store.store import OffloadStore
 from fxoffload.runtime.store.ticket import Ticket
@@ -158,13 +158,14 @@ class StepRun:
     """The calls of one step in one thread.
 
     schedules: those that the step may turn out to follow, the likeliest first. measures: whether
-    ops are timed and live bytes counted.
+    ops are timed and live bytes counted. base_bytes: what the device held at the first op.
     """
 
     def __init__(self, schedules: list[Schedule], *, measures: bool) -> None:
         self.calls: list[Call] = []
         self.runs: list[HalfRun] = []
         self.measures = measures
+        self.base_bytes: int | None = None
         self.followed: Schedule | None = None
         self._schedules = schedules
         self._alive = 0
@@ -200,8 +201,11 @@ class StepRun:
     def add_half(self, half: Half, device: torch.device) -> HalfRun:
         """A half begins: from here on the step follows the first schedule that foresaw all."""
         run = HalfRun(half)
-        if self.measures:
+        if self.measures or not self.runs:
             run.held_bytes = self._count_held_bytes(device)
+            if not self.runs and run.held_bytes is not None:
+                self.base_bytes = run.held_bytes + count_foreign_bytes(device)
+        if self.measures:
             if self._sampler is None:
                 self._sampler = HeldSampler(partial(self._count_held_bytes, device))
             else:
@@ -278,7 +282,7 @@ class StepRun:
             )
             left = marks[-1][1] if marks else left
         flows = {tier: each.close() for windows in self._windows for tier, each in windows.items()}
-        return StepMeasurement(found, flows)
+        return StepMeasurement(found, flows, self.base_bytes)
 
     def _move_kept(self) -> None:
         """More may follow than was foreseen: what was kept makes room."""

@@ -8,6 +8,8 @@ from functools import cache
 
 import torch
 
+from fxoffload.runtime.engines.memory_limit import find_memory_limit
+
 
 def count_live_bytes(device: torch.device) -> int | None:
     """What tensors and others hold on `device`; None where nobody counts that.
@@ -22,6 +24,21 @@ def count_live_bytes(device: torch.device) -> int | None:
         return None
     info = ask()
     return info.uordblks + info.hblkhd
+
+
+def count_foreign_bytes(device: torch.device) -> int:
+    """What the allocator of `device` does not count: other programs, contexts of CUDA."""
+    if device.type != "cuda":
+        return 0
+    free, total = torch.cuda.mem_get_info(device)
+    return total - free - torch.cuda.memory_reserved(device)
+
+
+def find_device_bytes(device: torch.device) -> int:
+    """All memory of `device`; of a CPU what this process may use."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    return find_memory_limit()
 
 
 class _MallocInfo(ctypes.Structure):
