@@ -43,7 +43,12 @@ class Room:
 
 # A name stands for a module, or for a folder and all that is in it.
 ROOMS = {
-    "words": Room(("errors", "sizes", "endurance", "directories", "ops", "schedule", "marks")),
+    "words": Room(
+        (
+            "errors", "hints", "sizes", "endurance", "directories", "environment", "ops",
+            "schedule", "marks",
+        )
+    ),
     "graph": Room(("graph",)),
     "planner": Room(("planner",), ("words",)),
     "torch_internals": Room(("torch_internals",), ("words", "graph", "planner")),
