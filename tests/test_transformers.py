@@ -125,9 +125,7 @@ def test_a_trainer_that_compiles_itself_is_refused(spill_directory: Path, tmp_pa
     trainer = make_trainer(
         tmp_path, OffloadCallback(directory=spill_directory), torch_compile_backend="aot_eager"
     )
-    with pytest.raises(
-        ConfigError, match=r"torch_compile_backend='aot_eager' in Tr.*; leave"
-    ):
+    with pytest.raises(ConfigError, match=r"torch_compile_backend='aot_eager' in Tr.*; leave"):
         trainer.train()
 
 
