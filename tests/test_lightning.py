@@ -8,7 +8,7 @@ import lightning_fit
 import pytest
 from lightning.pytorch import LightningModule, Trainer
 from torch import nn
-from trainer_runs import STEPS, assert_equal, find_parameters, one_thread, run
+from trainer_runs import STEPS, assert_equal, find_parameters, one_thread, run, run_main
 
 from fxoffload.errors import ConfigError
 from fxoffload.integrations.lightning import OffloadCallback
@@ -23,7 +23,9 @@ pytestmark = [
 __all__ = ["one_thread"]
 
 
-def test_blocks_train_as_if_nothing_moved(spill_directory: Path) -> None:
+def test_blocks_train_as_if_nothing_moved(
+    spill_directory: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     options = {"directory": spill_directory}
     (unmoved, _), unmoved_bytes = run(lightning_fit.train, enabled=False, **options)
     (moved, trainer), moved_bytes = run(lightning_fit.train, **options)
@@ -33,6 +35,8 @@ def test_blocks_train_as_if_nothing_moved(spill_directory: Path) -> None:
     assert STEPS * trainer.callback_metrics["fxoffload_moved_bytes"] == moved_bytes > 0
     assert trainer.callback_metrics["fxoffload_exposed_seconds"] >= 0
     assert trainer.callback_metrics["fxoffload_predicted_peak_bytes"] > 0
+    run_main(lightning_fit.main, spill_directory)
+    assert "'fxoffload_moved_bytes': tensor(" in capsys.readouterr().out
 
 
 class Tiny(LightningModule):

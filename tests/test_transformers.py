@@ -8,7 +8,7 @@ from typing import Any
 import hf_trainer
 import pytest
 import torch
-from trainer_runs import MIB, TEXT, assert_equal, find_parameters, one_thread, run
+from trainer_runs import MIB, TEXT, assert_equal, find_parameters, one_thread, run, run_main
 from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainerCallback, TrainingArguments
 
 import fxoffload
@@ -27,7 +27,9 @@ def find_losses(trainer: Trainer) -> list[float]:
     return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
 
 
-def test_blocks_and_the_whole_model_train_as_if_nothing_moved(spill_directory: Path) -> None:
+def test_blocks_and_the_whole_model_train_as_if_nothing_moved(
+    spill_directory: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     options = {"directory": spill_directory}
     unmoved, unmoved_bytes = run(hf_trainer.train, enabled=False, **options)
     expected = find_parameters(unmoved.model)
@@ -38,6 +40,9 @@ def test_blocks_and_the_whole_model_train_as_if_nothing_moved(spill_directory: P
         assert find_losses(moved) == find_losses(unmoved)
         assert_equal(find_parameters(moved.model), expected)
         check_log(moved, moved_bytes)
+    capsys.readouterr()
+    run_main(hf_trainer.main, spill_directory)
+    assert "'fxoffload_moved_bytes': " in capsys.readouterr().out
 
 
 def check_log(trainer: Trainer, moved_bytes: int) -> None:

@@ -26,6 +26,11 @@ def one_thread(fresh_dynamo: None) -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
+def run_main(main: Callable[[list[str]], None], directory: Path) -> None:
+    """As on the command line, in one step."""
+    main(["--steps", "1", "--compiler", "eager", "--directory", str(directory)])
+
+
 def find_parameters(model: nn.Module) -> list[Tensor]:
     """Copies, in the order of the model."""
     return [parameter.detach().clone() for parameter in model.parameters()]

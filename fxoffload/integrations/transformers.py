@@ -47,8 +47,8 @@ class OffloadCallback(TrainerCallback):
         assert model is not None, "the Trainer passes its model to every event"
         if args.torch_compile:
             raise ConfigError(
-                f"torch_compile_backend={args.torch_compile_backend!r} in TrainingArguments compiles "
-                "the model, as OffloadCallback does; leave out all torch_compile arguments"
+                f"torch_compile_backend={args.torch_compile_backend!r} in TrainingArguments "
+                "compiles, as OffloadCallback does; leave out all torch_compile arguments"
             )
         compile_in_place(model, self._modules, dynamic=self._dynamic, **self._options)
         self._metrics = StepMetrics()
