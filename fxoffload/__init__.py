@@ -20,6 +20,7 @@ from fxoffload.errors import (
     StoreFull,
     TransferError,
 )
+from fxoffload.in_place import compile_in_place
 from fxoffload.inspection.explain import Explanation, explain
 from fxoffload.inspection.forecast import BatchForecast, Forecast, LargestBatch
 from fxoffload.inspection.hardware import Hardware
@@ -52,6 +53,7 @@ __all__ = [
     "StoreStatistics",
     "TransferError",
     "compile",
+    "compile_in_place",
     "drive_lifetimes",
     "explain",
     "graph_counts",

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import hashlib
 import os
+import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from fxoffload import torch_internals
-from fxoffload.directories import default_directory, normalise_directories
+from fxoffload.directories import default_directory, normalise_directories, read_directories
+from fxoffload.environment import name_variable, read_options
 from fxoffload.errors import ConfigError
+from fxoffload.hints import find_hint
 from fxoffload.sizes import parse_bytes, parse_endurance, parse_share
 
 IOEngineName = Literal["auto", "posix", "kvikio", "memory"]
@@ -26,8 +28,8 @@ _STORE_OPTIONS = ("ioengine", "host_budget", "max_inflight_bytes", "checksum")
 class OffloadConfig:
     """The options of `torch.compile(backend="fxoffload")`, one field for each.
 
-    directory: one directory or several (striped) on real disks. Default: `$FXOFFLOAD_DIR`, else a
-        per-user directory on a disk. Not used with `ioengine="memory"`.
+    directory: one directory or several (striped) on real disks. Default: those of
+        `$FXOFFLOAD_DIRECTORY`, else a per-user one on a disk. Not used with `ioengine="memory"`.
     memory_budget: None moves the values whose transfers hide behind compute (they take at most 2 %
         of the step); bytes (int or "8GiB") are the activation peak of the whole step to fit; "min"
         moves everything that may move.
@@ -115,9 +117,9 @@ class OffloadConfig:
 
     @property
     def directories(self) -> tuple[Path, ...]:
-        """The spill directories; the default one if the user named none."""
+        """The spill directories; those of the environment or the default if the code named none."""
         if self.directory is None:
-            return (default_directory(),)
+            return read_directories() or (default_directory(),)
         assert isinstance(self.directory, tuple)
         return tuple(Path(path) for path in self.directory)
 
@@ -191,19 +193,31 @@ class OffloadConfig:
     ) -> OffloadConfig:
         """Build from the arguments of `torch.compile(options=..., mode=...)`.
 
-        Raises ConfigError naming an unknown option, or if `options` name another mode.
+        What they leave out is taken from environment variables: see fxoffload/environment.py.
+        Raises ConfigError naming an unknown option or variable, or if `options` name another mode.
         """
         valid = [field.name for field in dataclasses.fields(cls)]
         options = dict(options or {})
         for name in options:
             if name not in valid:
-                hint = _find_hint(name, valid)
+                hint = find_hint(name, valid)
                 raise ConfigError(f"unknown option {name!r}; {hint}valid options: {valid}")
         if mode is not None and options.setdefault("mode", mode) != mode:
             raise ConfigError(
                 f"mode={mode!r} and the option mode={options['mode']!r} differ; pass one of them"
             )
-        return cls(**options)
+        defaults = read_options(valid)
+        try:
+            return cls(**{**defaults, **options})
+        except ConfigError as error:
+            used = [name for name in defaults if name not in options]
+            raise _name_variables(error, used) from None
+
+
+def _name_variables(error: ConfigError, names: Iterable[str]) -> ConfigError:
+    """`error` with the variables of those options that it is about. names: options by variables."""
+    about = [name_variable(name) for name in names if re.search(rf"\b{name}=", str(error))]
+    return ConfigError(f"{error}; set by {', '.join(about)}") if about else error
 
 
 def _normalise_inductor(value: Any) -> tuple[tuple[str, Any], ...]:
@@ -220,7 +234,7 @@ def _normalise_inductor(value: Any) -> tuple[tuple[str, Any], ...]:
         name = str(given_name).replace("-", "_")
         if name not in types:
             raise ConfigError(
-                f"inductor={{{name!r}: ...}} is unknown to Inductor; {_find_hint(name, types)}"
+                f"inductor={{{name!r}: ...}} is unknown to Inductor; {find_hint(name, types)}"
                 "torch._inductor.list_options() names all"
             )
         if name in torch_internals.SET_OPTIONS:
@@ -237,10 +251,5 @@ def _normalise_inductor(value: Any) -> tuple[tuple[str, Any], ...]:
 
 def _check_choice(field: str, value: str, valid: Collection[str]) -> None:
     if value not in valid:
-        hint = _find_hint(str(value), valid)
+        hint = find_hint(str(value), valid)
         raise ConfigError(f"{field}={value!r} is unknown; {hint}valid values: {list(valid)}")
-
-
-def _find_hint(name: str, valid: Collection[str]) -> str:
-    near = difflib.get_close_matches(name, valid, n=1, cutoff=0.4)
-    return f"did you mean {near[0]!r}? " if near else ""

@@ -11,7 +11,7 @@ from typing import Any
 
 from fxoffload.errors import ConfigError
 
-DIRECTORY_VARIABLE = "FXOFFLOAD_DIR"
+DIRECTORY_VARIABLE = "FXOFFLOAD_DIRECTORY"
 
 _MEMORY_FILESYSTEMS = frozenset({"tmpfs", "ramfs", "devtmpfs", "hugetlbfs"})
 
@@ -51,14 +51,31 @@ def find_filesystem(path: Path) -> str:
     return found
 
 
+def read_directories() -> tuple[Path, ...]:
+    """The directories that `$FXOFFLOAD_DIRECTORY` names, as `/a:/b`; none if it is empty or unset.
+
+    Raises ConfigError for an empty path, and for a directory that is named twice.
+    """
+    text = os.environ.get(DIRECTORY_VARIABLE)
+    if not text:
+        return ()
+    paths = text.split(os.pathsep)
+    if not all(paths):
+        raise ConfigError(
+            f"{DIRECTORY_VARIABLE}={text!r} has an empty path; "
+            f"set one path, or several with {os.pathsep!r} between them"
+        )
+    try:
+        return tuple(Path(path) for path in normalise_directories(paths) or ())
+    except ConfigError as error:
+        raise ConfigError(f"{error}; set by {DIRECTORY_VARIABLE}") from None
+
+
 def default_directory() -> Path:
-    """`$FXOFFLOAD_DIR`, else the first per-user directory on a real disk, which may be created.
+    """The first per-user directory on a real disk, which may be created.
 
     Raises ConfigError if there is none.
     """
-    named = os.environ.get(DIRECTORY_VARIABLE)
-    if named:
-        return Path(named)
     cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     candidates = (Path(cache) / "fxoffload", Path("/var/tmp") / f"fxoffload-{os.getuid()}")
     reasons: list[str] = []

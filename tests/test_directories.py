@@ -17,6 +17,7 @@ from fxoffload.directories import (
     check_directory,
     default_directory,
     find_filesystem,
+    read_directories,
 )
 from fxoffload.errors import ConfigError
 
@@ -97,7 +98,7 @@ def test_filesystem_of_a_mount_with_a_space(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_variable_names_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(DIRECTORY_VARIABLE, "/data/named")
-    assert default_directory() == Path("/data/named")
+    assert read_directories() == (Path("/data/named"),)
     assert OffloadConfig().directories == (Path("/data/named"),)
     assert OffloadConfig(directory="/other").directories == (Path("/other"),)
 

@@ -43,7 +43,12 @@ class Room:
 
 # A name stands for a module, or for a folder and all that is in it.
 ROOMS = {
-    "words": Room(("errors", "sizes", "endurance", "directories", "ops", "schedule", "marks")),
+    "words": Room(
+        (
+            "errors", "hints", "sizes", "endurance", "directories", "environment", "ops",
+            "schedule", "marks",
+        )
+    ),
     "graph": Room(("graph",)),
     "planner": Room(("planner",), ("words",)),
     "torch_internals": Room(("torch_internals",), ("words", "graph", "planner")),
@@ -62,7 +67,7 @@ ROOMS = {
         ("runtime",), ("words", "config", "engines", "devices", "store", "measurement", "program")
     ),
     "backend": Room(
-        ("backend", "planning", "machine", "plan_cache", "step_schedules"),
+        ("backend", "in_place", "planning", "machine", "plan_cache", "step_schedules"),
         ("words", "graph", "planner", "torch_internals", "config", "facts", "passes", "kernels"),
     ),
     "inspection": Room(
@@ -72,6 +77,7 @@ ROOMS = {
             "backend",
         ),
     ),
+    "integrations": Room(("integrations",), ("words", "config", "kernels", "backend")),
     "public names": Room(("",), ("words", "config", "kernels", "backend", "inspection")),
 }  # fmt: skip
 
@@ -313,5 +319,5 @@ def test_declared_dependencies_are_the_imports() -> None:
     declared = {text.split(">")[0] for text in project["dependencies"]}
     used = {item.split(".")[0] for name in MODULES for item in find_imports(name)}
     foreign = used - set(sys.stdlib_module_names) - {"fxoffload", "functorch", "sympy"}
-    optional = {"kvikio", "cufile", "xxhash"}
+    optional = {"kvikio", "cufile", "xxhash", "transformers", "lightning"}
     assert foreign - optional <= declared
