@@ -28,7 +28,8 @@ from fxoffload.graph import TrainingGraph
 from fxoffload.inspection.tracing import partition_without_memory
 from fxoffload.passes.lifetimes import find_saved_values
 from fxoffload.passes.step_model import build_step
-from fxoffload.planner.selection import Choice, choose_transfers
+from fxoffload.planner.search import Choice
+from fxoffload.planner.selection import choose_transfers
 from fxoffload.planner.simulation import simulate
 from fxoffload.planning import build_partitioner
 

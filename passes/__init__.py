@@ -7,12 +7,12 @@
 | restore_order      | the same nodes as before   | torch's own order, for graphs that move nothing|
 | find_saved_values  | partitioned graphs         | a SavedValue for each saved storage            |
 | build_step         | saved values, cost model   | a Step: seconds of nodes, lifetimes of storages|
-| (choose_offloads)  | a step                     | a Plan, made by fxoffload.planner              |
+| (choose_transfers) | a step                     | a Choice, made by fxoffload.planner            |
 | insert_transfers   | saved values               | the four ops, each at a legal place            |
 | find_op_positions  | inserted ops               | in front of which node of the step each stands |
 | verify_transfers   | any graph                  | nothing; raises GraphError on a broken rule    |
 
-`choose_offloads` tries sets of values: `place_transfers` places their transfers, and
+`choose_transfers` tries sets of values: `place_transfers` places their transfers, and
 `fxoffload.planner.simulation` predicts the step that results.
 
 No pass touches a file or a stream, or imports another pass; `pipeline` puts them in order.

@@ -20,7 +20,8 @@ from fxoffload.marks import MOVE, POLICY
 from fxoffload.passes.lifetimes import find_saved_values
 from fxoffload.passes.step_model import build_step
 from fxoffload.planner.plan import Cut, Plan
-from fxoffload.planner.selection import choose_offloads, evaluate_transfers
+from fxoffload.planner.plan_writer import write_plan
+from fxoffload.planner.selection import choose_transfers, evaluate_transfers
 from fxoffload.planner.simulation import RESOLUTION
 from fxoffload.torch_internals import find_marks, is_checkpointed
 from fxoffload.torch_internals.tensor_sizes import count_bytes
@@ -40,7 +41,7 @@ PATIENCE = 2
 class PassOptions:
     """The options of the passes.
 
-    budget_bytes, host_bytes: see choose_offloads. min_bytes: see find_saved_values.
+    budget_bytes, host_bytes: see choose_transfers. min_bytes: see find_saved_values.
     max_inflight_bytes: see place_transfers. store, key: see insert_transfers. fuses: see
     build_step. cut_cost: the cost model that chooses the partition, if not `cost`; if it is given,
     other partitions than the program's own are tried only under a budget.
@@ -236,14 +237,16 @@ def _find_gain(plan: Plan, seconds_per_byte: float) -> float:
 def make_plan(graph: TrainingGraph, options: PassOptions, *, held_bytes: int | None = None) -> Plan:
     """The plan for `graph`, which is not changed. Raises BudgetError if no plan fits.
 
-    held_bytes: see choose_offloads.
+    held_bytes: see choose_transfers.
     """
     values = find_saved_values(graph, min_bytes=options.min_bytes)
-    return choose_offloads(
-        build_step(graph, values, options.cost, fuses=options.fuses),
+    step = build_step(graph, values, options.cost, fuses=options.fuses)
+    choice = choose_transfers(
+        step,
         options.cost.links,
         budget_bytes=options.budget_bytes,
         held_bytes=held_bytes,
         host_bytes=options.host_bytes,
         max_inflight_bytes=options.max_inflight_bytes,
     )
+    return write_plan(step, choice, budget_bytes=options.budget_bytes)

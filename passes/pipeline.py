@@ -1,6 +1,6 @@
 """The pipeline: analyse a graph, choose a partition, then rewrite; verify after each rewrite.
 
-    hoist_saved -> hoist_reductions -> find_saved_values -> build_step -> choose_offloads
+    hoist_saved -> hoist_reductions -> find_saved_values -> build_step -> choose_transfers
         -> insert_transfers -> find_op_positions -> build_graph_model
 
 `transform_graph` is the only place that puts passes in order; the passes do not know each other.

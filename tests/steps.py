@@ -10,6 +10,8 @@ from hypothesis import strategies as st
 
 from fxoffload.planner.link import Link
 from fxoffload.planner.plan import Plan, SavedValue
+from fxoffload.planner.plan_writer import write_plan
+from fxoffload.planner.selection import choose_transfers
 from fxoffload.planner.simulation import Residence, Step, find_lower_bound, simulate
 
 DrawInt = Callable[[int, int], int]
@@ -147,3 +149,9 @@ def random_steps(draw: st.DrawFn) -> Step:
 def random_links(draw: st.DrawFn) -> Mapping[str, Link]:
     """`draw_links` under hypothesis."""
     return draw_links(lambda low, high: draw(st.integers(low, high)), compute=True)
+
+
+def choose_plan(step: Step, links: Mapping[str, Link], **options: Any) -> Plan:
+    """What choose_transfers chooses, as a plan."""
+    choice = choose_transfers(step, links, **options)
+    return write_plan(step, choice, budget_bytes=options.get("budget_bytes"))

@@ -5,49 +5,20 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from steps import make_step, make_value
+from programs import MODEL, MODELS, UNMEASURED, make_program, parse_program
 
 from fxoffload.errors import BudgetError
 from fxoffload.ops import OpEvent
-from fxoffload.planner.graph_model import GraphModel, build_graph_model
+from fxoffload.planner.joining import join_step
 from fxoffload.planner.link import Link
 from fxoffload.planner.plan import KEPT
-from fxoffload.planner.program import (
-    _write_schedule,
-    describe_half,
-    join_step,
-    make_schedule,
-)
+from fxoffload.planner.program import _write_schedule, make_schedule
 from fxoffload.planner.selection import choose_transfers
-from fxoffload.planner.simulation import Residence, Transfer
-from fxoffload.schedule import Half, HalfMeasurement, Program, Schedule
+from fxoffload.planner.simulation import Transfer
+from fxoffload.schedule import Half, HalfMeasurement, Schedule
 
 FAST = {"nvme": Link(1e6, 1e6, 0.0)}
 SLOW = {"nvme": Link(25.0, 25.0, 0.0)}  # 100 bytes take four nodes.
-UNMEASURED = HalfMeasurement({})
-
-
-def make_model() -> GraphModel:
-    """Two values of 100 bytes, a needed first and last; 10 nodes of a second each way."""
-    values = [
-        make_value("a", born=1, last_use=3, first_use=6, freed=7),
-        make_value("b", born=4, last_use=5, first_use=2, freed=3),
-    ]
-    step = make_step(values, fixed=[Residence("scratch", 7, 2, 2)])
-    forward = [(("offload", "a"), 2), (("release", "a"), 4), (("offload", "b"), 5)]
-    forward += [(("release", "b"), 6)]
-    backward = [(("prefetch", "b"), 2), (("wait", "b"), 2), (("prefetch", "a"), 6)]
-    backward += [(("wait", "a"), 6)]
-    return build_graph_model(step, forward, backward)
-
-
-MODEL = make_model()
-MODELS = {"block": MODEL}
-
-
-def make_program(calls: int) -> Program:
-    forwards = tuple(Half("block", call, True) for call in range(calls))
-    return forwards + tuple(Half("block", call, False) for call in reversed(range(calls)))
 
 
 def schedule(
@@ -59,80 +30,6 @@ def schedule(
     program = make_program(calls)
     records = measured or [UNMEASURED] * len(program)
     return make_schedule(program, MODELS, records, links, budget_bytes=budget_bytes)
-
-
-def test_calls_follow_each_other() -> None:
-    program = make_program(2)
-    joined = join_step(program, MODELS, [UNMEASURED] * 4)
-    step, length = joined.step, len(MODEL.forward.seconds)
-    assert step.forward_length == 2 * length
-    assert step.seconds == 2 * MODEL.forward.seconds + 2 * MODEL.backward.seconds
-    assert joined.values == {
-        f"{call}/{name}": (call, name) for call in range(2) for name in ("a", "b")
-    }
-    found = {value.name: value for value in step.values}
-    assert found["1/a"].born == length + found["0/a"].born
-    # The backward of the last call comes first.
-    backward_length = len(MODEL.backward.seconds)
-    assert found["0/b"].first_use == backward_length + found["1/b"].first_use
-    positions = [op.position for op in joined.ops]
-    assert positions == sorted(positions)
-    assert step.stops == tuple(sorted(set(positions)))
-
-
-def test_seconds_are_those_of_the_clocks() -> None:
-    """Between two ops; what was not seen is as modelled."""
-    clocks: dict[OpEvent, float] = {("offload", "a"): 0.0, ("release", "a"): 8.0}
-    record = HalfMeasurement({**clocks, ("release", "b"): 8.5})
-    joined = join_step(make_program(1), MODELS, [record, UNMEASURED])
-    (a, first), (b, second) = MODEL.forward.ops[:2]
-    assert (a, b) == (("offload", "a"), ("release", "a"))
-    assert sum(joined.step.seconds[first:second]) == pytest.approx(8.0)
-    last = MODEL.forward.ops[-1][1]
-    assert sum(joined.step.seconds[second:last]) == pytest.approx(0.5)
-    assert joined.step.seconds[:first] == MODEL.forward.seconds[:first]
-
-
-def test_what_runs_between_graphs_takes_its_time() -> None:
-    head = sum(MODEL.backward.seconds[: MODEL.backward.ops[0][1]])
-    tail = sum(MODEL.forward.seconds[MODEL.forward.ops[-1][1] :])
-    record = HalfMeasurement({}, gap_seconds=head + tail + 30.0)
-    joined = join_step(make_program(1), MODELS, [UNMEASURED, record])
-    assert sum(joined.step.seconds) == pytest.approx(20.0 + 30.0)
-    shorter = replace(record, gap_seconds=1.0)
-    joined = join_step(make_program(1), MODELS, [UNMEASURED, shorter])
-    assert sum(joined.step.seconds) == pytest.approx(20.0)
-
-
-def test_what_is_held_beside_our_values() -> None:
-    """By what was seen at the first op of each half, and between the ops."""
-    plain = join_step(make_program(1), MODELS, [UNMEASURED] * 2).step.fixed_bytes
-    first = HalfMeasurement({}, held_bytes=1000)
-    later = HalfMeasurement({}, held_bytes=1300)
-    length = len(MODEL.forward.seconds)
-    found = join_step(make_program(1), MODELS, [first, later]).step.fixed_bytes
-    # Nothing but `a` has been born at the first op, and that is a value of ours.
-    assert found[:length] == plain[:length]
-    assert found[length:] == tuple(nbytes + 300 + 100 for nbytes in plain[length:])
-    event, begin = MODEL.backward.ops[1]
-    end = MODEL.backward.ops[2][1]
-    seen = replace(later, peak_bytes={event: 5000}, gap_bytes=4000)
-    found = join_step(make_program(1), MODELS, [first, seen]).step.fixed_bytes[length:]
-    assert found[begin:end] == (5000 - 900,) * (end - begin)
-    assert found[0] == 4000 - 900
-    assert found[end:] == tuple(nbytes + 400 for nbytes in plain[length + end :])
-
-
-def test_what_was_born_before_its_op_is_ours() -> None:
-    """Between the release of a and the offload of b, b is born."""
-    event, begin = MODEL.forward.ops[1]
-    end = MODEL.forward.ops[2][1]
-    first = HalfMeasurement({}, held_bytes=0, peak_bytes={event: 5000})
-    found = join_step(make_program(1), MODELS, [first, UNMEASURED]).step.fixed_bytes
-    base = join_step(make_program(1), MODELS, [replace(first, peak_bytes={}), UNMEASURED])
-    assert event == ("release", "a")
-    assert found[begin:end] == (5000 + 100 - 100,) * (end - begin)
-    assert found[:begin] == base.step.fixed_bytes[:begin]
 
 
 def test_a_budget_that_fits_keeps_all() -> None:
@@ -244,29 +141,6 @@ def test_reads_start_in_other_calls() -> None:
     assert early
 
 
-def parse_program(halves: str) -> Program:
-    """Such as F0 F1 B0 B1."""
-    return tuple(Half("block", int(half[1:]), half[0] == "F") for half in halves.split())
-
-
-@pytest.mark.parametrize(
-    ("halves", "lengths"),
-    [
-        ("F0 F1 B1 B0", [(2, 2)]),
-        ("F0 F1 B0 B1", [(2, 2)]),
-        ("F0 F1 B0 F2 B1 B2", [(2, 1), (1, 2)]),
-        ("F0 B0 F1 B1", [(1, 1), (1, 1)]),
-    ],
-)
-def test_phases(halves: str, lengths: list[tuple[int, int]]) -> None:
-    program = parse_program(halves)
-    step = join_step(program, MODELS, [UNMEASURED] * len(program)).step
-    forward, backward = len(MODEL.forward.seconds), len(MODEL.backward.seconds)
-    found = [(each.turn - each.start, each.end - each.turn) for each in step.phases]
-    assert found == [(f * forward, b * backward) for f, b in lengths]
-    assert step.phases[-1].end == len(step.seconds)
-
-
 def test_a_call_without_a_backward_lives_to_the_end() -> None:
     joined = join_step(parse_program("F0 F1 B1"), MODELS, [UNMEASURED] * 3)
     step = joined.step
@@ -313,7 +187,3 @@ def test_a_budget_error_speaks_of_calls() -> None:
         schedule(3, 300, measured=measured)
     assert caught.value.lowest_peak_bytes > 900
     assert schedule(3, caught.value.lowest_peak_bytes, measured=measured).peak_bytes > 900
-
-
-def test_halves_have_names() -> None:
-    assert describe_half(Half("block", 2, False)) == "backward of call 2"

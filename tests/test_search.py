@@ -7,12 +7,11 @@ from types import MappingProxyType
 
 import milp
 import pytest
-from steps import EXACT, draw_instance, make_step, make_value, moved
+from steps import EXACT, choose_plan, draw_instance, make_step, make_value, moved
 
 from fxoffload.planner.link import Link
 from fxoffload.planner.plan import SavedValue
 from fxoffload.planner.search import Limits, Trial, choose_hidden, choose_to_fit
-from fxoffload.planner.selection import choose_offloads
 from fxoffload.planner.simulation import Residence, Simulation, Transfer, simulate
 
 
@@ -25,7 +24,7 @@ def test_two_small_values_move_rather_than_a_slow_large_one() -> None:
     ]
     step = make_step(values, fixed=[Residence("t", 20, 10, 11)])
     link = Link(10.0, 1e9, 0.0)
-    plan = choose_offloads(step, {"nvme": link}, budget_bytes=345, **EXACT)
+    plan = choose_plan(step, {"nvme": link}, budget_bytes=345, **EXACT)
     assert moved(plan) == {"p", "q"}
     assert plan.exposed_seconds == 0.0
 
@@ -33,7 +32,7 @@ def test_two_small_values_move_rather_than_a_slow_large_one() -> None:
 def test_without_budget_a_full_link_takes_no_more() -> None:
     """Reads of 3 seconds each, wanted at 18; the first may start at 10, 8 seconds earlier."""
     step = make_step([make_value(f"v{index}", nbytes=300) for index in range(4)])
-    plan = choose_offloads(step, {"nvme": Link(1e9, 100, 0.0)}, **EXACT)
+    plan = choose_plan(step, {"nvme": Link(1e9, 100, 0.0)}, **EXACT)
     assert len(moved(plan)) == 2
     assert plan.exposed_seconds == 0.0
 
@@ -41,7 +40,7 @@ def test_without_budget_a_full_link_takes_no_more() -> None:
 def test_without_budget_what_hides_behind_a_value_that_does_not_still_moves() -> None:
     """The first in order does not hide; the search goes on behind it."""
     values = [make_value("large", nbytes=2000, last_use=1), make_value("small", born=1, nbytes=10)]
-    plan = choose_offloads(make_step(values), {"nvme": Link(1e9, 100, 0.0)})
+    plan = choose_plan(make_step(values), {"nvme": Link(1e9, 100, 0.0)})
     assert moved(plan) == {"small"}
 
 
@@ -59,7 +58,7 @@ def test_plan_is_within_five_percent_of_the_optimum(seeds: Iterable[int]) -> Non
         best = simulate(step, optimum.transfers, {"nvme": link})
         assert best.step_seconds == pytest.approx(optimum.step_seconds, abs=1e-4)
         assert best.peak_bytes <= budget_bytes
-        plan = choose_offloads(step, {"nvme": link}, budget_bytes=budget_bytes, **EXACT)
+        plan = choose_plan(step, {"nvme": link}, budget_bytes=budget_bytes, **EXACT)
         assert plan.peak_bytes <= budget_bytes
         assert plan.step_seconds > optimum.bound_seconds - 1e-4, "no plan beats the optimum"
         assert plan.step_seconds <= 1.05 * optimum.bound_seconds, seed

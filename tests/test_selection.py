@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from steps import (
     EXACT,
+    choose_plan,
     draw_instance,
     make_link,
     make_step,
@@ -25,7 +26,6 @@ from fxoffload.errors import BudgetError
 from fxoffload.planner import selection
 from fxoffload.planner.link import Link
 from fxoffload.planner.plan import KEPT, Keep, Offload, Plan
-from fxoffload.planner.selection import choose_offloads
 from fxoffload.planner.simulation import Residence, Step, Transfer, find_lower_bound, simulate
 
 FAST = {"nvme": Link(1e12, 1e12, 0.0)}
@@ -54,7 +54,7 @@ def read_transfers(step: Step, plan: Plan) -> dict[str, Transfer]:
 
 def test_ample_budget_moves_nothing() -> None:
     step = make_step([make_value("a"), make_value("b", born=2, last_use=3)])
-    plan = choose_offloads(step, FAST, budget_bytes=200)
+    plan = choose_plan(step, FAST, budget_bytes=200)
     assert moved(plan) == set()
     assert reasons(plan) == dict.fromkeys("ab", "fits the budget where it is")
     assert "is met with nothing moved" in str(plan)
@@ -62,7 +62,7 @@ def test_ample_budget_moves_nothing() -> None:
 
 def test_budget_for_exactly_one_of_two_keeps_exactly_one() -> None:
     step = make_step([make_value("a"), make_value("b", born=3, last_use=4, first_use=3, freed=4)])
-    plan = choose_offloads(step, FAST, budget_bytes=199)
+    plan = choose_plan(step, FAST, budget_bytes=199)
     assert len(moved(plan)) == 1
     assert plan.peak_bytes == 100
     assert plan.unmoved_peak_bytes == 200
@@ -72,7 +72,7 @@ def test_of_two_that_fit_the_faster_moves() -> None:
     """Either of the two makes room; only a has the time to travel."""
     values = [make_value("a"), make_value("b", born=7, last_use=8, first_use=1, freed=2)]
     step = make_step(values, fixed=[Residence("t", 50, 10, 10)])
-    plan = choose_offloads(step, {"nvme": make_link(3.0, 3.0)}, budget_bytes=200)
+    plan = choose_plan(step, {"nvme": make_link(3.0, 3.0)}, budget_bytes=200)
     assert moved(plan) == {"a"}
     assert plan.exposed_seconds == 0.0
 
@@ -81,7 +81,7 @@ def test_of_two_that_are_as_fast_the_smaller_moves() -> None:
     """Fewest bytes written: 60 are enough, although 100 promise more."""
     values = [make_value("large"), make_value("small", nbytes=60)]
     step = make_step(values, fixed=[Residence("t", 50, 10, 10)])
-    plan = choose_offloads(step, FAST, budget_bytes=160)
+    plan = choose_plan(step, FAST, budget_bytes=160)
     assert moved(plan) == {"small"}
 
 
@@ -89,11 +89,11 @@ def test_budget_that_cannot_be_met_is_an_error_that_says_what_can() -> None:
     values = [make_value("a"), make_value("b", refusal="mutated in the forward")]
     step = make_step(values, fixed=[Residence("t", 7, 1, 1)])
     with pytest.raises(BudgetError, match=r"memory_budget=206 .* cannot be met: .* at f1, where "):
-        choose_offloads(step, FAST, budget_bytes=206)
+        choose_plan(step, FAST, budget_bytes=206)
     with pytest.raises(BudgetError) as caught:
-        choose_offloads(step, FAST, budget_bytes=50)
+        choose_plan(step, FAST, budget_bytes=50)
     assert caught.value.lowest_peak_bytes == 207 == find_lower_bound(step)
-    assert choose_offloads(step, FAST, budget_bytes=207).peak_bytes <= 207
+    assert choose_plan(step, FAST, budget_bytes=207).peak_bytes <= 207
 
 
 # --- what the program says ---------------------------------------------------------------------
@@ -104,7 +104,7 @@ def test_what_must_move_moves_whatever_it_costs(budget: Any) -> None:
     """More than twice the step; without a mark nothing would move but by "min"."""
     values = [make_value("must", must_move=True), make_value("b"), make_value("c", nbytes=50)]
     links = {"nvme": make_link(1.0, 1.0, compute=25.0)}
-    plan = choose_offloads(make_step(values), links, budget_bytes=budget)
+    plan = choose_plan(make_step(values), links, budget_bytes=budget)
     assert moved(plan) == ({"must", "b", "c"} if budget == "min" else {"must"})
     assert plan.contended_seconds >= 50.0
     assert plan.unmoved_peak_bytes == 250
@@ -117,13 +117,13 @@ def test_a_budget_is_met_by_what_must_move_and_others() -> None:
         make_value("c", born=5, last_use=6, first_use=2, freed=3),
     ]
     step = make_step(values, fixed=[Residence("peak", 10, 10, 10)])
-    assert moved(choose_offloads(step, FAST, budget_bytes=210)) == {"must"}
-    assert len(moved(choose_offloads(step, FAST, budget_bytes=209)) - {"must"}) == 1
+    assert moved(choose_plan(step, FAST, budget_bytes=210)) == {"must"}
+    assert len(moved(choose_plan(step, FAST, budget_bytes=209)) - {"must"}) == 1
 
 
 def test_what_must_move_does_not_stop_others_that_hide() -> None:
     must = make_value("must", first_use=0, freed=1, must_move=True)
-    plan = choose_offloads(make_step([must, make_value("b")]), {"nvme": make_link(0.1, 3.0)})
+    plan = choose_plan(make_step([must, make_value("b")]), {"nvme": make_link(0.1, 3.0)})
     assert plan.exposed_seconds > 0.0
     assert moved(plan) == {"must", "b"}
 
@@ -136,9 +136,9 @@ def test_an_error_says_what_the_program_keeps() -> None:
     ]
     step = make_step(values, fixed=[Residence("peak", 9 * 2**20, 17, 17)])
     with pytest.raises(BudgetError, match=r", 4\.0 MiB of it kept by the program \(fxoffload"):
-        choose_offloads(step, FAST, budget_bytes=2**20)
+        choose_plan(step, FAST, budget_bytes=2**20)
     with pytest.raises(BudgetError) as caught:
-        choose_offloads(make_step([make_value("a", refusal="early")]), FAST, budget_bytes=1)
+        choose_plan(make_step([make_value("a", refusal="early")]), FAST, budget_bytes=1)
     assert "kept by the program" not in str(caught.value)
 
 
@@ -150,7 +150,7 @@ def test_all_that_must_move_moves(
     values = [replace(value, must_move=random.random() < 0.5) for value in step.values]
     step = replace(step, values=tuple(values))
     budget = find_lower_bound(step) if budget == "low" else budget
-    plan = choose_offloads(step, links, budget_bytes=budget)
+    plan = choose_plan(step, links, budget_bytes=budget)
     assert moved(plan) >= {v.name for v in values if v.must_move and v.refusal is None}
     assert plan.unmoved_peak_bytes == simulate(step, {}, links).peak_bytes
 
@@ -164,14 +164,14 @@ def test_what_is_held_at_the_end_of_the_forward_is_limited(budget_bytes: int | N
     step = make_step([make_value("a"), make_value("b"), make_value("c", refusal="stays")])
     slow = {"nvme": make_link(write=100, read=100)}
     options: dict[str, Any] = {"budget_bytes": budget_bytes, **EXACT}
-    free = choose_offloads(step, slow, **options)
+    free = choose_plan(step, slow, **options)
     assert (moved(free), free.held_bytes, free.unmoved_held_bytes) == (set(), 300, 300)
-    plan = choose_offloads(step, slow, held_bytes=200, **options)
+    plan = choose_plan(step, slow, held_bytes=200, **options)
     assert len(moved(plan)) == 1
     assert plan.held_bytes == 200
     assert plan.exposed_seconds > 0.0
     with pytest.raises(BudgetError):
-        choose_offloads(step, slow, held_bytes=99, **options)
+        choose_plan(step, slow, held_bytes=99, **options)
 
 
 def test_min_moves_everything_that_may_move() -> None:
@@ -180,7 +180,7 @@ def test_min_moves_everything_that_may_move() -> None:
         make_value("late", last_use=8, first_use=0, freed=1),
         make_value("fixed", refusal="state of a random number generator"),
     ]
-    plan = choose_offloads(make_step(values), {"nvme": Link(1, 1, 10.0)}, budget_bytes="min")
+    plan = choose_plan(make_step(values), {"nvme": Link(1, 1, 10.0)}, budget_bytes="min")
     assert moved(plan) == {"a", "late"}
     assert reasons(plan) == {"fixed": "state of a random number generator"}
     assert plan.budget_bytes is None
@@ -190,19 +190,19 @@ def test_min_moves_everything_that_may_move() -> None:
 def test_without_budget_transfers_take_next_to_nothing_from_compute() -> None:
     step = make_step([make_value(name) for name in "abcdefgh"])
     free, dear = Link(1e6, 1e6, 0.0), Link(1e6, 1e6, 0.0, 6e-4)
-    assert moved(choose_offloads(step, {"nvme": free})) == set("abcdefgh")
-    plan = choose_offloads(step, {"nvme": dear})
+    assert moved(choose_plan(step, {"nvme": free})) == set("abcdefgh")
+    plan = choose_plan(step, {"nvme": dear})
     assert 0 < len(moved(plan)) < 8
     assert plan.exposed_seconds == 0.0
     assert 0.0 < plan.contended_seconds <= selection.HIDDEN_SHARE * plan.compute_seconds
     assert set(reasons(plan).values()) == {"moving it would cost step time"}
     # Who asks for less memory pays with time.
-    assert moved(choose_offloads(step, {"nvme": dear}, budget_bytes="min")) == set("abcdefgh")
+    assert moved(choose_plan(step, {"nvme": dear}, budget_bytes="min")) == set("abcdefgh")
 
 
 def test_without_budget_a_value_reused_too_soon_stays() -> None:
     step = make_step([make_value("a"), make_value("late", last_use=8, first_use=0)])
-    plan = choose_offloads(step, {"nvme": Link(100, 100, 0.25)})
+    plan = choose_plan(step, {"nvme": Link(100, 100, 0.25)})
     assert moved(plan) == {"a"}
     assert reasons(plan) == {"late": "moving it would cost step time"}
 
@@ -210,44 +210,23 @@ def test_without_budget_a_value_reused_too_soon_stays() -> None:
 # --- places and tiers ---------------------------------------------------------------------------
 
 
-def test_plan_names_the_nodes_of_its_transfers() -> None:
-    """A write of 3.5 seconds, asked for at 1; a read of 3.5, wanted at 18."""
-    step = make_step([make_value("a")])
-    plan = choose_offloads(step, {"nvme": make_link(3.5, 3.5)}, **EXACT)
-    assert plan.decisions == (Offload("nvme", "", "b4"),)
-
-
 def test_release_at_the_end_blocks_only_where_the_room_is_needed() -> None:
     """The write ends at 13, in the backward, where only 40 of 100 bytes are left at 11."""
     step = make_step([make_value("a")], fixed=[Residence("t", 60, 11, 11)])
     links = {"nvme": make_link(12.0, 0.1)}
-    plan = choose_offloads(step, links, budget_bytes=100, **EXACT)
+    plan = choose_plan(step, links, budget_bytes=100, **EXACT)
     assert plan.decisions == (Offload("nvme", "f9", "b7"),)
     assert plan.exposed_seconds == 4.0
     step = make_step([make_value("a")])
-    plan = choose_offloads(step, links, **EXACT)
+    plan = choose_plan(step, links, **EXACT)
     assert plan.decisions == (Offload("nvme", "", "b7"),)
     assert plan.exposed_seconds == 0.0
-
-
-def test_plan_says_what_each_reason_costs_at_the_peak() -> None:
-    values = [
-        make_value("a", born=0, freed=9, refusal="returned"),
-        make_value("b", born=0, freed=9, refusal="returned"),
-        make_value("c", born=0, freed=9, refusal="small", nbytes=30),
-        make_value("caller", refusal="input that belongs to the caller", owned=False),
-        make_value("gone", born=0, last_use=1, first_use=0, freed=0, refusal="early"),
-    ]
-    step = make_step(values, fixed=[Residence("peak", 1000, 15, 15)])
-    plan = choose_offloads(step, FAST, budget_bytes="min")
-    assert plan.peak_bytes == 1230
-    assert plan.kept_at_peak == (("returned", 200), ("small", 30))
 
 
 def test_host_takes_what_is_reused_soonest() -> None:
     values = [make_value("long"), make_value("short", first_use=5), make_value("mid", first_use=6)]
     links = {**FAST, "host": FAST["nvme"]}
-    plan = choose_offloads(make_step(values), links, budget_bytes="min", host_bytes=200)
+    plan = choose_plan(make_step(values), links, budget_bytes="min", host_bytes=200)
     tiers = {value.name: decision.tier for value, decision in plan.offloads}
     assert tiers == {"short": "host", "mid": "host", "long": "nvme"}
 
@@ -256,7 +235,7 @@ def test_host_takes_what_is_reused_soonest() -> None:
     ("links", "host_bytes"), [(FAST, 10**6), ({**FAST, "host": FAST["nvme"]}, 99)]
 )
 def test_no_room_in_the_host_tier(links: dict[str, Link], host_bytes: int) -> None:
-    plan = choose_offloads(
+    plan = choose_plan(
         make_step([make_value("a")]), links, budget_bytes="min", host_bytes=host_bytes
     )
     assert [decision.tier for _, decision in plan.offloads] == ["nvme"]
@@ -278,7 +257,7 @@ def test_plan_properties(
     def choose() -> Plan | BudgetError:
         options: dict[str, Any] = {"budget_bytes": budget, "host_bytes": host_bytes}
         try:
-            return choose_offloads(step, dict(links), **options)
+            return choose_plan(step, dict(links), **options)
         except BudgetError as error:
             return error
 
@@ -318,7 +297,7 @@ def test_plans_with_reserve_keep_the_budget_too() -> None:
     """With the default margin and utilisation, run over the links as they are."""
     for seed in range(200):
         step, link, budget_bytes = draw_instance(seed)
-        plan = choose_offloads(step, {"nvme": link}, budget_bytes=budget_bytes)
+        plan = choose_plan(step, {"nvme": link}, budget_bytes=budget_bytes)
         result = simulate(step, read_transfers(step, plan), {"nvme": link})
         assert result.peak_bytes <= budget_bytes
         assert result.step_seconds <= plan.step_seconds + 1e-9
@@ -349,6 +328,6 @@ def test_search_is_bounded(monkeypatch: pytest.MonkeyPatch, budget_share: float 
         return simulate(step, *args, **kwargs)
 
     monkeypatch.setattr(selection, "simulate", count)
-    plan = choose_offloads(step, links, budget_bytes=budget)
+    plan = choose_plan(step, links, budget_bytes=budget)
     assert plan.offloads
     assert visits <= selection.MAX_NODE_VISITS + 60 * len(step.seconds)

@@ -4,5 +4,11 @@ plan            what is known of each saved value, and what is decided about it
 link            seconds of a transfer
 simulation      what a step takes and holds, when transfers stand where they stand
 placement       where the transfers of a set of values stand
+walks           what placement carries along
+search          which set of values, of those that are tried
 selection       which values move
+plan_writer     a choice as the plan of a graph
+graph_model     what a schedule needs to know of a graph
+joining         the calls of a step as one step
+program         the schedule of a step
 """

@@ -24,6 +24,18 @@ class Trial:
 
 
 @dataclass(frozen=True, slots=True)
+class Choice:
+    """The best set of moved values that was found.
+
+    best: placed and simulated; unmoved: the same of no values. reason: why the others are kept.
+    """
+
+    best: Trial
+    unmoved: Trial
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class Limits:
     """Bytes that may be on the device: at any moment, and when the forward ends. None: any."""
 

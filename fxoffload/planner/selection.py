@@ -9,17 +9,16 @@ Every candidate set of moved values is placed and simulated; the result is the b
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import Literal
 
 from fxoffload.errors import BudgetError
 from fxoffload.planner.link import Link
 from fxoffload.planner.placement import MARGIN, place_transfers
-from fxoffload.planner.plan import KEPT, Decision, Keep, Offload, Plan, SavedValue, Tier
-from fxoffload.planner.search import Limits, Trial, choose_hidden, choose_to_fit
+from fxoffload.planner.plan import SavedValue, Tier
+from fxoffload.planner.plan_writer import describe_kept
+from fxoffload.planner.search import Choice, Limits, Trial, choose_hidden, choose_to_fit
 from fxoffload.planner.simulation import (
     Simulation,
     Step,
@@ -37,43 +36,6 @@ HIDDEN_SHARE = 0.02
 # through, large ones get thirty trials.
 MAX_NODE_VISITS = 150_000
 _MIB = 2**20
-
-
-@dataclass(frozen=True, slots=True)
-class Choice:
-    """The best set of moved values that was found.
-
-    best: placed and simulated; unmoved: the same of no values. reason: why the others are kept.
-    """
-
-    best: Trial
-    unmoved: Trial
-    reason: str
-
-
-def choose_offloads(
-    step: Step,
-    links: Mapping[str, Link],
-    *,
-    budget_bytes: int | Literal["min"] | None = None,
-    held_bytes: int | None = None,
-    host_bytes: int = 0,
-    max_inflight_bytes: int = 2**62,
-    utilisation: float = LINK_UTILISATION,
-    margin: float = MARGIN,
-) -> Plan:
-    """A plan for the values of `step`; see choose_transfers."""
-    choice = choose_transfers(
-        step,
-        links,
-        budget_bytes=budget_bytes,
-        held_bytes=held_bytes,
-        host_bytes=host_bytes,
-        max_inflight_bytes=max_inflight_bytes,
-        utilisation=utilisation,
-        margin=margin,
-    )
-    return _make_plan(step, choice.best, choice.unmoved, budget_bytes, choice.reason)
 
 
 def choose_transfers(
@@ -158,7 +120,7 @@ def evaluate_transfers(
     max_inflight_bytes: int = 2**62,
     utilisation: float = LINK_UTILISATION,
 ) -> Simulation:
-    """What choose_offloads predicts of `transfers`."""
+    """What choose_transfers predicts of `transfers`."""
     used = _derate(links, utilisation)
     return simulate(step, transfers, used, max_inflight_bytes=max_inflight_bytes)
 
@@ -197,61 +159,6 @@ def _assign_tiers(
         else:
             tiers[value.name] = "nvme"
     return tiers
-
-
-def _make_plan(
-    step: Step,
-    best: Trial,
-    unmoved: Trial,
-    budget_bytes: int | Literal["min"] | None,
-    reason: str,
-) -> Plan:
-    decisions: list[Decision] = []
-    for value in step.values:
-        transfer = best.transfers.get(value.name)
-        if transfer is None:
-            decisions.append(Keep(value.refusal or reason))
-            continue
-        release = transfer.release
-        decisions.append(
-            Offload(
-                transfer.tier,
-                released_before="" if release is None else step.names[release],
-                prefetched_before=step.names[transfer.prefetch],
-            )
-        )
-    return Plan(
-        values=step.values,
-        decisions=tuple(decisions),
-        peak_bytes=best.simulation.peak_bytes,
-        unmoved_peak_bytes=unmoved.simulation.peak_bytes,
-        budget_bytes=budget_bytes if isinstance(budget_bytes, int) else None,
-        step_seconds=best.simulation.step_seconds,
-        exposed_seconds=best.simulation.exposed_seconds,
-        contended_seconds=best.simulation.contended_seconds,
-        held_bytes=best.held_bytes,
-        unmoved_held_bytes=unmoved.held_bytes,
-        kept_at_peak=_find_kept(step, decisions, best.simulation.peak_position),
-    )
-
-
-def _find_kept(
-    step: Step, decisions: Sequence[Decision], position: int
-) -> tuple[tuple[str, int], ...]:
-    """Bytes that are kept at `position`, by reason, largest first."""
-    kept: Counter[str] = Counter()
-    for value, decision in zip(step.values, decisions, strict=True):
-        lives = value.counts and value.born <= position <= step.freed(value)
-        if isinstance(decision, Keep) and lives:
-            kept[decision.reason] += value.kept_bytes
-    return tuple(kept.most_common())
-
-
-def describe_kept(step: Step, simulation: Simulation) -> str:
-    """For messages: what the program itself keeps at the peak, beginning with a comma; else ""."""
-    kept = [Keep(value.refusal or "") for value in step.values]
-    nbytes = dict(_find_kept(step, kept, simulation.peak_position)).get(KEPT, 0)
-    return f", {nbytes / _MIB:.1f} MiB of it {KEPT} (fxoffload.keep, keeping)" if nbytes else ""
 
 
 def _make_budget_error(step: Step, limits: Limits, lowest: Trial) -> BudgetError:

@@ -2,5 +2,6 @@
 
 live_bytes   what a device holds
 calls        one step: its calls, when their ops ran, which schedule each call follows
+comparison   what steps have in common, and whether they have changed
 book         the programs of this process: what was measured, and the schedule of each
 """

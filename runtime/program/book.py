@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import logging
-import statistics
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
 
 from fxoffload.errors import BudgetError
-from fxoffload.ops import OpEvent
 from fxoffload.runtime.program.calls import Call, StepRun
+from fxoffload.runtime.program.comparison import (
+    differ,
+    differ_in_base,
+    differ_in_flows,
+    find_medians,
+    find_typical_flows,
+)
 from fxoffload.schedule import (
-    LEAST_FLOW_BYTES,
-    Flow,
     HalfMeasurement,
     Program,
     Schedule,
@@ -31,11 +34,6 @@ KEPT_STEPS = 5
 # A step is measured when its program has run no more often than this, and then each so many steps.
 FIRST_STEPS = 4
 MEASURED_EACH = 16
-# What must have changed for another schedule: seconds by a share, held bytes by one of the peak,
-# the speed of a tier by a factor.
-CHANGED_SECONDS = 0.2
-CHANGED_BYTES = 0.02
-CHANGED_SPEED = 1.5
 # Measured steps whose transfers tell the speed of a tier: the one in the middle counts.
 KEPT_FLOWS = 3
 # Exposed seconds beyond the scheduled ones, as a share of the step: more of them is measured.
@@ -124,9 +122,8 @@ class ProgramBook:
         schedule = learned.schedule
         if schedule is not None:
             most = schedule.exposed_seconds + UNFORESEEN_WAIT * schedule.step_seconds
-            learned.doubts = step.exposed_seconds > most or _differ_in_base(
-                learned, step.base_bytes
-            )
+            learned.doubts = step.exposed_seconds > most
+            learned.doubts |= differ_in_base(learned.assumed, step.base_bytes, schedule)
         if not step.measures:
             return
         if learned.steps == 2:
@@ -135,15 +132,11 @@ class ProgramBook:
         latest = step.measure()
         learned.records.append(latest.halves)
         learned.flows.append(latest.flows)
-        halves = _find_medians(program, learned.records)
-        measured = StepMeasurement(halves, _find_typical_flows(learned.flows), latest.base_bytes)
+        halves = find_medians(program, learned.records)
+        measured = StepMeasurement(halves, find_typical_flows(learned.flows), latest.base_bytes)
         if learned.assumed is not None:
-            learned.doubts |= _differ_in_flows(learned.assumed.flows, latest.flows)
-        if (
-            learned.assumed is not None
-            and not _differ(learned.assumed, measured, learned.schedule)
-            and not _differ_in_base(learned, measured.base_bytes)
-        ):
+            learned.doubts |= differ_in_flows(learned.assumed.flows, latest.flows)
+        if learned.assumed is not None and not differ(learned.assumed, measured, schedule):
             return
         learned.assumed, learned.doubts = measured, False
         try:
@@ -207,101 +200,3 @@ class Programs:
                 book.step.stop()
         self._graphs.clear()
         self._books.clear()
-
-
-def _find_medians(
-    program: Program, records: Sequence[Sequence[HalfMeasurement]]
-) -> list[HalfMeasurement]:
-    return [_find_median([record[index] for record in records]) for index in range(len(program))]
-
-
-def _find_median(records: Sequence[HalfMeasurement]) -> HalfMeasurement:
-    return HalfMeasurement(
-        clocks=_find_medians_by_op([record.clocks for record in records]),
-        gap_seconds=statistics.median(record.gap_seconds for record in records),
-        held_bytes=_find_median_bytes(record.held_bytes for record in records),
-        # A sampler may miss a short peak, and never sees one that is not there.
-        gap_bytes=max((r.gap_bytes for r in records if r.gap_bytes is not None), default=None),
-        peak_bytes={
-            event: max(record.peak_bytes.get(event, nbytes) for record in records)
-            for each in records
-            for event, nbytes in each.peak_bytes.items()
-        },
-    )
-
-
-def _find_medians_by_op(records: Sequence[Mapping[OpEvent, float]]) -> dict[OpEvent, float]:
-    events = dict.fromkeys(event for record in records for event in record)
-    return {
-        event: statistics.median(record[event] for record in records if event in record)
-        for event in events
-    }
-
-
-def _find_median_bytes(found: Iterable[int | None]) -> int | None:
-    known = [nbytes for nbytes in found if nbytes is not None]
-    return int(statistics.median(known)) if known else None
-
-
-def _differ(
-    assumed: StepMeasurement,
-    measured: StepMeasurement,
-    schedule: Schedule | None,
-) -> bool:
-    """Whether a schedule made by `measured` would be another one than that made by `assumed`."""
-    before, after = _add_seconds(assumed.halves), _add_seconds(measured.halves)
-    if abs(after - before) > CHANGED_SECONDS * before:
-        return True
-    if _differ_in_flows(assumed.flows, measured.flows):
-        return True
-    if schedule is None:
-        return False
-    limit = CHANGED_BYTES * schedule.peak_bytes
-    return any(
-        abs((new.held_bytes or 0) - (old.held_bytes or 0)) > limit
-        or (new.gap_bytes or 0) - (old.gap_bytes or 0) > limit
-        for old, new in zip(assumed.halves, measured.halves, strict=True)
-    )
-
-
-def _differ_in_base(learned: Learned, base_bytes: int | None) -> bool:
-    """Whether what is on the device before a step is other than assumed."""
-    if learned.assumed is None or learned.schedule is None:
-        return False
-    change = abs((base_bytes or 0) - (learned.assumed.base_bytes or 0))
-    return change > CHANGED_BYTES * learned.schedule.peak_bytes
-
-
-def _differ_in_flows(then: Mapping[str, TierFlow], now: Mapping[str, TierFlow]) -> bool:
-    """Whether a tier that moved something both times had another speed."""
-    pairs = [
-        (before, after)
-        for tier in then.keys() & now.keys()
-        for before, after in (
-            (then[tier].write, now[tier].write),
-            (then[tier].read, now[tier].read),
-        )
-    ]
-    factors = [after.speed / before.speed for before, after in pairs if before.speed * after.speed]
-    return any(not 1.0 / CHANGED_SPEED < factor < CHANGED_SPEED for factor in factors)
-
-
-def _find_typical_flows(flows: Sequence[Mapping[str, TierFlow]]) -> dict[str, TierFlow]:
-    tiers = dict.fromkeys(tier for each in flows for tier in each)
-    return {
-        tier: TierFlow(
-            _find_typical([each[tier].write for each in flows if tier in each]),
-            _find_typical([each[tier].read for each in flows if tier in each]),
-        )
-        for tier in tiers
-    }
-
-
-def _find_typical(flows: Sequence[Flow]) -> Flow:
-    """The flow of middle speed, of those that moved enough to tell; the slower of two."""
-    known = sorted((f for f in flows if f.nbytes >= LEAST_FLOW_BYTES), key=lambda flow: flow.speed)
-    return known[(len(known) - 1) // 2] if known else Flow()
-
-
-def _add_seconds(records: Sequence[HalfMeasurement]) -> float:
-    return sum(record.gap_seconds + max(record.clocks.values(), default=0.0) for record in records)

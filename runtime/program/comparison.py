@@ -1,0 +1,130 @@
+"""Comparison: what several steps of a program have in common, and whether they have changed."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+
+from fxoffload.ops import OpEvent
+from fxoffload.schedule import (
+    LEAST_FLOW_BYTES,
+    Flow,
+    HalfMeasurement,
+    Program,
+    Schedule,
+    StepMeasurement,
+    TierFlow,
+)
+
+# What must have changed for another schedule: seconds by a share, held bytes by one of the peak,
+# the speed of a tier by a factor.
+CHANGED_SECONDS = 0.2
+CHANGED_BYTES = 0.02
+CHANGED_SPEED = 1.5
+
+
+def find_medians(
+    program: Program, records: Sequence[Sequence[HalfMeasurement]]
+) -> list[HalfMeasurement]:
+    """Of each half of `program`, over steps: medians, but the highest of bytes that were seen."""
+    return [_find_median([record[index] for record in records]) for index in range(len(program))]
+
+
+def _find_median(records: Sequence[HalfMeasurement]) -> HalfMeasurement:
+    return HalfMeasurement(
+        clocks=_find_medians_by_op([record.clocks for record in records]),
+        gap_seconds=statistics.median(record.gap_seconds for record in records),
+        held_bytes=_find_median_bytes(record.held_bytes for record in records),
+        # A sampler may miss a short peak, and never sees one that is not there.
+        gap_bytes=max((r.gap_bytes for r in records if r.gap_bytes is not None), default=None),
+        peak_bytes={
+            event: max(record.peak_bytes.get(event, nbytes) for record in records)
+            for each in records
+            for event, nbytes in each.peak_bytes.items()
+        },
+    )
+
+
+def _find_medians_by_op(records: Sequence[Mapping[OpEvent, float]]) -> dict[OpEvent, float]:
+    events = dict.fromkeys(event for record in records for event in record)
+    return {
+        event: statistics.median(record[event] for record in records if event in record)
+        for event in events
+    }
+
+
+def _find_median_bytes(found: Iterable[int | None]) -> int | None:
+    known = [nbytes for nbytes in found if nbytes is not None]
+    return int(statistics.median(known)) if known else None
+
+
+def differ(
+    assumed: StepMeasurement,
+    measured: StepMeasurement,
+    schedule: Schedule | None,
+) -> bool:
+    """Whether a schedule made by `measured` would be another one than that made by `assumed`."""
+    before, after = _add_seconds(assumed.halves), _add_seconds(measured.halves)
+    if abs(after - before) > CHANGED_SECONDS * before:
+        return True
+    if differ_in_flows(assumed.flows, measured.flows):
+        return True
+    if differ_in_base(assumed, measured.base_bytes, schedule):
+        return True
+    if schedule is None:
+        return False
+    limit = CHANGED_BYTES * schedule.peak_bytes
+    return any(
+        abs((new.held_bytes or 0) - (old.held_bytes or 0)) > limit
+        or (new.gap_bytes or 0) - (old.gap_bytes or 0) > limit
+        for old, new in zip(assumed.halves, measured.halves, strict=True)
+    )
+
+
+def differ_in_base(
+    assumed: StepMeasurement | None, base_bytes: int | None, schedule: Schedule | None
+) -> bool:
+    """Whether what is on the device before a step is other than assumed."""
+    if assumed is None or schedule is None:
+        return False
+    change = abs((base_bytes or 0) - (assumed.base_bytes or 0))
+    return change > CHANGED_BYTES * schedule.peak_bytes
+
+
+def differ_in_flows(then: Mapping[str, TierFlow], now: Mapping[str, TierFlow]) -> bool:
+    """Whether a tier that moved something both times had another speed."""
+    pairs = [
+        (before, after)
+        for tier in then.keys() & now.keys()
+        for before, after in (
+            (then[tier].write, now[tier].write),
+            (then[tier].read, now[tier].read),
+        )
+    ]
+    factors = [after.speed / before.speed for before, after in pairs if before.speed * after.speed]
+    return any(not 1.0 / CHANGED_SPEED < factor < CHANGED_SPEED for factor in factors)
+
+
+def find_typical_flows(flows: Sequence[Mapping[str, TierFlow]]) -> dict[str, TierFlow]:
+    """Of each tier and direction, the flow of middle speed among those that moved enough to tell.
+
+    flows: of steps, by tier.
+    """
+    tiers = dict.fromkeys(tier for each in flows for tier in each)
+    return {
+        tier: TierFlow(
+            _find_typical([each[tier].write for each in flows if tier in each]),
+            _find_typical([each[tier].read for each in flows if tier in each]),
+        )
+        for tier in tiers
+    }
+
+
+def _find_typical(flows: Sequence[Flow]) -> Flow:
+    """The flow of middle speed, of those that moved enough to tell; the slower of two."""
+    known = sorted((f for f in flows if f.nbytes >= LEAST_FLOW_BYTES), key=lambda flow: flow.speed)
+    return known[(len(known) - 1) // 2] if known else Flow()
+
+
+def _add_seconds(records: Sequence[HalfMeasurement]) -> float:
+    return sum(record.gap_seconds + max(record.clocks.values(), default=0.0) for record in records)

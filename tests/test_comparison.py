@@ -1,0 +1,92 @@
+"""What steps have in common, and what counts as a change."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from fxoffload.runtime.program.comparison import (
+    differ,
+    differ_in_base,
+    differ_in_flows,
+    find_medians,
+    find_typical_flows,
+)
+from fxoffload.schedule import (
+    LEAST_FLOW_BYTES,
+    Flow,
+    Half,
+    HalfMeasurement,
+    Schedule,
+    StepMeasurement,
+    TierFlow,
+)
+
+PROGRAM = (Half("a", 0, True),)
+SCHEDULE = Schedule(PROGRAM, (), 1000, 1000, 2000, 1.0, 0.0, 100, 0)
+EVENT = "offload", "x"
+HALF = HalfMeasurement({EVENT: 1.0}, 0.5, 100, 200, {EVENT: 300})
+
+
+def make_flow(speed: float, nbytes: int = LEAST_FLOW_BYTES) -> dict[str, TierFlow]:
+    flow = Flow(nbytes, nbytes / speed, 1)
+    return {"nvme": TierFlow(flow, flow)}
+
+
+def test_medians_of_times_and_highest_of_bytes() -> None:
+    others = [
+        HalfMeasurement({EVENT: 2.0}, 0.7, 110, None, {}),
+        HalfMeasurement({EVENT: 9.0, ("wait", "y"): 4.0}, 0.1, None, 900, {EVENT: 20}),
+    ]
+    (found,) = find_medians(PROGRAM, [[HALF], [others[0]], [others[1]]])
+    assert found.clocks == {EVENT: 2.0, ("wait", "y"): 4.0}
+    assert (found.gap_seconds, found.held_bytes) == (0.5, 105)
+    assert (found.gap_bytes, found.peak_bytes) == (900, {EVENT: 300})
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, False),
+        ({"clocks": {EVENT: 1.29}}, False),
+        ({"clocks": {EVENT: 1.31}}, True),
+        ({"gap_seconds": 0.81}, True),
+        ({"held_bytes": 119}, False),
+        ({"held_bytes": 121}, True),
+        ({"gap_bytes": 221}, True),
+        ({"gap_bytes": 0}, False),  # A sampler misses peaks.
+    ],
+)
+def test_what_counts_as_a_change(changes: dict[str, object], expected: bool) -> None:
+    """Seconds by a fifth of 1.5, bytes by 2 % of the peak of 1000."""
+    assumed = StepMeasurement([HALF], make_flow(1e9), 5000)
+    measured = replace(assumed, halves=[replace(HALF, **changes)])
+    assert differ(assumed, measured, SCHEDULE) is expected
+
+
+def test_what_was_on_the_device_counts_where_there_is_a_schedule() -> None:
+    assumed = StepMeasurement([HALF], {}, 5000)
+    assert not differ_in_base(assumed, 5020, SCHEDULE)
+    assert differ_in_base(assumed, 4979, SCHEDULE)
+    assert differ(assumed, replace(assumed, base_bytes=5021), SCHEDULE)
+    assert not differ_in_base(assumed, 9000, None)
+    assert not differ_in_base(None, 9000, SCHEDULE)
+
+
+def test_speeds_differ_by_a_factor() -> None:
+    usual = make_flow(1e9)
+    assert not differ_in_flows(usual, make_flow(1.4e9))
+    assert differ_in_flows(usual, make_flow(1.6e9))
+    assert differ_in_flows(usual, make_flow(0.6e9))
+    assert not differ_in_flows(usual, {"nvme": TierFlow()}), "nothing was moved"
+    assert not differ_in_flows({}, usual)
+
+
+def test_the_typical_flow_is_the_middle_one_of_those_that_tell() -> None:
+    flows = [make_flow(speed) for speed in (5e9, 1e9, 2e9)]
+    flows.append(make_flow(1e12, LEAST_FLOW_BYTES - 1))
+    assert find_typical_flows(flows)["nvme"].read.speed == pytest.approx(2e9)
+    assert find_typical_flows(flows[:2])["nvme"].write.speed == pytest.approx(1e9)
+    assert find_typical_flows([]) == {}
+    assert find_typical_flows([make_flow(1e9, 1)])["nvme"] == TierFlow()
