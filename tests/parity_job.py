@@ -26,6 +26,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.pipelining import PipelineStage, Schedule1F1B, ScheduleGPipe
 from torch.nn.parallel import DistributedDataParallel
+from waiting import wait_for_writes
 
 import fxoffload
 
@@ -190,8 +191,9 @@ def compare(program: Callable[[Options], list[Tensor]]) -> int:
     found = run_program(program, memory_budget="min")
     assert len(found) == len(expected)
     assert all(map(torch.equal, found, expected)), program.__name__
+    wait_for_writes()
     done = fxoffload.statistics()
-    assert done.live_bytes == done.inflight_bytes == 0, program.__name__
+    assert (done.live_bytes, done.inflight_bytes) == (0, 0), program.__name__
     return done.offloaded_bytes
 
 

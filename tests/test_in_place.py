@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from waiting import wait_for_writes
 
 import fxoffload
 from fxoffload.config import OffloadConfig
@@ -63,6 +64,7 @@ def train(modules: str | None, **options: Any) -> tuple[list[Tensor], int, int]:
     before = fxoffload.graph_counts().compiled
     fxoffload.reset_statistics()
     model(torch.linspace(-1, 1, 4 * WIDTH).view(4, WIDTH)).sum().backward()
+    wait_for_writes()
     done = fxoffload.statistics()
     assert done.live_bytes == done.inflight_bytes == 0
     assert type(model) is Model

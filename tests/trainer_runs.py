@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from waiting import wait_for_writes
 
 import fxoffload
 
@@ -43,6 +44,7 @@ def run(train: Callable[..., Any], **options: Any) -> tuple[Any, int]:
     trained = train(
         TEXT, **{"steps": STEPS, "compiler": "eager", "memory_budget": "min", **options}
     )
+    wait_for_writes()
     done = fxoffload.statistics()
     assert done.live_bytes == done.inflight_bytes == 0
     return trained, done.offloaded_bytes
