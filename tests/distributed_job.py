@@ -29,6 +29,7 @@ from torch.distributed.tensor.parallel import (
     parallelize_module,
 )
 from torch.utils.checkpoint import checkpoint
+from waiting import wait_for_writes
 
 import fxoffload
 from fxoffload import backend, machine, runtime
@@ -162,6 +163,7 @@ def run_cases() -> Iterator[tuple[str, list[tuple[object, list[str]]], int]]:
                 assert len(ours) == len(expected) > 0
                 for one, other in zip(ours, expected, strict=True):
                     assert torch.equal(to_local(one), to_local(other)), (name, checkpoints, budget)
+                wait_for_writes()
                 statistics = fxoffload.statistics()
                 assert statistics.live_bytes == statistics.inflight_bytes == 0
                 yield f"{name} {checkpoints} {budget}", list(found), statistics.offloaded_bytes
