@@ -145,9 +145,11 @@ class Explanation:
         for index, events in enumerate(found):
             for event, values in events.items():
                 if value in values:
-                    place = next(each for each in self.graphs if each.index == index)
+                    number, place = next(
+                        (n, each) for n, each in enumerate(self.graphs) if each.index == index
+                    )
                     node = find_next_node(place, event)
-                    return node if place is graph else f"{node} of graph {index}"
+                    return node if place is graph else f"{node} of graph {number}"
         return ""
 
 
