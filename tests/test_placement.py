@@ -14,6 +14,7 @@ from steps import make_link, make_step, make_value, random_links, random_steps
 from fxoffload.planner.link import Link
 from fxoffload.planner.placement import MARGIN, place_transfers
 from fxoffload.planner.simulation import (
+    Phase,
     Residence,
     Step,
     Transfer,
@@ -142,6 +143,17 @@ def test_forward_waits_for_a_write_where_the_backward_needs_the_room() -> None:
     assert place(step, link, budget_bytes=159)["a"][0] == 9
     late = replace(step, fixed=(Residence("t", 60, 13, 13),))
     assert place(late, link, budget_bytes=159)["a"][0] is None, "written by then, at 13"
+
+
+def test_a_later_forward_waits_for_a_write_of_an_earlier_one() -> None:
+    """Asked for at 1 and done at 7; the second forward, from 4 to 8, has no room for it at 5."""
+    step = make_step(
+        [make_value("a", last_use=0, first_use=7, freed=7)],
+        forward=2, backward=8, fixed=[Residence("t", 60, 5, 5)],
+    )  # fmt: skip
+    step = replace(step, phases=(Phase(0, 2, 4), Phase(4, 8, 10)))
+    assert place(step, make_link(6.0, 0.1), budget_bytes=159)["a"][0] == 5
+    assert place(step, make_link(6.0, 0.1), budget_bytes=160)["a"][0] is None
 
 
 def test_forward_waits_where_that_is_cheaper_than_a_late_prefetch() -> None:
