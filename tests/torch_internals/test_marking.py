@@ -296,21 +296,25 @@ def test_torch_compiles_no_function_with_a_graph_break_in_a_region() -> None:
 
 
 def test_policies_are_described_by_their_hash() -> None:
-    """By which torch's caches tell them apart, too."""
+    """By which torch's caches tell them apart, too; without one, as objects of this process."""
+    alive: list[object] = []
 
-    def build(name: str) -> Callable[[Tensor], Tensor]:
+    def build(name: str | None) -> Callable[[Tensor], Tensor]:
         def contexts() -> Any:
             decide = offload_products(CheckpointPolicy.MUST_CPU_OFFLOAD)
             return torch.utils.checkpoint.create_selective_checkpoint_contexts(decide)
 
-        contexts.cache_hash = name  # pyright: ignore[reportFunctionMemberAccess]
+        alive.append(contexts)
+        if name is not None:
+            contexts.cache_hash = name  # pyright: ignore[reportFunctionMemberAccess]
 
         def run(x: Tensor) -> Tensor:
             return checkpoint(toys.deep, x, use_reentrant=False, context_fn=contexts)
 
         return run
 
-    assert describe(build("a")) != describe(build("b"))
+    assert describe(build("a")) == describe(build("a")) != describe(build("b"))
+    assert describe(build(None)) != describe(build(None))
 
 
 class Seen(MarkPass):
