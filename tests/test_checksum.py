@@ -220,7 +220,7 @@ def test_a_cancelled_transfer_is_cancelled_and_lets_go() -> None:
 def test_the_option(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = OffloadConfig(directory=tmp_path, ioengine="memory", checksum=True)
     key = register_store(config)
-    assert isinstance(find_store(key).engines["nvme"], CheckedEngine)
+    assert isinstance(find_store(key).engines["nvme"].inner, CheckedEngine)
     x = torch.randn(100_000)
     ticket = torch.ops.fxoffload.offload(x, key, "x", "nvme", True, 0)
     torch.ops.fxoffload.release(ticket, x)

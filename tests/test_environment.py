@@ -20,6 +20,7 @@ NAMES = [field.name for field in dataclasses.fields(OffloadConfig)]
 TEXTS: dict[str, tuple[str, Any]] = {
     "directory": ("/a:/b", ["/a", "/b"]),
     "memory_budget": ("8GiB", "8GiB"),
+    "device_memory": ("90%", 0.9),
     "host_budget": ("1GiB", 2**30),
     "min_bytes": ("1", 1),
     "max_inflight_bytes": ("64MiB", "64MiB"),

@@ -219,7 +219,7 @@ def test_a_quota_that_is_used_up_when_the_spill_file_grows(
     def refuse(*_: int) -> None:
         raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
 
-    (stripe,) = job.store.engines["nvme"]._stripes
+    (stripe,) = job.store.engines["nvme"].inner._stripes
     file = stripe.file
     size_bytes = file.size_bytes
     monkeypatch.setattr(os, "posix_fallocate", refuse)
@@ -239,7 +239,7 @@ def test_a_bit_that_flips_on_disk_is_named(spill_directory: Path) -> None:
     with open_job(spill_directory, checksum=True) as job:
         fxoffload.reset_statistics()
         loss = job.forward()
-        engine = job.store.engines["nvme"]
+        engine = job.store.engines["nvme"].inner
         assert isinstance(engine, CheckedEngine)
         (fd,) = engine._inner._fds
         with open(f"/proc/self/fd/{fd}", "r+b", buffering=0) as disk:

@@ -142,7 +142,7 @@ def test_a_full_disk_without_preallocation_fails_the_writes(mount: Mount) -> Non
     """Where the file system has no preallocation, the space is missed by the write itself."""
     disk = mount("-t", "ext2")
     with open_job(disk.directory) as job:
-        (fd,) = job.store.engines["nvme"]._fds
+        (fd,) = job.store.engines["nvme"].inner._fds
         for nbytes in (0, os.fstat(fd).st_size):
             os.ftruncate(fd, nbytes)  # As it was before the first step.
         disk.fill()

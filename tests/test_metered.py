@@ -56,7 +56,7 @@ def test_what_fails_does_not_count(engine: MeteredEngine, monkeypatch: pytest.Mo
     """Nor what ends short, or is cancelled."""
     ends = [Future[int]() for _ in range(4)]
     pending = iter(ends)
-    monkeypatch.setattr(engine._inner, "write", lambda view, offset: next(pending))
+    monkeypatch.setattr(engine.inner, "write", lambda view, offset: next(pending))
     window = engine.open_window()
     for _ in ends:
         engine.write(memoryview(np.zeros(NBYTES, np.uint8)), 0)

@@ -35,7 +35,7 @@ def find_held(job: Job) -> Held:
     gc.collect()
     done = fxoffload.statistics()
     pages = int(Path("/proc/self/statm").read_text().split()[1])
-    (fd,) = job.store.engines["nvme"]._fds
+    (fd,) = job.store.engines["nvme"].inner._fds
     return Held(
         resident_bytes=pages * os.sysconf("SC_PAGE_SIZE"),
         descriptors=frozenset(os.listdir("/proc/self/fd")),

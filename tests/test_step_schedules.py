@@ -303,9 +303,12 @@ def test_a_drive_that_slows_down_and_recovers(
     peak_bytes = max(peak_bytes, record_memory(lambda: run_step(blocks)).peak_bytes)
     assert peak_bytes <= 1.03 * budget_bytes, "whatever the drive does"
     engines[0].bytes_per_second = 2e9
-    for _ in range(MEASURED_EACH + 4):
+    for _ in range(3 * MEASURED_EACH):
         run_step(blocks)
-    assert find_speed() > 2e8
+        if find_speed() > 2e8:
+            break
+    else:
+        pytest.fail("the schedule still counts on a slow drive")
 
 
 def test_everything_on_the_device_has_a_limit(
@@ -335,7 +338,7 @@ def test_everything_on_the_device_has_a_limit(
     more_bytes = run_steps(4)
     assert more_bytes >= moved_bytes + ballast.nbytes // 2
     del ballast
-    assert run_steps(MEASURED_EACH) < more_bytes
+    assert run_steps(4) < more_bytes
 
 
 def test_a_device_that_is_full_before_a_step_is_an_error(spill_directory: Path) -> None:

@@ -28,10 +28,10 @@ class Window:
 
 
 class MeteredEngine:
-    """`inner`, whose transfers can be watched."""
+    """The engine `inner`, whose transfers can be watched."""
 
     def __init__(self, inner: IOEngine) -> None:
-        self._inner = inner
+        self.inner = inner
         self.windows: tuple[Window, ...] = ()
         self._lock = threading.Lock()
         self.alignment = inner.alignment
@@ -41,7 +41,7 @@ class MeteredEngine:
     @property
     def name(self) -> str:
         """The name of the inner engine."""
-        return self._inner.name
+        return self.inner.name
 
     def open_window(self) -> Window:
         """Watch the transfers that begin from now on."""
@@ -53,7 +53,7 @@ class MeteredEngine:
     def write(self, view: memoryview, offset: int) -> IOFuture:
         """Start to write `view` to the slot at `offset`."""
         start, nbytes, windows = time.perf_counter(), len(view), self.windows
-        future = self._inner.write(view, offset)
+        future = self.inner.write(view, offset)
         for window in windows:
             future.add_done_callback(partial(_note, window.writes, start, nbytes))
         return future
@@ -61,7 +61,7 @@ class MeteredEngine:
     def read(self, view: memoryview, offset: int) -> IOFuture:
         """Start to fill `view` from the slot at `offset`."""
         start, nbytes, windows = time.perf_counter(), len(view), self.windows
-        future = self._inner.read(view, offset)
+        future = self.inner.read(view, offset)
         for window in windows:
             future.add_done_callback(partial(_note, window.reads, start, nbytes))
         return future
