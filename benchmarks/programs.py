@@ -27,6 +27,7 @@ from benchmarks.runner import Benchmark, Rows, Show, describe_spread, option
 from benchmarks.trainer import Trainer, Workload
 
 PROGRAMS = ("blocks", "breaks")
+WORDS = {"none": None, "min": "min"}  # Budgets that are no share of a peak.
 LEARNING_STEPS = 4  # Then a schedule has been made from steps that no compiler disturbed.
 
 
@@ -76,10 +77,9 @@ def measure_programs(
         compilation: dict[str, Any] = {"backend": "inductor"}
         budget_bytes = None
         if budget is not None:
-            chosen: int | str | None = {"none": None, "min": "min"}.get(budget, "")
-            if chosen == "":
-                chosen = budget_bytes = int(float(budget) * peak_bytes)
-            options = {**workload.options, "memory_budget": chosen}
+            if budget not in WORDS:
+                budget_bytes = int(float(budget) * peak_bytes)
+            options = {**workload.options, "memory_budget": WORDS.get(budget, budget_bytes)}
             compilation = {"backend": "fxoffload", "options": options}
         compile_model: Callable[[LossOnly], Any] = partial(
             compile_program, program=program, **compilation

@@ -7,7 +7,7 @@ import logging
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 from torch import fx
@@ -62,11 +62,9 @@ def build_partitioner(
             cut_cost = find_nominal_cost(known.links, graph) if ranks else None
             options = build_options(config, known, store, key, cut_cost=cut_cost)
             # Ranks hold different amounts of memory, but must choose the same cut.
-            if cost is None and not ranks and config.memory_budget is None:
-                options = _limit(graph, options, find_room(config, find_device(graph)[0]), build)
-            found = passes.transform_graph(
-                graph, options, repartition=build, before_rewrite=on_partitioned
-            )
+            limits = cost is None and not ranks and config.memory_budget is None
+            room_bytes = find_room(config, find_device(graph)[0]) if limits else None
+            found, options = _transform(graph, options, room_bytes, build, on_partitioned)
             if found.model is None:
                 plan = _restore_order(graph, found.plan, orders[graph.forward], options)
                 found = Transformed(plan, None)
@@ -121,26 +119,31 @@ def reserve(store: str, plan: Plan) -> None:
         runtime.find_store(store).reserve(nbytes, tier)
 
 
-def _limit(
+def _transform(
     graph: TrainingGraph,
     options: PassOptions,
     room_bytes: int | None,
     build: Callable[[Cut], TrainingGraph],
-) -> PassOptions:
-    """`options` with the budget that a limit of the device's memory leaves to the graph.
+    before_rewrite: Callable[[TrainingGraph], None] | None,
+) -> tuple[Transformed, PassOptions]:
+    """As passes.transform_graph, and the options by which it was done.
 
-    It only decides the cut. "min" where nothing fits: what is in memory now may be gone when the
-    graph runs.
+    room_bytes: what a limit of the device's memory leaves to the graph. It only decides the cut.
+    Where nothing fits, the cut is that of the lowest peak: what is in memory now may be gone when
+    the graph runs.
     """
+    transform = partial(
+        passes.transform_graph, graph, repartition=build, before_rewrite=before_rewrite
+    )
     if room_bytes is None:
-        return options
+        return transform(options), options
     limited = replace(options, budget_bytes=room_bytes)
     try:
-        passes.choose_partition(graph, limited, build)
+        return transform(limited), limited
     except BudgetError as error:
         log.info("cut for the lowest peak, as now: %s", error)
-        return replace(options, budget_bytes="min")
-    return limited
+    lowest = replace(options, budget_bytes="min")
+    return transform(lowest), lowest
 
 
 @cache

@@ -17,6 +17,7 @@ from round_trips import CAP, check_empty
 
 from fxoffload.directories import find_filesystem
 from fxoffload.graph import TrainingGraph
+from fxoffload.runtime import kernels
 from fxoffload.runtime.engines.ioengine import IOEngine
 from fxoffload.runtime.engines.memory import MemoryEngine
 from fxoffload.runtime.engines.posix import PosixEngine
@@ -63,6 +64,21 @@ def fresh_dynamo() -> Iterator[None]:
     torch._dynamo.reset()
     yield
     torch._dynamo.reset()
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Threaded accumulation may differ in the last bits from run to run."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def fresh_programs() -> None:
+    """Nothing is known of the programs of other tests."""
+    kernels._programs.clear()
 
 
 @pytest.fixture

@@ -45,10 +45,11 @@ def mark(devices: dict[str, str | None]) -> dict[OpEvent, tuple[Any, Any]]:
     for kind, name, compute in OPS:
         now += compute
         device = devices[name]
-        times = now, now + 10.0
-        marks[kind, name] = (
-            times if device is None else tuple(DeviceEvent(t, device) for t in times)  # pyright: ignore
-        )
+        enter, leave = now, now + 10.0
+        if device is None:
+            marks[kind, name] = enter, leave
+        else:
+            marks[kind, name] = DeviceEvent(enter, device), DeviceEvent(leave, device)
         now += 10.0
     return marks
 

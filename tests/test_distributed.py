@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import ast
-import socket
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
+from ranks import run_ranks
 
-JOB = Path(__file__).parent / "distributed_job.py"
 NUM_CASES = 5 * 2 * 3  # Programs, checkpoints, budgets.
 
 Outcome = tuple[str, str, str]  # The case, the cut and the collectives of its graphs, moved bytes.
@@ -19,24 +15,11 @@ Outcome = tuple[str, str, str]  # The case, the cut and the collectives of its g
 @pytest.fixture(scope="module")
 def outcomes(tmp_path_factory: pytest.TempPathFactory) -> list[list[Outcome]]:
     """Of each of two ranks, whose links differ by a factor of half a million."""
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        port = server.getsockname()[1]
-    folder = str(tmp_path_factory.mktemp("ranks"))
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, str(JOB), str(rank), str(port), folder],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    outputs = [process.communicate(timeout=500) for process in ranks]
-    assert [process.returncode for process in ranks] == [0, 0], outputs
+    folder = tmp_path_factory.mktemp("ranks")
+    printed = run_ranks("distributed_job.py", folder, timeout_seconds=500)
     return [
         [(case, graphs, moved) for case, graphs, moved in (row.split("\t") for row in rows)]
-        for rows in (out.splitlines() for out, _ in outputs)
+        for rows in printed
     ]
 
 

@@ -8,19 +8,18 @@ import lightning_fit
 import pytest
 from lightning.pytorch import LightningModule, Trainer
 from torch import nn
-from trainer_runs import STEPS, assert_equal, find_parameters, one_thread, run, run_main
+from trainer_runs import STEPS, assert_equal, find_parameters, run, run_main
 
 from fxoffload.errors import ConfigError
 from fxoffload.integrations.lightning import OffloadCallback
 
 pytestmark = [
-    pytest.mark.usefixtures("one_thread"),
+    pytest.mark.usefixtures("fresh_dynamo", "one_thread"),
     # What Lightning says of itself and of this machine.
     pytest.mark.filterwarnings("ignore::UserWarning:lightning.*"),
     pytest.mark.filterwarnings("ignore::DeprecationWarning:lightning.*"),
     pytest.mark.filterwarnings("ignore::FutureWarning:lightning.*"),
 ]
-__all__ = ["one_thread"]
 
 
 def test_blocks_train_as_if_nothing_moved(

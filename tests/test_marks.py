@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
 
@@ -13,7 +13,8 @@ from torch.utils.checkpoint import checkpoint
 from waiting import wait_for_writes
 
 import fxoffload
-from fxoffload.runtime import kernels
+
+pytestmark = pytest.mark.usefixtures("fresh_dynamo", "one_thread", "fresh_programs")
 
 ROWS, WIDTH, DEPTH = 128, 128, 4
 VALUE_BYTES = ROWS * WIDTH * 4
@@ -47,15 +48,6 @@ class Block(nn.Module):
 class Checkpointed(Block):
     def forward(self, x: Tensor) -> Tensor:
         return checkpoint(super().forward, x, use_reentrant=False)
-
-
-@pytest.fixture(autouse=True)
-def one_thread(fresh_dynamo: None) -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    kernels._programs.clear()
-    yield
-    torch.set_num_threads(threads)
 
 
 def make_model(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -16,16 +15,9 @@ from zoo import CASES
 
 import fxoffload
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 NUM_STEPS = 3
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Threaded accumulation may differ in the last bits from run to run."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def train(case: str, *, drain: bool = True, **options: Any) -> list[tuple[Tensor, ...]]:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 import toys
 from toys import Sketch, aten, names_of
 
+from fxoffload import passes
 from fxoffload.graph import TrainingGraph
 from fxoffload.passes import PassOptions, find_order, hoist_saved, make_plan
-from fxoffload.planning import _limit, _restore_order
+from fxoffload.planning import _restore_order, _transform
 
 
 def make_late() -> TrainingGraph:
@@ -49,8 +51,20 @@ def test_torchs_own_order_comes_back_where_nothing_moves(stays: bool) -> None:
 
 
 @pytest.mark.parametrize(("room", "budget"), [(None, None), (2**40, 2**40), (1, "min")])
-def test_a_limit_of_the_device_decides_the_cut(room: int | None, budget: object) -> None:
+def test_a_limit_of_the_device_decides_the_cut(
+    room: int | None, budget: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """What is there now may be gone when the graph runs: so it is no error here."""
     graph = make_late()
     options = PassOptions(cost=toys.make_cost(1.0), store="", min_bytes=1)
-    assert _limit(graph, options, room, lambda cut: make_late()).budget_bytes == budget
+    asked: list[object] = []
+    transform = passes.transform_graph
+
+    def watch(graph: TrainingGraph, options: PassOptions, **rest: Any) -> passes.Transformed:
+        asked.append(options.budget_bytes)
+        return transform(graph, options, **rest)
+
+    monkeypatch.setattr(passes, "transform_graph", watch)
+    _, used = _transform(graph, options, room, lambda cut: make_late(), None)
+    assert used.budget_bytes == budget
+    assert asked == ([room, budget] if budget == "min" else [budget]), "planned once where it fits"

@@ -25,20 +25,13 @@ from torch.testing._internal.two_tensor import TwoTensor
 
 import fxoffload
 
+pytestmark = pytest.mark.usefixtures("fresh_dynamo", "one_thread")
+
 WIDTH = 16
 STEPS = 2
 
 Compile = Callable[[Any], Any]
 Results = list[Tensor]
-
-
-@pytest.fixture(autouse=True)
-def one_thread(fresh_dynamo: None) -> Iterator[None]:
-    """Threaded accumulation may differ in the last bits from run to run."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture

@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import socket
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
+from ranks import run_ranks
 
-JOB = Path(__file__).parent / "parity_job.py"
 PROGRAMS = (
     "ddp_outside", "ddp_inside", "ddp_blocks", "ddp_compiled_later", "accelerate",
     "fsdp", "fsdp_blocks", "fsdp_compiled_later", "gpipe", "1f1b",
@@ -19,23 +14,9 @@ PROGRAMS = (
 @pytest.fixture(scope="module")
 def moved(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, int]]:
     """Of each of two ranks, the bytes that moved by program; the job itself compares gradients."""
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        port = server.getsockname()[1]
-    folder = str(tmp_path_factory.mktemp("ranks"))
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, str(JOB), str(rank), str(port), folder],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    outputs = [process.communicate(timeout=300) for process in ranks]
-    for process, (_, errors) in zip(ranks, outputs, strict=True):
-        assert process.returncode == 0, errors[-3000:]
-    rows = [[line.split() for line in out.splitlines()] for out, _ in outputs]
+    folder = tmp_path_factory.mktemp("ranks")
+    printed = run_ranks("parity_job.py", folder, timeout_seconds=300)
+    rows = [[line.split() for line in lines] for lines in printed]
     return [{name.removeprefix("train_"): int(nbytes) for name, nbytes in each} for each in rows]
 
 

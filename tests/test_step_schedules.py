@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,8 @@ from fxoffload.runtime.program.book import MEASURED_EACH
 from fxoffload.runtime.store.store import OffloadStore
 from fxoffload.runtime.store.ticket import Ticket
 
+pytestmark = pytest.mark.usefixtures("fresh_dynamo", "one_thread", "fresh_programs")
+
 MIB = 2**20
 ROWS, WIDTH, BLOCKS = 2048, 512, 6  # 4 MiB for each result.
 
@@ -37,15 +39,6 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return x + nn.functional.silu(self.gate(x)) * self.up(x)
-
-
-@pytest.fixture(autouse=True)
-def one_thread(fresh_dynamo: None) -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    kernels._programs.clear()
-    yield
-    torch.set_num_threads(threads)
 
 
 def make_blocks(directory: Path, count: int = BLOCKS, **options: Any) -> list[Block]:

@@ -14,14 +14,13 @@ import torch
 import torch.distributed as dist
 from accelerate.state import AcceleratorState
 from torch import nn
-from trainer_runs import assert_equal, find_parameters, one_thread, run, run_main
+from trainer_runs import assert_equal, find_parameters, run, run_main
 from transformers import LlamaForCausalLM, TrainingArguments
 
 pytestmark = [
-    pytest.mark.usefixtures("one_thread"),
+    pytest.mark.usefixtures("fresh_dynamo", "one_thread"),
     pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"),
 ]
-__all__ = ["one_thread"]
 
 
 @pytest.mark.parametrize("example", [accelerate_loop, peft_lora])

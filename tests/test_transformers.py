@@ -8,7 +8,7 @@ from typing import Any
 import hf_trainer
 import pytest
 import torch
-from trainer_runs import MIB, TEXT, assert_equal, find_parameters, one_thread, run, run_main
+from trainer_runs import MIB, TEXT, assert_equal, find_parameters, run, run_main
 from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainerCallback, TrainingArguments
 
 import fxoffload
@@ -19,8 +19,7 @@ from fxoffload.integrations.transformers import OffloadCallback
 PEAK = "fxoffload_predicted_peak_bytes"
 
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-__all__ = ["one_thread"]
+pytestmark = pytest.mark.usefixtures("fresh_dynamo", "one_thread")
 
 
 def find_losses(trainer: Trainer) -> list[float]:

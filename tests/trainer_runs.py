@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import pytest
 import torch
 from torch import Tensor, nn
 from waiting import wait_for_writes
@@ -16,15 +15,6 @@ import fxoffload
 TEXT = (Path(__file__).parent.parent / "README.md").read_bytes()
 STEPS = 3
 MIB = 2**20
-
-
-@pytest.fixture
-def one_thread(fresh_dynamo: None) -> Iterator[None]:
-    """Sums by several threads may differ in the last bits."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def run_main(main: Callable[[list[str]], None], directory: Path) -> None:

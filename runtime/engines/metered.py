@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 from fxoffload.runtime.engines.ioengine import IOEngine, IOFuture, find_outcome
@@ -23,7 +23,7 @@ class Window:
 
     def close(self) -> TierFlow:
         """What has been moved; transfers that have not ended do not count."""
-        self._engine.windows = tuple(each for each in self._engine.windows if each is not self)
+        self._engine.close_window(self)
         return TierFlow(find_flow(self.writes), find_flow(self.reads))
 
 
@@ -50,21 +50,20 @@ class MeteredEngine:
             self.windows = (*self.windows, window)
         return window
 
+    def close_window(self, window: Window) -> None:
+        """Watch no more for `window`."""
+        with self._lock:
+            self.windows = tuple(each for each in self.windows if each is not window)
+
     def write(self, view: memoryview, offset: int) -> IOFuture:
         """Start to write `view` to the slot at `offset`."""
-        start, nbytes, windows = time.perf_counter(), len(view), self.windows
-        future = self.inner.write(view, offset)
-        for window in windows:
-            future.add_done_callback(partial(_note, window.writes, start, nbytes))
-        return future
+        records = [window.writes for window in self.windows]
+        return _watch(records, self.inner.write, view, offset)
 
     def read(self, view: memoryview, offset: int) -> IOFuture:
         """Start to fill `view` from the slot at `offset`."""
-        start, nbytes, windows = time.perf_counter(), len(view), self.windows
-        future = self.inner.read(view, offset)
-        for window in windows:
-            future.add_done_callback(partial(_note, window.reads, start, nbytes))
-        return future
+        records = [window.reads for window in self.windows]
+        return _watch(records, self.inner.read, view, offset)
 
 
 def open_windows(engines: Mapping[str, IOEngine]) -> dict[str, Window]:
@@ -86,6 +85,20 @@ def find_flow(records: list[_Record]) -> Flow:
         seconds += max(0.0, stop - max(start, end))
         end = max(end, stop)
     return Flow(sum(nbytes for _, _, nbytes in records), seconds, periods)
+
+
+def _watch(
+    records: Sequence[list[_Record]],
+    move: Callable[[memoryview, int], IOFuture],
+    view: memoryview,
+    offset: int,
+) -> IOFuture:
+    """Start `move`, whose end is noted in each of `records`."""
+    start = time.perf_counter()
+    future = move(view, offset)
+    for each in records:
+        future.add_done_callback(partial(_note, each, start, len(view)))
+    return future
 
 
 def _note(records: list[_Record], start: float, nbytes: int, future: IOFuture) -> None:
