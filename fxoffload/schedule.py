@@ -79,6 +79,31 @@ class TierFlow:
 
 
 @dataclass(frozen=True, slots=True)
+class Owners:
+    """Who else has values that are inputs or outputs of the graphs.
+
+    shared: groups of values that are one tensor, saved by several calls. held, let_go: those whose
+    memory the caller still had when a backward asked for them, and those whose memory it had not;
+    of others nothing is known.
+    """
+
+    shared: tuple[tuple[CallValue, ...], ...] = ()
+    held: frozenset[CallValue] = frozenset()
+    let_go: frozenset[CallValue] = frozenset()
+
+    def update(self, latest: Owners) -> Owners:
+        """What is known when `latest` has been seen too."""
+        return Owners(
+            latest.shared,
+            (self.held | latest.held) - latest.let_go,
+            (self.let_go | latest.let_go) - latest.held,
+        )
+
+
+UNKNOWN_OWNERS = Owners()
+
+
+@dataclass(frozen=True, slots=True)
 class StepMeasurement:
     """What one step took: each half of its program, and the transfers of each tier.
 
@@ -89,6 +114,7 @@ class StepMeasurement:
     halves: Sequence[HalfMeasurement]
     flows: Mapping[str, TierFlow] = field(default_factory=dict[str, TierFlow])
     base_bytes: int | None = None
+    owners: Owners = UNKNOWN_OWNERS
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,12 +122,15 @@ class CallSchedule:
     """What the ops of one call do.
 
     destinations: where each value goes. waits: the values whose writes must have ended before the
-    op returns. reads: the values whose reads start at the op, whatever call they belong to.
+    op returns. reads: the values whose reads start at the op, whatever call they belong to. passes:
+    by value, that of another call which is the same tensor and is asked for next: it takes over
+    what the wait of the first one returns.
     """
 
     destinations: Mapping[str, Destination]
     waits: Mapping[OpEvent, tuple[CallValue, ...]] = field(default_factory=dict)
     reads: Mapping[OpEvent, tuple[CallValue, ...]] = field(default_factory=dict)
+    passes: Mapping[str, CallValue] = field(default_factory=dict[str, CallValue])
 
 
 @dataclass(frozen=True, slots=True)

@@ -88,6 +88,7 @@ def make_graph_schedule(
         {key: each.model for key, each in graphs.items()},
         measured.halves,
         links,
+        owners=measured.owners,
         host_bytes=first.config.host_bytes or 0,
         max_inflight_bytes=first.config.inflight_bytes,
     )

@@ -65,7 +65,7 @@ def insert_transfers(
     value, the backward node in front of which its prefetch stands, if that comes before the wait.
     Raises PlanError for a value that the graph does not save.
     """
-    movable = [value for value in values if value.refusal is None]
+    movable = [value for value in values if value.has_ops]
     if not movable:
         return
     nodes = {node.name: node for node in graph.forward.graph.nodes}

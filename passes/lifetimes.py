@@ -32,7 +32,7 @@ from fxoffload.graph import (
     is_view,
 )
 from fxoffload.marks import KEEP, KEEPING, MOVE, POLICY
-from fxoffload.planner.plan import KEPT, UNCOUNTED, SavedValue
+from fxoffload.planner.plan import KEPT, RETURNED, UNCOUNTED, SavedValue
 from fxoffload.torch_internals import (
     find_backward_placeholder,
     find_marks,
@@ -84,7 +84,7 @@ def find_saved_values(graph: TrainingGraph, *, min_bytes: int = 1) -> tuple[Save
         refusal = find_refusal(graph, root, members, component, mutated)
         uses = [use for member in members for use in backward_uses[member]]
         if not uses:
-            refusal = refusal or UNREAD
+            refusal = UNREAD if refusal in (None, RETURNED) else refusal
         marks = find_value_marks(component, root, (backward[use] for use in uses))
         must_move = bool(marks & {MOVE, POLICY}) and refusal != UNREAD and _tensor_bytes(root) > 0
         if must_move:
@@ -101,17 +101,17 @@ def find_saved_values(graph: TrainingGraph, *, min_bytes: int = 1) -> tuple[Save
             last_use=max((positions[reader] for reader in readers), default=born),
             first_use=min(uses, default=0),
             freed=max(uses, default=0),
-            owned=root.op != "placeholder",
+            owned=root.op != "placeholder" and refusal != RETURNED,
             refusal=refusal,
             must_move=must_move,
         )
         gathers = _gather(value, members, backward_uses, positions, addressed)
         for candidate in gathers or (value,):
             least_bytes = 1 if candidate.must_move else max(min_bytes, 1)
-            small = candidate.refusal is None and candidate.nbytes < least_bytes
-            values.append(
-                replace(candidate, refusal="smaller than min_bytes") if small else candidate
-            )
+            if candidate.has_ops and candidate.nbytes < least_bytes:
+                owned = root.op != "placeholder"
+                candidate = replace(candidate, refusal="smaller than min_bytes", owned=owned)
+            values.append(candidate)
     return tuple(sorted(values, key=lambda value: (value.born, value.name)))
 
 
@@ -220,7 +220,9 @@ def find_refusal(
     if root.name in graph.static_inputs:
         return STATIC_INPUT
     returned = {n for n in get_results(graph.forward.graph)[: graph.num_outputs] if n is not None}
-    if returned & component:
+    # Changes in place are seen by the tensor that the caller has, and by views that the caller
+    # makes of it; not by another view of the same storage.
+    if returned & component and (root not in returned or root.op == "placeholder"):
         return "aliased by an output of the forward"
     if root.op == "placeholder" and not _receives_gradient(graph, root):
         return "input that belongs to the caller"
@@ -238,7 +240,7 @@ def find_refusal(
             return reason
     if not is_dense(tensor):
         return "storage with gaps or overlaps"
-    return None
+    return RETURNED if root in returned else None
 
 
 def _find_tensor_refusal(node: fx.Node) -> str | None:

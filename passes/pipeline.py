@@ -62,13 +62,13 @@ def transform_graph(
     graph.forward, graph.backward = chosen.forward, chosen.backward
     if before_rewrite is not None:
         before_rewrite(graph)
-    if all(value.refusal is not None for value in plan.values):
+    if not any(value.has_ops for value in plan.values):
         return Transformed(plan, None)
     step = build_step(graph, plan.values, options.cost, fuses=options.fuses)
     forward, backward = list_nodes(graph.forward.graph), list_nodes(graph.backward.graph)
     has_host_tier = options.host_bytes > 0 and "host" in options.cost.links
     tier: Tier = "host" if has_host_tier else "nvme"
-    movable: dict[str, Tier] = {v.name: tier for v in plan.values if v.refusal is None}
+    movable: dict[str, Tier] = {v.name: tier for v in plan.values if v.has_ops}
     transfers = place_transfers(step, movable, options.cost.links)
     insert = partial(
         insert_transfers,

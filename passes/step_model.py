@@ -11,7 +11,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from torch import fx
@@ -22,7 +22,7 @@ from fxoffload.graph import (
     get_results,
 )
 from fxoffload.passes.footprint import Footprint
-from fxoffload.planner.plan import SavedValue
+from fxoffload.planner.plan import RETURNED, SavedValue
 from fxoffload.planner.simulation import Residence, Step
 from fxoffload.scratch import count_scratch_bytes
 from fxoffload.torch_internals import keeps_tangents
@@ -73,9 +73,7 @@ def build_step(
         values=tuple(
             replace(
                 value,
-                last_use=value.last_use
-                if value.gathered
-                else max(value.last_use, forward.last_use[forward_roots[value.name]]),
+                last_use=_find_last_use(value, forward, forward_roots),
                 freed=max(
                     value.freed,
                     *(backward.last_use[backward_roots[name]] for name in value.members),
@@ -84,6 +82,14 @@ def build_step(
             for value in values
         ),
     )
+
+
+def _find_last_use(value: SavedValue, forward: Footprint, roots: Mapping[str, fx.Node]) -> int:
+    if value.refusal == RETURNED:  # The caller has it when the forward ends.
+        return len(forward.nodes) - 2  # In front of the output.
+    if value.gathered:
+        return value.last_use
+    return max(value.last_use, forward.last_use[roots[value.name]])
 
 
 def _count_inputs(nodes: Iterable[fx.Node]) -> int:

@@ -176,9 +176,8 @@ def _offload(
         if destination == "keep":
             ticket = owner.keep(x, name, tier, owned)
         else:
-            site = None if owned else f"{graph} {name}"
-            ticket = owner.offload(x, name, destination, owned, duplicate_bytes, site=site)
-        entry = Entry(owner, ticket, call)
+            ticket = owner.offload(x, name, destination, owned, duplicate_bytes)
+        entry = Entry(name, owner, ticket, call)
         if call is not None:
             call.add(name, entry)
             call.act("offload", name)
@@ -191,7 +190,7 @@ def _offload(
 
 def _release(ticket: torch.Tensor, x: torch.Tensor) -> None:
     entry = _find_entry(ticket)
-    name, call = entry.ticket.name, entry.call
+    name, call = entry.name, entry.call
     with _recorded(call, "release", name, x.device):
         entry.store.release(entry.ticket, call is None or call.blocks)
         if call is not None:
@@ -200,7 +199,7 @@ def _release(ticket: torch.Tensor, x: torch.Tensor) -> None:
 
 def _prefetch(ticket: torch.Tensor) -> None:
     entry = _find_entry(ticket)
-    name, call = entry.ticket.name, entry.call
+    name, call = entry.name, entry.call
     device = entry.ticket.layout.device
     with _recorded(call, "prefetch", name, device):
         if call is not None:
@@ -218,13 +217,13 @@ def _wait(
     owned: bool = True,
 ) -> torch.Tensor:
     entry = _find_entry(ticket)
-    name, call = entry.ticket.name, entry.call
+    name, call = entry.name, entry.call
     with _recorded(call, "wait", name, device):
         if call is not None:
             call.act("wait", name)
-        y = entry.store.wait(entry.ticket)
+        y = entry.wait()
         if call is not None:
-            entry.hand(y)
+            call.pass_on(name, y)
     if (tuple(y.shape), y.dtype, y.device.type) != (tuple(size), dtype, device.type):
         raise StoreError(
             f"{name}: {y.dtype}{list(y.shape)} on {y.device} was offloaded and "

@@ -30,7 +30,7 @@ def fill(nbytes: int, seed: int = 0) -> torch.Tensor:
 
 
 def offload(store: OffloadStore, x: torch.Tensor, name: str = "x", owned: bool = True) -> Ticket:
-    return store.offload(x, name, "nvme", owned, site=name)
+    return store.offload(x, name, "nvme", owned)
 
 
 def fetch(store: OffloadStore, ticket: Ticket) -> torch.Tensor:

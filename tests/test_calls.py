@@ -35,14 +35,14 @@ def make_schedule(*calls: CallSchedule) -> Schedule:
 
 
 def keep(store: OffloadStore, call: Call, name: str) -> Entry:
-    entry = Entry(store, store.keep(torch.ones(NBYTES // 4), name, "nvme", True), call)
+    entry = Entry(name, store, store.keep(torch.ones(NBYTES // 4), name, "nvme", True), call)
     call.add(name, entry)
     return entry
 
 
 def offload(store: OffloadStore, call: Call, name: str) -> Entry:
     ticket = store.offload(torch.ones(NBYTES // 4), name, "nvme", True)
-    entry = Entry(store, ticket, call)
+    entry = Entry(name, store, ticket, call)
     call.add(name, entry)
     return entry
 
@@ -78,7 +78,7 @@ def test_what_was_kept_moves_when_more_follows_than_foreseen(store: OffloadStore
     step.add_call("a", CPU, is_limited=True)
     assert kept.kept is None
     assert entry.ticket is not kept
-    assert entry.resident_bytes == 0
+    assert entry.count_resident_bytes(None) == 0
     assert store.statistics().written_bytes == NBYTES
     store.prefetch(entry.ticket)
     assert torch.equal(store.wait(entry.ticket), torch.ones(NBYTES // 4))
@@ -110,18 +110,17 @@ def test_ops_wait_and_read_as_the_schedule_says(
     assert settled == [x.ticket]
     monkeypatch.undo()
     store.settle(x.ticket)
-    assert x.resident_bytes == 0
+    assert x.count_resident_bytes(None) == 0
     other.find_run("prefetch", CPU)
     other.act("prefetch", "y")
-    assert x.resident_bytes == NBYTES, "it is being read"
+    assert x.count_resident_bytes(None) == NBYTES, "it is being read"
     (prefetch,) = x.ticket.prefetches
     x.start_reading()
     assert x.ticket.prefetches == [prefetch], "started once"
-    y = store.wait(x.ticket)
-    x.hand(y)
-    assert x.resident_bytes == NBYTES, "the backward has it"
+    y = x.wait()
+    assert x.count_resident_bytes(None) == NBYTES, "the backward has it"
     del y, prefetch
-    assert x.resident_bytes == 0
+    assert x.count_resident_bytes(None) == 0
     x.start_reading()
     assert len(x.ticket.prefetches) == 1, "for another backward"
 
@@ -148,7 +147,7 @@ def test_measurements(store: OffloadStore) -> None:
     assert backward.held_bytes is not None
     assert abs(backward.held_bytes - 2 * NBYTES) < 2**16
     assert foreign.nbytes == 2 * NBYTES
-    assert x.resident_bytes == NBYTES
+    assert x.count_resident_bytes(None) == NBYTES
 
 
 def test_calls_begin_where_names_come_again(store: OffloadStore) -> None:

@@ -19,7 +19,7 @@ def test_calls_follow_each_other() -> None:
     assert step.forward_length == 2 * length
     assert step.seconds == 2 * MODEL.forward.seconds + 2 * MODEL.backward.seconds
     assert joined.values == {
-        f"{call}/{name}": (call, name) for call in range(2) for name in ("a", "b")
+        f"{call}/{name}": ((call, name),) for call in range(2) for name in ("a", "b")
     }
     found = {value.name: value for value in step.values}
     assert found["1/a"].born == length + found["0/a"].born

@@ -210,6 +210,6 @@ def test_what_was_kept_moves_after_all(store: OffloadStore) -> None:
     assert kept.kept is None
     assert moved.outgoing is None, "its memory is free when this returns"
     assert torch.equal(fetch(store, moved), x)
-    assert store.move_kept(kept) is None
+    assert store.move_kept(moved) is None
     for ticket in (kept, moved):
         store.free(ticket)

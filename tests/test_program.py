@@ -147,7 +147,7 @@ def test_a_call_without_a_backward_lives_to_the_end() -> None:
     last = len(step.seconds) - 1
     assert step.seconds[last] == 0.0
     for value in step.values:
-        call, _ = joined.values[value.name]
+        ((call, _),) = joined.values[value.name]
         assert (step.first_use(value) == last) is (call == 0)
     for budget in (None, "min", 10_000):
         found = make_schedule(parse_program("F0"), MODELS, [UNMEASURED], FAST, budget_bytes=budget)

@@ -46,7 +46,7 @@ BAD = (*ERRORS, "short")
 READS = st.lists(st.sampled_from([*GOOD, *BAD]), max_size=2)
 COUNTED = (
     "offloads", "offloaded_bytes", "read_bytes", "host_read_bytes", "forwarded_bytes",
-    "host_overflow_bytes", "read_errors", "kept_bytes",
+    "host_overflow_bytes", "read_errors", "kept_bytes", "deduplicated_bytes",
 )  # fmt: skip
 
 
@@ -180,7 +180,7 @@ class Value:
     owned: bool
     slot: Slot | None
     tier: str
-    site: str = ""
+    holders: int = 1
     offset: int = 0
     kept: bool = False
     changed: bool = False
@@ -216,6 +216,7 @@ class Sums:
     host_overflow_bytes: int = 0
     read_errors: int = 0
     kept_bytes: int = 0
+    deduplicated_bytes: int = 0
     refused: int = 0
     writes: list[tuple[Slot, int]] = field(default_factory=list)
 
@@ -246,7 +247,6 @@ class StoreMachine(RuleBasedStateMachine):
             is_shared=is_shared,
             make_counter=make_version_counter,
         )
-        self.sites: dict[str, bool] = {}
         self.values: list[Value] = []
         self.sums = Sums()
         self.count = 0
@@ -260,7 +260,7 @@ class StoreMachine(RuleBasedStateMachine):
         layout=st.sampled_from(["plain", "gaps", "offset", "transposed"]),
         owned=st.booleans(),
         tier=st.sampled_from(["nvme", "host"]),
-        site=st.sampled_from(["one", "two"]),
+        stays=st.sampled_from([False, False, False, True]),
         write=st.sampled_from([*GOOD, *GOOD, *BAD]),
         block=st.sampled_from([True, True, False, None]),
     )
@@ -271,11 +271,14 @@ class StoreMachine(RuleBasedStateMachine):
         layout: str,
         owned: bool,
         tier: str,
-        site: str,
+        stays: bool,
         write: str,
         block: bool | None,
     ) -> None:
-        """`block` is that of the release, which comes later, or not at all, when it is None."""
+        """`block` is that of the release, which comes later, or not at all, when it is None.
+
+        stays: whether a value of the caller's is kept where it is.
+        """
         self.count += 1
         generator = torch.Generator().manual_seed(self.count)
         x = torch.randn(2 * numel + 6, generator=generator).to(dtype)
@@ -295,16 +298,20 @@ class StoreMachine(RuleBasedStateMachine):
             inflight_bytes = self.store.statistics().inflight_bytes
         if inflight_bytes + x.nbytes > CAP_BYTES:
             self.let_go()  # It waits until writes end.
+        name, stays = f"value_{self.count}", stays and not owned
         with self.count_warnings():
-            ticket = self.store.offload(x, f"value_{self.count}", tier, owned, site=site)
+            if stays:
+                ticket = self.store.keep(x, name, tier, owned)
+            else:
+                ticket = self.store.offload(x, name, tier, owned)
         for each in self.engines:
             each.next_write = "now"
         slot = self.nvme.last_slot or self.host.last_slot
-        value = Value(ticket, x, x.clone(), owned, slot, slot.tier if slot else tier, site)
+        value = Value(ticket, x, x.clone(), owned, slot, slot.tier if slot else tier)
         value.offset = x.storage_offset()
         self.values.append(value)
         sums = self.sums
-        if not owned and self.sites.get(site):
+        if stays:
             assert slot is None
             value.kept = True
             sums.kept_bytes += value.nbytes
@@ -327,6 +334,21 @@ class StoreMachine(RuleBasedStateMachine):
             self.failed |= write in BAD
         if block is not None:
             self.release_value(value, block)
+
+    @precondition(lambda self: self.values)
+    @rule(data=st.data(), block=st.booleans())
+    def share(self, data: st.DataObject, block: bool) -> None:
+        """Another graph saves the same tensor of the caller's."""
+        value = self.pick(data)
+        if value.owned or value.x is None or value.changed or value.lent:
+            return
+        save = self.store.keep if value.kept else self.store.offload
+        with self.count_warnings():
+            assert save(value.x, "other", value.tier, False) is value.ticket
+        value.holders += 1
+        if not value.kept:
+            self.sums.deduplicated_bytes += value.nbytes
+        self.release_value(value, block)
 
     @precondition(lambda self: self.values)
     @rule(data=st.data(), block=st.booleans())
@@ -399,7 +421,9 @@ class StoreMachine(RuleBasedStateMachine):
     @rule(data=st.data())
     def drop(self, data: st.DataObject) -> None:
         value = self.pick(data)
-        self.values.remove(value)
+        value.holders -= 1
+        if not value.holders:
+            self.values.remove(value)
         self.store.free(value.ticket)
 
     @rule(tier=st.sampled_from(["nvme", "host"]), full=st.booleans())
@@ -446,11 +470,13 @@ class StoreMachine(RuleBasedStateMachine):
     def teardown(self) -> None:
         self.settle(reset=False)
         for value in self.values[::2]:
-            self.store.free(value.ticket)
+            for _ in range(value.holders):
+                self.store.free(value.ticket)
         with self.count_warnings():
             self.store.close()
         for value in self.values[1::2]:
-            self.store.free(value.ticket)
+            for _ in range(value.holders):
+                self.store.free(value.ticket)
         self.values.clear()
         self.settle(reset=False)
         for engine in self.engines:
@@ -485,12 +511,7 @@ class StoreMachine(RuleBasedStateMachine):
         return [*engine.next_reads, "now", "now"][:2]
 
     def note_forward(self, value: Value, attempts: list[str]) -> None:
-        if not value.owned and (value.kept or attempts):
-            if value.x is not None:
-                self.sites.setdefault(value.site, True)
-            else:
-                self.sites[value.site] = False
-        if value.kept and self.last:
+        if value.kept and self.last and value.holders == 1:
             value.lent = True
         if attempts or value.kept:
             return

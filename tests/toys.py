@@ -307,10 +307,13 @@ class ToyStore:
     values: dict[int, Tensor] = field(default_factory=dict)
     released: set[int] = field(default_factory=set)
     prefetched: set[int] = field(default_factory=set)
+    owned: set[int] = field(default_factory=set)
 
     def offload(self, x: Tensor, store: str, name: str, tier: str, owned: bool, dup: int) -> Tensor:
         ticket = len(self.values)
         self.values[ticket] = torch.empty_strided(x.size(), x.stride(), dtype=x.dtype).copy_(x)
+        if owned:
+            self.owned.add(ticket)
         return torch.tensor([ticket])
 
     def release(self, ticket: Tensor, x: Tensor) -> None:
@@ -318,7 +321,8 @@ class ToyStore:
         assert key not in self.released
         assert torch.equal(self.values[key], x), "changed between offload and release"
         self.released.add(key)
-        spoil(x)
+        if key in self.owned:  # The caller goes on to use what is its own.
+            spoil(x)
 
     def prefetch(self, ticket: Tensor) -> None:
         key = int(ticket)

@@ -16,9 +16,16 @@ from itertools import pairwise
 
 from fxoffload.ops import OpEvent
 from fxoffload.planner.graph_model import GraphModel, HalfModel
-from fxoffload.planner.plan import SavedValue
+from fxoffload.planner.plan import HELD, RETURNED, SavedValue
 from fxoffload.planner.simulation import Phase, Residence, Step
-from fxoffload.schedule import CallValue, Half, HalfMeasurement, Program
+from fxoffload.schedule import (
+    UNKNOWN_OWNERS,
+    CallValue,
+    Half,
+    HalfMeasurement,
+    Owners,
+    Program,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,18 +39,22 @@ class PlacedOp:
 
 @dataclass(frozen=True, slots=True)
 class JoinedStep:
-    """A program as one step. values: which value of which call each saved value is, by name.
+    """A program as one step.
 
-    ops: in the order in which they run.
+    values: by name, which values of which calls each saved value is, in the order in which these
+    are read. ops: in the order in which they run.
     """
 
     step: Step
-    values: Mapping[str, CallValue]
+    values: Mapping[str, tuple[CallValue, ...]]
     ops: tuple[PlacedOp, ...]
 
 
 def join_step(
-    program: Program, models: Mapping[str, GraphModel], measured: Sequence[HalfMeasurement]
+    program: Program,
+    models: Mapping[str, GraphModel],
+    measured: Sequence[HalfMeasurement],
+    owners: Owners = UNKNOWN_OWNERS,
 ) -> JoinedStep:
     """The halves of `program` behind one another.
 
@@ -66,10 +77,12 @@ def join_step(
         tail_seconds = sum(own[last:])
         seconds += own
         ops += [PlacedOp(start + position, half.call, event) for event, position in model.ops]
-        seen = _find_held(half, model, models[half.graph].values, record)
+        values = models[half.graph].values if half.forward else ()
+        held = _find_held(model, values, record)
         if base_bytes is None:
             # The first half begins with nothing of the step but what is born there.
-            base_bytes = seen[0]
+            base_bytes = held
+        seen = _find_fixed(model, values, record, held)
         fixed += [
             Residence(describe_half(half), nbytes - base_bytes, start + position, start + position)
             for position, nbytes in enumerate(seen)
@@ -78,37 +91,88 @@ def join_step(
     if 2 * len({half.call for half in program}) > len(program):
         seconds.append(0.0)  # Where what is never read ends.
     phases = _find_phases(program, starts, len(seconds))
-    forward_length = phases[0].turn
-    values: dict[CallValue, SavedValue] = {}
+    joined = _join_values(program, models, starts, end, phases[0].turn, owners)
+    step = Step(
+        names=tuple(str(position) for position in range(len(seconds))),
+        seconds=tuple(seconds),
+        forward_length=phases[0].turn,
+        forward_inputs=0,
+        backward_inputs=0,
+        fixed=tuple(fixed),
+        values=tuple(value for value, _ in joined),
+        stops=tuple(sorted({op.position for op in ops})),
+        phases=phases,
+    )
+    return JoinedStep(step, {value.name: members for value, members in joined}, tuple(ops))
+
+
+def _join_values(
+    program: Program,
+    models: Mapping[str, GraphModel],
+    starts: Mapping[tuple[int, bool], int],
+    end: int,
+    forward_length: int,
+    owners: Owners,
+) -> list[tuple[SavedValue, tuple[CallValue, ...]]]:
+    """The values of all calls, with the values of calls that each of them is.
+
+    What several calls have saved is one value: it lives from its first birth to its last reader.
+    end: the position at which values die that are never read.
+    """
+    found: dict[CallValue, SavedValue] = {}
     for half in program:
         if half.forward:
             begin, backward = starts[half.call, True], starts.get((half.call, False))
             for value in models[half.graph].values:
-                first_use, freed = value.first_use, value.freed
-                first, last = (
-                    (end, end) if backward is None else (backward + first_use, backward + freed)
-                )
-                values[half.call, value.name] = replace(
+                key = half.call, value.name
+                first, last = end, end
+                if backward is not None:
+                    first, last = backward + value.first_use, backward + value.freed
+                last_use = begin + value.last_use
+                if value.refusal == RETURNED:  # The caller reads it behind the forward.
+                    last_use = begin + len(models[half.graph].forward.seconds)
+                found[key] = replace(
                     value,
                     name=f"{half.call}/{value.name}",
                     born=begin + value.born,
-                    last_use=begin + value.last_use,
+                    last_use=min(last_use, first),
                     first_use=first - forward_length,
                     freed=last - forward_length,
+                    refusal=_find_refusal(key, value, owners),
                 )
-    step = Step(
-        names=tuple(str(position) for position in range(len(seconds))),
-        seconds=tuple(seconds),
-        forward_length=forward_length,
-        forward_inputs=0,
-        backward_inputs=0,
-        fixed=tuple(fixed),
-        values=tuple(values.values()),
-        stops=tuple(sorted({op.position for op in ops})),
-        phases=phases,
+    joined: dict[CallValue, tuple[SavedValue, tuple[CallValue, ...]]] = {
+        key: (value, (key,)) for key, value in found.items()
+    }
+    for group in owners.shared:
+        members = sorted((key for key in group if key in found), key=lambda k: found[k].first_use)
+        first = min(members, key=lambda key: found[key].born, default=None)
+        for key in members:
+            del joined[key]
+        if first is not None:
+            joined[first] = _merge([found[key] for key in members], found[first]), tuple(members)
+    return list(joined.values())
+
+
+def _merge(values: Sequence[SavedValue], first: SavedValue) -> SavedValue:
+    """The one value that `values`, in the order of their readers, are; `first` was born first."""
+    refusals = [value.refusal for value in values if value.refusal not in (None, RETURNED)]
+    return replace(
+        first,
+        last_use=max(value.last_use for value in values),
+        first_use=values[0].first_use,
+        freed=max(value.freed for value in values),
+        refusal=refusals[0] if refusals else None,
+        must_move=any(value.must_move for value in values),
     )
-    names = {value.name: found for found, value in values.items()}
-    return JoinedStep(step, names, tuple(ops))
+
+
+def _find_refusal(key: CallValue, value: SavedValue, owners: Owners) -> str | None:
+    """Why the value may not move in this step."""
+    if value.has_ops and key in owners.held:
+        return HELD
+    if value.refusal == RETURNED and key in owners.let_go:
+        return None
+    return value.refusal
 
 
 def _find_phases(
@@ -154,34 +218,42 @@ def describe_half(half: Half) -> str:
     return f"{'forward' if half.forward else 'backward'} of call {half.call}"
 
 
-def _find_held(
-    half: Half, model: HalfModel, values: Sequence[SavedValue], record: HalfMeasurement
-) -> list[int]:
-    """Bytes of each segment that the schedule does not change.
+def _find_held(model: HalfModel, values: Sequence[SavedValue], record: HalfMeasurement) -> int:
+    """Bytes that are held from outside of the half, by what was seen at its first op.
 
-    They are the graph's own and what is held from outside of it: by the model from the first op
-    on, and by what was seen between the ops; the higher counts. What was seen holds the values
-    that were born and had not met their op yet; these are not part of it.
+    values: that are born in it. What was seen holds those that were born and had not met their op
+    yet; these are not part of it.
+    """
+    if record.held_bytes is None or not model.ops:
+        return 0
+    first = model.ops[0][1]
+    # What lives on both sides of the op lives at the op.
+    at_first = min([0, *model.fixed_bytes][first], [*model.fixed_bytes, 0][first])
+    return record.held_bytes - at_first - _count_born(values, 0, first)
+
+
+def _find_fixed(
+    model: HalfModel, values: Sequence[SavedValue], record: HalfMeasurement, held_bytes: int
+) -> list[int]:
+    """Bytes of each segment that the schedule does not change; values, held_bytes: see _find_held.
+
+    They are the graph's own and what is held from outside of it, by the model, and by what was seen
+    between the ops; the higher counts.
     """
     length = len(model.seconds)
     bounds = [(event, min(position, length)) for event, position in model.ops]
-    first = bounds[0][1] if bounds else 0
-
-    def count_born(begin: int, end: int) -> int:
-        return sum(v.nbytes for v in values if half.forward and begin <= v.born < end)
-
-    held = 0
-    if record.held_bytes is not None and bounds:
-        # What lives on both sides of the op lives at the op.
-        at_first = min([0, *model.fixed_bytes][first], [*model.fixed_bytes, 0][first])
-        held = record.held_bytes - at_first - count_born(0, first)
-    found = [held + nbytes for nbytes in model.fixed_bytes]
+    found = [held_bytes + nbytes for nbytes in model.fixed_bytes]
     ends = [position for _, position in bounds[1:]] + [length]
     for (event, begin), end in zip(bounds, ends, strict=True):
         seen = record.peak_bytes.get(event)
         if seen is not None:
-            seen -= count_born(begin, end)
+            seen -= _count_born(values, begin, end)
             found[begin:end] = [max(nbytes, seen) for nbytes in found[begin:end]]
     if record.gap_bytes is not None:
-        found[0] = max(found[0], record.gap_bytes - count_born(0, first))
+        first = bounds[0][1] if bounds else 0
+        found[0] = max(found[0], record.gap_bytes - _count_born(values, 0, first))
     return found
+
+
+def _count_born(values: Sequence[SavedValue], begin: int, end: int) -> int:
+    return sum(value.nbytes for value in values if begin <= value.born < end)

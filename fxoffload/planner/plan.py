@@ -16,6 +16,10 @@ UNCOUNTED = "size that depends on data without a bound: not counted in the predi
 
 # Why a value stays that could move.
 KEPT = "kept by the program"
+# Why a value stays that could move as soon as it is known that the caller lets go of it.
+RETURNED = "output of the forward, which the caller may keep"
+# Why a value stays that could move, were it not in memory anyway.
+HELD = "kept by the caller"
 
 
 def describe_cut(cut: Cut) -> str:
@@ -57,6 +61,11 @@ class SavedValue:
     must_move: bool = False
 
     @property
+    def has_ops(self) -> bool:
+        """Whether some step may move the value, so that the graph has ops for it."""
+        return self.refusal in (None, RETURNED)
+
+    @property
     def kept_bytes(self) -> int:
         """Bytes that stay on the device when the value is kept."""
         return self.nbytes if self.base_bytes is None else self.base_bytes
@@ -66,9 +75,9 @@ class SavedValue:
         """Whether a kept value is part of the peak: inputs that may not move are the caller's.
 
         Those that may, or that only the program keeps, are activations of another graph, which
-        nobody but this one keeps.
+        nobody but this one keeps. Outputs are the caller's, but the graph makes them.
         """
-        return self.owned or self.refusal in (None, KEPT)
+        return self.owned or self.refusal in (None, KEPT, RETURNED, HELD)
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,22 +5,25 @@ from __future__ import annotations
 from bisect import bisect_left, bisect_right
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Literal
 
 from fxoffload.errors import BudgetError
 from fxoffload.ops import OpEvent
 from fxoffload.planner.graph_model import GraphModel
-from fxoffload.planner.joining import JoinedStep, join_step
+from fxoffload.planner.joining import JoinedStep, PlacedOp, join_step
 from fxoffload.planner.link import Link
 from fxoffload.planner.plan_writer import describe_kept
 from fxoffload.planner.search import Choice
 from fxoffload.planner.selection import choose_transfers
 from fxoffload.planner.simulation import find_holders
 from fxoffload.schedule import (
+    UNKNOWN_OWNERS,
     CallSchedule,
     CallValue,
     Destination,
     HalfMeasurement,
+    Owners,
     Program,
     Schedule,
 )
@@ -33,6 +36,7 @@ def make_schedule(
     links: Mapping[str, Link],
     *,
     budget_bytes: int | Literal["min"] | None,
+    owners: Owners = UNKNOWN_OWNERS,
     host_bytes: int = 0,
     max_inflight_bytes: int = 2**62,
 ) -> Schedule:
@@ -41,7 +45,7 @@ def make_schedule(
     models: by graph. measured: of each half of the program. Raises BudgetError that states the
     lowest peak of the whole step, and which calls hold it.
     """
-    joined = join_step(program, models, measured)
+    joined = join_step(program, models, measured, owners)
     try:
         choice = choose_transfers(
             joined.step,
@@ -64,47 +68,38 @@ def _write_schedule(
 ) -> Schedule:
     """What each op does so that the transfers of `choice` come about."""
     step, transfers, simulation = joined.step, choice.best.transfers, choice.best.simulation
-    count = 1 + max(half.call for half in program)
-    destinations: list[dict[str, Destination]] = [{} for _ in range(count)]
-    waits: list[dict[OpEvent, list[CallValue]]] = [{} for _ in range(count)]
-    reads: list[dict[OpEvent, list[CallValue]]] = [{} for _ in range(count)]
+    calls = _Calls(1 + max(half.call for half in program))
     order = {(op.call, op.event): index for index, op in enumerate(joined.ops)}
     positions = [op.position for op in joined.ops]
     for value in step.values:
-        call, name = joined.values[value.name]
+        members = joined.values[value.name]
         transfer = transfers.get(value.name)
+        calls.send(members, "keep" if transfer is None else transfer.tier)
         if transfer is None:
-            destinations[call][name] = "keep"
             continue
-        destinations[call][name] = transfer.tier
-        own = order.get((call, ("release", name)))
-        if transfer.release is not None and own is not None:
+        released = [
+            order[key] for call, name in members if (key := (call, ("release", name))) in order
+        ]
+        if transfer.release is not None and released:
             # The last op that stands at this position or before it.
-            op = joined.ops[max(own, bisect_right(positions, transfer.release) - 1)]
-            waits[op.call].setdefault(op.event, []).append((call, name))
+            index = max(*released, bisect_right(positions, transfer.release) - 1)
+            calls.wait(joined.ops[index], members[0])
+        call, name = members[0]
         own = order.get((call, ("wait", name)))
+        if own is None:
+            continue
         written = simulation.written_positions.get(value.name)
-        if written is not None and own is not None and budget_bytes is not None:
+        if written is not None and budget_bytes is not None:
             # A slower write than was foreseen must not meet the reads of the backward.
             turn = next(phase.turn for phase in step.phases if value.last_use < phase.end)
             index = bisect_left(positions, max(written, turn))
             if index < own:
-                op = joined.ops[index]
-                waits[op.call].setdefault(op.event, []).append((call, name))
-        if own is not None:
-            # The first op that stands at this position.
-            op = joined.ops[min(own, bisect_right(positions, transfer.prefetch - 1))]
-            reads[op.call].setdefault(op.event, []).append((call, name))
+                calls.wait(joined.ops[index], members[0])
+        # The first op that stands at this position.
+        calls.read(joined.ops[min(own, bisect_right(positions, transfer.prefetch - 1))], members[0])
     return Schedule(
         program=program,
-        calls=tuple(
-            CallSchedule(
-                destinations[index],
-                {event: tuple(found) for event, found in waits[index].items()},
-                {event: tuple(found) for event, found in reads[index].items()},
-            )
-            for index in range(count)
-        ),
+        calls=calls.build(),
         budget_bytes=budget_bytes if isinstance(budget_bytes, int) else None,
         peak_bytes=simulation.peak_bytes,
         unmoved_peak_bytes=choice.unmoved.simulation.peak_bytes,
@@ -118,6 +113,46 @@ def _write_schedule(
             for tier, link in links.items()
         },
     )
+
+
+class _Calls:
+    """The schedules of the calls of a step, as long as they are being written."""
+
+    def __init__(self, count: int) -> None:
+        self._destinations: list[dict[str, Destination]] = [{} for _ in range(count)]
+        self._waits: list[dict[OpEvent, list[CallValue]]] = [{} for _ in range(count)]
+        self._reads: list[dict[OpEvent, list[CallValue]]] = [{} for _ in range(count)]
+        self._passes: list[dict[str, CallValue]] = [{} for _ in range(count)]
+
+    def send(self, members: Sequence[CallValue], destination: Destination) -> None:
+        """One tensor goes there, which each of `members` is; what comes back is passed on."""
+        for call, name in members:
+            self._destinations[call][name] = destination
+        if destination != "keep":
+            for (call, name), following in pairwise(members):
+                self._passes[call][name] = following
+
+    def wait(self, op: PlacedOp, value: CallValue) -> None:
+        """Wait for the write of `value` at `op`."""
+        self._waits[op.call].setdefault(op.event, []).append(value)
+
+    def read(self, op: PlacedOp, value: CallValue) -> None:
+        """Start to read `value` at `op`."""
+        self._reads[op.call].setdefault(op.event, []).append(value)
+
+    def build(self) -> tuple[CallSchedule, ...]:
+        """One for each call."""
+        return tuple(
+            CallSchedule(
+                destinations,
+                {event: tuple(found) for event, found in waits.items()},
+                {event: tuple(found) for event, found in reads.items()},
+                passes,
+            )
+            for destinations, waits, reads, passes in zip(
+                self._destinations, self._waits, self._reads, self._passes, strict=True
+            )
+        )
 
 
 def _explain(
@@ -134,7 +169,7 @@ def _explain(
     sums: Counter[str] = Counter()
     for holder in find_holders(joined.step, lowest.simulation, lowest.transfers):
         found = joined.values.get(holder.name)
-        sums[holder.name if found is None else f"values of call {found[0]}"] += holder.nbytes
+        sums[holder.name if found is None else f"values of call {found[0][0]}"] += holder.nbytes
     mib = 2**20
     graphs = {half.call: half.graph for half in program}
     held = ", ".join(f"{name} {nbytes / mib:.1f} MiB" for name, nbytes in sums.most_common(5))

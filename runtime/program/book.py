@@ -20,7 +20,9 @@ from fxoffload.runtime.program.comparison import (
     find_typical_flows,
 )
 from fxoffload.schedule import (
+    UNKNOWN_OWNERS,
     HalfMeasurement,
+    Owners,
     Program,
     Schedule,
     StepMeasurement,
@@ -61,6 +63,7 @@ class Learned:
     flows: deque[Mapping[str, TierFlow]] = field(
         default_factory=lambda: deque[Mapping[str, TierFlow]](maxlen=KEPT_FLOWS)
     )
+    owners: Owners = UNKNOWN_OWNERS
     assumed: StepMeasurement | None = None
     schedule: Schedule | None = None
     doubts: bool = False
@@ -132,8 +135,13 @@ class ProgramBook:
         latest = step.measure()
         learned.records.append(latest.halves)
         learned.flows.append(latest.flows)
-        halves = find_medians(program, learned.records)
-        measured = StepMeasurement(halves, find_typical_flows(learned.flows), latest.base_bytes)
+        learned.owners = learned.owners.update(latest.owners)
+        measured = StepMeasurement(
+            find_medians(program, learned.records),
+            find_typical_flows(learned.flows),
+            latest.base_bytes,
+            learned.owners,
+        )
         if learned.assumed is not None:
             learned.doubts |= differ_in_flows(learned.assumed.flows, latest.flows)
         if learned.assumed is not None and not differ(learned.assumed, measured, schedule):

@@ -24,8 +24,10 @@ from fxoffload.runtime.store.store import OffloadStore
 from fxoffload.runtime.store.ticket import Ticket
 from fxoffload.schedule import (
     CallSchedule,
+    CallValue,
     Half,
     HalfMeasurement,
+    Owners,
     Program,
     Schedule,
     StepMeasurement,
@@ -36,29 +38,49 @@ log = logging.getLogger(__name__)
 
 @dataclass(slots=True, eq=False)
 class Entry:
-    """A ticket of a call; another one when a value that was kept is moved after all.
+    """A value of a call and its ticket; another one when what was kept is moved after all.
 
+    name: of the value in the graph; the ticket has that of the call that saved it first.
     reading: whether a prefetch has been started for the wait to come. handed: the memory of what
-    the latest wait returned.
+    the latest wait returned. passed: what the wait of another call that has the same ticket
+    returned, for the wait to come. held: whether the caller still had the memory at the first wait;
+    None where that cannot be told.
     """
 
+    name: str
     store: OffloadStore
     ticket: Ticket
     call: Call | None = None
     reading: bool = False
     handed: StorageWeakRef | None = None
+    passed: torch.Tensor | None = None
+    held: bool | None = None
 
-    @property
-    def resident_bytes(self) -> int:
-        """Bytes of the device's memory that the value takes, also while a backward reads it."""
+    def count_resident_bytes(self, half: Half | None) -> int:
+        """Bytes of the device's memory that the value takes while `half` runs.
+
+        Also where the forward that saves it reads it from the caller's memory, or a backward what
+        came back.
+        """
+        caller = self.ticket.caller
         if self.handed is not None and not self.handed.expired():
             return self.ticket.nbytes
+        if caller is not None and self.call is not None and self.call.forward.half == half:
+            return self.ticket.nbytes if caller.alive else 0
         return self.ticket.resident_bytes
 
-    def hand(self, y: torch.Tensor) -> None:
-        """A wait returns `y`."""
+    def wait(self) -> torch.Tensor:
+        """The value."""
+        if self.held is None:
+            self.held = self.store.is_held(self.ticket)
+        y, self.passed = self.passed, None
+        if y is None:
+            y = self.store.wait(self.ticket)
+        elif self.ticket.caller is not None:
+            self.ticket.caller.check_unchanged(self.name)
         self.reading = False
         self.handed = StorageWeakRef(y.untyped_storage())
+        return y
 
     def start_reading(self) -> None:
         """Start to bring the value back, unless that was started before the latest wait."""
@@ -153,6 +175,14 @@ class Call:
             if entry is not None:
                 entry.start_reading()
 
+    def pass_on(self, name: str, y: torch.Tensor) -> None:
+        """The wait of the value `name` returns `y`: keep it for the call that reads it next."""
+        if self.schedule is None or name not in self.schedule.passes:
+            return
+        entry = self.step.find_entry(*self.schedule.passes[name])
+        if entry is not None and entry.ticket is self.entries[name].ticket:
+            entry.passed = y
+
 
 class StepRun:
     """The calls of one step in one thread.
@@ -202,12 +232,12 @@ class StepRun:
         """A half begins: from here on the step follows the first schedule that foresaw all."""
         run = HalfRun(half)
         if self.measures or not self.runs:
-            run.held_bytes = self._count_held_bytes(device)
+            run.held_bytes = self._count_held_bytes(device, half)
             if not self.runs and run.held_bytes is not None:
                 self.base_bytes = run.held_bytes + count_foreign_bytes(device)
         if self.measures:
             if self._sampler is None:
-                self._sampler = HeldSampler(partial(self._count_held_bytes, device))
+                self._sampler = HeldSampler(partial(self._count_held_bytes, device, None))
             else:
                 run.gap_bytes = self._sampler.take()
             self._last = None
@@ -282,7 +312,22 @@ class StepRun:
             )
             left = marks[-1][1] if marks else left
         flows = {tier: each.close() for windows in self._windows for tier, each in windows.items()}
-        return StepMeasurement(found, flows, self.base_bytes)
+        return StepMeasurement(found, flows, self.base_bytes, self._find_owners())
+
+    def _find_owners(self) -> Owners:
+        """Who else has the values; see Owners."""
+        shared: dict[int, list[CallValue]] = {}
+        held: dict[CallValue, bool | None] = {}
+        for call in self.calls:
+            for name, entry in call.entries.items():
+                if entry.ticket.caller is not None:
+                    shared.setdefault(id(entry.ticket), []).append((call.number, name))
+                    held[call.number, name] = entry.held
+        return Owners(
+            shared=tuple(tuple(group) for group in shared.values() if len(group) > 1),
+            held=frozenset(value for value, found in held.items() if found is True),
+            let_go=frozenset(value for value, found in held.items() if found is False),
+        )
 
     def _move_kept(self) -> None:
         """More may follow than was foreseen: what was kept makes room."""
@@ -291,10 +336,18 @@ class StepRun:
             for entry in call.entries.values():
                 entry.move_kept()
 
-    def _count_held_bytes(self, device: torch.device) -> int | None:
+    def _count_held_bytes(self, device: torch.device, half: Half | None) -> int | None:
+        """What is held beside our values in `half`; None: in the one that runs."""
         live_bytes = count_live_bytes(device)
         if live_bytes is None:
             return None
-        # Copies, as a sampler asks this while the step goes on.
-        entries = (entry for call in list(self.calls) for entry in list(call.entries.values()))
-        return live_bytes - sum(entry.resident_bytes for entry in entries)
+        if half is None and self.runs:
+            half = self.runs[-1].half
+        # Copies, as a sampler asks this while the step goes on. Entries may share a ticket.
+        resident: dict[int, int] = {}
+        for call in list(self.calls):
+            for entry in list(call.entries.values()):
+                key, nbytes = id(entry.ticket), entry.count_resident_bytes(half)
+                resident[key] = max(nbytes, resident.get(key, 0))
+        # A value that has died meanwhile is in the first count only.
+        return min(live_bytes, count_live_bytes(device) or 0) - sum(resident.values())

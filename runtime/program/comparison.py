@@ -64,6 +64,8 @@ def differ(
     schedule: Schedule | None,
 ) -> bool:
     """Whether a schedule made by `measured` would be another one than that made by `assumed`."""
+    if assumed.owners != measured.owners:
+        return True
     before, after = _add_seconds(assumed.halves), _add_seconds(measured.halves)
     if abs(after - before) > CHANGED_SECONDS * before:
         return True

@@ -1,8 +1,7 @@
-"""Tensors that belong to the caller: detects in-place changes, and values that stay in memory.
+"""Tensors that belong to the caller: detects in-place changes, and memory that is saved twice.
 
-A graph may save what another graph, or the program itself, still holds. To write such a value out
-frees nothing: where its memory is found alive when the value is asked for, the next value of the
-same site is kept where it is. Where we turn out to be the last that hold it, the site moves again.
+A graph may save what another graph made, returned and saved as well: the output of one and the
+input of the next are one storage, which moves once.
 """
 
 from __future__ import annotations
@@ -16,15 +15,13 @@ from fxoffload.errors import ModifiedError
 class CallersTensor:
     """What is known of a tensor of the caller's, without holding its memory.
 
-    site: the same for the same place of the program in every step; None is no such place. counter:
-    has the version of `x`, and none of its memory; without it changes are not seen.
+    counter: has the version of `x`, and none of its memory; without it changes are not seen.
     """
 
-    def __init__(
-        self, x: torch.Tensor, site: str | None, counter: torch.Tensor | None = None
-    ) -> None:
-        self.site = site
+    def __init__(self, x: torch.Tensor, counter: torch.Tensor | None = None) -> None:
+        self.key = find_key(x)
         self._storage = StorageWeakRef(x.untyped_storage())
+        self._layout = _find_layout(x)
         self._counter = counter
         if counter is not None:
             self._version = counter._version
@@ -34,6 +31,13 @@ class CallersTensor:
     def alive(self) -> bool:
         """Whether anybody still holds the memory."""
         return not self._storage.expired()
+
+    def is_same(self, x: torch.Tensor) -> bool:
+        """Whether `x`, of the same key, has the same elements in the same place, unchanged."""
+        if self._counter is None or x.is_inference():
+            return False
+        versions = {self._counter._version, x._version}
+        return versions == {self._version} and self._layout == _find_layout(x)
 
     def check_unchanged(self, name: str) -> None:
         """Raise ModifiedError where the tensor was written to in place, as autograd does."""
@@ -47,21 +51,10 @@ class CallersTensor:
         )
 
 
-class Sites:
-    """Which sites save values that stay in memory anyway; safe in every thread."""
+def find_key(x: torch.Tensor) -> int:
+    """The identity of the storage of `x` as long as a StorageWeakRef to it exists."""
+    return x.untyped_storage()._cdata
 
-    def __init__(self) -> None:
-        self._stay: dict[str, bool] = {}
 
-    def stay(self, site: str | None) -> bool:
-        """Whether the values of `site` were alive whenever they were asked for."""
-        return site is not None and self._stay.get(site, False)
-
-    def note(self, site: str | None, *, alive: bool) -> None:
-        """A value of `site` was found alive; or it was not, and then the site moves for good."""
-        if site is None:
-            return
-        if alive:
-            self._stay.setdefault(site, True)
-        else:
-            self._stay[site] = False
+def _find_layout(x: torch.Tensor) -> tuple[int, torch.Size, tuple[int, ...], torch.dtype]:
+    return x.data_ptr(), x.shape, x.stride(), x.dtype

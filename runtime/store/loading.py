@@ -27,7 +27,7 @@ def hand_back(ledger: Ledger, ticket: Ticket, keeps_graph: Callable[[], bool]) -
         kept = ticket.kept
         if kept is None:
             return None
-        last = not keeps_graph()
+        last = not keeps_graph() and ticket.holders == 1
         if last:
             ticket.kept, ticket.lent = None, True
     # The graph counts offsets from the first byte of the value.
@@ -59,7 +59,7 @@ def forward_value(
             return None
         ticket.copies += 1  # Keeps `outgoing` open while it is read.
     try:
-        last = not keeps_graph()
+        last = not keeps_graph() and ticket.holders == 1
         if last and write is not None and write.cancel():
             ledger.finish_write(ticket, write)
         arrival = _lend(ledger, ticket, outgoing) if last and ticket.caller is None else None

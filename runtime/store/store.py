@@ -23,7 +23,7 @@ from fxoffload.runtime.devices.devices import Devices
 from fxoffload.runtime.devices.transfer import find_layout
 from fxoffload.runtime.engines.ioengine import IOEngine
 from fxoffload.runtime.engines.memory import MemoryEngine
-from fxoffload.runtime.store.callers import CallersTensor, Sites
+from fxoffload.runtime.store.callers import CallersTensor
 from fxoffload.runtime.store.counters import StoreStatistics, reset_sums
 from fxoffload.runtime.store.ledger import Ledger
 from fxoffload.runtime.store.loading import finish_prefetch, forward_value, hand_back, start_read
@@ -58,7 +58,6 @@ class OffloadStore:
         self._keeps_graph = keeps_graph
         self._is_shared = is_shared
         self._make_counter = make_counter
-        self._sites = Sites()
         self._ledger = Ledger(max_inflight_bytes)
         host = [engine for engine in self.engines.values() if isinstance(engine, MemoryEngine)]
         self._devices = Devices(sum(engine.capacity_bytes for engine in host))
@@ -80,24 +79,37 @@ class OffloadStore:
         tier: str,
         owned: bool,
         duplicate_bytes: int = 0,
-        *,
-        site: str | None = None,
     ) -> Ticket:
         """Start to copy `x` out; `x` must not change before `release`.
 
-        `owned` is False when `x` belongs to the caller and may never be handed back itself. Where
-        such values of the same `site` stay in memory anyway, nothing is written; None: always.
+        `owned` is False when `x` belongs to the caller and may never be handed back itself. If that
+        is on its way out already, unchanged since, the ticket is the one that it has.
         """
+        self._ledger.catch_up()
+        if owned:
+            return self._send(x, name, tier, None, duplicate_bytes)
+        found = self._ledger.find_callers(x, kept=False)
+        if found is not None:
+            return found
+        caller = CallersTensor(x, self._make_counter(x))
+        ticket = self._send(x, name, tier, caller, duplicate_bytes)
+        self._ledger.add_callers(ticket)
+        return ticket
+
+    def _send(
+        self,
+        x: torch.Tensor,
+        name: str,
+        tier: str,
+        caller: CallersTensor | None,
+        duplicate_bytes: int = 0,
+    ) -> Ticket:
         ledger = self._ledger
-        ledger.catch_up()
         engine = self._find_engine(tier, name)
         device = self._devices.find(x.device)
-        caller = None if owned else CallersTensor(x, site, self._make_counter(x))
         if x.requires_grad:
             x = x.detach()
         nbytes = min(find_span(x), x.nbytes)
-        if caller is not None and self._sites.stay(site):
-            return self._keep(x, name, nbytes, tier, engine, caller)
         # The cap limits memory that transfers take in addition to the value; here there is none.
         capped = not device.keeps(engine)
         ledger.enter_flight(name, nbytes, capped=capped)
@@ -122,29 +134,64 @@ class OffloadStore:
         return ticket
 
     def keep(self, x: torch.Tensor, name: str, tier: str, owned: bool) -> Ticket:
-        """A ticket for `x`, which stays where it is; `x` must not change before `release`."""
+        """A ticket for `x`, which stays where it is; `x` must not change before `release`.
+
+        owned: as in `offload`.
+        """
         ledger = self._ledger
         ledger.catch_up()
-        caller = None if owned else CallersTensor(x, None, self._make_counter(x))
+        found = None if owned else ledger.find_callers(x, kept=True)
+        if found is not None:
+            return found
+        caller = None if owned else CallersTensor(x, self._make_counter(x))
+        # A tensor of our own: to `is_shared` the caller's is then another holder of the memory.
+        kept = x.detach()
         nbytes = min(find_span(x), x.nbytes)
-        return self._keep(x, name, nbytes, tier, self._find_engine(tier, name), caller)
+        ticket = Ticket(
+            name, tuple(x.shape), nbytes, tier, self._find_engine(tier, name), self._alignment,
+            find_layout(kept), caller, None, kept,
+        )  # fmt: skip
+        with ledger.lock:
+            ledger.check_open(name)
+            ledger.counters.kept_bytes += nbytes
+        ledger.add_callers(ticket)
+        return ticket
 
     def move_kept(self, ticket: Ticket) -> Ticket | None:
         """Another ticket for what `ticket` keeps, which moves now; None where nothing is kept.
 
-        The caller frees `ticket`. Returns when the value has been written.
+        Each holder of `ticket` asks for it, and frees `ticket`. Returns when the value has been
+        written.
         """
         with self._ledger.lock:
             kept, ticket.kept = ticket.kept, None
+            if ticket.successor is not None:
+                ticket.successor.holders += 1
         if kept is None:
-            return None
+            return ticket.successor
         if ticket.caller is not None:
             ticket.caller.check_unchanged(ticket.name)
-        moved = self.offload(kept, ticket.name, ticket.tier, ticket.caller is None)
+        moved = ticket.successor = self._send(kept, ticket.name, ticket.tier, ticket.caller)
+        self._ledger.add_callers(moved)
         del kept
         self.release(moved, block=False)
         self.settle(moved)
         return moved
+
+    def is_held(self, ticket: Ticket) -> bool | None:
+        """Whether the caller still has the memory of the value, which is kept or was the caller's.
+
+        None where that cannot be told.
+        """
+        caller = ticket.caller
+        if caller is None:
+            return None
+        with self._ledger.lock:
+            kept, outgoing = ticket.kept, ticket.outgoing
+        if kept is not None:
+            return self._is_shared(kept)
+        # As long as it is written from, the store has it too.
+        return None if outgoing is not None and outgoing.shares_memory else caller.alive
 
     def settle(self, ticket: Ticket) -> None:
         """Return when the memory of a value that was released without `block` is free.
@@ -271,32 +318,11 @@ class OffloadStore:
             )
         return engine
 
-    def _keep(
-        self,
-        x: torch.Tensor,
-        name: str,
-        nbytes: int,
-        tier: str,
-        engine: IOEngine,
-        caller: CallersTensor | None,
-    ) -> Ticket:
-        # A tensor of our own: to `is_shared` the caller's is then another holder of the memory.
-        kept = x.detach()
-        layout = find_layout(kept)
-        with self._ledger.lock:
-            self._ledger.check_open(name)
-            self._ledger.counters.kept_bytes += nbytes
-        return Ticket(
-            name, tuple(x.shape), nbytes, tier, engine, self._alignment, layout, caller, None, kept
-        )
-
     def _start(self, ticket: Ticket, *, taken: bool = False) -> Prefetch:
         ledger, caller = self._ledger, ticket.caller
         prefetch = None
         if caller is not None:
             caller.check_unchanged(ticket.name)
-            if ticket.kept is not None:
-                self._sites.note(caller.site, alive=self._is_shared(ticket.kept))
         if ticket.kept is not None:
             prefetch = hand_back(ledger, ticket, self._keeps_graph)
         if prefetch is None:
@@ -304,8 +330,6 @@ class OffloadStore:
         if prefetch is None:
             device = self._devices.find(ticket.layout.device)
             prefetch = start_read(ledger, device, ticket)
-            if caller is not None:  # The store holds no reference to its memory any more.
-                self._sites.note(caller.site, alive=caller.alive)
         prefetch.taken = taken
         with ledger.lock:
             ticket.prefetches.append(prefetch)

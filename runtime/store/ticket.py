@@ -45,7 +45,8 @@ class Ticket:
     `outgoing` is there as long as the bytes are in memory, `slot` as long as the engine holds a
     place for them, `write` until the end of the write has been noted. `kept` is the tensor itself
     where the value does not move; there is neither of the others then. `caller` is there for what
-    belongs to the caller.
+    belongs to the caller; graphs that save the same share the ticket, of which they are `holders`.
+    `successor`: the ticket of the same value where it moved after all.
     """
 
     name: str
@@ -68,6 +69,8 @@ class Ticket:
     capped: bool = False  # and towards the cap on those.
     released: bool = False
     freed: bool = False
+    holders: int = 1
+    successor: Ticket | None = None
     copies: int = 0  # Copies from `outgoing` that are being made.
 
     @property
