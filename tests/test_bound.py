@@ -76,6 +76,24 @@ def test_what_the_forward_still_reads_is_not_away():
     assert bound_peak(step, inf, nvme=make_link(1, 1)) == 200
 
 
+def test_what_the_forward_still_reads_does_not_make_up_for_what_is_read_back():
+    # In front of 10, "early" is read back while the forward still reads "late".
+    values = [
+        make_value("early", first_use=0),
+        make_value("late", last_use=9, first_use=2),
+    ]
+    step = make_step(values, fixed=[Residence("held", 100, 5, 9)])
+    assert bound_peak(step, nvme=make_link(1, 1)) == 300
+    assert bound_peak(step, 1.0, nvme=make_link(1, 1)) == 200
+
+
+def test_a_wait_in_front_of_a_node_is_none_behind_it():
+    held = Residence("held", 100, 10, 10)
+    step = make_step([make_value("v", last_use=1, first_use=1, born=0)], fixed=[held])
+    # From 1 to 10 s it may be written; it is read between 11 and 11 s.
+    assert bound_seconds(step, 100, nvme=make_link(write=14, read=12)) == about(20 + 5 + 12)
+
+
 def test_a_queue_serves_one_value_after_the_other():
     # 100 bytes are wanted away from 5 s on; only the second value is born early enough for half.
     values = [make_value("a", born=2), make_value("b", born=3, last_use=3)]
