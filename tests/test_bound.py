@@ -188,7 +188,7 @@ def random_runs(draw: st.DrawFn) -> tuple[Step, Mapping[str, Link], int, Mapping
     return step, links, host_bytes, transfers
 
 
-@settings(max_examples=300)
+@settings(max_examples=300, deadline=None)
 @given(random_runs(), st.sampled_from([2**62, 10]))
 def test_no_simulated_plan_is_below_the_bound(
     run: tuple[Step, Mapping[str, Link], int, Mapping[str, Transfer]], max_inflight_bytes: int
@@ -206,7 +206,7 @@ def test_no_simulated_plan_is_below_the_bound(
     assert peak <= found.peak_bytes
 
 
-@settings(max_examples=60)
+@settings(max_examples=60, deadline=None)
 @given(st.integers(0, 2**31))
 def test_more_room_time_or_bandwidth_never_costs(seed: int):
     step, link, budget_bytes = draw_instance(seed)

@@ -402,6 +402,7 @@ def test_what_cannot_be_built_is_refused_in_words(
     assert "--layers 3 is odd" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_limits(fresh_dynamo: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits, "SHARES", (0.6,))
     monkeypatch.setattr(limits, "ALL_CUTS", (None, "loops"))
