@@ -21,16 +21,19 @@ from fxoffload.errors import (
     TransferError,
 )
 from fxoffload.in_place import compile_in_place
+from fxoffload.inspection.bounds import find_bounds
 from fxoffload.inspection.explain import Explanation, explain
 from fxoffload.inspection.forecast import BatchForecast, Forecast, LargestBatch
 from fxoffload.inspection.hardware import Hardware
 from fxoffload.inspection.what_if import largest_batch, simulate
 from fxoffload.marks import keep, keeping, move
+from fxoffload.planner.bound import Bound
 from fxoffload.runtime import StoreStatistics, drive_lifetimes, reset_statistics, statistics
 from fxoffload.schedule import Schedule
 
 __all__ = [
     "BatchForecast",
+    "Bound",
     "BudgetError",
     "ChecksumError",
     "ConfigError",
@@ -56,6 +59,7 @@ __all__ = [
     "compile_in_place",
     "drive_lifetimes",
     "explain",
+    "find_bounds",
     "graph_counts",
     "keep",
     "keeping",

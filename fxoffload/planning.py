@@ -55,7 +55,7 @@ def build_partitioner(
         partition: PartitionFunction, num_outputs: int, static_inputs: tuple[int, ...]
     ) -> Graphs:
         orders: dict[fx.GraphModule, passes.Order] = {}
-        build = _make_builder(partition, num_outputs, static_inputs, orders)
+        build = make_builder(partition, num_outputs, static_inputs, orders)
         graph = build(None)
         if config.enabled:
             known = cost or measure_cost(config, graph)
@@ -173,7 +173,7 @@ def _restore_order(
     return plan
 
 
-def _make_builder(
+def make_builder(
     partition: PartitionFunction,
     num_outputs: int,
     static_inputs: tuple[int, ...],

@@ -11,7 +11,9 @@ from typing import Literal
 from fxoffload import runtime
 from fxoffload.config import OffloadConfig
 from fxoffload.errors import BudgetError
+from fxoffload.planner.bound import Bound, find_bound
 from fxoffload.planner.graph_model import GraphModel
+from fxoffload.planner.joining import join_step
 from fxoffload.planner.link import Link
 from fxoffload.planner.program import make_schedule
 from fxoffload.schedule import (
@@ -113,12 +115,29 @@ def predict_step(graphs: Sequence[ScheduledGraph]) -> Schedule:
 
     Raises as schedule_program.
     """
-    names = [str(index) for index in range(len(graphs))]
-    forwards = tuple(Half(name, index, True) for index, name in enumerate(names))
-    backwards = tuple(replace(half, forward=False) for half in reversed(forwards))
-    program = forwards + backwards
+    program = _run_once(len(graphs))
     unmeasured = StepMeasurement([HalfMeasurement({})] * len(program))
-    return make_graph_schedule(dict(zip(names, graphs, strict=True)), program, unmeasured)
+    names = {str(index): graph for index, graph in enumerate(graphs)}
+    return make_graph_schedule(names, program, unmeasured)
+
+
+def predict_bound(graphs: Sequence[ScheduledGraph], schedule: Schedule) -> Bound:
+    """What no plan of the step of predict_step gets below, in the time of `schedule`."""
+    first = graphs[0]
+    models = {str(index): graph.model for index, graph in enumerate(graphs)}
+    unmeasured = [HalfMeasurement({})] * len(schedule.program)
+    return find_bound(
+        [join_step(schedule.program, models, unmeasured).step],
+        first.links,
+        within_seconds=schedule.step_seconds,
+        budget_bytes=schedule.budget_bytes,
+        host_bytes=first.config.host_bytes or 0,
+    )
+
+
+def _run_once(count: int) -> Program:
+    forwards = tuple(Half(str(index), index, True) for index in range(count))
+    return forwards + tuple(replace(half, forward=False) for half in reversed(forwards))
 
 
 def _find_lowest(configs: Iterable[OffloadConfig]) -> int | Literal["min"] | None:

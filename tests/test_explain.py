@@ -154,3 +154,19 @@ def test_masks_are_computed_again_where_vectors_of_bools_are_slow(
     nodes = {node.name: node for node in graph.forward_before.graph.nodes}
     saved = [nodes[name] for value in graph.plan.values for name in value.members]
     assert any(node.meta["val"].dtype == torch.bool for node in saved) == (cut is None)
+
+
+def test_the_bound_stands_beside_the_schedule(spill_directory: Path) -> None:
+    found = explain("mlp", spill_directory)
+    assert found.schedule is not None
+    assert found.bound is not None
+    assert found.bound.peak_bytes is not None
+    assert found.bound.lowest_peak_bytes <= found.bound.peak_bytes <= found.schedule.peak_bytes
+    assert str(found.bound) in str(found)
+    budget_bytes = (found.bound.lowest_peak_bytes + found.schedule.unmoved_peak_bytes) // 2
+    limited = explain("mlp", spill_directory, memory_budget=budget_bytes)
+    assert limited.schedule is not None
+    assert limited.bound is not None
+    assert limited.bound.budget_bytes == budget_bytes
+    assert limited.bound.step_seconds is not None
+    assert limited.bound.step_seconds <= limited.schedule.step_seconds

@@ -78,7 +78,9 @@ ROOMS = {
         ),
     ),
     "integrations": Room(("integrations",), ("words", "config", "kernels", "backend")),
-    "public names": Room(("",), ("words", "config", "kernels", "backend", "inspection")),
+    "public names": Room(
+        ("",), ("words", "planner", "config", "kernels", "backend", "inspection")
+    ),
 }  # fmt: skip
 
 

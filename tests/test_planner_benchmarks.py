@@ -25,6 +25,7 @@ sys.path.append(str(Path(__file__).parent.parent))
 from benchmarks import (
     depth,
     fresh_process,
+    limits,
     planner_truth,
     planning_time,
     rok,
@@ -399,3 +400,35 @@ def test_what_cannot_be_built_is_refused_in_words(
         run(module, spill_directory, "--model", "t5", "--layers", "3")
     assert stop.value.code == 2
     assert "--layers 3 is odd" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_limits(fresh_dynamo: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "SHARES", (0.6,))
+    monkeypatch.setattr(limits, "ALL_CUTS", (None, "loops"))
+    rows = limits.forecast_rows("gpt", Shape(1, 256, 2, 16, 512), "A100")
+    free, limited = rows
+    assert (free["budget"], limited["budget"]) == (None, 0.6)
+    assert 0.0 < free["any cut"] <= free["moving"] <= free["peak"] <= 1.0
+    assert 1.0 <= limited["any cut"] <= limited["moving"]
+    assert limited["any cut"] <= limited["step"]
+    assert limited["peak"] <= 0.6
+    (table,) = limits.tabulate({"rows": rows})
+    assert [row[2] for row in table.rows] == ["budget", "none", "0.6"]
+
+
+def test_limits_says_where_plans_are_far_from_their_bounds() -> None:
+    common = {"model": "gpt", "device": "A100"}
+    rows = [
+        {**common, "budget": None, "peak": 0.66, "moving": 0.6},
+        {**common, "budget": None, "peak": 0.67, "moving": 0.6},
+        {**common, "budget": 0.6, "step": 1.03, "moving": 1.0},
+        {**common, "budget": 0.6, "step": 1.04, "moving": 1.0},
+        {**common, "budget": 0.5, "step": None, "moving": 1.5},
+        {**common, "budget": 0.4, "step": 1.2, "moving": None},
+    ]
+    assert limits.find_misses({"rows": rows}) == [
+        "gpt on A100: a peak of 0.670, the bound is 0.600",
+        "gpt on A100: a step of 1.040 at 0.6, the bound is 1.000",
+        "gpt on A100: a step of none fits at 0.5, the bound is 1.500",
+    ]

@@ -20,10 +20,11 @@ from fxoffload.machine import find_device, find_links
 from fxoffload.ops import OPS, OpEvent
 from fxoffload.passes import Transformed, find_ops
 from fxoffload.passes.lifetimes import CONSTANT, STATIC_INPUT
+from fxoffload.planner.bound import Bound
 from fxoffload.planner.plan import Plan, SavedValue, describe_cut
 from fxoffload.planning import build_partitioner
 from fxoffload.schedule import CallValue, Schedule
-from fxoffload.step_schedules import ScheduledGraph, predict_step
+from fxoffload.step_schedules import ScheduledGraph, predict_bound, predict_step
 from fxoffload.torch_internals import OffloadPartitioner, outside_of_tracing
 
 MIB = 2**20
@@ -56,13 +57,14 @@ class Explanation:
     inference graphs included. ioengine: the engine that would move the values, and the reason for
     it. schedule: of a step in which each graph runs once, as the cost model predicts it; None where
     nothing may move. A running step is scheduled by what is measured of it: see
-    fxoffload.schedules.
+    fxoffload.schedules. bound: what no schedule of this step that only moves values gets below.
     """
 
     graphs: tuple[GraphExplanation, ...]
     num_compiled: int
     ioengine: str = ""
     schedule: Schedule | None = None
+    bound: Bound | None = None
 
     @property
     def saved_bytes(self) -> int:
@@ -95,6 +97,8 @@ class Explanation:
         lines = [total]
         if self.schedule is not None:
             lines.append(str(self.schedule))
+        if self.bound is not None:
+            lines.append(str(self.bound))
         if self.ioengine:
             lines.append(f"ioengine {self.ioengine}")
         return "\n\n".join([*tables, "\n".join(lines)])
@@ -197,7 +201,8 @@ def explain(
     num_compiled = partition_graphs(model, args, kwargs, config, make_partitioner)
     ioengine = str(runtime.choose_engine(config)) if config.enabled else ""
     schedule = predict_step(scheduled) if scheduled else None
-    return Explanation(tuple(found), num_compiled, ioengine, schedule)
+    bound = None if schedule is None else predict_bound(scheduled, schedule)
+    return Explanation(tuple(found), num_compiled, ioengine, schedule, bound)
 
 
 def find_next_node(graph: GraphExplanation, event: OpEvent) -> str:

@@ -11,4 +11,8 @@ plan_writer     a choice as the plan of a graph
 graph_model     what a schedule needs to know of a graph
 joining         the calls of a step as one step
 program         the schedule of a step
+moments         the nodes of a step that may decide its bound
+linear_program  variables, rows, and what HiGHS finds
+fluid           a step in which values are fluid, as a linear program
+bound           what no plan gets below
 """

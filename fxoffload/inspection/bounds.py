@@ -1,0 +1,70 @@
+"""Bounds of a training step on other hardware: what no plan of it gets below."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from fxoffload.config import OffloadConfig
+from fxoffload.inspection.hardware import Hardware
+from fxoffload.inspection.tracing import partition_without_memory
+from fxoffload.passes.lifetimes import find_saved_values
+from fxoffload.passes.partition_choice import CUTS
+from fxoffload.passes.step_model import build_step
+from fxoffload.planner.bound import Bound, find_bound
+from fxoffload.planner.plan import Cut
+from fxoffload.planner.simulation import Step
+from fxoffload.planning import make_builder
+from fxoffload.torch_internals import Graphs, OffloadPartitioner, PartitionFunction
+
+ALL_CUTS: tuple[Cut, ...] = (None, *CUTS)
+
+
+def find_bounds(
+    model: Callable[..., Any],
+    *args: Any,
+    hardware: Hardware,
+    memory_budget: int | str | None = None,
+    waiting: float = 0.0,
+    cuts: Sequence[Cut] = (None,),
+    options: Mapping[str, Any] | None = None,
+    **kwargs: Any,
+) -> tuple[Bound, ...]:
+    """The bound of each graph of `model(*args, **kwargs)` on `hardware`; nothing is run.
+
+    waiting: how much longer a step may take than the program computes by itself, as a share, where
+    the lowest peak is asked for. cuts: the partitions that a plan may choose; by default the
+    program's own, ALL_CUTS are those that plans are made for, which recompute more and more. Other
+    arguments and errors as of fxoffload.simulate.
+    """
+    chosen = {"directory": ".", **(options or {}), "memory_budget": memory_budget}
+    config = OffloadConfig.from_options(chosen)
+    cost = hardware.make_cost_model(with_host_tier=config.host_bytes is not None)
+    bounds: list[Bound] = []
+
+    def choose(
+        partition: PartitionFunction, num_outputs: int, static_inputs: tuple[int, ...]
+    ) -> Graphs:
+        build = make_builder(partition, num_outputs, static_inputs, {})
+        others: list[Cut] = [cut for cut in cuts if cut is not None]
+        graphs = [build(None), *map(build, others)]
+        steps: list[Step] = []
+        for graph in graphs:
+            values = find_saved_values(graph, min_bytes=config.min_storage_bytes)
+            fuses = config.compiler == "inductor"
+            steps.append(build_step(graph, values, cost, fuses=fuses))
+        bounds.append(
+            find_bound(
+                steps,
+                cost.links,
+                within_seconds=(1.0 + waiting) * steps[0].compute_seconds,
+                budget_bytes=config.budget_bytes,
+                host_bytes=config.host_bytes or 0,
+            )
+        )
+        return graphs[0].forward, graphs[0].backward
+
+    partition_without_memory(
+        model, args, kwargs, config, lambda: OffloadPartitioner(choose, "fxoffload bound")
+    )
+    return tuple(bounds)
