@@ -71,7 +71,7 @@ def test_case_and_blanks_of_names_do_not_matter() -> None:
 
 @pytest.mark.parametrize(("device", "drive"), [("H10", "Gen4"), ("H100", "Gen9")])
 def test_unknown_names(device: str, drive: str) -> None:
-    with pytest.raises(ConfigError, match="unknown; did you mean .* known names"):
+    with pytest.raises(ConfigError, match=r"unknown; did you mean .* known names"):
         find_hardware(device, drive)
 
 

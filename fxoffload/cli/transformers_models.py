@@ -43,7 +43,8 @@ def build_model(name: str, sequence: int) -> tuple[nn.Module, str]:
     kind = type(config)
     if config.is_encoder_decoder and kind in transformers.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING:
         builder = transformers.AutoModelForSeq2SeqLM
-        config.decoder_start_token_id = config.decoder_start_token_id or 0
+        if getattr(config, "decoder_start_token_id", None) is None:
+            config.decoder_start_token_id = 0
     elif kind in transformers.MODEL_FOR_MASKED_LM_MAPPING:
         builder = transformers.AutoModelForMaskedLM
     elif kind in transformers.MODEL_FOR_CAUSAL_LM_MAPPING:

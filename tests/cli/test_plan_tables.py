@@ -11,7 +11,16 @@ MIB = 2**20
 def make_plan() -> Plan:
     names = ("tanh", "relu", "view")
     values = tuple(
-        SavedValue(name=name, nbytes=(index + 1) * MIB, last_use="f", first_use="b")
+        SavedValue(
+            name=name,
+            members=(name,),
+            nbytes=(index + 1) * MIB,
+            member_bytes=(index + 1) * MIB,
+            born=0,
+            last_use=0,
+            first_use=0,
+            freed=0,
+        )
         for index, name in enumerate(names)
     )
     decisions = (Offload("nvme", "mm_1", "mm_2"), Keep("too late"), Keep("too late"))

@@ -44,6 +44,13 @@ def test_each_kind_of_language_model_has_a_loss(
     assert loss.requires_grad
 
 
+@pytest.mark.usefixtures("fresh_dynamo")
+def test_a_model_type_compiles_to_one_graph(tmp_path: Path) -> None:
+    """A warning of transformers about its loss would break the graph."""
+    model, _ = build_model(save(GPT2Config(**SMALL), tmp_path), 8)
+    torch.compile(model, backend="eager", fullgraph=True)(torch.zeros(2, 8, dtype=torch.int64))
+
+
 def test_what_is_no_language_model(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no language model; name module:callable"):
         build_model(save(ViTConfig(), tmp_path), 8)
