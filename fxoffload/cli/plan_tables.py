@@ -8,7 +8,7 @@ from typing import Any
 
 from fxoffload.inspection.forecast import BatchForecast, Forecast, LargestBatch
 from fxoffload.inspection.tables import format_table
-from fxoffload.planner.plan import Keep, Plan
+from fxoffload.planner.plan import Keep, Plan, describe_cut
 from fxoffload.schedule import Schedule
 
 MIB = 2**20
@@ -26,7 +26,8 @@ def format_plan(plan: Plan) -> str:
     for reason, nbytes in plan.kept_bytes_by_reason().items():
         size = f"{nbytes / MIB:.2f}"
         rows.append((f"{counts[reason]} value(s)", size, f"keep: {reason}", "", ""))
-    return format_table(rows)
+    recomputed = "" if plan.cut is None else f"\nrecomputed: {describe_cut(plan.cut)}"
+    return format_table(rows) + recomputed
 
 
 def format_forecast(forecast: Forecast) -> str:

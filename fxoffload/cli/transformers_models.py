@@ -69,7 +69,8 @@ def find_config(name: str) -> tuple[Any, str]:
     if not path.exists() and name in CONFIG_MAPPING:
         return CONFIG_MAPPING[name](), f"the defaults of the model type {name!r}"
     try:
-        return AutoConfig.from_pretrained(name), name
+        # The hub is asked only for "org/model": a misspelt model type fails at once.
+        return AutoConfig.from_pretrained(name, local_files_only="/" not in name), name
     except Exception as error:  # Of the file, of the cache or of the network: of many kinds.
         reason = str(error).strip().splitlines()
         types = list(CONFIG_MAPPING.keys())

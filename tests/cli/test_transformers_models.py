@@ -62,9 +62,12 @@ def test_a_sequence_that_is_too_long(tmp_path: Path) -> None:
 
 
 def test_an_unknown_name_without_a_network(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*_: object) -> None:
+    def refuse(name: str, *, local_files_only: bool) -> None:
+        assert local_files_only == ("/" not in name)
         raise OSError("We couldn't connect\nto the hub")
 
     monkeypatch.setattr("transformers.AutoConfig.from_pretrained", refuse)
     with pytest.raises(ConfigError, match=r"couldn't connect.*did you mean 'gpt2'"):
         build_model("gpt22", 8)
+    with pytest.raises(ConfigError, match="name a model type"):
+        build_model("org/model", 8)
