@@ -11,7 +11,14 @@ from fxoffload.errors import StoreFull
 from fxoffload.runtime.engines.memory import MemoryEngine
 from fxoffload.runtime.engines.workers import Transfer
 from fxoffload.runtime.measurement import bandwidth
-from fxoffload.runtime.measurement.bandwidth import Bandwidth, measure_bandwidth, round_down
+from fxoffload.runtime.measurement.bandwidth import (
+    Bandwidth,
+    Batch,
+    measure_bandwidth,
+    round_down,
+    sample_transfers,
+    take_slots,
+)
 
 
 # What the probe asks for first, and a quarter of that: smaller slots do too.
@@ -35,12 +42,28 @@ def test_rounds_that_are_disturbed_do_not_count(
     seconds = iter([1.0, *([10.0, 20.0] * disturbed), *([0.1, 0.2] * (7 - disturbed))])
     monkeypatch.setattr(bandwidth, "PROBE_BYTES", 2**20)
     monkeypatch.setattr(bandwidth, "PAUSE_SECONDS", 0.0)
-    monkeypatch.setattr(bandwidth, "_time_all", lambda *_: next(seconds))
+    monkeypatch.setattr(bandwidth, "_time_all", lambda *_: Batch(next(seconds), ()))
     engine = MemoryEngine(2**23)
     nbytes = bandwidth.PROBE_COUNT * 2**20
     assert measure_bandwidth(engine) == (
         round_down(nbytes / 0.1, digits=2), round_down(nbytes / 0.2, digits=2)
     )  # fmt: skip
+    engine.close()
+
+
+def test_each_transfer_of_a_batch_has_its_latency(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They overlap, so that none takes longer than the batch, and all together no less."""
+    monkeypatch.setattr(bandwidth, "PAUSE_SECONDS", 0.0)
+    engine = MemoryEngine(2**23)
+    slots = take_slots(engine, 2**18)
+    assert slots.nbytes == 2**18
+    rounds = sample_transfers(engine, slots, rounds=3)
+    assert len(rounds) == 3
+    for batch in (each for pair in rounds for each in pair):
+        assert len(batch.latencies_seconds) == bandwidth.PROBE_COUNT
+        assert 0 < min(batch.latencies_seconds) <= max(batch.latencies_seconds)
+        assert max(batch.latencies_seconds) < batch.seconds + 0.5  # A callback may run late.
+        assert sum(batch.latencies_seconds) > 0.5 * batch.seconds
     engine.close()
 
 

@@ -78,6 +78,12 @@ ROOMS = {
         ),
     ),
     "integrations": Room(("integrations",), ("words", "config", "kernels", "backend")),
+    "command line": Room(
+        ("cli", "__main__"),
+        (
+            "words", "planner", "config", "engines", "measurement", "kernels", "inspection",
+        ),
+    ),
     "public names": Room(
         ("",), ("words", "planner", "config", "kernels", "backend", "inspection")
     ),
@@ -148,8 +154,9 @@ def find_room(name: str) -> str:
 def find_test_file(name: str) -> Path:
     """The one file that has the tests of the module."""
     *_, stem = name.split(".")
-    # These have a folder, as there is a scheduling in it and another one among the passes.
-    folder = "torch_internals" if is_within(name, "fxoffload.torch_internals") else "."
+    # These have folders, as there is a scheduling or a plan in them and another one elsewhere.
+    folders = ("torch_internals", "cli")
+    folder = next((each for each in folders if is_within(name, f"fxoffload.{each}")), ".")
     return ROOT / "tests" / folder / f"test_{stem}.py"
 
 
@@ -321,5 +328,5 @@ def test_declared_dependencies_are_the_imports() -> None:
     declared = {text.split(">")[0] for text in project["dependencies"]}
     used = {item.split(".")[0] for name in MODULES for item in find_imports(name)}
     foreign = used - set(sys.stdlib_module_names) - {"fxoffload", "functorch", "sympy"}
-    optional = {"kvikio", "cufile", "xxhash", "transformers", "lightning"}
+    optional = {"kvikio", "cufile", "xxhash", "transformers", "lightning", "typer", "rich"}
     assert foreign - optional <= declared

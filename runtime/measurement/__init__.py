@@ -3,6 +3,7 @@
 choice          the engine of the disk tier, and the reason for it
 bandwidth       the bandwidth of an engine
 contention      the compute time that transfers take on the same cores
+load            compute beside which transfers are measured
 speed           the speed of a device, and of its copies to and from the host
 probe_cache     measured numbers on disk
 clocks          when ops ran, by the host or the device

@@ -7,6 +7,7 @@ import mmap
 import os
 import time
 from collections.abc import Callable, Sequence
+from queue import SimpleQueue
 from typing import NamedTuple
 
 from fxoffload.errors import StoreFull
@@ -41,6 +42,23 @@ class ProbeSlots(NamedTuple):
     nbytes: int
 
 
+class Batch(NamedTuple):
+    """Transfers that were started together.
+
+    seconds: until the last one ended. latencies_seconds: of each, from its start to its end.
+    """
+
+    seconds: float
+    latencies_seconds: tuple[float, ...]
+
+
+class Round(NamedTuple):
+    """One batch of writes, and one of reads of the same slots."""
+
+    write: Batch
+    read: Batch
+
+
 def measure_bandwidth(engine: IOEngine, *, rounds: int = ROUNDS) -> Bandwidth:
     """Bytes per second of writes and of reads, rounded down to two significant digits.
 
@@ -55,12 +73,12 @@ def measure_bandwidth(engine: IOEngine, *, rounds: int = ROUNDS) -> Bandwidth:
             engine.free(offset)
 
 
-def take_slots(engine: IOEngine) -> ProbeSlots:
+def take_slots(engine: IOEngine, nbytes: int | None = None) -> ProbeSlots:
     """Allocate slots for a probe, smaller ones if the engine has little room.
 
-    Raises StoreFull if it has no room.
+    nbytes: of each slot, PROBE_BYTES by default. Raises StoreFull if it has no room.
     """
-    nbytes = PROBE_BYTES
+    nbytes = PROBE_BYTES if nbytes is None else nbytes
     while True:
         offsets: list[int] = []
         try:
@@ -78,6 +96,21 @@ def take_slots(engine: IOEngine) -> ProbeSlots:
 
 def time_transfers(engine: IOEngine, slots: ProbeSlots, *, rounds: int) -> Bandwidth:
     """Like measure_bandwidth, with slots that the caller has allocated and will free."""
+    samples = sample_transfers(engine, slots, rounds=rounds)
+    nbytes = slots.nbytes * len(slots.offsets)
+    return Bandwidth(*(find_typical(nbytes, batches) for batches in zip(*samples, strict=True)))
+
+
+def find_typical(nbytes: int, batches: Sequence[Batch]) -> float:
+    """Bytes per second of a quick batch of `nbytes`, as in measure_bandwidth."""
+    seconds = _find_lower_quartile([batch.seconds for batch in batches])
+    return round_down(nbytes / seconds, digits=2)
+
+
+def sample_transfers(
+    engine: IOEngine, slots: ProbeSlots, *, rounds: int, limit_seconds: float = LIMIT_SECONDS
+) -> list[Round]:
+    """Write and read the slots, `rounds` times or until `limit_seconds` have passed."""
     # A private map, like tensors: a shared one is a file in memory, which makes direct I/O slower.
     flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
     memory = memoryview(mmap.mmap(-1, slots.nbytes * len(slots.offsets), flags=flags))
@@ -90,21 +123,16 @@ def time_transfers(engine: IOEngine, slots: ProbeSlots, *, rounds: int) -> Bandw
         views.append(view)
     # Not measured: the first write of new space is slow, but training rewrites the same slots.
     _time_all(engine.write, views, slots.offsets)
-    seconds: list[tuple[float, float]] = []
-    end = time.perf_counter() + LIMIT_SECONDS
+    found: list[Round] = []
+    end = time.perf_counter() + limit_seconds
     for index in range(rounds):
         if index:
             if time.perf_counter() > end:
                 break
             time.sleep(PAUSE_SECONDS)
         write = _time_all(engine.write, views, slots.offsets)
-        seconds.append((write, _time_all(engine.read, views, slots.offsets)))
-    return Bandwidth(
-        *(
-            round_down(len(memory) / _find_lower_quartile(each), digits=2)
-            for each in zip(*seconds, strict=True)
-        )
-    )
+        found.append(Round(write, _time_all(engine.read, views, slots.offsets)))
+    return found
 
 
 def _find_lower_quartile(samples: Sequence[float]) -> float:
@@ -122,9 +150,21 @@ def _time_all(
     start: Callable[[memoryview, int], IOFuture],
     views: Sequence[memoryview],
     offsets: Sequence[int],
-) -> float:
+) -> Batch:
+    ended: SimpleQueue[float] = SimpleQueue()
     begin = time.perf_counter()
-    futures = [start(view, offset) for view, offset in zip(views, offsets, strict=True)]
+    futures: list[IOFuture] = []
+    for view, offset in zip(views, offsets, strict=True):
+        note = _make_note(ended, time.perf_counter())
+        future = start(view, offset)
+        future.add_done_callback(note)
+        futures.append(future)
     for future in futures:
         future.result()
-    return time.perf_counter() - begin
+    seconds = time.perf_counter() - begin
+    # A future may wake its waiters before it runs its callbacks: wait for these, too.
+    return Batch(seconds, tuple(ended.get() for _ in futures))
+
+
+def _make_note(ended: SimpleQueue[float], start: float) -> Callable[[IOFuture], None]:
+    return lambda _: ended.put(time.perf_counter() - start)

@@ -1,0 +1,5 @@
+"""`python -m fxoffload`: the same as the command `fxoffload`."""
+
+from fxoffload.cli.main import main
+
+main()
