@@ -18,6 +18,7 @@ from fxoffload.schedule import (
     Half,
     HalfMeasurement,
     Program,
+    ProgramRecord,
     Schedule,
     StepMeasurement,
     TierFlow,
@@ -48,7 +49,33 @@ class ScheduledGraph:
     device_bytes: int | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class ScheduledStep:
+    """A step with a schedule, and the graphs that its program names."""
+
+    record: ProgramRecord
+    graphs: Mapping[str, ScheduledGraph]
+
+    @property
+    def config(self) -> OffloadConfig:
+        """The options of its first graph."""
+        return next(iter(self.graphs.values())).config
+
+    def find_links(self) -> dict[str, Link]:
+        """Links by tier, with the speeds that its schedule counts on."""
+        first = next(iter(self.graphs.values()))
+        return _correct_links(first, self.record.assumed)
+
+
 _graphs: dict[str, ScheduledGraph] = {}
+
+
+def find_steps() -> list[ScheduledStep]:
+    """Those that this thread runs by a schedule, the latest first."""
+    return [
+        ScheduledStep(record, {half.graph: _graphs[half.graph] for half in record.schedule.program})
+        for record in runtime.find_programs()
+    ]
 
 
 def follow_schedules(key: str, graph: ScheduledGraph) -> None:
@@ -80,8 +107,7 @@ def make_graph_schedule(
 ) -> Schedule:
     """As schedule_program, of `graphs` by the names that `program` has for them."""
     first = next(iter(graphs.values()))
-    seen = measured.flows
-    links = {tier: k.correct(seen.get(tier, TierFlow())) for tier, k in first.links.items()}
+    links = _correct_links(first, measured)
     make = partial(
         make_schedule,
         program,
@@ -107,8 +133,8 @@ def make_graph_schedule(
         return found
 
 
-def predict_step(graphs: Sequence[ScheduledGraph]) -> Schedule:
-    """The schedule of a step in which each graph runs once, by the seconds of the cost model.
+def predict_step(graphs: Sequence[ScheduledGraph]) -> ScheduledStep:
+    """A step in which each graph runs once, scheduled by the seconds of the cost model.
 
     Raises as schedule_program.
     """
@@ -117,7 +143,14 @@ def predict_step(graphs: Sequence[ScheduledGraph]) -> Schedule:
     backwards = tuple(replace(half, forward=False) for half in reversed(forwards))
     program = forwards + backwards
     unmeasured = StepMeasurement([HalfMeasurement({})] * len(program))
-    return make_graph_schedule(dict(zip(names, graphs, strict=True)), program, unmeasured)
+    named = dict(zip(names, graphs, strict=True))
+    schedule = make_graph_schedule(named, program, unmeasured)
+    return ScheduledStep(ProgramRecord(schedule, 0, unmeasured), named)
+
+
+def _correct_links(graph: ScheduledGraph, measured: StepMeasurement) -> dict[str, Link]:
+    seen = measured.flows
+    return {tier: k.correct(seen.get(tier, TierFlow())) for tier, k in graph.links.items()}
 
 
 def _find_lowest(configs: Iterable[OffloadConfig]) -> int | Literal["min"] | None:

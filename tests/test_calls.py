@@ -175,4 +175,4 @@ def test_calls_begin_where_names_come_again(store: OffloadStore) -> None:
         first.step.note_death()
     assert enter("a", "x").step is not first.step
     programs.clear()
-    assert programs.find_schedules() == []
+    assert programs.find_records() == []

@@ -34,12 +34,14 @@ class PlacedOp:
 class JoinedStep:
     """A program as one step. values: which value of which call each saved value is, by name.
 
-    ops: in the order in which they run.
+    ops: in the order in which they run. base_bytes: what is held when the step begins, relative to
+    its first op as measured bytes are.
     """
 
     step: Step
     values: Mapping[str, CallValue]
     ops: tuple[PlacedOp, ...]
+    base_bytes: int = 0
 
 
 def join_step(
@@ -108,7 +110,7 @@ def join_step(
         phases=phases,
     )
     names = {value.name: found for found, value in values.items()}
-    return JoinedStep(step, names, tuple(ops))
+    return JoinedStep(step, names, tuple(ops), base_bytes or 0)
 
 
 def _find_phases(

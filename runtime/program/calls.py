@@ -85,6 +85,7 @@ class HalfRun:
         default_factory=dict[OpEvent, tuple[Mark, Mark]]
     )
     peak_bytes: dict[OpEvent, int] = field(default_factory=dict[OpEvent, int])
+    live_bytes: dict[OpEvent, int] = field(default_factory=dict[OpEvent, int])
 
 
 @dataclass(slots=True, eq=False)
@@ -172,6 +173,7 @@ class StepRun:
         self._dead: deque[None] = deque()  # Grows in any thread, in single steps.
         self._sampler: HeldSampler | None = None
         self._last: tuple[HalfRun, OpEvent] | None = None  # The op that ran last.
+        self._highest_live: int | None = None  # Since that op.
         self._exposed_before: dict[OffloadStore, float] = {}
         self._windows: list[dict[str, Window]] = []
 
@@ -210,6 +212,7 @@ class StepRun:
                 self._sampler = HeldSampler(partial(self._count_held_bytes, device))
             else:
                 run.gap_bytes = self._sampler.take()
+                self._note_live_bytes()
             self._last = None
         position = len(self.runs)
         self.runs.append(run)
@@ -255,7 +258,15 @@ class StepRun:
             if highest is not None and self._last is not None:
                 last, before = self._last
                 last.peak_bytes[before] = highest
+            self._note_live_bytes()
         self._last = run, event
+
+    def _note_live_bytes(self) -> None:
+        """What was seen since the op that ran last belongs to it."""
+        highest, self._highest_live = self._highest_live, None
+        if highest is not None and self._last is not None:
+            last, before = self._last
+            last.live_bytes[before] = highest
 
     def stop(self) -> None:
         """Look no more at what is held."""
@@ -278,11 +289,12 @@ class StepRun:
                     None if run.held_bytes is None else run.held_bytes - base,
                     None if run.gap_bytes is None else run.gap_bytes - base,
                     {event: nbytes - base for event, nbytes in run.peak_bytes.items()},
+                    {event: nbytes - base for event, nbytes in run.live_bytes.items()},
                 )
             )
             left = marks[-1][1] if marks else left
         flows = {tier: each.close() for windows in self._windows for tier, each in windows.items()}
-        return StepMeasurement(found, flows, self.base_bytes)
+        return StepMeasurement(found, flows, self.base_bytes, self.exposed_seconds)
 
     def _move_kept(self) -> None:
         """More may follow than was foreseen: what was kept makes room."""
@@ -295,6 +307,7 @@ class StepRun:
         live_bytes = count_live_bytes(device)
         if live_bytes is None:
             return None
+        self._highest_live = max(live_bytes, self._highest_live or 0)
         # Copies, as a sampler asks this while the step goes on.
         entries = (entry for call in list(self.calls) for entry in list(call.entries.values()))
         return live_bytes - sum(entry.resident_bytes for entry in entries)
