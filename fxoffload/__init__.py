@@ -15,6 +15,7 @@ from fxoffload.errors import (
     ModifiedError,
     OffloadError,
     PlanError,
+    ReportError,
     StoreClosed,
     StoreError,
     StoreFull,
@@ -24,6 +25,7 @@ from fxoffload.in_place import compile_in_place
 from fxoffload.inspection.explain import Explanation, explain
 from fxoffload.inspection.forecast import BatchForecast, Forecast, LargestBatch
 from fxoffload.inspection.hardware import Hardware
+from fxoffload.inspection.report import Report, report
 from fxoffload.inspection.what_if import largest_batch, simulate
 from fxoffload.marks import keep, keeping, move
 from fxoffload.runtime import StoreStatistics, drive_lifetimes, reset_statistics, statistics
@@ -46,6 +48,8 @@ __all__ = [
     "OffloadConfig",
     "OffloadError",
     "PlanError",
+    "Report",
+    "ReportError",
     "Schedule",
     "StoreClosed",
     "StoreError",
@@ -62,6 +66,7 @@ __all__ = [
     "largest_batch",
     "move",
     "project_endurance",
+    "report",
     "reset_statistics",
     "schedules",
     "simulate",
