@@ -9,6 +9,7 @@ import pytest
 from reports import make_data
 
 from fxoffload.inspection.report_charts import (
+    GAP,
     HEIGHT,
     MAX_POINTS,
     MIB,
@@ -55,7 +56,7 @@ def test_a_bar_for_each_span_at_its_time() -> None:
     first = next(span for span in data.spans if span.kind == "write")
     (_kind, left, width) = next(bar for bar in bars if bar[0] == "write")
     assert float(left) == pytest.approx(WIDTH * first.start / end, abs=0.01)
-    assert float(width) == pytest.approx(WIDTH * (first.end - first.start) / end, abs=0.01)
+    assert float(width) == pytest.approx(WIDTH * (first.end - first.start) / end - GAP, abs=0.01)
     labels = re.findall(r'<div class="label">([^<]+)<', drawn)
     assert labels == ["compute", "offload nvme", "prefetch nvme", "wait nvme"]
 

@@ -56,10 +56,11 @@ def test_what_a_program_calls_its_things_is_escaped() -> None:
     rows = tuple(
         replace(row, name="<script>alert(1)</script>", source='"><b>') for row in data.values
     )
-    page = write_page(replace(data, values=rows, hints=("<i>",)))
+    page = write_page(replace(data, values=rows, hints=("<i> `a<b`",)))
     assert page.count("<script>") == 1
     assert "<b>" not in page
     assert "<i>" not in page
+    assert "<li>&lt;i&gt; <code>a&lt;b</code></li>" in page
 
 
 def test_a_program_of_48_layers_makes_a_small_page() -> None:

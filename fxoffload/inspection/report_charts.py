@@ -21,6 +21,8 @@ MAX_POINTS = 1500
 TICKS = 5
 # A wait or a transfer is at least so wide, so that it can be seen.
 LEAST_WIDTH = 0.8
+# Between a bar and the next, where the bar is several times as wide.
+GAP = 1.0
 
 
 def draw_memory(data: ReportData) -> str:
@@ -107,6 +109,7 @@ def _thin(memory: Sequence[MemoryPoint]) -> list[MemoryPoint]:
 def _draw_span(span: Span, end: float) -> str:
     left = WIDTH * span.start / end if end else 0.0
     width = max(LEAST_WIDTH, WIDTH * (span.end - span.start) / end if end else 0.0)
+    width -= GAP if width > 4 * GAP else 0.0
     name, kind = f"call {span.call}", span.kind
     if kind == "compute":
         kind = "forward" if span.forward else "backward"

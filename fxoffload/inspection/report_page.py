@@ -7,6 +7,7 @@ that shrinks with the page. What the page needs of JavaScript, sorting and filte
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from html import escape
 from importlib.resources import files
@@ -176,4 +177,5 @@ def _write_row(tag: str, cells: Iterable[str], classes: Sequence[str]) -> str:
 def _write_hints(data: ReportData) -> str:
     if not data.hints:
         return "<p>Nothing stands out.</p>"
-    return "<ul>" + "".join(f"<li>{escape(hint)}</li>" for hint in data.hints) + "</ul>"
+    items = (re.sub(r"`([^`]+)`", r"<code>\1</code>", escape(hint)) for hint in data.hints)
+    return "<ul>" + "".join(f"<li>{item}</li>" for item in items) + "</ul>"

@@ -17,7 +17,8 @@ from torch.multiprocessing.reductions import StorageWeakRef
 
 from fxoffload.ops import OpEvent
 from fxoffload.runtime.engines.metered import Window, open_windows
-from fxoffload.runtime.measurement.clocks import Mark, find_clocks, find_seconds
+from fxoffload.runtime.measurement.clocks import Mark
+from fxoffload.runtime.program.half_run import HalfRun, measure_halves
 from fxoffload.runtime.program.live_bytes import count_foreign_bytes, count_live_bytes
 from fxoffload.runtime.program.sampler import HeldSampler
 from fxoffload.runtime.store.store import OffloadStore
@@ -25,7 +26,6 @@ from fxoffload.runtime.store.ticket import Ticket
 from fxoffload.schedule import (
     CallSchedule,
     Half,
-    HalfMeasurement,
     Program,
     Schedule,
     StepMeasurement,
@@ -72,20 +72,6 @@ class Entry:
         if moved is not None:
             self.store.free(self.ticket)
             self.ticket = moved
-
-
-@dataclass(slots=True, eq=False)
-class HalfRun:
-    """When the ops of one half ran, and what was held beside our values; see HalfMeasurement."""
-
-    half: Half
-    held_bytes: int | None = None
-    gap_bytes: int | None = None
-    marks: dict[OpEvent, tuple[Mark, Mark]] = field(
-        default_factory=dict[OpEvent, tuple[Mark, Mark]]
-    )
-    peak_bytes: dict[OpEvent, int] = field(default_factory=dict[OpEvent, int])
-    live_bytes: dict[OpEvent, int] = field(default_factory=dict[OpEvent, int])
 
 
 @dataclass(slots=True, eq=False)
@@ -276,25 +262,10 @@ class StepRun:
     def measure(self) -> StepMeasurement:
         """What the step took. To be called once, when it has ended."""
         self.stop()
-        found: list[HalfMeasurement] = []
-        base = self.runs[0].held_bytes or 0
-        left: Mark | None = None
-        for run in self.runs:
-            marks = list(run.marks.values())
-            gap = find_seconds(left, marks[0][0]) if left is not None and marks else 0.0
-            found.append(
-                HalfMeasurement(
-                    find_clocks(run.marks),
-                    gap,
-                    None if run.held_bytes is None else run.held_bytes - base,
-                    None if run.gap_bytes is None else run.gap_bytes - base,
-                    {event: nbytes - base for event, nbytes in run.peak_bytes.items()},
-                    {event: nbytes - base for event, nbytes in run.live_bytes.items()},
-                )
-            )
-            left = marks[-1][1] if marks else left
         flows = {tier: each.close() for windows in self._windows for tier, each in windows.items()}
-        return StepMeasurement(found, flows, self.base_bytes, self.exposed_seconds)
+        return StepMeasurement(
+            measure_halves(self.runs), flows, self.base_bytes, self.exposed_seconds
+        )
 
     def _move_kept(self) -> None:
         """More may follow than was foreseen: what was kept makes room."""
