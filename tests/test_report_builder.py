@@ -12,6 +12,7 @@ from reports import FAST, ORIGIN, SLOW, make_data, make_scheduled
 from fxoffload.inspection.report_builder import build_report
 from fxoffload.inspection.report_records import Figures, Wear
 from fxoffload.ops import OpEvent
+from fxoffload.planner.link import Link
 from fxoffload.schedule import Flow, HalfMeasurement, StepMeasurement, TierFlow
 
 
@@ -87,10 +88,11 @@ def test_calls_add_up() -> None:
 
 
 def test_links_have_the_bytes_of_a_step() -> None:
-    write, read = make_data().links
+    write, read = make_data(link=Link(25.0, 50.0, 0.0)).links
     assert (write.tier, write.direction, read.direction) == ("nvme", "write", "read")
-    assert write.nbytes == make_data().moved_bytes
+    assert write.nbytes == make_data(link=Link(25.0, 50.0, 0.0)).moved_bytes
     assert write.busy_seconds == pytest.approx(write.nbytes / 25)
+    assert read.busy_seconds == pytest.approx(read.nbytes / 50)
     assert 0 < read.nbytes <= write.nbytes, "what is still in memory is not read"
 
 

@@ -15,6 +15,7 @@ from fxoffload.planner.program import make_schedule
 from fxoffload.planner.selection import LINK_UTILISATION, derate_links
 from fxoffload.planner.simulation import Transfer, simulate
 from fxoffload.planner.timeline import read_transfers, replay
+from fxoffload.schedule import CallSchedule, Schedule
 
 LINKS = {
     "fast": Link(1e6, 1e6, 0.0),
@@ -81,3 +82,19 @@ def test_a_schedule_that_keeps_all_has_no_transfers() -> None:
     schedule = make_schedule(program, MODELS, measured, {"nvme": LINKS["fast"]}, budget_bytes=10**6)
     joined = join_step(program, MODELS, measured)
     assert read_transfers(joined, schedule) == {}
+
+
+def test_a_wait_in_the_backward_is_no_release() -> None:
+    """There it only keeps a late write from the reads: the memory goes when it is written."""
+    program = make_program(1)
+    joined = join_step(program, MODELS, [UNMEASURED] * 2)
+    positions = {op.event: op.position for op in joined.ops}
+    for event, released in ((("release", "b"), True), (("prefetch", "b"), False)):
+        waits = {event: ((0, "a"),)}
+        reads = {("prefetch", "a"): ((0, "a"),)}
+        call = CallSchedule({"a": "nvme", "b": "keep"}, waits, reads)
+        schedule = Schedule(program, (call,), 1, 1, 1, 1.0, 0.0, 200, 100)
+        release = positions[event] if released else None
+        prefetch = positions["prefetch", "a"]
+        expected = {"0/a": Transfer("nvme", release, prefetch)}
+        assert read_transfers(joined, schedule) == expected
