@@ -15,6 +15,7 @@ from fxoffload.errors import (
     ModifiedError,
     OffloadError,
     PlanError,
+    ReportError,
     StoreClosed,
     StoreError,
     StoreFull,
@@ -25,6 +26,7 @@ from fxoffload.inspection.bounds import find_bounds
 from fxoffload.inspection.explain import Explanation, explain
 from fxoffload.inspection.forecast import BatchForecast, Forecast, LargestBatch
 from fxoffload.inspection.hardware import Hardware
+from fxoffload.inspection.report import Report, report
 from fxoffload.inspection.what_if import largest_batch, simulate
 from fxoffload.marks import keep, keeping, move
 from fxoffload.planner.bound import Bound
@@ -49,6 +51,8 @@ __all__ = [
     "OffloadConfig",
     "OffloadError",
     "PlanError",
+    "Report",
+    "ReportError",
     "Schedule",
     "StoreClosed",
     "StoreError",
@@ -66,6 +70,7 @@ __all__ = [
     "largest_batch",
     "move",
     "project_endurance",
+    "report",
     "reset_statistics",
     "schedules",
     "simulate",

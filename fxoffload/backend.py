@@ -116,7 +116,7 @@ def schedules() -> tuple[Schedule, ...]:
     There is one for each program: another number of microbatches, for example, is another one.
     `print` one for what it moves and what it predicts.
     """
-    return tuple(runtime.find_schedules())
+    return tuple(record.schedule for record in runtime.find_programs())
 
 
 def compile_graph(

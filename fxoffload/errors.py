@@ -30,6 +30,10 @@ class BudgetError(OffloadError):
     lowest_peak_bytes: int = 0
 
 
+class ReportError(OffloadError):
+    """There is nothing to report yet, or a text is no saved report."""
+
+
 class StoreError(OffloadError):
     """The store cannot do what a graph asked of it."""
 

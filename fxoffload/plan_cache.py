@@ -21,7 +21,7 @@ from torch import fx
 
 from fxoffload.passes import Transformed
 from fxoffload.planner.graph_model import GraphModel, HalfModel
-from fxoffload.planner.plan import Decision, Keep, Offload, Plan, SavedValue
+from fxoffload.planner.plan import Decision, Keep, Offload, Origin, Plan, SavedValue
 from fxoffload.torch_internals import describe_marks, describe_tracing
 
 log = logging.getLogger(__name__)
@@ -118,5 +118,5 @@ def _decode_half(*, seconds: list[float], fixed_bytes: list[int], ops: list[Any]
     return HalfModel(tuple(seconds), tuple(fixed_bytes), tuple(placed))
 
 
-def _decode_value(*, members: list[str], **fields: Any) -> SavedValue:
-    return SavedValue(members=tuple(members), **fields)
+def _decode_value(*, members: list[str], origin: dict[str, str], **fields: Any) -> SavedValue:
+    return SavedValue(members=tuple(members), origin=Origin(**origin), **fields)

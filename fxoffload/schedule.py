@@ -43,7 +43,8 @@ class HalfMeasurement:
     Bytes are those that the device holds beside our values, relative to the first op of the step:
     None where the device does not tell. held_bytes: at the first op. gap_bytes: the most between
     the last op of the half before and the first one of this. peak_bytes: by op, the most that was
-    seen between it and the next one of the half.
+    seen between it and the next one of the half. live_bytes: the same of all that is on the device,
+    our values included.
     """
 
     clocks: Mapping[OpEvent, float]
@@ -51,6 +52,7 @@ class HalfMeasurement:
     held_bytes: int | None = None
     gap_bytes: int | None = None
     peak_bytes: Mapping[OpEvent, int] = field(default_factory=dict)
+    live_bytes: Mapping[OpEvent, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,13 +110,14 @@ class StepMeasurement:
     """What one step took: each half of its program, and the transfers of each tier.
 
     base_bytes: what the device held at the first op of the step, of this process and others; None
-    where it does not tell.
+    where it does not tell. exposed_seconds: of waiting for transfers.
     """
 
     halves: Sequence[HalfMeasurement]
     flows: Mapping[str, TierFlow] = field(default_factory=dict[str, TierFlow])
     base_bytes: int | None = None
     owners: Owners = UNKNOWN_OWNERS
+    exposed_seconds: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,3 +178,17 @@ class Schedule:
                 for tier, (write, read) in self.bandwidths.items()
             )
         )
+
+
+@dataclass(frozen=True, slots=True)
+class ProgramRecord:
+    """What a thread knows of one program that it runs.
+
+    steps: how often it ran. assumed: the measurement that `schedule` was made by. latest: the last
+    measured step, if it did what `schedule` says; else None.
+    """
+
+    schedule: Schedule
+    steps: int
+    assumed: StepMeasurement
+    latest: StepMeasurement | None = None

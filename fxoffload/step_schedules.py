@@ -20,6 +20,7 @@ from fxoffload.schedule import (
     Half,
     HalfMeasurement,
     Program,
+    ProgramRecord,
     Schedule,
     StepMeasurement,
     TierFlow,
@@ -50,7 +51,33 @@ class ScheduledGraph:
     device_bytes: int | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class ScheduledStep:
+    """A step with a schedule, and the graphs that its program names."""
+
+    record: ProgramRecord
+    graphs: Mapping[str, ScheduledGraph]
+
+    @property
+    def config(self) -> OffloadConfig:
+        """The options of its first graph."""
+        return next(iter(self.graphs.values())).config
+
+    def find_links(self) -> dict[str, Link]:
+        """Links by tier, with the speeds that its schedule counts on."""
+        first = next(iter(self.graphs.values()))
+        return _correct_links(first, self.record.assumed)
+
+
 _graphs: dict[str, ScheduledGraph] = {}
+
+
+def find_steps() -> list[ScheduledStep]:
+    """Those that this thread runs by a schedule, the latest first."""
+    return [
+        ScheduledStep(record, {half.graph: _graphs[half.graph] for half in record.schedule.program})
+        for record in runtime.find_programs()
+    ]
 
 
 def follow_schedules(key: str, graph: ScheduledGraph) -> None:
@@ -82,8 +109,7 @@ def make_graph_schedule(
 ) -> Schedule:
     """As schedule_program, of `graphs` by the names that `program` has for them."""
     first = next(iter(graphs.values()))
-    seen = measured.flows
-    links = {tier: k.correct(seen.get(tier, TierFlow())) for tier, k in first.links.items()}
+    links = _correct_links(first, measured)
     make = partial(
         make_schedule,
         program,
@@ -110,15 +136,16 @@ def make_graph_schedule(
         return found
 
 
-def predict_step(graphs: Sequence[ScheduledGraph]) -> Schedule:
-    """The schedule of a step in which each graph runs once, by the seconds of the cost model.
+def predict_step(graphs: Sequence[ScheduledGraph]) -> ScheduledStep:
+    """A step in which each graph runs once, scheduled by the seconds of the cost model.
 
     Raises as schedule_program.
     """
     program = _run_once(len(graphs))
     unmeasured = StepMeasurement([HalfMeasurement({})] * len(program))
-    names = {str(index): graph for index, graph in enumerate(graphs)}
-    return make_graph_schedule(names, program, unmeasured)
+    named = {str(index): graph for index, graph in enumerate(graphs)}
+    schedule = make_graph_schedule(named, program, unmeasured)
+    return ScheduledStep(ProgramRecord(schedule, 0, unmeasured), named)
 
 
 def predict_bound(graphs: Sequence[ScheduledGraph], schedule: Schedule) -> Bound:
@@ -138,6 +165,11 @@ def predict_bound(graphs: Sequence[ScheduledGraph], schedule: Schedule) -> Bound
 def _run_once(count: int) -> Program:
     forwards = tuple(Half(str(index), index, True) for index in range(count))
     return forwards + tuple(replace(half, forward=False) for half in reversed(forwards))
+
+
+def _correct_links(graph: ScheduledGraph, measured: StepMeasurement) -> dict[str, Link]:
+    seen = measured.flows
+    return {tier: k.correct(seen.get(tier, TierFlow())) for tier, k in graph.links.items()}
 
 
 def _find_lowest(configs: Iterable[OffloadConfig]) -> int | Literal["min"] | None:

@@ -32,6 +32,7 @@ from fxoffload.graph import (
     is_view,
 )
 from fxoffload.marks import KEEP, KEEPING, MOVE, POLICY
+from fxoffload.origins import find_origin
 from fxoffload.planner.plan import KEPT, RETURNED, UNCOUNTED, SavedValue
 from fxoffload.torch_internals import (
     find_backward_placeholder,
@@ -104,6 +105,7 @@ def find_saved_values(graph: TrainingGraph, *, min_bytes: int = 1) -> tuple[Save
             owned=root.op != "placeholder" and refusal != RETURNED,
             refusal=refusal,
             must_move=must_move,
+            origin=find_origin(root),
         )
         gathers = _gather(value, members, backward_uses, positions, addressed)
         for candidate in gathers or (value,):

@@ -13,7 +13,7 @@ endurance, errors, ops and sizes: the runtime knows no graph.
 from fxoffload.runtime.kernels import (
     close_stores,
     drive_lifetimes,
-    find_schedules,
+    find_programs,
     find_store,
     forget_programs,
     register_store,
@@ -52,7 +52,7 @@ __all__ = [
     "describe_device",
     "drive_lifetimes",
     "find_device_bytes",
-    "find_schedules",
+    "find_programs",
     "find_store",
     "forget_programs",
     "probe_memory",

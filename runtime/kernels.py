@@ -36,7 +36,7 @@ from fxoffload.runtime.program.book import MakeSchedule, Programs
 from fxoffload.runtime.program.calls import Call, Entry
 from fxoffload.runtime.store.counters import StoreStatistics, add_statistics, find_past
 from fxoffload.runtime.store.store import OffloadStore
-from fxoffload.schedule import Schedule
+from fxoffload.schedule import ProgramRecord
 
 _lock = threading.Lock()  # Guards changes of _stores; nothing else is called under it.
 _stores: dict[str, OffloadStore] = {}
@@ -136,9 +136,9 @@ def forget_programs(graph: str) -> None:
     _programs.forget(graph)
 
 
-def find_schedules() -> list[Schedule]:
-    """The schedules of the programs that run in this thread, the latest first."""
-    return _programs.find_schedules()
+def find_programs() -> list[ProgramRecord]:
+    """The programs of this thread that have a schedule, the latest first."""
+    return _programs.find_records()
 
 
 def close_stores() -> None:

@@ -283,3 +283,21 @@ def test_a_step_goes_on_while_a_ticket_lives(book: ProgramBook) -> None:
     assert book.begin_step() is step
     step.note_death()
     assert book.begin_step() is not step
+
+
+def test_records_have_the_latest_step_that_did_what_the_schedule_says(book: ProgramBook) -> None:
+    run_step(book, "a")
+    assert book.records == [], "what has not ended is not known"
+    run_step(book, "a")
+    (record,) = book.records
+    assert (record.schedule, record.steps) == (book.schedules[0], 1)
+    assert record.latest is None, "the first step followed nothing"
+    run_step(book, "a")
+    (record,) = book.records
+    assert record.steps == 2
+    assert record.latest is not None
+    assert record.latest.halves[0].clocks == {("offload", "x"): 1.0}
+    assert record.assumed.halves[0].clocks == {("offload", "x"): 1.0}
+    run_step(book, "b")
+    run_step(book, "b")
+    assert [each.schedule.program[0].graph for each in book.records] == ["b", "a"]

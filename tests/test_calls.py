@@ -144,6 +144,8 @@ def test_measurements(store: OffloadStore) -> None:
     assert (forward.gap_seconds, backward.gap_seconds) == (0.0, 2.0)
     # The value itself is ours; what else is held counts from the first op of the step on.
     assert forward.held_bytes == 0
+    # The value and the foreign bytes, which came behind the last op of the forward.
+    assert abs(forward.live_bytes["release", "x"] - 3 * NBYTES) < 2**16
     assert backward.held_bytes is not None
     assert abs(backward.held_bytes - 2 * NBYTES) < 2**16
     assert foreign.nbytes == 2 * NBYTES
@@ -174,4 +176,4 @@ def test_calls_begin_where_names_come_again(store: OffloadStore) -> None:
         first.step.note_death()
     assert enter("a", "x").step is not first.step
     programs.clear()
-    assert programs.find_schedules() == []
+    assert programs.find_records() == []

@@ -54,7 +54,7 @@ ROOMS = {
     "torch_internals": Room(("torch_internals",), ("words", "graph", "planner")),
     "config": Room(("config",), ("words", "torch_internals")),
     "facts": Room(
-        ("cost", "scratch", "planned_sizes"),
+        ("cost", "scratch", "planned_sizes", "origins"),
         ("words", "graph", "planner", "torch_internals"),
     ),
     "passes": Room(("passes",), ("words", "graph", "planner", "torch_internals", "facts")),

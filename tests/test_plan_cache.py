@@ -17,12 +17,13 @@ from torch._functorch import config as functorch_config
 from fxoffload.passes import Transformed
 from fxoffload.plan_cache import encode_plan, hash_graph, keep_plan, recall_plan
 from fxoffload.planner.graph_model import GraphModel, HalfModel
-from fxoffload.planner.plan import Keep, Offload, Plan, SavedValue
+from fxoffload.planner.plan import Keep, Offload, Origin, Plan, SavedValue
 
+ORIGIN = Origin("layers.0", "a.py:3", "mm", "2 x 4", "float32")
 VALUE = SavedValue("x", ("x",), 8, 8, born=1, last_use=1, first_use=2, freed=3)
 # No field has its default: one that a file forgets would come back as another.
 PLAN = Plan(
-    (VALUE, SavedValue("y", ("y", "z"), 16, 8, 0, 1, 2, 4, True, False, "state", 4, True)),
+    (VALUE, SavedValue("y", ("y", "z"), 16, 8, 0, 1, 2, 4, True, False, "state", 4, True, ORIGIN)),
     (Offload("host", "a", "b"), Keep("too small")),
     peak_bytes=8,
     unmoved_peak_bytes=9,
@@ -56,6 +57,8 @@ def test_a_plan_is_found_again(tmp_path: Path) -> None:
     for known in (Transformed(PLAN, None), Transformed(PLAN, MODEL)):
         keep_plan(path, known)
         assert recall_plan(path) == known
+        # Origins are no part of what is compared.
+        assert [v.origin for v in recall_plan(path).plan.values] == [Origin(), ORIGIN]
     assert list(path.parent.iterdir()) == [path]  # Nothing half-written is left.
 
 

@@ -2,6 +2,7 @@
 
 explain    the plan of each graph of a model on this machine
 what_if    a training step on other hardware, and the largest batch that fits
+report     what a step does, value by value: text, JSON, page, trace (report_*, page/)
 tracing    compile each graph of a model up to its partition
 forecast   the records that what_if returns
 hardware   the record that describes hardware to what_if

@@ -13,7 +13,9 @@ from torch import fx
 from fxoffload import runtime
 from fxoffload.config import OffloadConfig
 from fxoffload.directories import check_directory
+from fxoffload.errors import ReportError
 from fxoffload.graph import TrainingGraph
+from fxoffload.inspection.report import Report, make_report
 from fxoffload.inspection.tables import format_table
 from fxoffload.inspection.tracing import partition_graphs
 from fxoffload.machine import find_device, find_links
@@ -24,7 +26,12 @@ from fxoffload.planner.bound import Bound
 from fxoffload.planner.plan import Plan, SavedValue, describe_cut
 from fxoffload.planning import build_partitioner
 from fxoffload.schedule import CallValue, Schedule
-from fxoffload.step_schedules import ScheduledGraph, predict_bound, predict_step
+from fxoffload.step_schedules import (
+    ScheduledGraph,
+    ScheduledStep,
+    predict_bound,
+    predict_step,
+)
 from fxoffload.torch_internals import OffloadPartitioner, outside_of_tracing
 
 MIB = 2**20
@@ -55,16 +62,30 @@ class Explanation:
 
     graphs: those that save values for a backward. num_compiled: all that torch.compile found,
     inference graphs included. ioengine: the engine that would move the values, and the reason for
-    it. schedule: of a step in which each graph runs once, as the cost model predicts it; None where
-    nothing may move. A running step is scheduled by what is measured of it: see
-    fxoffload.schedules. bound: what no schedule of this step that only moves values gets below.
+    it. step: one in which each graph runs once, as the cost model predicts it; None where nothing
+    may move. A running step is scheduled by what is measured of it: see fxoffload.schedules. bound:
+    what no schedule of this step that only moves values gets below.
     """
 
     graphs: tuple[GraphExplanation, ...]
     num_compiled: int
     ioengine: str = ""
-    schedule: Schedule | None = None
+    step: ScheduledStep | None = None
     bound: Bound | None = None
+
+    @property
+    def schedule(self) -> Schedule | None:
+        """That of `step`."""
+        return None if self.step is None else self.step.record.schedule
+
+    def report(self) -> Report:
+        """What the step is predicted to be, value by value; ReportError where nothing may move."""
+        if self.step is None:
+            raise ReportError(
+                "nothing may move, so that there is no step to report; print the explanation for "
+                "the reasons"
+            )
+        return make_report(self.step, self.ioengine)
 
     @property
     def saved_bytes(self) -> int:
@@ -200,9 +221,9 @@ def explain(
 
     num_compiled = partition_graphs(model, args, kwargs, config, make_partitioner)
     ioengine = str(runtime.choose_engine(config)) if config.enabled else ""
-    schedule = predict_step(scheduled) if scheduled else None
-    bound = None if schedule is None else predict_bound(scheduled, schedule)
-    return Explanation(tuple(found), num_compiled, ioengine, schedule, bound)
+    step = predict_step(scheduled) if scheduled else None
+    bound = None if step is None else predict_bound(scheduled, step.record.schedule)
+    return Explanation(tuple(found), num_compiled, ioengine, step, bound)
 
 
 def find_next_node(graph: GraphExplanation, event: OpEvent) -> str:

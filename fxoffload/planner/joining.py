@@ -42,12 +42,14 @@ class JoinedStep:
     """A program as one step.
 
     values: by name, which values of which calls each saved value is, in the order in which these
-    are read. ops: in the order in which they run.
+    are read. ops: in the order in which they run. base_bytes: what is held when the step begins,
+    relative to its first op as measured bytes are.
     """
 
     step: Step
     values: Mapping[str, tuple[CallValue, ...]]
     ops: tuple[PlacedOp, ...]
+    base_bytes: int = 0
 
 
 def join_step(
@@ -103,7 +105,9 @@ def join_step(
         stops=tuple(sorted({op.position for op in ops})),
         phases=phases,
     )
-    return JoinedStep(step, {value.name: members for value, members in joined}, tuple(ops))
+    return JoinedStep(
+        step, {value.name: members for value, members in joined}, tuple(ops), base_bytes or 0
+    )
 
 
 def _join_values(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 Tier = Literal["nvme", "host"]
@@ -32,6 +32,20 @@ def describe_cut(cut: Cut) -> str:
 
 
 @dataclass(frozen=True, slots=True)
+class Origin:
+    """Where in the program a value comes from; "" is not known.
+
+    module: path of the module that computes it. source: file and line. shape: "8 x 512".
+    """
+
+    module: str = ""
+    source: str = ""
+    op: str = ""
+    shape: str = ""
+    dtype: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class SavedValue:
     """One storage that the forward saves for the backward.
 
@@ -44,6 +58,7 @@ class SavedValue:
     copied out of it instead; base_bytes: its share of that storage, which stays when the value
     does. owned: False when the storage belongs to the caller.
     refusal: why it may not be moved; None when it may. must_move: the program says that it moves.
+    origin: for reports; values that differ in nothing else are equal.
     """
 
     name: str
@@ -59,6 +74,7 @@ class SavedValue:
     refusal: str | None = None
     base_bytes: int | None = None
     must_move: bool = False
+    origin: Origin = field(default=Origin(), compare=False, repr=False)
 
     @property
     def has_ops(self) -> bool:

@@ -64,7 +64,7 @@ def choose_transfers(
     candidates = [value for value in movable if not value.must_move]
     candidates.sort(key=lambda value: (-value.nbytes * idle[value.name], value.name))
     limit = find_lower_bound(step) if budget_bytes == "min" else budget_bytes
-    used = _derate(links, utilisation)
+    used = derate_links(links, utilisation)
     place = partial(
         place_transfers,
         budget_bytes=limit,
@@ -121,7 +121,7 @@ def evaluate_transfers(
     utilisation: float = LINK_UTILISATION,
 ) -> Simulation:
     """What choose_transfers predicts of `transfers`."""
-    used = _derate(links, utilisation)
+    used = derate_links(links, utilisation)
     return simulate(step, transfers, used, max_inflight_bytes=max_inflight_bytes)
 
 
@@ -136,7 +136,8 @@ def _find_idle_seconds(step: Step, values: Iterable[SavedValue]) -> dict[str, fl
     }
 
 
-def _derate(links: Mapping[str, Link], utilisation: float) -> dict[str, Link]:
+def derate_links(links: Mapping[str, Link], utilisation: float) -> dict[str, Link]:
+    """`links` with a part of their bandwidth, `utilisation`, as predictions count on it."""
     return {
         tier: Link(
             link.write_bytes_per_second * utilisation,

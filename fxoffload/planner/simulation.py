@@ -139,6 +139,10 @@ class _Channel:
         self._latency_seconds = latency_seconds
         self._free = 0.0
 
+    def find_start(self, now: float) -> float:
+        """When a transfer that is asked for `now` begins."""
+        return max(now, self._free)
+
     def add(self, now: float, nbytes: int) -> float:
         """When a transfer that is asked for `now` is done."""
         self._free = max(now, self._free) + nbytes / self._bytes_per_second

@@ -24,6 +24,7 @@ from fxoffload.schedule import (
     HalfMeasurement,
     Owners,
     Program,
+    ProgramRecord,
     Schedule,
     StepMeasurement,
     TierFlow,
@@ -52,6 +53,7 @@ MakeSchedule = Callable[[Program, StepMeasurement], Schedule]
 class Learned:
     """One program. assumed: the measurement that the schedule was made by.
 
+    latest: the last measured step, and the schedule that it followed to its end.
     doubts: whether the latest step waited for transfers that should have been hidden, or saw other
     speeds: then the next one is measured.
     """
@@ -66,7 +68,17 @@ class Learned:
     owners: Owners = UNKNOWN_OWNERS
     assumed: StepMeasurement | None = None
     schedule: Schedule | None = None
+    latest: tuple[StepMeasurement, Schedule | None] | None = None
     doubts: bool = False
+
+    def record(self) -> ProgramRecord | None:
+        """What is known, for a report; None without a schedule."""
+        if self.schedule is None or self.assumed is None:
+            return None
+        latest, followed = self.latest or (None, None)
+        # Another schedule may do the same with other predictions.
+        same = followed is not None and followed.calls == self.schedule.calls
+        return ProgramRecord(self.schedule, self.steps, self.assumed, latest if same else None)
 
 
 class ProgramBook:
@@ -82,10 +94,15 @@ class ProgramBook:
         self.step: StepRun | None = None
 
     @property
+    def records(self) -> list[ProgramRecord]:
+        """Of all programs that have a schedule, the latest first."""
+        found = (each.record() for each in reversed(self._learned.values()))
+        return [record for record in found if record is not None]
+
+    @property
     def schedules(self) -> list[Schedule]:
         """Of all programs that have one, the latest first."""
-        found = (each.schedule for each in reversed(self._learned.values()))
-        return [schedule for schedule in found if schedule is not None]
+        return [record.schedule for record in self.records]
 
     def forget(self, graph: str) -> None:
         """Forget the programs that `graph` belongs to."""
@@ -133,6 +150,7 @@ class ProgramBook:
             # The first step of a process met compilers and cold memory.
             learned.records.clear()
         latest = step.measure()
+        learned.latest = latest, step.followed
         learned.records.append(latest.halves)
         learned.flows.append(latest.flows)
         learned.owners = learned.owners.update(latest.owners)
@@ -196,10 +214,10 @@ class Programs:
         for book in list(self._books.values()):
             book.forget(graph)
 
-    def find_schedules(self) -> list[Schedule]:
+    def find_records(self) -> list[ProgramRecord]:
         """Those of the programs of this thread, the latest first."""
         book = self._books.get(threading.get_ident())
-        return [] if book is None else book.schedules
+        return [] if book is None else book.records
 
     def clear(self) -> None:
         """Forget all."""

@@ -17,7 +17,8 @@ from torch.multiprocessing.reductions import StorageWeakRef
 
 from fxoffload.ops import OpEvent
 from fxoffload.runtime.engines.metered import Window, open_windows
-from fxoffload.runtime.measurement.clocks import Mark, find_clocks, find_seconds
+from fxoffload.runtime.measurement.clocks import Mark
+from fxoffload.runtime.program.half_run import HalfRun, measure_halves
 from fxoffload.runtime.program.live_bytes import count_foreign_bytes, count_live_bytes
 from fxoffload.runtime.program.sampler import HeldSampler
 from fxoffload.runtime.store.store import OffloadStore
@@ -26,7 +27,6 @@ from fxoffload.schedule import (
     CallSchedule,
     CallValue,
     Half,
-    HalfMeasurement,
     Owners,
     Program,
     Schedule,
@@ -94,19 +94,6 @@ class Entry:
         if moved is not None:
             self.store.free(self.ticket)
             self.ticket = moved
-
-
-@dataclass(slots=True, eq=False)
-class HalfRun:
-    """When the ops of one half ran, and what was held beside our values; see HalfMeasurement."""
-
-    half: Half
-    held_bytes: int | None = None
-    gap_bytes: int | None = None
-    marks: dict[OpEvent, tuple[Mark, Mark]] = field(
-        default_factory=dict[OpEvent, tuple[Mark, Mark]]
-    )
-    peak_bytes: dict[OpEvent, int] = field(default_factory=dict[OpEvent, int])
 
 
 @dataclass(slots=True, eq=False)
@@ -202,6 +189,7 @@ class StepRun:
         self._dead: deque[None] = deque()  # Grows in any thread, in single steps.
         self._sampler: HeldSampler | None = None
         self._last: tuple[HalfRun, OpEvent] | None = None  # The op that ran last.
+        self._highest_live: int | None = None  # Since that op.
         self._exposed_before: dict[OffloadStore, float] = {}
         self._windows: list[dict[str, Window]] = []
 
@@ -240,6 +228,7 @@ class StepRun:
                 self._sampler = HeldSampler(partial(self._count_held_bytes, device, None))
             else:
                 run.gap_bytes = self._sampler.take()
+                self._note_live_bytes()
             self._last = None
         position = len(self.runs)
         self.runs.append(run)
@@ -285,7 +274,15 @@ class StepRun:
             if highest is not None and self._last is not None:
                 last, before = self._last
                 last.peak_bytes[before] = highest
+            self._note_live_bytes()
         self._last = run, event
+
+    def _note_live_bytes(self) -> None:
+        """What was seen since the op that ran last belongs to it."""
+        highest, self._highest_live = self._highest_live, None
+        if highest is not None and self._last is not None:
+            last, before = self._last
+            last.live_bytes[before] = highest
 
     def stop(self) -> None:
         """Look no more at what is held."""
@@ -295,24 +292,14 @@ class StepRun:
     def measure(self) -> StepMeasurement:
         """What the step took. To be called once, when it has ended."""
         self.stop()
-        found: list[HalfMeasurement] = []
-        base = self.runs[0].held_bytes or 0
-        left: Mark | None = None
-        for run in self.runs:
-            marks = list(run.marks.values())
-            gap = find_seconds(left, marks[0][0]) if left is not None and marks else 0.0
-            found.append(
-                HalfMeasurement(
-                    find_clocks(run.marks),
-                    gap,
-                    None if run.held_bytes is None else run.held_bytes - base,
-                    None if run.gap_bytes is None else run.gap_bytes - base,
-                    {event: nbytes - base for event, nbytes in run.peak_bytes.items()},
-                )
-            )
-            left = marks[-1][1] if marks else left
         flows = {tier: each.close() for windows in self._windows for tier, each in windows.items()}
-        return StepMeasurement(found, flows, self.base_bytes, self._find_owners())
+        return StepMeasurement(
+            measure_halves(self.runs),
+            flows,
+            self.base_bytes,
+            self._find_owners(),
+            self.exposed_seconds,
+        )
 
     def _find_owners(self) -> Owners:
         """Who else has the values; see Owners."""
@@ -341,6 +328,7 @@ class StepRun:
         live_bytes = count_live_bytes(device)
         if live_bytes is None:
             return None
+        self._highest_live = max(live_bytes, self._highest_live or 0)
         if half is None and self.runs:
             half = self.runs[-1].half
         # Copies, as a sampler asks this while the step goes on. Entries may share a ticket.

@@ -1,0 +1,122 @@
+"""A report as Chrome trace events, which Perfetto and chrome://tracing open.
+
+One process, with a track for the compute and, for each tier, one each for offloads, prefetches and
+waits. Arrows lead from the offload of a value to its prefetch and to the wait for it. Counters have
+the bytes that are live, and those on their way. Source of the format: "Trace Event Format".
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from itertools import count, pairwise
+from typing import Any
+
+from fxoffload.inspection.report_records import ReportData, Span
+
+Event = dict[str, Any]
+
+PROCESS = 1
+# What the tracks call the kinds of spans, in the order of the tracks.
+TRACKS = {"write": "offload", "read": "prefetch", "wait": "wait"}
+_MICROSECONDS = 1e6
+
+
+def list_events(data: ReportData) -> list[Event]:
+    """All events of the predicted step; timestamps and durations in microseconds."""
+    tracks = _number_tracks(data)
+    events = [_name("process_name", 0, "fxoffload: predicted step")]
+    for name, thread in tracks.items():
+        events += [
+            _name("thread_name", thread, name),
+            _name("thread_sort_index", thread, thread, key="sort_index"),
+        ]
+    events += [_make_slice(span, tracks[_find_track(span)]) for span in data.spans]
+    events += _link_transfers(data, tracks)
+    events += [
+        _make_counter("live bytes", point.seconds, {"live": point.nbytes}) for point in data.memory
+    ]
+    events += _count_inflight(data)
+    return events
+
+
+def _number_tracks(data: ReportData) -> dict[str, int]:
+    tiers = dict.fromkeys(span.tier for span in data.spans if span.tier)
+    names = ["compute", *(f"{track} {tier}" for tier in tiers for track in TRACKS.values())]
+    return {name: number for number, name in enumerate(names, 1)}
+
+
+def _find_track(span: Span) -> str:
+    return "compute" if span.kind == "compute" else f"{TRACKS[span.kind]} {span.tier}"
+
+
+def _name(kind: str, thread: int, value: str | int, *, key: str = "name") -> Event:
+    return {"name": kind, "ph": "M", "pid": PROCESS, "tid": thread, "ts": 0, "args": {key: value}}
+
+
+def _make_slice(span: Span, thread: int) -> Event:
+    if span.kind == "compute":
+        name = f"{'forward' if span.forward else 'backward'} of call {span.call}"
+        args: Event = {"graph": span.name}
+    else:
+        name, args = f"{TRACKS[span.kind]} {span.call}/{span.name}", {"bytes": span.nbytes}
+    return {
+        "name": name,
+        "cat": span.kind,
+        "ph": "X",
+        "pid": PROCESS,
+        "tid": thread,
+        "ts": _MICROSECONDS * span.start,
+        "dur": _MICROSECONDS * (span.end - span.start),
+        "args": args,
+    }
+
+
+def _link_transfers(data: ReportData, tracks: dict[str, int]) -> list[Event]:
+    """Arrows from each offload to the prefetch and the waits of the same value, in their order."""
+    values: dict[tuple[int, str], list[Span]] = defaultdict(list)
+    for span in data.spans:
+        if span.kind != "compute":
+            values[span.call, span.name].append(span)
+    numbers = count(1)
+    events: list[Event] = []
+    for spans in values.values():
+        # A wait for a write comes before the read, one for a read behind it.
+        for before, after in pairwise(sorted(spans, key=lambda span: (span.start, span.end))):
+            number = next(numbers)
+            for phase, span in (("s", before), ("f", after)):
+                events.append(
+                    {
+                        "name": "value",
+                        "cat": "value",
+                        "ph": phase,
+                        "id": number,
+                        "pid": PROCESS,
+                        "tid": tracks[_find_track(span)],
+                        "ts": _MICROSECONDS * span.start,
+                        # The arrow ends at the slice around it, not at the next one.
+                        **({"bp": "e"} if phase == "f" else {}),
+                    }
+                )
+    return events
+
+
+def _make_counter(name: str, seconds: float, values: dict[str, int]) -> Event:
+    return {
+        "name": name, "ph": "C", "pid": PROCESS, "tid": 0,
+        "ts": _MICROSECONDS * seconds, "args": values,
+    }  # fmt: skip
+
+
+def _count_inflight(data: ReportData) -> list[Event]:
+    """Bytes that are being written or read at any time."""
+    changes: list[tuple[float, int]] = []
+    for span in data.spans:
+        if span.kind in ("write", "read"):
+            changes += [(span.start, span.nbytes), (span.end, -span.nbytes)]
+    events: list[Event] = []
+    inflight = 0
+    # What starts comes first, so that a transfer of no time leaves nothing negative.
+    for seconds, change in sorted(changes, key=lambda each: (each[0], each[1] < 0)):
+        inflight += change
+        events.append(_make_counter("bytes in flight", seconds, {"in flight": inflight}))
+    return events

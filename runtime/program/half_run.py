@@ -1,0 +1,46 @@
+"""One half of a step as it runs: when its ops ran, and what the device held meanwhile."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from fxoffload.ops import OpEvent
+from fxoffload.runtime.measurement.clocks import Mark, find_clocks, find_seconds
+from fxoffload.schedule import Half, HalfMeasurement
+
+
+@dataclass(slots=True, eq=False)
+class HalfRun:
+    """When the ops of one half ran, and what was held beside our values; see HalfMeasurement."""
+
+    half: Half
+    held_bytes: int | None = None
+    gap_bytes: int | None = None
+    marks: dict[OpEvent, tuple[Mark, Mark]] = field(
+        default_factory=dict[OpEvent, tuple[Mark, Mark]]
+    )
+    peak_bytes: dict[OpEvent, int] = field(default_factory=dict[OpEvent, int])
+    live_bytes: dict[OpEvent, int] = field(default_factory=dict[OpEvent, int])
+
+
+def measure_halves(runs: Sequence[HalfRun]) -> list[HalfMeasurement]:
+    """What each of the halves of a step took; bytes relative to the first op of the step."""
+    found: list[HalfMeasurement] = []
+    base = runs[0].held_bytes or 0
+    left: Mark | None = None
+    for run in runs:
+        marks = list(run.marks.values())
+        gap = find_seconds(left, marks[0][0]) if left is not None and marks else 0.0
+        found.append(
+            HalfMeasurement(
+                find_clocks(run.marks),
+                gap,
+                None if run.held_bytes is None else run.held_bytes - base,
+                None if run.gap_bytes is None else run.gap_bytes - base,
+                {event: nbytes - base for event, nbytes in run.peak_bytes.items()},
+                {event: nbytes - base for event, nbytes in run.live_bytes.items()},
+            )
+        )
+        left = marks[-1][1] if marks else left
+    return found

@@ -1,0 +1,157 @@
+"""Reports of programs that run, and of models before they do."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import fxoffload
+from benchmarks.measure import record_memory
+from fxoffload.runtime.program.book import MEASURED_EACH
+
+pytestmark = pytest.mark.usefixtures("fresh_dynamo", "one_thread", "fresh_programs")
+
+MIB = 2**20
+ROWS, WIDTH, BLOCKS = 2048, 256, 3  # 2 MiB for each result.
+
+
+class Block(nn.Module):
+    """Saves its input and two results; the graph of the first saves no input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate = nn.Linear(WIDTH, WIDTH, bias=False)
+        self.up = nn.Linear(WIDTH, WIDTH, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + nn.functional.silu(self.gate(x)) * self.up(x)
+
+
+def make_blocks(directory: Path, **options: Any) -> list[Block]:
+    torch.manual_seed(0)
+    blocks = [Block() for _ in range(BLOCKS)]
+    chosen = {"directory": directory, "compiler": "eager", "min_bytes": MIB, **options}
+    for block in blocks:
+        block.compile(backend="fxoffload", options=chosen)
+    return blocks
+
+
+def run_step(blocks: list[Block], x: Tensor) -> None:
+    y = x
+    for block in blocks:
+        y = block(y)
+    y.square().mean().backward()
+    for block in blocks:
+        block.zero_grad()
+
+
+def run_until_measured(blocks: list[Block], x: Tensor) -> fxoffload.Report:
+    for _ in range(3):
+        run_step(blocks, x)
+    for _ in range(4 * MEASURED_EACH):
+        run_step(blocks, x)
+        report = fxoffload.report()
+        if report.measured is not None:
+            return report
+    raise AssertionError("no step that followed the schedule was measured")
+
+
+@pytest.mark.parametrize("budget", [16 * MIB, "min"], ids=["budget", "min"])
+def test_a_running_job(spill_directory: Path, tmp_path: Path, budget: int | str) -> None:
+    blocks = make_blocks(spill_directory, memory_budget=budget, endurance="600TBW")
+    x = torch.randn(ROWS, WIDTH)
+    report = run_until_measured(blocks, x)
+    (schedule,) = fxoffload.schedules()
+    assert report.source == "run"
+    assert report.steps >= 3
+    assert report.predicted.peak_bytes == schedule.peak_bytes
+    assert max(point.nbytes for point in report.memory) == schedule.peak_bytes
+    assert max(point.unmoved_bytes for point in report.memory) == schedule.unmoved_peak_bytes
+    assert report.budget_bytes == (budget if budget != "min" else None)
+    assert 0 < report.moved_bytes == schedule.moved_bytes
+    waits = sum(row.exposed_seconds for row in report.values)
+    assert waits == pytest.approx(schedule.exposed_seconds)
+    # What was measured is what an outsider measures.
+    peak_bytes = max(record_memory(lambda: run_step(blocks, x)).peak_bytes for _ in range(3))
+    assert report.measured is not None
+    assert report.measured.peak_bytes is not None
+    assert 0.85 * peak_bytes < report.measured.peak_bytes < 1.1 * peak_bytes
+    assert report.measured.exposed_seconds < report.measured.step_seconds
+    assert report.ioengine.startswith("posix")
+    check_values(report)
+    check_outputs(report, tmp_path)
+    assert fxoffload.statistics().live_bytes == 0
+
+
+def check_values(report: fxoffload.Report) -> None:
+    """Each call has its values, with where they come from."""
+    assert [row.call for row in report.calls] == [0, 1, 2]
+    assert {row.graph for row in report.calls} == {"0", "1"}
+    gates = [row for row in report.values if row.module == "gate"]
+    assert [row.call for row in gates] == [0, 1, 2]
+    for row in gates:
+        assert (row.op, row.shape, row.dtype) == ("mm", f"{ROWS} x {WIDTH}", "float32")
+        assert row.nbytes == ROWS * WIDTH * 4
+        path, line = row.source.rsplit(":", 1)
+        assert path == __file__
+        assert "self.gate(x)" in Path(path).read_text().splitlines()[int(line) - 1]
+    assert report.wear is not None
+    assert report.wear.years is not None
+
+
+def check_outputs(report: fxoffload.Report, folder: Path) -> None:
+    """What it saves is what it says."""
+    assert fxoffload.Report.from_json(report.to_json()) == report
+    assert isinstance(fxoffload.Report.from_json(report.to_json()), fxoffload.Report)
+    assert report.verdict in str(report)
+    report.save_html(folder / "report.html")
+    assert "<title>fxoffload report</title>" in (folder / "report.html").read_text()
+    report.save_trace(folder / "trace.json")
+    events = json.loads((folder / "trace.json").read_text())["traceEvents"]
+    assert sum(event.get("cat") == "compute" for event in events) == 2 * BLOCKS
+
+
+def test_before_a_run(spill_directory: Path, tmp_path: Path) -> None:
+    options = {"directory": spill_directory, "compiler": "eager", "min_bytes": 1}
+    explanation = fxoffload.explain(
+        Block(), torch.randn(ROWS, WIDTH), options={**options, "memory_budget": "min"}
+    )
+    report = explanation.report()
+    assert (report.source, report.measured, report.steps) == ("prediction", None, 0)
+    assert explanation.schedule is not None
+    assert report.predicted.peak_bytes == explanation.schedule.peak_bytes
+    assert report.moved_bytes == explanation.offloaded_bytes > 0
+    assert report.verdict.endswith(", as predicted")
+    assert report.ioengine == explanation.ioengine
+    report.save_html(tmp_path / "report.html")
+    assert "predicted before a run" in (tmp_path / "report.html").read_text()
+
+
+def test_nothing_to_report(spill_directory: Path) -> None:
+    words = "no step of this thread has a schedule yet: run at least two steps"
+    with pytest.raises(fxoffload.ReportError, match=words):
+        fxoffload.report()
+    blocks = make_blocks(spill_directory)
+    run_step(blocks, torch.randn(ROWS, WIDTH))
+    with pytest.raises(fxoffload.ReportError, match=words):
+        fxoffload.report()
+    small = {"directory": spill_directory, "compiler": "eager", "min_bytes": "1GiB"}
+    explanation = fxoffload.explain(Block(), torch.randn(8, WIDTH), options=small)
+    with pytest.raises(fxoffload.ReportError, match="nothing may move, so that there is no step"):
+        explanation.report()
+
+
+def test_the_latest_program_is_reported(spill_directory: Path) -> None:
+    blocks = make_blocks(spill_directory)
+    x = torch.randn(ROWS, WIDTH)
+    for _ in range(3):
+        run_step(blocks, x)
+    assert len(fxoffload.report().calls) == BLOCKS
+    for _ in range(3):
+        run_step(blocks[:2], x)
+    assert len(fxoffload.report().calls) == 2

@@ -1,0 +1,77 @@
+"""The trace of a report is well-formed: Perfetto drops what is not, and says nothing."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+
+import pytest
+from reports import FAST, make_data, make_deep_data
+
+from fxoffload.inspection.report_records import ReportData
+from fxoffload.inspection.report_trace import Event, list_events
+
+
+def select(data: ReportData, phase: str) -> list[Event]:
+    return [event for event in list_events(data) if event["ph"] == phase]
+
+
+def test_every_event_has_its_keys() -> None:
+    for event in list_events(make_data()):
+        assert {"name", "ph", "ts", "pid", "tid"} <= event.keys()
+        assert event["ph"] in "XMCsf"
+        assert event["ts"] >= 0
+        assert event["ph"] != "X" or event["dur"] >= 0
+
+
+def test_each_track_has_a_name_and_its_spans() -> None:
+    data = make_data()
+    names = {e["tid"]: e["args"]["name"] for e in select(data, "M") if e["name"] == "thread_name"}
+    assert list(names.values()) == ["compute", "offload nvme", "prefetch nvme", "wait nvme"]
+    found = defaultdict[str, int](int)
+    for event in select(data, "X"):
+        found[names[event["tid"]]] += 1
+    kinds = [span.kind for span in data.spans]
+    assert found == {
+        "compute": kinds.count("compute"),
+        "offload nvme": kinds.count("write"),
+        "prefetch nvme": kinds.count("read"),
+        "wait nvme": kinds.count("wait"),
+    }
+    assert all(found.values())
+
+
+@pytest.mark.parametrize(
+    ("data", "expected"),
+    [
+        (make_deep_data(layers=3), {("write", "wait"), ("wait", "read"), ("read", "wait")}),
+        (make_data(link=FAST), {("write", "read")}),
+    ],
+    ids=["slow", "fast"],
+)
+def test_arrows_pair_and_go_forward_from_slice_to_slice(
+    data: ReportData, expected: set[tuple[str, str]]
+) -> None:
+    slices = {(e["tid"], e["ts"]): e["cat"] for e in select(data, "X")}
+    starts = {event["id"]: event for event in select(data, "s")}
+    ends = {event["id"]: event for event in select(data, "f")}
+    assert starts.keys() == ends.keys()
+    assert len(starts) == len(select(data, "s")) > 0
+    pairs: set[tuple[str, str]] = set()
+    for number, start in starts.items():
+        end = ends[number]
+        assert start["ts"] <= end["ts"]
+        assert end["bp"] == "e"
+        pairs.add((slices[start["tid"], start["ts"]], slices[end["tid"], end["ts"]]))
+    assert expected <= pairs
+
+
+def test_counters_are_never_negative_and_end_at_nothing() -> None:
+    data = make_data()
+    values: dict[str, list[int]] = defaultdict(list)
+    for event in select(data, "C"):
+        (value,) = event["args"].values()
+        assert value >= 0
+        values[event["name"]].append(value)
+    assert max(values["live bytes"]) == data.predicted.peak_bytes
+    assert values["bytes in flight"][-1] == 0
+    assert max(values["bytes in flight"]) >= 100
