@@ -110,7 +110,9 @@ class StepMeasurement:
     """What one step took: each half of its program, and the transfers of each tier.
 
     base_bytes: what the device held at the first op of the step, of this process and others; None
-    where it does not tell. exposed_seconds: of waiting for transfers.
+    where it does not tell. exposed_seconds: of waiting for transfers. step_seconds: from the first
+    to the last op. price: seconds of compute that each byte took that was written or read, as
+    several steps showed; None where they did not.
     """
 
     halves: Sequence[HalfMeasurement]
@@ -118,6 +120,13 @@ class StepMeasurement:
     base_bytes: int | None = None
     owners: Owners = UNKNOWN_OWNERS
     exposed_seconds: float = 0.0
+    step_seconds: float = 0.0
+    price: float | None = None
+
+    @property
+    def moved_bytes(self) -> int:
+        """Bytes written and read, of all tiers whose transfers are watched."""
+        return sum(flow.write.nbytes + flow.read.nbytes for flow in self.flows.values())
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +152,8 @@ class Schedule:
     peak_bytes: predicted activation peak of the step. budget_bytes: the peak that was asked for;
     None without a number.
     step_seconds: from the first to the last op of the step. saved_bytes: of all values.
-    kept_for: why values that may move are kept. bandwidths: by tier, the bytes per second of writes
+    kept_for: why values that may move are kept. price: seconds of compute that it counts for each
+    byte written or read. bandwidths: by tier, the bytes per second of writes
     and reads that it counts on.
     """
 
@@ -157,6 +167,7 @@ class Schedule:
     saved_bytes: int
     moved_bytes: int
     kept_for: str = ""
+    price: float = 0.0
     bandwidths: Mapping[str, tuple[float, float]] = field(
         default_factory=dict[str, tuple[float, float]]
     )

@@ -169,7 +169,8 @@ def _run_once(count: int) -> Program:
 
 def _correct_links(graph: ScheduledGraph, measured: StepMeasurement) -> dict[str, Link]:
     seen = measured.flows
-    return {tier: k.correct(seen.get(tier, TierFlow())) for tier, k in graph.links.items()}
+    price = measured.price
+    return {tier: k.correct(seen.get(tier, TierFlow()), price) for tier, k in graph.links.items()}
 
 
 def _find_lowest(configs: Iterable[OffloadConfig]) -> int | Literal["min"] | None:

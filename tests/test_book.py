@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import pytest
 import torch
@@ -35,15 +36,20 @@ class Maker:
     def __init__(self) -> None:
         self.asked: list[tuple[Program, list[HalfMeasurement]]] = []
         self.flows: list[Mapping[str, TierFlow]] = []
+        self.prices: list[float | None] = []
         self.errors = 0
+        self.price = 0.0
+        self.moved_bytes = 0
 
     def __call__(self, program: Program, measured: StepMeasurement) -> Schedule:
         self.asked.append((program, list(measured.halves)))
         self.flows.append(measured.flows)
+        self.prices.append(measured.price)
         if self.errors:
             self.errors -= 1
             raise BudgetError("too little")
-        return make_schedule(program, measured)
+        found = make_schedule(program, measured)
+        return replace(found, price=self.price, moved_bytes=self.moved_bytes)
 
 
 @pytest.fixture
@@ -65,21 +71,31 @@ def run_step(
     speed: float = 1e9,
     exposed_seconds: float = 0.0,
     base_bytes: int = 0,
+    limited: bool = True,
+    price: float = 0.0,
 ) -> StepRun:
     """A step of these graphs, forward and backward, that took so long and held so much.
 
     speed: bytes per second of what it moved. exposed_seconds: of waiting for that. base_bytes: what
-    the device held before.
+    the device held before. limited: whether there is a budget. price: seconds that each byte took
+    that was moved: all of them by the safe rule, a quarter by a schedule.
     """
     step = book.begin_step()
     for graph in graphs:
-        step.add_call(graph, CPU, is_limited=True)
+        step.add_call(graph, CPU, is_limited=limited)
     step.note_birth()
     step.note_death()
     records = [HalfMeasurement({("offload", "x"): seconds}, 0.0, held_bytes)] * len(step.runs)
-    flow = Flow(2**24, 2**24 / speed, 1)
+    nbytes = 2**24 if step.followed is None else 2**22
+    flow = Flow(nbytes, nbytes / speed, 1)
     step.base_bytes = base_bytes
-    step.measure = lambda: StepMeasurement(records, {"nvme": TierFlow(flow, flow)}, base_bytes)
+    step.measure = lambda: StepMeasurement(
+        records,
+        {"nvme": TierFlow(flow, flow)},
+        base_bytes,
+        step_seconds=seconds + exposed_seconds + 2 * nbytes * price,
+        exposed_seconds=exposed_seconds,
+    )
     step._exposed_before = {Waiting(exposed_seconds): 0.0}
     step.stop()
     return step
@@ -200,6 +216,35 @@ def test_few_steps_are_measured(book: ProgramBook) -> None:
     measured = [run_step(book, "ab").measures for _ in range(3 * MEASURED_EACH)]
     assert measured[:FIRST_STEPS] == [True] * FIRST_STEPS
     assert sum(measured[FIRST_STEPS:]) == 2
+
+
+def test_steps_in_turns_tell_what_a_byte_takes(book: ProgramBook, maker: Maker) -> None:
+    """Without a budget; the second and the fourth step move everything, and the last one waited."""
+    maker.price = 1e-12  # What a probe said.
+    found = [
+        run_step(book, "ab", limited=False, price=1e-9, exposed_seconds=exposed).followed is None
+        for exposed in (0.0, 0.0, 0.0, 0.05, 0.0, 0.0, 0.0)
+    ]
+    assert found == [True, True, False, True, False, False, False]
+    assert maker.prices == [None, pytest.approx(1e-9)]
+
+
+@pytest.mark.parametrize(("limited", "price"), [(True, 1e-12), (False, 0.0)])
+def test_no_step_tries_where_the_price_decides_nothing(
+    book: ProgramBook, maker: Maker, limited: bool, price: float
+) -> None:
+    """Under a budget, and on a device whose compute transfers leave alone."""
+    maker.price = price
+    steps = [run_step(book, "ab", limited=limited, price=1e-9) for _ in range(6)]
+    assert [step.followed is None for step in steps] == [True, *[False] * 5]
+    assert set(maker.prices) == {None}
+
+
+def test_no_step_tries_where_everything_moves_anyway(book: ProgramBook, maker: Maker) -> None:
+    maker.price = 1e-12
+    maker.moved_bytes = 90
+    steps = [run_step(book, "ab", limited=False) for _ in range(4)]
+    assert [step.followed is None for step in steps] == [True, *[False] * 3]
 
 
 def test_several_programs_are_remembered(book: ProgramBook) -> None:

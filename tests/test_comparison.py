@@ -18,6 +18,7 @@ from fxoffload.schedule import (
     Flow,
     Half,
     HalfMeasurement,
+    Owners,
     Schedule,
     StepMeasurement,
     TierFlow,
@@ -72,6 +73,21 @@ def test_what_was_on_the_device_counts_where_there_is_a_schedule() -> None:
     assert differ(assumed, replace(assumed, base_bytes=5021), SCHEDULE)
     assert not differ_in_base(assumed, 9000, None)
     assert not differ_in_base(None, 9000, SCHEDULE)
+
+
+def test_prices_differ_by_a_share() -> None:
+    first = StepMeasurement([HALF])
+    known, near, far = (replace(first, price=price) for price in (1.0, 1.2, 1.4))
+    assert differ(first, known, SCHEDULE)
+    assert not differ(known, near, SCHEDULE)
+    assert differ(known, far, SCHEDULE)
+    assert differ(known, replace(first, price=0.0), SCHEDULE)
+
+
+def test_another_owner_is_a_change() -> None:
+    first = StepMeasurement([HALF])
+    other = replace(first, owners=Owners(held=frozenset([(0, "x")])))
+    assert differ(first, other, SCHEDULE)
 
 
 def test_speeds_differ_by_a_factor() -> None:

@@ -30,6 +30,10 @@ def test_what_was_seen_counts() -> None:
     assert narrow.write_bytes_per_second == 2e8
     assert narrow.read_bytes_per_second == 2**30 / 0.75
     assert link.correct(TierFlow()) == link
+    assert link.correct(TierFlow(), 2.0).compute_seconds_per_byte == 2.0
+    assert link.correct(TierFlow(), 0.0).compute_seconds_per_byte == 0.0
+    other = Link(100.0, 50.0, 0.25)  # As a GPU's, which takes nothing.
+    assert other.correct(TierFlow(), 2.0) == other
 
 
 @pytest.mark.parametrize(("periods", "expected"), [(0, 1.0), (1, 0.9), (4, 0.6), (9, 0.5)])

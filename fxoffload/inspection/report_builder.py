@@ -91,7 +91,8 @@ def build_report(step: ScheduledStep, ioengine: str = "") -> ReportData:
 def _replay_step(step: ScheduledStep) -> _Replayed:
     record, config = step.record, step.config
     models = {name: graph.model for name, graph in step.graphs.items()}
-    joined = join_step(record.schedule.program, models, record.assumed.halves)
+    assumed = record.assumed
+    joined = join_step(record.schedule.program, models, assumed.halves, assumed.owners)
     transfers = read_transfers(joined, record.schedule)
     # As the schedule was made, so that the times are those that it predicts.
     links = derate_links(step.find_links(), LINK_UTILISATION)

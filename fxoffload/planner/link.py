@@ -36,14 +36,23 @@ class Link:
         """Seconds to write `nbytes` and read them back when nothing else uses the link."""
         return 2 * self.latency_seconds + self.write_seconds(nbytes) + self.read_seconds(nbytes)
 
-    def correct(self, flow: TierFlow) -> Link:
-        """The link with the speeds that were seen; a direction that moved little keeps its own."""
+    def correct(self, flow: TierFlow, price: float | None = None) -> Link:
+        """The link with the speeds that were seen; a direction that moved little keeps its own.
+
+        price: seconds of compute that each byte took, if that is known. A link that takes nothing
+        from compute goes on to do so.
+        """
         write = find_speed(flow.write, self.latency_seconds) or self.write_bytes_per_second
         read = find_speed(flow.read, self.latency_seconds) or self.read_bytes_per_second
         return replace(
             self,
             write_bytes_per_second=min(write, self.max_write_bytes_per_second),
             read_bytes_per_second=min(read, self.max_read_bytes_per_second),
+            compute_seconds_per_byte=(
+                self.compute_seconds_per_byte
+                if price is None or not self.compute_seconds_per_byte
+                else price
+            ),
         )
 
 

@@ -19,6 +19,7 @@ from fxoffload.runtime.program.comparison import (
     find_medians,
     find_typical_flows,
 )
+from fxoffload.runtime.program.price import Sample, Samples
 from fxoffload.schedule import (
     UNKNOWN_OWNERS,
     HalfMeasurement,
@@ -35,8 +36,14 @@ log = logging.getLogger(__name__)
 # Steps of one program from which medians are taken.
 KEPT_STEPS = 5
 # A step is measured when its program has run no more often than this, and then each so many steps.
-FIRST_STEPS = 4
+FIRST_STEPS = 5
 MEASURED_EACH = 16
+# Steps of a program that move everything beside steps that follow a schedule, so that the price of
+# a byte shows: these, and then each so many steps.
+TRIED_STEPS = (1, 3)
+TRIED_EACH = 256
+# Where not everything moves, which shows the price: less than this part of what may move.
+ALL_MOVED = 0.8
 # Measured steps whose transfers tell the speed of a tier: the one in the middle counts.
 KEPT_FLOWS = 3
 # Exposed seconds beyond the scheduled ones, as a share of the step: more of them is measured.
@@ -54,6 +61,7 @@ class Learned:
     """One program. assumed: the measurement that the schedule was made by.
 
     latest: the last measured step, and the schedule that it followed to its end.
+    samples: what its steps took, by what they moved. limited: whether there is a budget.
     doubts: whether the latest step waited for transfers that should have been hidden, or saw other
     speeds: then the next one is measured.
     """
@@ -66,10 +74,43 @@ class Learned:
         default_factory=lambda: deque[Mapping[str, TierFlow]](maxlen=KEPT_FLOWS)
     )
     owners: Owners = UNKNOWN_OWNERS
+    samples: Samples = field(default_factory=Samples)
     assumed: StepMeasurement | None = None
     schedule: Schedule | None = None
     latest: tuple[StepMeasurement, Schedule | None] | None = None
     doubts: bool = False
+    limited: bool = False
+
+    @property
+    def tries(self) -> bool:
+        """Whether the next step moves everything to show what that takes from compute.
+
+        Under a budget no step does: what it moves is settled by the budget. Nor where transfers
+        take nothing, as on a GPU.
+        """
+        schedule = self.schedule
+        if schedule is None or self.limited or not schedule.price:
+            return False
+        due = self.steps in TRIED_STEPS or self.steps % TRIED_EACH == 0
+        return due and schedule.moved_bytes < ALL_MOVED * schedule.saved_bytes
+
+    @property
+    def measures(self) -> bool:
+        """Whether the next step is measured."""
+        return self.steps < FIRST_STEPS or self.steps % MEASURED_EACH == 0 or self.doubts
+
+    def note(self, step: StepRun, latest: StepMeasurement) -> None:
+        """One more measured step."""
+        self.latest = latest, step.followed
+        self.limited = any(call.is_limited for call in step.calls)
+        if step.followed is not None or len(self.records) == 0 or self.schedule is None:
+            self.records.append(latest.halves)
+        self.flows.append(latest.flows)
+        self.owners = self.owners.update(latest.owners)
+        if self.steps > 1 and latest.step_seconds > 0.0:
+            samples = self.samples.much if step.followed is None else self.samples.little
+            seconds = latest.step_seconds - latest.exposed_seconds
+            samples.append(Sample(latest.moved_bytes, seconds))
 
     def record(self) -> ProgramRecord | None:
         """What is known, for a report; None without a schedule."""
@@ -123,11 +164,9 @@ class ProgramBook:
             step.stop()
             if step.ended:
                 self._learn(step)
-        latest = next(reversed(self._learned.values()), None)
-        count = 0 if latest is None else latest.steps
-        measures = count < FIRST_STEPS or count % MEASURED_EACH == 0
-        measures |= latest is not None and latest.doubts
-        self.step = StepRun(self.schedules, measures=measures)
+        latest = next(reversed(self._learned.values()), Learned())
+        schedules = [] if latest.tries else self.schedules
+        self.step = StepRun(schedules, measures=latest.measures or latest.tries)
         return self.step
 
     def _learn(self, step: StepRun) -> None:
@@ -150,15 +189,13 @@ class ProgramBook:
             # The first step of a process met compilers and cold memory.
             learned.records.clear()
         latest = step.measure()
-        learned.latest = latest, step.followed
-        learned.records.append(latest.halves)
-        learned.flows.append(latest.flows)
-        learned.owners = learned.owners.update(latest.owners)
+        learned.note(step, latest)
         measured = StepMeasurement(
             find_medians(program, learned.records),
             find_typical_flows(learned.flows),
             latest.base_bytes,
             learned.owners,
+            price=None if learned.limited else learned.samples.find_price(),
         )
         if learned.assumed is not None:
             learned.doubts |= differ_in_flows(learned.assumed.flows, latest.flows)

@@ -18,7 +18,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from fxoffload.ops import OpEvent
 from fxoffload.runtime.engines.metered import Window, open_windows
 from fxoffload.runtime.measurement.clocks import Mark
-from fxoffload.runtime.program.half_run import HalfRun, measure_halves
+from fxoffload.runtime.program.half_run import HalfRun, find_step_seconds, measure_halves
 from fxoffload.runtime.program.live_bytes import count_foreign_bytes, count_live_bytes
 from fxoffload.runtime.program.sampler import HeldSampler
 from fxoffload.runtime.store.store import OffloadStore
@@ -299,6 +299,7 @@ class StepRun:
             self.base_bytes,
             self._find_owners(),
             self.exposed_seconds,
+            find_step_seconds(self.runs),
         )
 
     def _find_owners(self) -> Owners:

@@ -17,10 +17,11 @@ from fxoffload.schedule import (
 )
 
 # What must have changed for another schedule: seconds by a share, held bytes by one of the peak,
-# the speed of a tier by a factor.
+# the speed of a tier by a factor, what transfers take from compute by a share.
 CHANGED_SECONDS = 0.2
 CHANGED_BYTES = 0.02
 CHANGED_SPEED = 1.5
+CHANGED_PRICE = 0.25
 
 
 def find_medians(
@@ -69,7 +70,7 @@ def differ(
     before, after = _add_seconds(assumed.halves), _add_seconds(measured.halves)
     if abs(after - before) > CHANGED_SECONDS * before:
         return True
-    if differ_in_flows(assumed.flows, measured.flows):
+    if differ_in_flows(assumed.flows, measured.flows) or differ_in_price(assumed, measured):
         return True
     if differ_in_base(assumed, measured.base_bytes, schedule):
         return True
@@ -105,6 +106,14 @@ def differ_in_flows(then: Mapping[str, TierFlow], now: Mapping[str, TierFlow]) -
     ]
     factors = [after.speed / before.speed for before, after in pairs if before.speed * after.speed]
     return any(not 1.0 / CHANGED_SPEED < factor < CHANGED_SPEED for factor in factors)
+
+
+def differ_in_price(assumed: StepMeasurement, measured: StepMeasurement) -> bool:
+    """Whether a transferred byte took another time from compute, by a share of all that it took."""
+    if assumed.price is None or measured.price is None:
+        return assumed.price is not measured.price
+    change = abs(measured.price - assumed.price)
+    return change > CHANGED_PRICE * max(assumed.price, measured.price)
 
 
 def find_typical_flows(flows: Sequence[Mapping[str, TierFlow]]) -> dict[str, TierFlow]:

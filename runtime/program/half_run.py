@@ -24,6 +24,12 @@ class HalfRun:
     live_bytes: dict[OpEvent, int] = field(default_factory=dict[OpEvent, int])
 
 
+def find_step_seconds(runs: Sequence[HalfRun]) -> float:
+    """From the first op of a step to its last one; 0 where too few ops ran."""
+    marks = [mark for run in runs for mark in run.marks.values()]
+    return find_seconds(marks[0][0], marks[-1][1]) if marks else 0.0
+
+
 def measure_halves(runs: Sequence[HalfRun]) -> list[HalfMeasurement]:
     """What each of the halves of a step took; bytes relative to the first op of the step."""
     found: list[HalfMeasurement] = []
