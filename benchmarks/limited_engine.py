@@ -12,7 +12,7 @@ from unittest.mock import patch
 
 from fxoffload import OffloadConfig, machine
 from fxoffload.planner.link import Link
-from fxoffload.runtime import kernels
+from fxoffload.runtime import stores
 from fxoffload.runtime.engines.ioengine import IOEngine, IOFuture
 
 Transfer = Callable[[memoryview, int], IOFuture]
@@ -81,9 +81,9 @@ def limit_drives(bytes_per_second: float | None) -> Generator[None]:
         )
         return {**links, "nvme": limited}
 
-    open_engine, measure_links = kernels.open_engine, machine.measure_links
+    open_engine, measure_links = stores.open_engine, machine.measure_links
     with (
-        patch.object(kernels, "open_engine", open_limited),
+        patch.object(stores, "open_engine", open_limited),
         patch.object(machine, "measure_links", measure_limited),
     ):
         yield

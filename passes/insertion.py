@@ -25,7 +25,6 @@ nodes; sets it on every node that it makes.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, cast
 
 import torch
 from torch import fx
@@ -40,6 +39,7 @@ from fxoffload.graph import (
     is_view,
 )
 from fxoffload.ops import OFFLOAD, OPS, PREFETCH, RELEASE, WAIT
+from fxoffload.passes.saved_views import replay_view, sink_views
 from fxoffload.planner.plan import SavedValue, Tier
 from fxoffload.torch_internals import SymbolicInts, copy_saved_meta, runs_alone, set_results
 
@@ -200,7 +200,7 @@ def _insert_prefetch(
         new = backward.create_node("placeholder", ticket.name, name=ticket.name)
     new.meta = dict(ticket.meta)
 
-    first = min(_sink_views(backward, olds))
+    first = min(sink_views(backward, olds))
     tensor = _tensor(base)
     with backward.inserting_before(first):
         size = [symbols.emit(item) for item in tensor.size()]
@@ -215,7 +215,7 @@ def _insert_prefetch(
         )
         y.meta = {"val": _make_fake_copy(tensor)}
         for member, old in zip(members, olds, strict=True):
-            view = y if member is root else _replay_view(backward, y, base, member, symbols)
+            view = y if member is root else replay_view(backward, y, base, member, symbols)
             old.replace_all_uses_with(view)
             backward.erase_node(old)
     return y
@@ -234,52 +234,6 @@ def _move_prefetches(graph: fx.Graph, waits: Sequence[tuple[fx.Node, str]]) -> N
         place = nodes.get(name)
         if place is not None and place < wait:
             place.prepend(prefetches[wait.args[0]])
-
-
-def _replay_view(
-    graph: fx.Graph, y: fx.Node, base: fx.Node, member: fx.Node, symbols: SymbolicInts
-) -> fx.Node:
-    """Insert a view of `y` that is to `y` what `member` is to `base`."""
-    source, target = _tensor(base), _tensor(member)
-    if target.dtype != source.dtype:
-        # `view.dtype` needs a last stride of 1 and a divisible size: flatten `y` first.
-        flat_size = [symbols.emit(source.numel())]
-        y = _call(graph, torch.ops.aten.as_strided.default, (y, flat_size, [1], 0), y)
-        y = _call(graph, torch.ops.aten.view.dtype, (y, target.dtype), y)
-        start = source.storage_offset() * source.itemsize // target.itemsize
-    else:
-        start = source.storage_offset()
-    arguments = (
-        y,
-        [symbols.emit(item) for item in target.size()],
-        [symbols.emit(item) for item in target.stride()],
-        symbols.emit(cast(Any, target.storage_offset()) - start),
-    )
-    return _call(graph, torch.ops.aten.as_strided.default, arguments, y)
-
-
-def _call(
-    graph: fx.Graph, target: torch._ops.OpOverload, args: tuple[object, ...], y: fx.Node
-) -> fx.Node:
-    node = graph.call_function(target, cast(Any, args))
-    with _tensor(y).fake_mode:  # pyright: ignore[reportAttributeAccessIssue]
-        node.meta = {"val": target(*fx.map_arg(cast(Any, args), lambda n: n.meta["val"]))}
-    return node
-
-
-def _sink_views(graph: fx.Graph, placeholders: list[fx.Node]) -> list[fx.Node]:
-    """Move views of the placeholders down to the first reader; return the readers and the views.
-
-    The wait must stand before all views. A view costs nothing and needs no data, but autograd
-    often puts it long before the first node that reads through it, where the wait would be early.
-    """
-    views = find_views(placeholders)
-    readers = [user for node in (*placeholders, *views) for user in node.users if user not in views]
-    first = min(readers)
-    for view in sorted(views):
-        if view < first:
-            first.prepend(view)
-    return [*readers, *views]
 
 
 def _find_readers(base: fx.Node) -> list[fx.Node]:

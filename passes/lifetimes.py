@@ -26,34 +26,25 @@ from fxoffload.graph import (
     find_maker,
     find_mutated,
     get_output,
-    get_results,
     get_saved,
     get_tensor,
     is_view,
 )
 from fxoffload.marks import KEEP, KEEPING, MOVE, POLICY
 from fxoffload.origins import find_origin
-from fxoffload.planner.plan import KEPT, RETURNED, UNCOUNTED, SavedValue
+from fxoffload.passes.refusals import find_refusal
+from fxoffload.planner.plan import KEPT, RETURNED, SavedValue
 from fxoffload.torch_internals import (
     find_backward_placeholder,
     find_marks,
-    is_rng_state,
-    is_unchecked,
-    is_wrapper_subclass,
 )
 from fxoffload.torch_internals.tensor_sizes import (
     count_bytes,
     guess_int,
-    has_hints,
-    is_bounded,
-    is_dense,
-    is_strided,
 )
 
 # The saved views of a storage are copied out of it if they have at most this share of its bytes.
 GATHER_FRACTION = 0.5
-STATIC_INPUT = "parameter, buffer or other static input"
-CONSTANT = "constant of the graph"
 UNREAD = "not read by the backward"
 
 
@@ -204,68 +195,6 @@ def find_addressed(backward: fx.Graph, aliases: nx.Graph[fx.Node]) -> set[str]:
         for node in nx.node_connected_component(aliases, target)
         if node.op == "placeholder"
     }
-
-
-def find_refusal(
-    graph: TrainingGraph,
-    root: fx.Node,
-    members: list[fx.Node],
-    component: set[fx.Node],
-    mutated: set[fx.Node],
-) -> str | None:
-    """Why the storage of `root` may not be moved; None when it may.
-
-    component: `root` and its views; mutated: all nodes that the forward writes to.
-    """
-    tensor = get_tensor(root)
-    assert tensor is not None
-    if root.name in graph.static_inputs:
-        return STATIC_INPUT
-    returned = {n for n in get_results(graph.forward.graph)[: graph.num_outputs] if n is not None}
-    # Changes in place are seen by the tensor that the caller has, and by views that the caller
-    # makes of it; not by another view of the same storage.
-    if returned & component and (root not in returned or root.op == "placeholder"):
-        return "aliased by an output of the forward"
-    if root.op == "placeholder" and not _receives_gradient(graph, root):
-        return "input that belongs to the caller"
-    if root.op == "placeholder" and any(map(is_unchecked, (root, *members))):
-        return "input that the program stashed itself: it may change it before the backward"
-    if root.op == "get_attr":
-        return CONSTANT
-    if is_rng_state(root):
-        return "state of a random number generator"
-    if mutated & component:
-        return "mutated in the forward"
-    for node in (root, *members):
-        reason = _find_tensor_refusal(node)
-        if reason is not None:
-            return reason
-    if not is_dense(tensor):
-        return "storage with gaps or overlaps"
-    return RETURNED if root in returned else None
-
-
-def _find_tensor_refusal(node: fx.Node) -> str | None:
-    tensor = get_tensor(node)
-    assert tensor is not None
-    if not is_strided(tensor) or is_wrapper_subclass(tensor):
-        return "tensor subclass or layout that is not understood"
-    if tensor.device.type not in ("cpu", "cuda"):
-        return f"device {tensor.device.type} is not supported"
-    if tensor.is_conj() or tensor.is_neg():
-        return "lazily conjugated or negated view"
-    if not all(map(is_bounded, tensor.size())):
-        return UNCOUNTED
-    if not has_hints(tensor):
-        return "size that depends on data"
-    return None
-
-
-def _receives_gradient(graph: TrainingGraph, placeholder: fx.Node) -> bool:
-    """Whether the backward returns a gradient for this input, which is then an activation."""
-    inputs = graph.forward.graph.find_nodes(op="placeholder")
-    gradients = get_results(graph.backward.graph)
-    return dict(zip(inputs, gradients, strict=False)).get(placeholder) is not None
 
 
 def _gather(

@@ -1,6 +1,7 @@
 """What runs a transformed graph: the four ops on real tensors, and the store behind them.
 
-    kernels         the ops, and the stores of this process
+    kernels         the ops
+    stores          the stores of this process
     measurement/    how fast engines and devices are; when the ops of a graph ran
     store/          one value from its offload to its wait; what is in flight; failures
     devices/        from a tensor's memory to bytes that an engine can move, and back
@@ -10,17 +11,7 @@ A folder imports only from those below it, and no module imports anything of fxo
 endurance, errors, ops and sizes: the runtime knows no graph.
 """
 
-from fxoffload.runtime.kernels import (
-    close_stores,
-    drive_lifetimes,
-    find_programs,
-    find_store,
-    forget_programs,
-    register_store,
-    reset_statistics,
-    schedule_graph,
-    statistics,
-)
+from fxoffload.runtime.kernels import find_programs, forget_programs, schedule_graph
 from fxoffload.runtime.measurement.bandwidth import Bandwidth
 from fxoffload.runtime.measurement.choice import EngineChoice, choose_engine, probe_memory
 from fxoffload.runtime.measurement.contention import Contention, recall_contention
@@ -37,6 +28,14 @@ from fxoffload.runtime.program.live_bytes import (
     find_device_bytes,
 )
 from fxoffload.runtime.store.counters import StoreStatistics
+from fxoffload.runtime.stores import (
+    close_stores,
+    drive_lifetimes,
+    find_store,
+    register_store,
+    reset_statistics,
+    statistics,
+)
 
 __all__ = [
     "Bandwidth",

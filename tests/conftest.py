@@ -15,9 +15,10 @@ import toys
 from flaky_engine import FlakyEngine
 from round_trips import CAP, check_empty
 
+from fxoffload.config import OffloadConfig
 from fxoffload.directories import find_filesystem
 from fxoffload.graph import TrainingGraph
-from fxoffload.runtime import kernels
+from fxoffload.runtime import kernels, register_store, stores
 from fxoffload.runtime.engines.ioengine import IOEngine
 from fxoffload.runtime.engines.memory import MemoryEngine
 from fxoffload.runtime.engines.posix import PosixEngine
@@ -128,3 +129,19 @@ def last_store(flaky: FlakyEngine) -> Iterator[OffloadStore]:
     yield store
     store.close()
     check_empty(store)
+
+
+@pytest.fixture(params=["posix", "memory"])
+def config(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[OffloadConfig]:
+    """Options of a store with a host tier, which is closed behind the test."""
+    known = set(stores._stores)
+    yield OffloadConfig(directory=tmp_path, ioengine=request.param, host_budget="64MiB")
+    for key in set(stores._stores) - known:
+        stores._stores.pop(key).close()
+        stores._wear.pop(key, None)
+
+
+@pytest.fixture
+def key(config: OffloadConfig) -> str:
+    """The key of its store."""
+    return register_store(config)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from waiting import wait_for_writes
 
 import fxoffload
-from fxoffload.runtime import kernels
+from fxoffload.runtime import stores
 from fxoffload.runtime.store.store import OffloadStore
 
 WIDTH = 64
@@ -83,14 +83,14 @@ def open_job(directory: Path, *, batch: int = BATCH, **options: Any) -> Iterator
     gradients = [
         parameter.grad.clone() for parameter in model.parameters() if parameter.grad is not None
     ]
-    known = set(kernels._stores)
+    known = set(stores._stores)
     compiled = fxoffload.compile(model, **options)
-    (key,) = set(kernels._stores) - known
-    job = Job(model, compiled, x, kernels._stores[key], gradients, 0)
+    (key,) = set(stores._stores) - known
+    job = Job(model, compiled, x, stores._stores[key], gradients, 0)
     try:
         done = job.step()
         assert done.offloaded_bytes == done.written_bytes == done.read_bytes > 3 * x.nbytes
         job.calls = done.offloads
         yield job
     finally:
-        kernels._stores.pop(key).close()
+        stores._stores.pop(key).close()

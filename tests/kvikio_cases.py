@@ -28,11 +28,11 @@ from fxoffload.runtime.engines import kvikio_engine, spill_file
 from fxoffload.runtime.engines.kvikio_engine import LANE_TASKS, KvikioEngine, Lane, find_obstacle
 from fxoffload.runtime.engines.posix import PosixEngine
 from fxoffload.runtime.engines.spill_file import SpillFile
-from fxoffload.runtime.kernels import close_stores
 from fxoffload.runtime.measurement import choice
 from fxoffload.runtime.measurement.bandwidth import Bandwidth
 from fxoffload.runtime.measurement.choice import choose_engine, open_engine
 from fxoffload.runtime.store.store import OffloadStore
+from fxoffload.runtime.stores import close_stores
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from waiting import wait_for_writes
 
 from fxoffload.config import OffloadConfig
 from fxoffload.errors import ChecksumError, ConfigError, TransferError
-from fxoffload.runtime import find_store, kernels, register_store
+from fxoffload.runtime import find_store, register_store, stores
 from fxoffload.runtime.engines.checksum import CheckedEngine, DigestMismatch
 from fxoffload.runtime.engines.memory import MemoryEngine
 from fxoffload.runtime.engines.posix import PosixEngine
@@ -228,10 +228,10 @@ def test_the_option(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     y = torch.ops.fxoffload.wait(ticket, x.shape, x.stride(), x.dtype, CPU)
     assert torch.equal(y, x)
     del ticket
-    kernels._stores.pop(key).close()
+    stores._stores.pop(key).close()
     monkeypatch.setitem(sys.modules, "xxhash", None)
-    monkeypatch.setattr(kernels, "open_engine", lambda _: pytest.fail("opened before the check"))
+    monkeypatch.setattr(stores, "open_engine", lambda _: pytest.fail("opened before the check"))
     with pytest.raises(ConfigError, match=r"checksum=True needs .* xxhash; pip install") as caught:
         register_store(config)
     assert "fxoffload[checksum]" in str(caught.value)
-    assert key not in kernels._stores
+    assert key not in stores._stores

@@ -27,6 +27,8 @@ PRIVATE = (
 TOLERATED = ("torch.utils._pytree", "torch._ops", "torch.utils._python_dispatch")
 # What one pass takes from another: the step model knows aliases and what lies in memory.
 BORROWED = {
+    "fxoffload.passes.lifetimes": {"fxoffload.passes.refusals"},
+    "fxoffload.passes.insertion": {"fxoffload.passes.saved_views"},
     "fxoffload.passes.footprint": {"fxoffload.passes.lifetimes"},
     "fxoffload.passes.step_model": {"fxoffload.passes.footprint"},
 }

@@ -8,7 +8,7 @@ import pytest
 import torch
 import toys
 from torch import Tensor, fx
-from toys import WEIGHT, Sketch, aten, make_input, names_of
+from toys import WEIGHT, Sketch, aten, itself, make_input, make_viewed, names_of
 
 import fxoffload
 from fxoffload.errors import MarkError
@@ -28,27 +28,12 @@ def find_by_name(graph: TrainingGraph, name: str, **options: int) -> SavedValue:
     return value
 
 
-def make_viewed(*views: Callable[[Sketch, fx.Node], fx.Node]) -> TrainingGraph:
-    """One 8 x 16 activation `a`, saved only through `views`, each read once by the backward."""
-    sketch = Sketch()
-    a = sketch.forward.call(aten.sin.default, sketch.forward.input("x", torch.empty(8, 16)))
-    b = sketch.forward.call(aten.cos.default, a)
-    placeholders = sketch.save(*[view(sketch, a) for view in views])
-    tangent = sketch.backward.input("tangents_1", torch.empty(8, 16))
-    gradients = [sketch.backward.call(aten.exp.default, p) for p in placeholders]
-    return sketch.finish([b], [tangent, *gradients])
-
-
 def take(start: int, end: int, dim: int = 1, step: int = 1) -> Callable[..., fx.Node]:
     return lambda sketch, a: sketch.forward.call(aten.slice.Tensor, a, dim, start, end, step)
 
 
 def transpose(sketch: Sketch, a: fx.Node) -> fx.Node:
     return sketch.forward.call(aten.t.default, a)
-
-
-def itself(sketch: Sketch, a: fx.Node) -> fx.Node:
-    return a
 
 
 # --- one value for each storage -----------------------------------------------------------------
@@ -261,98 +246,6 @@ def test_window_that_nobody_reads_is_refused() -> None:
 # --- refusals -----------------------------------------------------------------------------------
 
 
-def test_parameters_and_buffers_are_refused(trace: Tracer) -> None:
-    module = torch.nn.Sequential(torch.nn.Linear(16, 16), torch.nn.Tanh(), torch.nn.Linear(16, 16))
-    module.register_buffer("scale", torch.linspace(0, 1, 16))
-
-    def function(x: Tensor) -> Tensor:
-        return (module(x) * module.scale).sum()
-
-    graph = trace(function, make_input())
-    values = find_saved_values(graph)
-    refusals = [v.refusal for v in values if v.name in graph.static_inputs]
-    assert refusals == ["parameter, buffer or other static input"] * 2
-
-
-def test_output_alias_is_refused() -> None:
-    sketch = Sketch()
-    a = sketch.forward.call(aten.sin.default, sketch.forward.input("x", torch.empty(4, 4)))
-    view = sketch.forward.call(aten.t.default, a)
-    (saved,) = sketch.save(a)
-    graph = sketch.finish([view], [sketch.backward.call(aten.exp.default, saved)])
-    (value,) = find_saved_values(graph)
-    assert value.refusal == "aliased by an output of the forward"
-
-
-def save_input(gradient: bool) -> TrainingGraph:
-    sketch = Sketch()
-    x = sketch.forward.input("x", torch.empty(4, 4))
-    out = sketch.forward.call(aten.sin.default, x)
-    (saved,) = sketch.save(x)
-    cos = sketch.backward.call(aten.cos.default, saved)
-    return sketch.finish([out], [cos if gradient else None])
-
-
-def test_callers_input_is_refused() -> None:
-    (value,) = find_saved_values(save_input(gradient=False))
-    assert (value.owned, value.refusal) == (False, "input that belongs to the caller")
-
-
-def test_input_that_gets_a_gradient_may_move_and_is_not_ours() -> None:
-    (value,) = find_saved_values(save_input(gradient=True))
-    assert (value.owned, value.refusal) == (False, None)
-
-
-def test_input_that_the_program_stashed_itself_is_refused() -> None:
-    """Autograd hands the backward what such a tensor is then, changed or not."""
-    graph = save_input(gradient=True)
-    (x,) = graph.forward.graph.find_nodes(op="placeholder")
-    x.meta["saved_tensor_with_no_vc_check"] = True
-    (value,) = find_saved_values(graph)
-    assert value.refusal is not None
-    assert "stashed itself" in value.refusal
-
-
-def test_constant_is_refused() -> None:
-    sketch = Sketch()
-    out = sketch.forward.call(aten.sin.default, sketch.forward.input("x", torch.empty(4, 4)))
-    with sketch.forward.graph.inserting_before(out):
-        constant = sketch.forward.graph.get_attr("constant")
-    constant.meta["val"] = out.meta["val"].clone()
-    (saved,) = sketch.save(constant)
-    backward = sketch.backward.finish([sketch.backward.call(aten.exp.default, saved)])
-    sketch.forward.graph.output((out, constant))
-    forward = fx.GraphModule({"constant": torch.ones(4, 4)}, sketch.forward.graph)
-    (value,) = find_saved_values(TrainingGraph(forward, backward, 1))
-    assert value.refusal == "constant of the graph"
-
-
-def test_mutated_storage_is_refused() -> None:
-    """Written to through a view; the saved value is the base."""
-    sketch = Sketch()
-    a = sketch.forward.call(aten.sin.default, sketch.forward.input("x", torch.empty(4, 4)))
-    view = sketch.forward.call(aten.t.default, a)
-    sketch.forward.call(aten.add_.Scalar, view, 1)
-    out = sketch.forward.call(aten.cos.default, a)
-    (saved,) = sketch.save(a)
-    graph = sketch.finish([out], [sketch.backward.call(aten.exp.default, saved)])
-    (value,) = find_saved_values(graph)
-    assert value.refusal == "mutated in the forward"
-
-
-def test_random_state_is_refused() -> None:
-    graph = make_viewed(itself)
-    placeholder = graph.forward.graph.find_nodes(op="placeholder")[0]
-    placeholder.name = "fwd_rng_state_0"
-    output = next(iter(graph.forward.graph.find_nodes(op="output")))
-    output.args = ((output.args[0][0], placeholder),)
-    (saved, *_) = graph.backward.graph.find_nodes(op="placeholder")
-    saved.name = placeholder.name
-    # A gradient for it, so that it does not count as the caller's.
-    (value,) = find_saved_values(graph)
-    assert value.refusal == "state of a random number generator"
-
-
 def test_small_values_are_refused() -> None:
     graph = make_viewed(itself)
     assert find_by_name(graph, "sin_default", min_bytes=512).refusal is None
@@ -366,59 +259,6 @@ def test_empty_values_are_refused() -> None:
 
     (value,) = find_saved_values(make_viewed(empty), min_bytes=0)
     assert value.refusal == "smaller than min_bytes"
-
-
-def test_data_dependent_size_is_refused(trace: Tracer) -> None:
-    def function(x: Tensor) -> Tensor:
-        h = x @ WEIGHT
-        rows = h[h[:, 0] > 0]
-        return (rows.sin() @ WEIGHT).exp().sum()
-
-    with torch._dynamo.config.patch(capture_dynamic_output_shape_ops=True):
-        graph = trace(function, make_input())
-    refusals = [value.refusal for value in find_saved_values(graph)]
-    assert "size that depends on data" in refusals
-
-
-def test_storage_with_gaps_is_refused() -> None:
-    """An input may be a window of a storage that we do not see."""
-    sketch = Sketch()
-    x = sketch.forward.input("x", torch.empty(4, 8)[:, ::2])
-    out = sketch.forward.call(aten.sin.default, x)
-    (saved,) = sketch.save(x)
-    graph = sketch.finish([out], [sketch.backward.call(aten.cos.default, saved)])
-    (value,) = find_saved_values(graph)
-    assert value.refusal == "storage with gaps or overlaps"
-
-
-def test_conjugated_view_is_refused() -> None:
-    sketch = Sketch()
-    a = sketch.forward.call(
-        aten.sin.default, sketch.forward.input("x", torch.empty(4, 4, dtype=torch.complex64))
-    )
-    view = sketch.forward.call(aten._conj.default, a)
-    out = sketch.forward.call(aten.cos.default, a)
-    (saved,) = sketch.save(view)
-    graph = sketch.finish([out], [sketch.backward.call(aten.exp.default, saved)])
-    (value,) = find_saved_values(graph)
-    assert value.refusal == "lazily conjugated or negated view"
-
-
-def test_foreign_device_is_refused() -> None:
-    def on_meta(sketch: Sketch, a: fx.Node) -> fx.Node:
-        return sketch.forward.call(aten.empty.memory_format, [4, 4], device="meta")
-
-    (value,) = find_saved_values(make_viewed(on_meta))
-    assert value.refusal == "device meta is not supported"
-
-
-def test_sparse_layout_is_refused() -> None:
-    graph = make_viewed(itself)
-    for node in graph.forward.graph.find_nodes(op="call_function", target=aten.sin.default):
-        with node.meta["val"].fake_mode:
-            node.meta["val"] = torch.eye(4).to_sparse()
-    (value,) = find_saved_values(graph)
-    assert value.refusal == "tensor subclass or layout that is not understood"
 
 
 # --- what the program says ----------------------------------------------------------------------

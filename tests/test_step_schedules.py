@@ -18,7 +18,7 @@ from benchmarks.limited_engine import LimitedEngine
 from benchmarks.measure import record_memory
 from fxoffload import machine, runtime
 from fxoffload.planner.link import Link
-from fxoffload.runtime import kernels
+from fxoffload.runtime import kernels, stores
 from fxoffload.runtime.program.book import MEASURED_EACH
 from fxoffload.runtime.store.store import OffloadStore
 from fxoffload.runtime.store.ticket import Ticket
@@ -271,13 +271,13 @@ def test_speeds_are_those_of_the_runs_own_transfers(
 def test_a_drive_that_slows_down_and_recovers(
     spill_directory: Path, expected: list[Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    open_engine, engines = kernels.open_engine, list[LimitedEngine]()
+    open_engine, engines = stores.open_engine, list[LimitedEngine]()
 
     def open_limited(config: fxoffload.OffloadConfig) -> LimitedEngine:
         engines.append(LimitedEngine(open_engine(config), 2e9))
         return engines[-1]
 
-    monkeypatch.setattr(kernels, "open_engine", open_limited)
+    monkeypatch.setattr(stores, "open_engine", open_limited)
     budget_bytes = 70 * MIB
     blocks = make_blocks(spill_directory, memory_budget=budget_bytes)
     for _ in range(4):

@@ -297,6 +297,21 @@ OPTIONS = PassOptions(
 )
 
 
+def make_viewed(*views: Callable[[Sketch, fx.Node], fx.Node]) -> TrainingGraph:
+    """One 8 x 16 activation `a`, saved only through `views`, each read once by the backward."""
+    sketch = Sketch()
+    a = sketch.forward.call(aten.sin.default, sketch.forward.input("x", torch.empty(8, 16)))
+    b = sketch.forward.call(aten.cos.default, a)
+    placeholders = sketch.save(*[view(sketch, a) for view in views])
+    tangent = sketch.backward.input("tangents_1", torch.empty(8, 16))
+    gradients = [sketch.backward.call(aten.exp.default, p) for p in placeholders]
+    return sketch.finish([b], [tangent, *gradients])
+
+
+def itself(sketch: Sketch, a: fx.Node) -> fx.Node:
+    return a
+
+
 # --- execution ----------------------------------------------------------------------------------
 
 

@@ -21,7 +21,7 @@ from fxoffload.inspection.tracing import partition_graphs
 from fxoffload.machine import find_device, find_links
 from fxoffload.ops import OPS, OpEvent
 from fxoffload.passes import Transformed, find_ops
-from fxoffload.passes.lifetimes import CONSTANT, STATIC_INPUT
+from fxoffload.passes.refusals import CONSTANT, STATIC_INPUT
 from fxoffload.planner.bound import Bound
 from fxoffload.planner.plan import Plan, SavedValue, describe_cut
 from fxoffload.planning import build_partitioner

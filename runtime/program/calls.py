@@ -13,87 +13,25 @@ from dataclasses import dataclass, field
 from functools import partial
 
 import torch
-from torch.multiprocessing.reductions import StorageWeakRef
 
 from fxoffload.ops import OpEvent
 from fxoffload.runtime.engines.metered import Window, open_windows
 from fxoffload.runtime.measurement.clocks import Mark
+from fxoffload.runtime.program.entry import Entry, find_owners, sum_resident_bytes
 from fxoffload.runtime.program.half_run import HalfRun, find_step_seconds, measure_halves
 from fxoffload.runtime.program.live_bytes import count_foreign_bytes, count_live_bytes
 from fxoffload.runtime.program.sampler import HeldSampler
 from fxoffload.runtime.store.store import OffloadStore
-from fxoffload.runtime.store.ticket import Ticket
 from fxoffload.schedule import (
     CallSchedule,
     CallValue,
     Half,
-    Owners,
     Program,
     Schedule,
     StepMeasurement,
 )
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(slots=True, eq=False)
-class Entry:
-    """A value of a call and its ticket; another one when what was kept is moved after all.
-
-    name: of the value in the graph; the ticket has that of the call that saved it first.
-    reading: whether a prefetch has been started for the wait to come. handed: the memory of what
-    the latest wait returned. passed: what the wait of another call that has the same ticket
-    returned, for the wait to come. held: whether the caller still had the memory at the first wait;
-    None where that cannot be told.
-    """
-
-    name: str
-    store: OffloadStore
-    ticket: Ticket
-    call: Call | None = None
-    reading: bool = False
-    handed: StorageWeakRef | None = None
-    passed: torch.Tensor | None = None
-    held: bool | None = None
-
-    def count_resident_bytes(self, half: Half | None) -> int:
-        """Bytes of the device's memory that the value takes while `half` runs.
-
-        Also where the forward that saves it reads it from the caller's memory, or a backward what
-        came back.
-        """
-        caller = self.ticket.caller
-        if self.handed is not None and not self.handed.expired():
-            return self.ticket.nbytes
-        if caller is not None and self.call is not None and self.call.forward.half == half:
-            return self.ticket.nbytes if caller.alive else 0
-        return self.ticket.resident_bytes
-
-    def wait(self) -> torch.Tensor:
-        """The value."""
-        if self.held is None:
-            self.held = self.store.is_held(self.ticket)
-        y, self.passed = self.passed, None
-        if y is None:
-            y = self.store.wait(self.ticket)
-        elif self.ticket.caller is not None:
-            self.ticket.caller.check_unchanged(self.name)
-        self.reading = False
-        self.handed = StorageWeakRef(y.untyped_storage())
-        return y
-
-    def start_reading(self) -> None:
-        """Start to bring the value back, unless that was started before the latest wait."""
-        if not self.reading or self.call is None:
-            self.reading = True
-            self.store.prefetch(self.ticket)
-
-    def move_kept(self) -> None:
-        """Move the value if it was kept; returns when it has been written."""
-        moved = self.store.move_kept(self.ticket)
-        if moved is not None:
-            self.store.free(self.ticket)
-            self.ticket = moved
 
 
 @dataclass(slots=True, eq=False)
@@ -297,32 +235,24 @@ class StepRun:
             measure_halves(self.runs),
             flows,
             self.base_bytes,
-            self._find_owners(),
+            find_owners(self._list_entries()),
             self.exposed_seconds,
             find_step_seconds(self.runs),
         )
 
-    def _find_owners(self) -> Owners:
-        """Who else has the values; see Owners."""
-        shared: dict[int, list[CallValue]] = {}
-        held: dict[CallValue, bool | None] = {}
-        for call in self.calls:
-            for name, entry in call.entries.items():
-                if entry.ticket.caller is not None:
-                    shared.setdefault(id(entry.ticket), []).append((call.number, name))
-                    held[call.number, name] = entry.held
-        return Owners(
-            shared=tuple(tuple(group) for group in shared.values() if len(group) > 1),
-            held=frozenset(value for value, found in held.items() if found is True),
-            let_go=frozenset(value for value, found in held.items() if found is False),
-        )
+    def _list_entries(self) -> dict[CallValue, Entry]:
+        # Copies, as a sampler asks this while the step goes on.
+        return {
+            (call.number, name): entry
+            for call in list(self.calls)
+            for name, entry in list(call.entries.items())
+        }
 
     def _move_kept(self) -> None:
         """More may follow than was foreseen: what was kept makes room."""
         log.info("the step goes on otherwise than foreseen: what was kept moves")
-        for call in self.calls:
-            for entry in call.entries.values():
-                entry.move_kept()
+        for entry in self._list_entries().values():
+            entry.move_kept()
 
     def _count_held_bytes(self, device: torch.device, half: Half | None) -> int | None:
         """What is held beside our values in `half`; None: in the one that runs."""
@@ -332,11 +262,6 @@ class StepRun:
         self._highest_live = max(live_bytes, self._highest_live or 0)
         if half is None and self.runs:
             half = self.runs[-1].half
-        # Copies, as a sampler asks this while the step goes on. Entries may share a ticket.
-        resident: dict[int, int] = {}
-        for call in list(self.calls):
-            for entry in list(call.entries.values()):
-                key, nbytes = id(entry.ticket), entry.count_resident_bytes(half)
-                resident[key] = max(nbytes, resident.get(key, 0))
+        resident_bytes = sum_resident_bytes(self._list_entries().values(), half)
         # A value that has died meanwhile is in the first count only.
-        return min(live_bytes, count_live_bytes(device) or 0) - sum(resident.values())
+        return min(live_bytes, count_live_bytes(device) or 0) - resident_bytes

@@ -18,12 +18,10 @@ import time
 import warnings
 from collections import deque
 
-import torch
-
 from fxoffload.errors import StoreClosed
 from fxoffload.runtime.engines.ioengine import IOFuture, find_outcome
-from fxoffload.runtime.store.callers import find_key
 from fxoffload.runtime.store.counters import StoreStatistics
+from fxoffload.runtime.store.sharing import SharedTickets
 from fxoffload.runtime.store.ticket import Ticket
 from fxoffload.sizes import format_bytes
 
@@ -47,7 +45,7 @@ class Ledger:
         self._paused = False
         self._reads: set[IOFuture] = set()  # Changed in single steps, without the lock.
         self._dead: deque[Ticket] = deque()
-        self._callers: dict[int, Ticket] = {}  # By key of the caller's storage, the latest.
+        self.shared = SharedTickets()
         self._failure: str | None = None
         self._warned = False
 
@@ -84,30 +82,6 @@ class Ledger:
                 return
             self._warned = True
         warnings.warn(message, RuntimeWarning, stacklevel=4)
-
-    # What belongs to the caller
-
-    def add_callers(self, ticket: Ticket) -> None:
-        """Let others that save what `ticket` has find it, if that is the caller's."""
-        if ticket.caller is not None:
-            with self.lock:
-                self._callers[ticket.caller.key] = ticket
-
-    def find_callers(self, x: torch.Tensor, *, kept: bool) -> Ticket | None:
-        """The ticket of the same memory, which has one holder more now, if there is one.
-
-        kept: whether that memory stays where it is.
-        """
-        with self.lock:
-            ticket = self._callers.get(find_key(x))
-            if ticket is None or ticket.lent or (ticket.kept is not None) is not kept:
-                return None
-            if ticket.caller is None or not ticket.caller.is_same(x):
-                return None
-            ticket.holders += 1
-            if not kept:
-                self.counters.deduplicated_bytes += ticket.nbytes
-            return ticket
 
     # What is in flight
 
@@ -273,8 +247,7 @@ class Ledger:
         ticket.holders -= 1
         if ticket.holders:
             return
-        if ticket.caller is not None and self._callers.get(ticket.caller.key) is ticket:
-            del self._callers[ticket.caller.key]
+        self.shared.remove(ticket)
         write, ticket.write = ticket.write, None
         if write is not None:
             if write.cancel():

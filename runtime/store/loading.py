@@ -8,12 +8,40 @@ from collections.abc import Callable
 import torch
 
 from fxoffload.errors import ChecksumError, StoreError, TransferError
+from fxoffload.runtime.devices.devices import Devices
 from fxoffload.runtime.devices.transfer import Arrival, Device, Outgoing, Present
 from fxoffload.runtime.engines.checksum import DigestMismatch
 from fxoffload.runtime.engines.ioengine import IOFuture
 from fxoffload.runtime.store.ledger import Ledger
 from fxoffload.runtime.store.ticket import Prefetch, Read, Ticket
 from fxoffload.sizes import format_bytes
+
+
+def start_prefetch(
+    ledger: Ledger,
+    devices: Devices,
+    ticket: Ticket,
+    keeps_graph: Callable[[], bool],
+    *,
+    taken: bool = False,
+) -> Prefetch:
+    """Start to bring the value back: what was kept, what is in memory still, or a read.
+
+    taken: whether the caller waits for it, so that no other wait takes it. Raises ModifiedError for what belongs to the caller and was changed in place.
+    """
+    if ticket.caller is not None:
+        ticket.caller.check_unchanged(ticket.name)
+    prefetch = None
+    if ticket.kept is not None:
+        prefetch = hand_back(ledger, ticket, keeps_graph)
+    if prefetch is None:
+        prefetch = forward_value(ledger, ticket, keeps_graph)
+    if prefetch is None:
+        prefetch = start_read(ledger, devices.find(ticket.layout.device), ticket)
+    prefetch.taken = taken
+    with ledger.lock:
+        ticket.prefetches.append(prefetch)
+    return prefetch
 
 
 def hand_back(ledger: Ledger, ticket: Ticket, keeps_graph: Callable[[], bool]) -> Prefetch | None:

@@ -13,22 +13,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from functools import partial
 
 import torch
 
 from fxoffload.errors import StoreError
-from fxoffload.runtime.devices.buffers import find_span
 from fxoffload.runtime.devices.devices import Devices
-from fxoffload.runtime.devices.transfer import find_layout
 from fxoffload.runtime.engines.ioengine import IOEngine
 from fxoffload.runtime.engines.memory import MemoryEngine
 from fxoffload.runtime.store.callers import CallersTensor
 from fxoffload.runtime.store.counters import StoreStatistics, reset_sums
 from fxoffload.runtime.store.ledger import Ledger
-from fxoffload.runtime.store.loading import finish_prefetch, forward_value, hand_back, start_read
-from fxoffload.runtime.store.storing import start_write
-from fxoffload.runtime.store.ticket import Prefetch, Ticket
+from fxoffload.runtime.store.loading import finish_prefetch, start_prefetch
+from fxoffload.runtime.store.storing import keep_value, send_value
+from fxoffload.runtime.store.ticket import Ticket
 
 
 class OffloadStore:
@@ -88,74 +85,25 @@ class OffloadStore:
         self._ledger.catch_up()
         if owned:
             return self._send(x, name, tier, None, duplicate_bytes)
-        found = self._ledger.find_callers(x, kept=False)
+        found = self._find_shared(x, kept=False)
         if found is not None:
             return found
         caller = CallersTensor(x, self._make_counter(x))
-        ticket = self._send(x, name, tier, caller, duplicate_bytes)
-        self._ledger.add_callers(ticket)
-        return ticket
-
-    def _send(
-        self,
-        x: torch.Tensor,
-        name: str,
-        tier: str,
-        caller: CallersTensor | None,
-        duplicate_bytes: int = 0,
-    ) -> Ticket:
-        ledger = self._ledger
-        engine = self._find_engine(tier, name)
-        device = self._devices.find(x.device)
-        if x.requires_grad:
-            x = x.detach()
-        nbytes = min(find_span(x), x.nbytes)
-        # The cap limits memory that transfers take in addition to the value; here there is none.
-        capped = not device.keeps(engine)
-        ledger.enter_flight(name, nbytes, capped=capped)
-        ticket: Ticket | None = None
-        try:
-            outgoing = device.send(x, self._alignment)
-            ticket = Ticket(
-                name, tuple(x.shape), nbytes, tier, engine, self._alignment, outgoing.layout,
-                caller, outgoing, in_flight=True, capped=capped,
-            )  # fmt: skip
-            spare = self.engines.get("nvme")
-            start_write(ticket, spare, ledger, duplicate_bytes=duplicate_bytes)
-            if ticket.write is not None:
-                ticket.write.add_done_callback(partial(ledger.finish_write, ticket))
-        except BaseException:
-            with ledger.lock:
-                if ticket is None:
-                    ledger.leave_flight(nbytes, capped=capped)
-                else:
-                    ledger.end_flight(ticket)
-            raise
-        return ticket
+        return self._send(x, name, tier, caller, duplicate_bytes)
 
     def keep(self, x: torch.Tensor, name: str, tier: str, owned: bool) -> Ticket:
         """A ticket for `x`, which stays where it is; `x` must not change before `release`.
 
         owned: as in `offload`.
         """
-        ledger = self._ledger
-        ledger.catch_up()
-        found = None if owned else ledger.find_callers(x, kept=True)
+        self._ledger.catch_up()
+        found = None if owned else self._find_shared(x, kept=True)
         if found is not None:
             return found
         caller = None if owned else CallersTensor(x, self._make_counter(x))
-        # A tensor of our own: to `is_shared` the caller's is then another holder of the memory.
-        kept = x.detach()
-        nbytes = min(find_span(x), x.nbytes)
-        ticket = Ticket(
-            name, tuple(x.shape), nbytes, tier, self._find_engine(tier, name), self._alignment,
-            find_layout(kept), caller, None, kept,
-        )  # fmt: skip
-        with ledger.lock:
-            ledger.check_open(name)
-            ledger.counters.kept_bytes += nbytes
-        ledger.add_callers(ticket)
-        return ticket
+        return keep_value(
+            self._ledger, x, name, tier, self._find_engine(tier, name), self._alignment, caller
+        )
 
     def move_kept(self, ticket: Ticket) -> Ticket | None:
         """Another ticket for what `ticket` keeps, which moves now; None where nothing is kept.
@@ -172,7 +120,6 @@ class OffloadStore:
         if ticket.caller is not None:
             ticket.caller.check_unchanged(ticket.name)
         moved = ticket.successor = self._send(kept, ticket.name, ticket.tier, ticket.caller)
-        self._ledger.add_callers(moved)
         del kept
         self.release(moved, block=False)
         self.settle(moved)
@@ -236,7 +183,7 @@ class OffloadStore:
         Raises ModifiedError for what belongs to the caller and was changed in place.
         """
         self._ledger.catch_up()
-        self._start(ticket)
+        start_prefetch(self._ledger, self._devices, ticket, self._keeps_graph)
 
     def wait(self, ticket: Ticket) -> torch.Tensor:
         """The value that the latest `prefetch` started to bring back, or is brought back now.
@@ -254,7 +201,7 @@ class OffloadStore:
             if prefetch is not None:
                 prefetch.taken = True
         if prefetch is None:
-            prefetch = self._start(ticket, taken=True)
+            prefetch = start_prefetch(ledger, self._devices, ticket, self._keeps_graph, taken=True)
         if prefetch.shared and ticket.caller is not None:
             ticket.caller.check_unchanged(ticket.name)
         return finish_prefetch(ledger, ticket, prefetch)
@@ -265,10 +212,9 @@ class OffloadStore:
 
     def reserve(self, nbytes: int, tier: str) -> None:
         """Make sure that `tier` can hold `nbytes` in all; StoreFull otherwise."""
-        engine = self._find_engine(tier, "reserve")
         with self._ledger.lock:
             self._ledger.check_open("reserve")
-            engine.reserve(nbytes)
+            self._find_engine(tier, "reserve").reserve(nbytes)
 
     def statistics(self) -> StoreStatistics:
         """The counters now, after everything that is dead has been freed."""
@@ -318,19 +264,30 @@ class OffloadStore:
             )
         return engine
 
-    def _start(self, ticket: Ticket, *, taken: bool = False) -> Prefetch:
-        ledger, caller = self._ledger, ticket.caller
-        prefetch = None
-        if caller is not None:
-            caller.check_unchanged(ticket.name)
-        if ticket.kept is not None:
-            prefetch = hand_back(ledger, ticket, self._keeps_graph)
-        if prefetch is None:
-            prefetch = forward_value(ledger, ticket, self._keeps_graph)
-        if prefetch is None:
-            device = self._devices.find(ticket.layout.device)
-            prefetch = start_read(ledger, device, ticket)
-        prefetch.taken = taken
-        with ledger.lock:
-            ticket.prefetches.append(prefetch)
-        return prefetch
+    def _find_shared(self, x: torch.Tensor, *, kept: bool) -> Ticket | None:
+        with self._ledger.lock:
+            found = self._ledger.shared.find(x, kept=kept)
+            if found is not None and not kept:
+                self._ledger.counters.deduplicated_bytes += found.nbytes
+            return found
+
+    def _send(
+        self,
+        x: torch.Tensor,
+        name: str,
+        tier: str,
+        caller: CallersTensor | None,
+        duplicate_bytes: int = 0,
+    ) -> Ticket:
+        return send_value(
+            self._ledger,
+            self._devices.find(x.device),
+            x,
+            name,
+            tier=tier,
+            engine=self._find_engine(tier, name),
+            spare=self.engines.get("nvme"),
+            alignment=self._alignment,
+            caller=caller,
+            duplicate_bytes=duplicate_bytes,
+        )

@@ -2,10 +2,82 @@
 
 from __future__ import annotations
 
+from functools import partial
+
+import torch
+
 from fxoffload.errors import StoreFull
+from fxoffload.runtime.devices.buffers import find_span
+from fxoffload.runtime.devices.transfer import Device, find_layout
 from fxoffload.runtime.engines.ioengine import IOEngine
+from fxoffload.runtime.store.callers import CallersTensor
 from fxoffload.runtime.store.ledger import Ledger
 from fxoffload.runtime.store.ticket import Ticket
+
+
+def send_value(
+    ledger: Ledger,
+    device: Device,
+    x: torch.Tensor,
+    name: str,
+    *,
+    tier: str,
+    engine: IOEngine,
+    spare: IOEngine | None,
+    alignment: int,
+    caller: CallersTensor | None,
+    duplicate_bytes: int,
+) -> Ticket:
+    """Start to copy `x` out; see OffloadStore.offload, and start_write for `spare`."""
+    if x.requires_grad:
+        x = x.detach()
+    nbytes = min(find_span(x), x.nbytes)
+    # The cap limits memory that transfers take in addition to the value; here there is none.
+    capped = not device.keeps(engine)
+    ledger.enter_flight(name, nbytes, capped=capped)
+    ticket: Ticket | None = None
+    try:
+        outgoing = device.send(x, alignment)
+        ticket = Ticket(
+            name, tuple(x.shape), nbytes, tier, engine, alignment, outgoing.layout, caller,
+            outgoing, in_flight=True, capped=capped,
+        )  # fmt: skip
+        start_write(ticket, spare, ledger, duplicate_bytes=duplicate_bytes)
+        if ticket.write is not None:
+            ticket.write.add_done_callback(partial(ledger.finish_write, ticket))
+    except BaseException:
+        with ledger.lock:
+            if ticket is None:
+                ledger.leave_flight(nbytes, capped=capped)
+            else:
+                ledger.end_flight(ticket)
+        raise
+    with ledger.lock:
+        ledger.shared.add(ticket)
+    return ticket
+
+
+def keep_value(
+    ledger: Ledger,
+    x: torch.Tensor,
+    name: str,
+    tier: str,
+    engine: IOEngine,
+    alignment: int,
+    caller: CallersTensor | None,
+) -> Ticket:
+    """A ticket for `x`, which stays where it is; tier and engine: where it moves after all."""
+    # A tensor of our own: to `is_shared` the caller's is then another holder of the memory.
+    kept = x.detach()
+    nbytes, layout = min(find_span(x), x.nbytes), find_layout(kept)
+    ticket = Ticket(
+        name, tuple(x.shape), nbytes, tier, engine, alignment, layout, caller, None, kept
+    )
+    with ledger.lock:
+        ledger.check_open(name)
+        ledger.counters.kept_bytes += nbytes
+        ledger.shared.add(ticket)
+    return ticket
 
 
 def start_write(

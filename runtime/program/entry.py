@@ -1,0 +1,98 @@
+"""What an op finds by its ticket: the value of a call, on its way out and back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch.multiprocessing.reductions import StorageWeakRef
+
+from fxoffload.runtime.store.store import OffloadStore
+from fxoffload.runtime.store.ticket import Ticket
+from fxoffload.schedule import CallValue, Half, Owners
+
+
+@dataclass(slots=True, eq=False)
+class Entry:
+    """A value of a call and its ticket; another one when what was kept is moved after all.
+
+    name: of the value in the graph; the ticket has that of the call that saved it first. half: the
+    forward that saves it, None where it belongs to no call.
+    reading: whether a prefetch has been started for the wait to come. handed: the memory of what
+    the latest wait returned. passed: what the wait of another call that has the same ticket
+    returned, for the wait to come. held: whether the caller still had the memory at the first wait;
+    None where that cannot be told.
+    """
+
+    name: str
+    store: OffloadStore
+    ticket: Ticket
+    half: Half | None = None
+    reading: bool = False
+    handed: StorageWeakRef | None = None
+    passed: torch.Tensor | None = None
+    held: bool | None = None
+
+    def count_resident_bytes(self, half: Half | None) -> int:
+        """Bytes of the device's memory that the value takes while `half` runs.
+
+        Also where the forward that saves it reads it from the caller's memory, or a backward what
+        came back.
+        """
+        caller = self.ticket.caller
+        if self.handed is not None and not self.handed.expired():
+            return self.ticket.nbytes
+        if caller is not None and self.half is not None and self.half == half:
+            return self.ticket.nbytes if caller.alive else 0
+        return self.ticket.resident_bytes
+
+    def wait(self) -> torch.Tensor:
+        """The value."""
+        if self.held is None:
+            self.held = self.store.is_held(self.ticket)
+        y, self.passed = self.passed, None
+        if y is None:
+            y = self.store.wait(self.ticket)
+        elif self.ticket.caller is not None:
+            self.ticket.caller.check_unchanged(self.name)
+        self.reading = False
+        self.handed = StorageWeakRef(y.untyped_storage())
+        return y
+
+    def start_reading(self) -> None:
+        """Start to bring the value back, unless that was started before the latest wait."""
+        if not self.reading or self.half is None:
+            self.reading = True
+            self.store.prefetch(self.ticket)
+
+    def move_kept(self) -> None:
+        """Move the value if it was kept; returns when it has been written."""
+        moved = self.store.move_kept(self.ticket)
+        if moved is not None:
+            self.store.free(self.ticket)
+            self.ticket = moved
+
+
+def sum_resident_bytes(entries: Iterable[Entry], half: Half | None) -> int:
+    """Of values that may share tickets, see Entry.count_resident_bytes."""
+    found: dict[int, int] = {}
+    for entry in entries:
+        key, nbytes = id(entry.ticket), entry.count_resident_bytes(half)
+        found[key] = max(nbytes, found.get(key, 0))
+    return sum(found.values())
+
+
+def find_owners(entries: Mapping[CallValue, Entry]) -> Owners:
+    """Who else has the values of a step that has ended."""
+    shared: dict[int, list[CallValue]] = {}
+    held: dict[CallValue, bool | None] = {}
+    for value, entry in entries.items():
+        if entry.ticket.caller is not None:
+            shared.setdefault(id(entry.ticket), []).append(value)
+            held[value] = entry.held
+    return Owners(
+        shared=tuple(tuple(group) for group in shared.values() if len(group) > 1),
+        held=frozenset(value for value, found in held.items() if found is True),
+        let_go=frozenset(value for value, found in held.items() if found is False),
+    )
