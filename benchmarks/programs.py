@@ -28,7 +28,7 @@ from benchmarks.trainer import Trainer, Workload
 
 PROGRAMS = ("blocks", "breaks")
 WORDS = {"none": None, "min": "min"}  # Budgets that are no share of a peak.
-LEARNING_STEPS = 4  # Then a schedule has been made from steps that no compiler disturbed.
+LEARNING_STEPS = 6  # Then a schedule has been made that knows the price of a byte.
 
 
 @dataclass(frozen=True, slots=True)

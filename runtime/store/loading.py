@@ -27,7 +27,8 @@ def start_prefetch(
 ) -> Prefetch:
     """Start to bring the value back: what was kept, what is in memory still, or a read.
 
-    taken: whether the caller waits for it, so that no other wait takes it. Raises ModifiedError for what belongs to the caller and was changed in place.
+    taken: whether the caller waits for it, so that no other wait takes it. Raises ModifiedError for
+    what belongs to the caller and was changed in place.
     """
     if ticket.caller is not None:
         ticket.caller.check_unchanged(ticket.name)
