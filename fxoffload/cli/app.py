@@ -11,6 +11,7 @@ from fxoffload.cli.doctor import doctor
 from fxoffload.cli.output import report_errors
 from fxoffload.cli.plan import plan
 from fxoffload.cli.probe import probe
+from fxoffload.cli.report import report
 
 # Errors of the user are one line (report_errors); a fault of ours is an ordinary traceback.
 app = typer.Typer(
@@ -35,11 +36,11 @@ def set_up(
         ),
     ] = False,
 ) -> None:
-    """Check a machine, measure its drives, and plan a training step with fxoffload.
+    """Check a machine, measure its drives, plan a training step, and show what one did.
 
     Exit codes: 0 all is well, 1 a budget or a check was missed, 2 wrong use.
     """
 
 
-for _command in (doctor, probe, plan):
+for _command in (doctor, probe, plan, report):
     app.command()(report_errors()(_command))
