@@ -287,14 +287,14 @@ def test_plan_properties(
     host = sum(value.nbytes for value, decision in plan.offloads if decision.tier == "host")
     assert host <= (host_bytes if has_host else 0)
     if budget is None:
-        assert plan.exposed_seconds == 0.0
+        assert plan.exposed_seconds <= ROUNDING * plan.step_seconds
     elif budget != "min":
         assert plan.peak_bytes <= budget
         assert (plan.unmoved_peak_bytes <= budget) == (moved(plan) == set())
 
 
 def test_plans_with_reserve_keep_the_budget_too() -> None:
-    """With the default margin and utilisation, run over the links as they are."""
+    """With the default utilisation, run over the links as they are."""
     for seed in range(200):
         step, link, budget_bytes = draw_instance(seed)
         plan = choose_plan(step, {"nvme": link}, budget_bytes=budget_bytes)

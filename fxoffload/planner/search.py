@@ -11,6 +11,10 @@ from fxoffload.planner.plan import SavedValue
 from fxoffload.planner.simulation import Simulation, Transfer
 
 
+# Part of a step that the rounding of sums of seconds may amount to.
+ROUNDING = 1e-9
+
+
 @dataclass(frozen=True, slots=True)
 class Trial:
     """A set of moved values, placed and simulated.
@@ -65,7 +69,7 @@ def choose_hidden(
     least: `attempt(())`, which holds what must move. A set hides if nobody waits for it, and if it
     takes at most `contended_seconds` from compute, both beside what `least` costs.
     """
-    waited = least.simulation.exposed_seconds
+    waited = least.simulation.exposed_seconds + ROUNDING * least.simulation.step_seconds
     taken = least.simulation.contended_seconds + contended_seconds
     useful = [
         value
