@@ -34,9 +34,7 @@ def place(
 ) -> dict[str, tuple[int | None, int]]:
     """Positions of release and prefetch of everything that may move."""
     tiers: dict[str, Any] = {v.name: "nvme" for v in step.values if v.refusal is None}
-    transfers = place_transfers(
-        step, tiers, {"nvme": link}, budget_bytes=budget_bytes, **options
-    )
+    transfers = place_transfers(step, tiers, {"nvme": link}, budget_bytes=budget_bytes, **options)
     return {name: (transfer.release, transfer.prefetch) for name, transfer in transfers.items()}
 
 
@@ -89,9 +87,7 @@ def test_transfers_queue_and_overlap_their_latencies() -> None:
 def test_tiers_do_not_queue_behind_each_other() -> None:
     step = make_step([make_value("a"), make_value("b", born=1, first_use=6)])
     links = {"nvme": make_link(3.0, 3.0), "host": make_link(3.0, 3.0)}
-    transfers = place_transfers(
-        step, {"a": "nvme", "b": "host"}, links, budget_bytes=AMPLE
-    )
+    transfers = place_transfers(step, {"a": "nvme", "b": "host"}, links, budget_bytes=AMPLE)
     assert transfers == {"a": Transfer("nvme", 4, 15), "b": Transfer("host", 5, 13)}
 
 

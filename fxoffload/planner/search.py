@@ -10,7 +10,6 @@ from fxoffload.planner.link import Link
 from fxoffload.planner.plan import SavedValue
 from fxoffload.planner.simulation import Simulation, Transfer
 
-
 # Part of a step that the rounding of sums of seconds may amount to.
 ROUNDING = 1e-9
 

@@ -27,6 +27,7 @@ from fxoffload.planner.simulation import (
     find_lower_bound,
     simulate,
 )
+from fxoffload.planner.slack import add_slack
 
 # Part of a link's bandwidth that a plan counts on, where it places transfers and where it predicts
 # them. More insurance is in `slack`, where it costs neither memory nor time.
@@ -80,10 +81,7 @@ def choose_transfers(
         tiers = _assign_tiers(chosen, idle, host_bytes if "host" in links else 0)
         names = frozenset(tiers)
         if names not in known:
-            transfers = place(step, tiers, used)
-            simulation = simulate(step, transfers, used, max_inflight_bytes=max_inflight_bytes)
-            held = simulation.live_bytes[step.forward_length - 1]
-            known[names] = Trial(transfers, simulation, held)
+            known[names] = _try(step, place(step, tiers, used), used, max_inflight_bytes)
         return known[names]
 
     trials = max(1, MAX_NODE_VISITS // max(1, len(step.seconds)))
@@ -108,7 +106,44 @@ def choose_transfers(
     best = attempt(chosen)
     if limits.find_excess(best):
         raise _make_budget_error(step, limits, attempt(candidates))
+    best = _loosen(step, best, used, limits=limits, max_inflight_bytes=max_inflight_bytes)
     return Choice(best, unmoved, reason)
+
+
+def _loosen(
+    step: Step,
+    tight: Trial,
+    links: Mapping[str, Link],
+    *,
+    limits: Limits,
+    max_inflight_bytes: int,
+) -> Trial:
+    """`tight` with slack for slower links, if that costs nothing over `links`."""
+    peak_bytes = tight.simulation.peak_bytes
+    transfers = add_slack(
+        step,
+        tight.transfers,
+        tight.simulation,
+        limit_bytes=max(peak_bytes, limits.peak_bytes or 0),
+        max_inflight_bytes=max_inflight_bytes,
+    )
+    loose = _try(step, transfers, links, max_inflight_bytes)
+    costs = (
+        limits.find_excess(loose)
+        or loose.simulation.step_seconds > tight.simulation.step_seconds
+        or (limits.peak_bytes is None and loose.simulation.peak_bytes > peak_bytes)
+    )
+    return tight if costs else loose
+
+
+def _try(
+    step: Step,
+    transfers: Mapping[str, Transfer],
+    links: Mapping[str, Link],
+    max_inflight_bytes: int,
+) -> Trial:
+    simulation = simulate(step, transfers, links, max_inflight_bytes=max_inflight_bytes)
+    return Trial(transfers, simulation, simulation.live_bytes[step.forward_length - 1])
 
 
 def evaluate_transfers(
