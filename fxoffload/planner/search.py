@@ -100,7 +100,7 @@ def choose_to_fit(
     """The set that fits in the least time; all candidates when none fits.
 
     least: `attempt(())`. orders: of the candidates, each with what promises most first. The search
-    goes on from the shortest prefix of each, and from all of them.
+    goes on from the shortest prefix of each and from all of them, but for the worst of these.
     """
     if not limits.find_excess(least):
         return []
@@ -117,6 +117,8 @@ def choose_to_fit(
             fits = not limits.find_excess(attempt(order[:middle]))
             low, high = (low, middle) if fits else (middle + 1, high)
         starts.append(list(order[:low]))
+    # What starts furthest behind does not catch up: the trials are worth more elsewhere.
+    starts = sorted(starts, key=lambda chosen: score(attempt(chosen)))[:-1]
     found = [
         _improve(start, orders[0], score, attempt, max_trials // len(starts)) for start in starts
     ]
