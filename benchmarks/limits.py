@@ -6,7 +6,8 @@ Nothing runs and nothing is timed: the models have no memory, and the hardware i
 are shares of the peak with nothing moved, steps of the compute of the program's own partition.
 Budgets are such shares; "none" is what costs nothing. The bound of moving is that of the program's
 own partition, the other one is the best over all partitions that plans choose from. Where there is
-no budget, plans and the last bound may take a hundredth more than the compute.
+no budget, plans and the last bound may take a hundredth more than the compute. With `--robust`, the
+schedules of budgets meet other hardware than they were made for: see `disturbed_schedules`.
 """
 
 from __future__ import annotations
@@ -17,11 +18,17 @@ from typing import Any
 
 import torch
 
+from benchmarks.disturbed_schedules import (
+    disturb,
+    find_disturbed_misses,
+    tabulate_disturbed,
+)
 from benchmarks.fresh_process import Record
 from benchmarks.models import Shape, build_model, make_tokens
 from benchmarks.runner import Arguments, Benchmark, Show, Table, make_rows, option
 from fxoffload import BudgetError, Forecast, Hardware, find_bounds, simulate
-from fxoffload.inspection.bounds import ALL_CUTS
+from fxoffload.config import OffloadConfig
+from fxoffload.inspection.bounds import ALL_CUTS, trace_steps
 
 FREE_SHARE = 0.01
 SHARES = (0.6, 0.55, 0.5)
@@ -66,6 +73,9 @@ class LimitArguments(Arguments):
     batch: int = option(16)
     length: int = option(1024)
     check: bool = option(False, "fail where a plan is further from its bound than it should be")
+    robust: bool = option(
+        False, "schedules on other links and node seconds than they were made for"
+    )
     report: bool = option(False, "print what the file of --output holds, as Markdown")
 
 
@@ -78,8 +88,23 @@ def measure(arguments: LimitArguments, show: Show) -> Record:
             layers = LAYERS[device] + (LAYERS[device] % 2 if model == "t5" else 0)
             heads = arguments.hidden // 128
             shape = Shape(layers, arguments.hidden, heads, arguments.batch, arguments.length)
-            rows += forecast_rows(model, shape, device)
+            forecast = disturb_rows if arguments.robust else forecast_rows
+            rows += forecast(model, shape, device)
     return {"benchmark": "limits", "rows": rows}
+
+
+def disturb_rows(name: str, shape: Shape, device: str) -> list[Record]:
+    """See `disturb`; of the program's own partition of its largest graph."""
+    with torch.device("meta"):
+        model = build_model(name, shape).to(torch.bfloat16)
+        tokens = make_tokens(shape)
+    config = OffloadConfig(directory=".")
+    cost = HARDWARE[device].make_cost_model(with_host_tier=False)
+    graphs = trace_steps(model, (tokens,), {}, config, cost)
+    step = max((steps[0] for steps in graphs), key=lambda step: len(step.names))
+    common = {"device": device, "model": f"{name} {shape.layers} x {shape.hidden}"}
+    rows = disturb(step, cost.links, SHARES, config.inflight_bytes)
+    return [{**common, **row} for row in rows]
 
 
 def forecast_rows(name: str, shape: Shape, device: str) -> list[Record]:
@@ -129,6 +154,8 @@ def count_recomputing(forecast: Forecast) -> int:
 
 def tabulate(record: Record) -> list[Table]:
     """Plans beside bounds: of the peak without a budget, of the step under one."""
+    if any("speed" in row for row in record["rows"]):
+        return [tabulate_disturbed(record["rows"])]
     rows = make_rows(
         record["rows"],
         [
@@ -155,6 +182,9 @@ def find_misses(record: Record) -> list[str]:
     """Peaks above 1.10 times their bound, steps above it by 0.03, both of moving."""
     misses: list[str] = []
     for row in record["rows"]:
+        if "speed" in row:
+            misses += find_disturbed_misses(row)
+            continue
         place = f"{row['model']} on {row['device']}"
         if row["budget"] is None and row["peak"] > 1.10 * row["moving"]:
             misses.append(f"{place}: a peak of {row['peak']:.3f}, the bound is {row['moving']:.3f}")

@@ -41,7 +41,9 @@ class OffloadConfig:
         `ioengine="memory"`, the cap on the host memory that is used in place of a disk; None: half
         of the memory of the machine, or of what the process's cgroup allows.
     min_bytes: storages smaller than this are not moved.
-    max_inflight_bytes: cap on bytes being written; at the cap an offload waits.
+    max_inflight_bytes: cap on bytes being written, and on bytes being read ahead; at the cap an
+        offload waits. On a GPU, values on their way to a disk take as much pinned host memory; on a
+        CPU they take none beside themselves. A cap of few values leaves the drives idle.
     ioengine: "posix" (threads), "kvikio" (the library KvikIO; needs a CUDA driver), "memory" (no
         disk), or "auto": "kvikio" if it can be used and a probe finds it faster, else "posix".
     checksum: True computes a digest of everything that is written to the disk tier, and compares
@@ -62,7 +64,7 @@ class OffloadConfig:
     device_memory: int | str | float | None = None
     host_budget: int | str | None = None
     min_bytes: int | str = 2**20
-    max_inflight_bytes: int | str = 2**30
+    max_inflight_bytes: int | str = 4 * 2**30
     ioengine: IOEngineName = "auto"
     checksum: bool = False
     endurance: int | str | None = None

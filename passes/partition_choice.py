@@ -54,7 +54,7 @@ class PassOptions:
     budget_bytes: int | Literal["min"] | None = None
     host_bytes: int = 0
     min_bytes: int = 2**20
-    max_inflight_bytes: int = 2**30
+    max_inflight_bytes: int = 4 * 2**30
     fuses: bool = True
 
 

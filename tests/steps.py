@@ -16,7 +16,7 @@ from fxoffload.planner.simulation import Residence, Step, find_lower_bound, simu
 
 DrawInt = Callable[[int, int], int]
 # Predictions for the links as they are, so that plans can be compared with others.
-EXACT: dict[str, Any] = {"utilisation": 1.0, "margin": 1.0}
+EXACT: dict[str, Any] = {"utilisation": 1.0}
 
 
 def make_value(name: str, **fields: Any) -> SavedValue:

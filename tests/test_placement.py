@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from steps import make_link, make_step, make_value, random_links, random_steps
 
 from fxoffload.planner.link import Link
-from fxoffload.planner.placement import MARGIN, place_transfers
+from fxoffload.planner.placement import place_transfers
 from fxoffload.planner.simulation import (
     Phase,
     Residence,
@@ -34,9 +34,7 @@ def place(
 ) -> dict[str, tuple[int | None, int]]:
     """Positions of release and prefetch of everything that may move."""
     tiers: dict[str, Any] = {v.name: "nvme" for v in step.values if v.refusal is None}
-    transfers = place_transfers(
-        step, tiers, {"nvme": link}, budget_bytes=budget_bytes, **{"margin": 1.0, **options}
-    )
+    transfers = place_transfers(step, tiers, {"nvme": link}, budget_bytes=budget_bytes, **options)
     return {name: (transfer.release, transfer.prefetch) for name, transfer in transfers.items()}
 
 
@@ -56,14 +54,6 @@ def test_prefetch_stands_as_late_as_its_read_allows() -> None:
     step = make_step([make_value("a")])
     assert place(step, make_link(0.1, 3.5))["a"][1] == 14
     assert place(step, make_link(0.1, 3.0))["a"][1] == 15
-
-
-def test_margin_makes_every_transfer_slower() -> None:
-    assert MARGIN == 2.0
-    step = make_step([make_value("a")])
-    halved = make_link(3.0, 3.0, latency=0.5)
-    whole = make_link(1.5, 1.5, latency=0.25)
-    assert place(step, whole, margin=MARGIN) == place(step, halved)
 
 
 def test_release_never_precedes_the_last_forward_reader() -> None:
@@ -97,9 +87,7 @@ def test_transfers_queue_and_overlap_their_latencies() -> None:
 def test_tiers_do_not_queue_behind_each_other() -> None:
     step = make_step([make_value("a"), make_value("b", born=1, first_use=6)])
     links = {"nvme": make_link(3.0, 3.0), "host": make_link(3.0, 3.0)}
-    transfers = place_transfers(
-        step, {"a": "nvme", "b": "host"}, links, budget_bytes=AMPLE, margin=1.0
-    )
+    transfers = place_transfers(step, {"a": "nvme", "b": "host"}, links, budget_bytes=AMPLE)
     assert transfers == {"a": Transfer("nvme", 4, 15), "b": Transfer("host", 5, 13)}
 
 
@@ -124,9 +112,9 @@ def test_only_the_first_writes_are_waited_for() -> None:
 def test_forward_waits_for_writes_where_little_may_be_held_at_its_end() -> None:
     step = make_step([make_value("a", born=8, last_use=8)])
     slow = make_link(write=5, read=1)
-    assert place(step, slow, margin=1.0)["a"][0] is None
-    assert place(step, slow, margin=1.0, held_bytes=99)["a"][0] == 9
-    assert place(step, slow, margin=1.0, held_bytes=100)["a"][0] is None
+    assert place(step, slow)["a"][0] is None
+    assert place(step, slow, held_bytes=99)["a"][0] == 9
+    assert place(step, slow, held_bytes=100)["a"][0] is None
 
 
 def test_prefetch_comes_late_where_the_room_is_needed() -> None:
@@ -195,8 +183,6 @@ def test_reads_ahead_are_bounded() -> None:
 
 # --- properties ---------------------------------------------------------------------------------
 
-MARGINS = st.sampled_from([1.0, MARGIN])
-
 
 def choose_tiers(data: st.DataObject, step: Step) -> dict[str, Any]:
     names = [value.name for value in step.values if value.refusal is None]
@@ -204,30 +190,29 @@ def choose_tiers(data: st.DataObject, step: Step) -> dict[str, Any]:
 
 
 @settings(deadline=None, max_examples=300)
-@given(st.data(), random_steps(), random_links(), MARGINS)
+@given(st.data(), random_steps(), random_links())
 def test_budget_is_kept_wherever_the_values_in_use_leave_room(
-    data: st.DataObject, step: Step, links: Mapping[str, Link], margin: float
+    data: st.DataObject, step: Step, links: Mapping[str, Link]
 ) -> None:
-    """With the links that the places were made for; a margin only makes them safer."""
+    """With the links that the places were made for."""
     tiers = choose_tiers(data, step)
     lowest = max(find_working_sets(step, set(tiers)))
     budget_bytes = lowest + data.draw(st.integers(0, 40))
-    transfers = place_transfers(step, tiers, links, budget_bytes=budget_bytes, margin=margin)
+    transfers = place_transfers(step, tiers, links, budget_bytes=budget_bytes)
     assert simulate(step, transfers, links).peak_bytes <= budget_bytes
 
 
 @settings(deadline=None, max_examples=300)
-@given(st.data(), random_steps(), random_links(), MARGINS, st.integers(1, 100))
+@given(st.data(), random_steps(), random_links(), st.integers(1, 100))
 def test_every_transfer_is_legal(
     data: st.DataObject,
     step: Step,
     links: Mapping[str, Link],
-    margin: float,
     max_inflight_bytes: int,
 ) -> None:
     tiers = choose_tiers(data, step)
     budget_bytes = data.draw(st.one_of(st.none(), st.integers(0, 150)))
-    options: dict[str, Any] = {"budget_bytes": budget_bytes, "margin": margin}
+    options: dict[str, Any] = {"budget_bytes": budget_bytes}
     options["max_inflight_bytes"] = max_inflight_bytes
     transfers = place_transfers(step, tiers, links, **options)
     assert list(transfers) == [value.name for value in step.values if value.name in tiers]
@@ -264,7 +249,7 @@ def test_without_budget_a_hidden_transfer_is_not_waited_for(
     """Releases without a budget never block: only reads that begin too late can be waited for."""
     link = Link(**{**_fields(links["nvme"]), "read_bytes_per_second": inf, "latency_seconds": 0.0})
     tiers: dict[str, Any] = {v.name: "nvme" for v in step.values if v.refusal is None}
-    transfers = place_transfers(step, tiers, {"nvme": link}, margin=1.0)
+    transfers = place_transfers(step, tiers, {"nvme": link})
     assert simulate(step, transfers, {"nvme": link}).exposed_seconds < 1e-9
 
 

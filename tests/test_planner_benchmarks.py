@@ -417,6 +417,23 @@ def test_limits(fresh_dynamo: None, monkeypatch: pytest.MonkeyPatch) -> None:
     assert [row[2] for row in table.rows] == ["budget", "none", "0.6"]
 
 
+def test_schedules_keep_their_budgets_on_other_links(
+    fresh_dynamo: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "SHARES", (0.7, 0.01))
+    rows = limits.disturb_rows("gpt", Shape(2, 256, 2, 16, 512), "A100")
+    assert [(row["budget"], row["speed"]) for row in rows] == [(0.7, 0.6), (0.7, 1.0), (0.7, 1.4)]
+    assert all(row["peak"] <= 0.7 for row in rows)
+    slow, _, fast = rows
+    assert slow["step"] > fast["step"] >= 1.0
+    (table,) = limits.tabulate({"rows": rows})
+    assert [row[3] for row in table.rows] == ["speed of links", "0.6", "1.0", "1.4"]
+    wrong = {**slow, "peak": 0.71, "step": slow["made for"] + 0.04}
+    assert len(limits.find_misses({"rows": [wrong]})) == 2
+    right = {**slow, "peak": 0.7, "step": slow["made for"] + 0.02}
+    assert limits.find_misses({"rows": [right]}) == []
+
+
 def test_limits_says_where_plans_are_far_from_their_bounds() -> None:
     common = {"model": "gpt", "device": "A100"}
     rows = [

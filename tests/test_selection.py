@@ -26,6 +26,7 @@ from fxoffload.errors import BudgetError
 from fxoffload.planner import selection
 from fxoffload.planner.link import Link
 from fxoffload.planner.plan import KEPT, Keep, Offload, Plan
+from fxoffload.planner.search import ROUNDING
 from fxoffload.planner.simulation import Residence, Step, Transfer, find_lower_bound, simulate
 
 FAST = {"nvme": Link(1e12, 1e12, 0.0)}
@@ -215,11 +216,11 @@ def test_release_at_the_end_blocks_only_where_the_room_is_needed() -> None:
     step = make_step([make_value("a")], fixed=[Residence("t", 60, 11, 11)])
     links = {"nvme": make_link(12.0, 0.1)}
     plan = choose_plan(step, links, budget_bytes=100, **EXACT)
-    assert plan.decisions == (Offload("nvme", "f9", "b7"),)
+    assert plan.decisions == (Offload("nvme", "f9", "b2"),)
     assert plan.exposed_seconds == 4.0
     step = make_step([make_value("a")])
     plan = choose_plan(step, links, **EXACT)
-    assert plan.decisions == (Offload("nvme", "", "b7"),)
+    assert plan.decisions == (Offload("nvme", "", "b4"),), "it is written by then"
     assert plan.exposed_seconds == 0.0
 
 
@@ -287,14 +288,14 @@ def test_plan_properties(
     host = sum(value.nbytes for value, decision in plan.offloads if decision.tier == "host")
     assert host <= (host_bytes if has_host else 0)
     if budget is None:
-        assert plan.exposed_seconds == 0.0
+        assert plan.exposed_seconds <= ROUNDING * plan.step_seconds
     elif budget != "min":
         assert plan.peak_bytes <= budget
         assert (plan.unmoved_peak_bytes <= budget) == (moved(plan) == set())
 
 
 def test_plans_with_reserve_keep_the_budget_too() -> None:
-    """With the default margin and utilisation, run over the links as they are."""
+    """With the default utilisation, run over the links as they are."""
     for seed in range(200):
         step, link, budget_bytes = draw_instance(seed)
         plan = choose_plan(step, {"nvme": link}, budget_bytes=budget_bytes)

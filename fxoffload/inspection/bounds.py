@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from fxoffload.config import OffloadConfig
+from fxoffload.cost import CostModel
 from fxoffload.inspection.hardware import Hardware
 from fxoffload.inspection.tracing import partition_without_memory
 from fxoffload.passes.lifetimes import find_saved_values
@@ -40,7 +41,31 @@ def find_bounds(
     chosen = {"directory": ".", **(options or {}), "memory_budget": memory_budget}
     config = OffloadConfig.from_options(chosen)
     cost = hardware.make_cost_model(with_host_tier=config.host_bytes is not None)
-    bounds: list[Bound] = []
+    return tuple(
+        find_bound(
+            steps,
+            cost.links,
+            within_seconds=(1.0 + waiting) * steps[0].compute_seconds,
+            budget_bytes=config.budget_bytes,
+            host_bytes=config.host_bytes or 0,
+        )
+        for steps in trace_steps(model, args, kwargs, config, cost, cuts)
+    )
+
+
+def trace_steps(
+    model: Callable[..., Any],
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+    config: OffloadConfig,
+    cost: CostModel,
+    cuts: Sequence[Cut] = (None,),
+) -> list[list[Step]]:
+    """For each graph of `model(*args, **kwargs)`, its steps: of the program's partition, of `cuts`.
+
+    Nothing is run.
+    """
+    found: list[list[Step]] = []
 
     def choose(
         partition: PartitionFunction, num_outputs: int, static_inputs: tuple[int, ...]
@@ -53,18 +78,10 @@ def find_bounds(
             values = find_saved_values(graph, min_bytes=config.min_storage_bytes)
             fuses = config.compiler == "inductor"
             steps.append(build_step(graph, values, cost, fuses=fuses))
-        bounds.append(
-            find_bound(
-                steps,
-                cost.links,
-                within_seconds=(1.0 + waiting) * steps[0].compute_seconds,
-                budget_bytes=config.budget_bytes,
-                host_bytes=config.host_bytes or 0,
-            )
-        )
+        found.append(steps)
         return graphs[0].forward, graphs[0].backward
 
     partition_without_memory(
         model, args, kwargs, config, lambda: OffloadPartitioner(choose, "fxoffload bound")
     )
-    return tuple(bounds)
+    return found

@@ -5,6 +5,7 @@ link            seconds of a transfer
 simulation      what a step takes and holds, when transfers stand where they stand
 placement       where the transfers of a set of values stand
 walks           what placement carries along
+slack           the same transfers where memory allows them more time
 search          which set of values, of those that are tried
 selection       which values move
 plan_writer     a choice as the plan of a graph

@@ -6,8 +6,8 @@
                and later only where the budget would be exceeded otherwise
 
 Writes queue in the order of birth and reads in the order of first use, so both walks are greedy
-and each is the best for its half. Seconds are estimates: every transfer is given `margin` times its
-own. Where they are too low, the store waits: later, never wrong.
+and each is the best for its half. Seconds are estimates. Where they are too low, the store waits:
+later, never wrong; `slack` moves the places to where this costs least.
 """
 
 from __future__ import annotations
@@ -21,8 +21,6 @@ from fxoffload.planner.plan import SavedValue, Tier
 from fxoffload.planner.simulation import Step, Transfer, find_working_sets
 from fxoffload.planner.walks import Reads, Tail
 
-MARGIN = 2.0
-
 
 def place_transfers(
     step: Step,
@@ -32,7 +30,6 @@ def place_transfers(
     budget_bytes: int | None = None,
     held_bytes: int | None = None,
     max_inflight_bytes: int = 2**62,
-    margin: float = MARGIN,
 ) -> dict[str, Transfer]:
     """A Transfer for each value that `tiers` names.
 
@@ -47,20 +44,12 @@ def place_transfers(
     if held_bytes is not None:
         end = step.forward_length - 1
         room_bytes[end] = min(room_bytes[end], held_bytes - working_sets[end])
-    slow = {
-        tier: Link(
-            link.write_bytes_per_second / margin,
-            link.read_bytes_per_second / margin,
-            link.latency_seconds * margin,
-        )
-        for tier, link in links.items()
-    }
-    releases, unwritten_bytes, tails = _place_releases(step, moved, tiers, slow, room_bytes)
+    releases, unwritten_bytes, tails = _place_releases(step, moved, tiers, links, room_bytes)
     prefetches = _place_prefetches(
         step,
         moved,
         tiers,
-        slow,
+        links,
         [room - held for room, held in zip(room_bytes, unwritten_bytes, strict=True)],
         tails,
         max_inflight_bytes=max_inflight_bytes,

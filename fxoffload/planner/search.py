@@ -10,6 +10,9 @@ from fxoffload.planner.link import Link
 from fxoffload.planner.plan import SavedValue
 from fxoffload.planner.simulation import Simulation, Transfer
 
+# Part of a step that the rounding of sums of seconds may amount to.
+ROUNDING = 1e-9
+
 
 @dataclass(frozen=True, slots=True)
 class Trial:
@@ -65,7 +68,7 @@ def choose_hidden(
     least: `attempt(())`, which holds what must move. A set hides if nobody waits for it, and if it
     takes at most `contended_seconds` from compute, both beside what `least` costs.
     """
-    waited = least.simulation.exposed_seconds
+    waited = least.simulation.exposed_seconds + ROUNDING * least.simulation.step_seconds
     taken = least.simulation.contended_seconds + contended_seconds
     useful = [
         value
@@ -97,7 +100,7 @@ def choose_to_fit(
     """The set that fits in the least time; all candidates when none fits.
 
     least: `attempt(())`. orders: of the candidates, each with what promises most first. The search
-    goes on from the shortest prefix of each, and from all of them.
+    goes on from the shortest prefix of each and from all of them, but for the worst of these.
     """
     if not limits.find_excess(least):
         return []
@@ -114,6 +117,8 @@ def choose_to_fit(
             fits = not limits.find_excess(attempt(order[:middle]))
             low, high = (low, middle) if fits else (middle + 1, high)
         starts.append(list(order[:low]))
+    # What starts furthest behind does not catch up: the trials are worth more elsewhere.
+    starts = sorted(starts, key=lambda chosen: score(attempt(chosen)))[:-1]
     found = [
         _improve(start, orders[0], score, attempt, max_trials // len(starts)) for start in starts
     ]

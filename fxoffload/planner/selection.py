@@ -15,7 +15,7 @@ from typing import Literal
 
 from fxoffload.errors import BudgetError
 from fxoffload.planner.link import Link
-from fxoffload.planner.placement import MARGIN, place_transfers
+from fxoffload.planner.placement import place_transfers
 from fxoffload.planner.plan import SavedValue, Tier
 from fxoffload.planner.plan_writer import describe_kept
 from fxoffload.planner.search import Choice, Limits, Trial, choose_hidden, choose_to_fit
@@ -27,9 +27,11 @@ from fxoffload.planner.simulation import (
     find_lower_bound,
     simulate,
 )
+from fxoffload.planner.slack import add_slack
 
-# Part of a link's bandwidth that a plan counts on: the rest absorbs noise and other users.
-LINK_UTILISATION = 0.8
+# Part of a link's bandwidth that a plan counts on, where it places transfers and where it predicts
+# them. More insurance is in `slack`, where it costs neither memory nor time.
+LINK_UTILISATION = 0.95
 # Without a budget, the part of the unmoved step that transfers may take from compute beside them.
 HIDDEN_SHARE = 0.02
 # Nodes that may be simulated in one selection, about a second's worth: small steps are searched
@@ -47,14 +49,13 @@ def choose_transfers(
     host_bytes: int = 0,
     max_inflight_bytes: int = 2**62,
     utilisation: float = LINK_UTILISATION,
-    margin: float = MARGIN,
 ) -> Choice:
     """The values of `step` to move, with their transfers; those that must move are among them.
 
     held_bytes: what may be on the device when the forward ends, as other graphs may run before the
     backward; None is no limit. host_bytes: capacity of the host tier; it takes the values reused
-    soonest, the rest goes to NVMe. utilisation: part of the bandwidth of `links` that the
-    prediction counts on; margin: see place_transfers. Raises BudgetError naming the lowest
+    soonest, the rest goes to NVMe. utilisation: part of the bandwidth of `links` that
+    the plan counts on. Raises BudgetError naming the lowest
     reachable peak when `budget_bytes` or `held_bytes` cannot be kept.
     """
     movable = [value for value in step.values if value.refusal is None]
@@ -70,7 +71,6 @@ def choose_transfers(
         budget_bytes=limit,
         held_bytes=held_bytes,
         max_inflight_bytes=max_inflight_bytes,
-        margin=margin,
     )
     known: dict[frozenset[str], Trial] = {}
 
@@ -81,10 +81,7 @@ def choose_transfers(
         tiers = _assign_tiers(chosen, idle, host_bytes if "host" in links else 0)
         names = frozenset(tiers)
         if names not in known:
-            transfers = place(step, tiers, links)
-            simulation = simulate(step, transfers, used, max_inflight_bytes=max_inflight_bytes)
-            held = simulation.live_bytes[step.forward_length - 1]
-            known[names] = Trial(transfers, simulation, held)
+            known[names] = _try(step, place(step, tiers, used), used, max_inflight_bytes)
         return known[names]
 
     trials = max(1, MAX_NODE_VISITS // max(1, len(step.seconds)))
@@ -109,7 +106,44 @@ def choose_transfers(
     best = attempt(chosen)
     if limits.find_excess(best):
         raise _make_budget_error(step, limits, attempt(candidates))
+    best = _loosen(step, best, used, limits=limits, max_inflight_bytes=max_inflight_bytes)
     return Choice(best, unmoved, reason)
+
+
+def _loosen(
+    step: Step,
+    tight: Trial,
+    links: Mapping[str, Link],
+    *,
+    limits: Limits,
+    max_inflight_bytes: int,
+) -> Trial:
+    """`tight` with slack for slower links, if that costs nothing over `links`."""
+    peak_bytes = tight.simulation.peak_bytes
+    transfers = add_slack(
+        step,
+        tight.transfers,
+        tight.simulation,
+        limit_bytes=max(peak_bytes, limits.peak_bytes or 0),
+        max_inflight_bytes=max_inflight_bytes,
+    )
+    loose = _try(step, transfers, links, max_inflight_bytes)
+    costs = (
+        limits.find_excess(loose)
+        or loose.simulation.step_seconds > tight.simulation.step_seconds
+        or (limits.peak_bytes is None and loose.simulation.peak_bytes > peak_bytes)
+    )
+    return tight if costs else loose
+
+
+def _try(
+    step: Step,
+    transfers: Mapping[str, Transfer],
+    links: Mapping[str, Link],
+    max_inflight_bytes: int,
+) -> Trial:
+    simulation = simulate(step, transfers, links, max_inflight_bytes=max_inflight_bytes)
+    return Trial(transfers, simulation, simulation.live_bytes[step.forward_length - 1])
 
 
 def evaluate_transfers(

@@ -1,0 +1,122 @@
+"""Schedules under budgets on links and nodes of another speed than they were made for, simulated.
+
+A schedule says at which op a write is waited for and a read is started, so a slow link costs time
+and no memory. Time lost is against a schedule that is made for the other link, over the same nodes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from random import Random
+
+from benchmarks.fresh_process import Record
+from benchmarks.runner import Table, make_rows
+from fxoffload import BudgetError
+from fxoffload.planner.link import Link
+from fxoffload.planner.search import Trial
+from fxoffload.planner.selection import choose_transfers
+from fxoffload.planner.simulation import Step, Transfer, simulate
+
+SPEEDS = (0.6, 1.0, 1.4)
+NOISE = 0.2
+# Of the step: what a schedule for other links may lose.
+MAX_LOSS = 0.03
+
+
+def disturb(
+    step: Step, links: Mapping[str, Link], shares: Sequence[float], max_inflight_bytes: int
+) -> list[Record]:
+    """A row for each budget, a share of the unmoved peak, and each speed, a share of the links'."""
+    unmoved_bytes = simulate(step, {}, links).peak_bytes
+    random = Random(0)
+    noisy = replace(
+        step, seconds=tuple(s * random.uniform(1 - NOISE, 1 + NOISE) for s in step.seconds)
+    )
+    rows: list[Record] = []
+    for share in shares:
+        budget_bytes = int(share * unmoved_bytes)
+        for speed in SPEEDS:
+            real = {tier: scale(link, speed) for tier, link in links.items()}
+            try:
+                found, made = (
+                    simulate(
+                        noisy,
+                        write_waits(
+                            step,
+                            choose_transfers(
+                                step,
+                                assumed,
+                                budget_bytes=budget_bytes,
+                                max_inflight_bytes=max_inflight_bytes,
+                            ).best,
+                        ),
+                        real,
+                        max_inflight_bytes=max_inflight_bytes,
+                    )
+                    for assumed in (links, real)
+                )
+            except BudgetError:
+                continue  # The table of limits says that none fits.
+            rows.append(
+                {
+                    "budget": share,
+                    "speed": speed,
+                    "peak": found.peak_bytes / unmoved_bytes,
+                    "step": found.step_seconds / noisy.compute_seconds,
+                    "made for": made.step_seconds / noisy.compute_seconds,
+                }
+            )
+    return rows
+
+
+def write_waits(step: Step, trial: Trial) -> dict[str, Transfer]:
+    """The transfers as ops carry them out: each write is waited for, in the backward if need be."""
+    found = dict(trial.transfers)
+    for value in step.values:
+        transfer = found.get(value.name)
+        if transfer is not None and transfer.release is None:
+            turn = next(phase.turn for phase in step.phases if value.last_use < phase.end)
+            wait = max(trial.simulation.written_positions[value.name], turn)
+            if wait < step.first_use(value):
+                found[value.name] = replace(transfer, release=wait)
+    return found
+
+
+def scale(link: Link, speed: float) -> Link:
+    """`link` with a share of its bandwidth."""
+    return replace(
+        link,
+        write_bytes_per_second=speed * link.write_bytes_per_second,
+        read_bytes_per_second=speed * link.read_bytes_per_second,
+    )
+
+
+def tabulate_disturbed(rows: Sequence[Record]) -> Table:
+    """Peaks as shares of the unmoved one, steps as shares of the compute."""
+    return Table(
+        make_rows(
+            rows,
+            [
+                ("device", lambda row: row["device"]),
+                ("model", lambda row: row["model"]),
+                ("budget", lambda row: str(row["budget"])),
+                ("speed of links", lambda row: str(row["speed"])),
+                ("peak", lambda row: f"{row['peak']:.3f}"),
+                ("step", lambda row: f"{row['step']:.3f}"),
+                ("of a schedule for these", lambda row: f"{row['made for']:.3f}"),
+                ("lost", lambda row: f"{row['step'] - row['made for']:+.3f}"),
+            ],
+        )
+    )
+
+
+def find_disturbed_misses(row: Record) -> list[str]:
+    """Budgets that are exceeded, and more time lost than MAX_LOSS."""
+    place = f"{row['model']} on {row['device']}, {row['budget']}, links of {row['speed']}"
+    misses: list[str] = []
+    if row["peak"] > row["budget"]:
+        misses.append(f"{place}: a peak of {row['peak']:.3f}")
+    if row["step"] > row["made for"] + MAX_LOSS:
+        misses.append(f"{place}: a step of {row['step']:.3f}, not {row['made for']:.3f}")
+    return misses
