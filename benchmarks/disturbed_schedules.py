@@ -16,7 +16,8 @@ from fxoffload import BudgetError
 from fxoffload.planner.link import Link
 from fxoffload.planner.search import Trial
 from fxoffload.planner.selection import choose_transfers
-from fxoffload.planner.simulation import Step, Transfer, simulate
+from fxoffload.planner.simulation import simulate
+from fxoffload.planner.step import Step, Transfer
 
 SPEEDS = (0.6, 1.0, 1.4)
 NOISE = 0.2

@@ -20,7 +20,8 @@ from benchmarks.models import LossOnly, Shape, build_model, make_tokens
 from fxoffload import backend, passes
 from fxoffload.passes import Transformed, partition_choice
 from fxoffload.planner.plan import Plan
-from fxoffload.planner.simulation import Step, find_lower_bound
+from fxoffload.planner.residences import find_lower_bound
+from fxoffload.planner.step import Step
 from fxoffload.runtime.program.book import FIRST_STEPS
 from fxoffload.schedule import Program, Schedule
 

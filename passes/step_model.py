@@ -23,7 +23,7 @@ from fxoffload.graph import (
 )
 from fxoffload.passes.footprint import Footprint
 from fxoffload.planner.plan import RETURNED, SavedValue
-from fxoffload.planner.simulation import Residence, Step
+from fxoffload.planner.step import Residence, Step
 from fxoffload.scratch import count_scratch_bytes
 from fxoffload.torch_internals import keeps_tangents
 

@@ -11,7 +11,7 @@ from fxoffload.cost import CostModel, DeviceSpeed
 from fxoffload.graph import TrainingGraph
 from fxoffload.passes.lifetimes import find_saved_values
 from fxoffload.passes.step_model import build_step
-from fxoffload.planner.simulation import Step
+from fxoffload.planner.step import Step
 
 # One byte a second: seconds are traffic.
 BYTES = CostModel(links={}, speed=DeviceSpeed(1e30, 1.0))

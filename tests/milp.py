@@ -23,7 +23,7 @@ from scipy.sparse import csr_matrix
 
 from fxoffload.planner.link import Link
 from fxoffload.planner.plan import SavedValue
-from fxoffload.planner.simulation import Step, Transfer
+from fxoffload.planner.step import Step, Transfer
 
 CONSTANT = -1
 BYTES_WEIGHT = 1e-6

@@ -11,8 +11,10 @@ from hypothesis import strategies as st
 from fxoffload.planner.link import Link
 from fxoffload.planner.plan import Plan, SavedValue
 from fxoffload.planner.plan_writer import write_plan
+from fxoffload.planner.residences import find_lower_bound
 from fxoffload.planner.selection import choose_transfers
-from fxoffload.planner.simulation import Residence, Step, find_lower_bound, simulate
+from fxoffload.planner.simulation import simulate
+from fxoffload.planner.step import Residence, Step, Transfer
 
 DrawInt = Callable[[int, int], int]
 # Predictions for the links as they are, so that plans can be compared with others.
@@ -155,3 +157,19 @@ def choose_plan(step: Step, links: Mapping[str, Link], **options: Any) -> Plan:
     """What choose_transfers chooses, as a plan."""
     choice = choose_transfers(step, links, **options)
     return write_plan(step, choice, budget_bytes=options.get("budget_bytes"))
+
+
+@st.composite
+def random_transfers(draw: st.DrawFn, step: Step) -> dict[str, Transfer]:
+    """Any legal places for some of the values."""
+    transfers: dict[str, Transfer] = {}
+    for value in step.values:
+        if value.refusal is None and draw(st.booleans()):
+            places = st.integers(value.last_use + 1, step.forward_length - 1)
+            # Where the last node of the forward reads it, there is no place.
+            ends = value.last_use + 1 >= step.forward_length
+            release = draw(st.none() if ends else st.one_of(st.none(), places))
+            start = step.forward_length + step.backward_inputs
+            prefetch = draw(st.integers(start, step.first_use(value)))
+            transfers[value.name] = Transfer("nvme", release, prefetch)
+    return transfers

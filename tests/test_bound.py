@@ -14,13 +14,9 @@ from steps import draw_instance, draw_links, draw_step, make_link, make_step, ma
 from fxoffload.planner.bound import Bound, find_bound, find_least_peak, find_least_seconds
 from fxoffload.planner.link import Link
 from fxoffload.planner.plan import SavedValue
-from fxoffload.planner.simulation import (
-    Residence,
-    Step,
-    Transfer,
-    find_lower_bound,
-    simulate,
-)
+from fxoffload.planner.residences import find_lower_bound
+from fxoffload.planner.simulation import simulate
+from fxoffload.planner.step import Residence, Step, Transfer
 
 # A value of 100 bytes that is away from 5 to 15 s; nothing else matters before and after.
 HELD = Residence("held", 100, 5, 14)

@@ -10,7 +10,9 @@ from fxoffload.planner.bound import find_least_peak, find_least_seconds
 from fxoffload.planner.linear_program import LinearProgram
 from fxoffload.planner.link import Link
 from fxoffload.planner.moments import find_live_bytes, find_movable
-from fxoffload.planner.simulation import Step, find_lower_bound, simulate
+from fxoffload.planner.residences import find_lower_bound
+from fxoffload.planner.simulation import simulate
+from fxoffload.planner.step import Step
 
 
 def solve_by_value(step: Step, link: Link, budget_bytes: int | None) -> float:

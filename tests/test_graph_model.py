@@ -5,7 +5,7 @@ from __future__ import annotations
 from steps import make_step, make_value
 
 from fxoffload.planner.graph_model import build_graph_model
-from fxoffload.planner.simulation import Residence
+from fxoffload.planner.step import Residence
 
 STEP = make_step(
     [

@@ -4,7 +4,9 @@ from hypothesis import given
 from steps import make_step, make_value, random_steps
 
 from fxoffload.planner.moments import find_least_bytes, find_live_bytes, find_moments
-from fxoffload.planner.simulation import Residence, Step, find_lower_bound, simulate
+from fxoffload.planner.residences import find_lower_bound
+from fxoffload.planner.simulation import simulate
+from fxoffload.planner.step import Residence, Step
 
 
 @given(random_steps())

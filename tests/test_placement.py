@@ -13,15 +13,9 @@ from steps import make_link, make_step, make_value, random_links, random_steps
 
 from fxoffload.planner.link import Link
 from fxoffload.planner.placement import place_transfers
-from fxoffload.planner.simulation import (
-    Phase,
-    Residence,
-    Step,
-    Transfer,
-    find_lower_bound,
-    find_working_sets,
-    simulate,
-)
+from fxoffload.planner.residences import find_lower_bound, find_working_sets
+from fxoffload.planner.simulation import simulate
+from fxoffload.planner.step import Phase, Residence, Step, Transfer
 
 INSTANT = Link(inf, inf, 0.0)
 

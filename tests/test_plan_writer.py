@@ -6,7 +6,7 @@ from steps import EXACT, choose_plan, make_link, make_step, make_value
 
 from fxoffload.planner.link import Link
 from fxoffload.planner.plan import Offload
-from fxoffload.planner.simulation import Residence
+from fxoffload.planner.step import Residence
 
 FAST = {"nvme": Link(1e12, 1e12, 0.0)}
 

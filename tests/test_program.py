@@ -14,7 +14,7 @@ from fxoffload.planner.link import Link
 from fxoffload.planner.plan import KEPT
 from fxoffload.planner.program import _write_schedule, make_schedule
 from fxoffload.planner.selection import choose_transfers
-from fxoffload.planner.simulation import Transfer
+from fxoffload.planner.step import Transfer
 from fxoffload.schedule import Half, HalfMeasurement, Schedule
 
 FAST = {"nvme": Link(1e6, 1e6, 0.0)}

@@ -12,7 +12,8 @@ from steps import EXACT, choose_plan, draw_instance, make_step, make_value, move
 from fxoffload.planner.link import Link
 from fxoffload.planner.plan import SavedValue
 from fxoffload.planner.search import Limits, Trial, choose_hidden, choose_to_fit
-from fxoffload.planner.simulation import Residence, Simulation, Transfer, simulate
+from fxoffload.planner.simulation import Simulation, simulate
+from fxoffload.planner.step import Residence, Transfer
 
 
 def test_two_small_values_move_rather_than_a_slow_large_one() -> None:

@@ -26,8 +26,10 @@ from fxoffload.errors import BudgetError
 from fxoffload.planner import selection
 from fxoffload.planner.link import Link
 from fxoffload.planner.plan import KEPT, Keep, Offload, Plan
+from fxoffload.planner.residences import find_lower_bound
 from fxoffload.planner.search import ROUNDING
-from fxoffload.planner.simulation import Residence, Step, Transfer, find_lower_bound, simulate
+from fxoffload.planner.simulation import simulate
+from fxoffload.planner.step import Residence, Step, Transfer
 
 FAST = {"nvme": Link(1e12, 1e12, 0.0)}
 

@@ -9,20 +9,12 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from steps import draw_step, make_link, make_step, make_value, random_links, random_steps
+from steps import make_link, make_step, make_value, random_links, random_steps, random_transfers
 
 from fxoffload.planner.link import Link
 from fxoffload.planner.plan import SavedValue
-from fxoffload.planner.simulation import (
-    Residence,
-    Simulation,
-    Step,
-    Transfer,
-    find_holders,
-    find_lower_bound,
-    find_working_sets,
-    simulate,
-)
+from fxoffload.planner.simulation import Simulation, find_holders, simulate
+from fxoffload.planner.step import Residence, Step, Transfer
 
 
 def run(step: Step, link: Link, *places: tuple[int | None, int], **options: Any) -> Simulation:
@@ -210,29 +202,12 @@ def test_value_of_the_caller_is_not_ours_to_count() -> None:
     assert simulate(make_step([make_value("a", owned=False)]), {}, {}).peak_bytes == 100
 
 
-def test_fixed_residences_count_from_first_to_last() -> None:
-    step = make_step([], forward=2, backward=2, fixed=[Residence("t", 7, 1, 2)])
-    assert simulate(step, {}, {}).live_bytes == (0, 7, 7, 0)
-
-
 def test_empty_step() -> None:
     result = simulate(make_step([], forward=0, backward=0), {}, {})
     assert (result.step_seconds, result.peak_bytes) == (0.0, 0)
 
 
 # --- bounds and holders -------------------------------------------------------------------------
-
-
-def test_lower_bound_is_the_largest_working_set() -> None:
-    """What is read or written at one moment, plus what may not move."""
-    values = [
-        make_value("a", last_use=3),
-        make_value("b", born=2, last_use=3, nbytes=30),
-        make_value("fixed", nbytes=5, refusal="mutated in the forward"),
-    ]
-    step = make_step(values, fixed=[Residence("t", 7, 3, 3)])
-    assert find_working_sets(step, {"a", "b"})[2:6] == (135, 142, 5, 5)
-    assert find_lower_bound(step) == 142
 
 
 def test_holders_at_the_peak_are_largest_first() -> None:
@@ -246,22 +221,6 @@ def test_holders_at_the_peak_are_largest_first() -> None:
 
 
 # --- properties ---------------------------------------------------------------------------------
-
-
-@st.composite
-def random_transfers(draw: st.DrawFn, step: Step) -> dict[str, Transfer]:
-    """Any legal places for some of the values."""
-    transfers: dict[str, Transfer] = {}
-    for value in step.values:
-        if value.refusal is None and draw(st.booleans()):
-            places = st.integers(value.last_use + 1, step.forward_length - 1)
-            # Where the last node of the forward reads it, there is no place.
-            ends = value.last_use + 1 >= step.forward_length
-            release = draw(st.none() if ends else st.one_of(st.none(), places))
-            start = step.forward_length + step.backward_inputs
-            prefetch = draw(st.integers(start, step.first_use(value)))
-            transfers[value.name] = Transfer("nvme", release, prefetch)
-    return transfers
 
 
 def recount_live_bytes(
@@ -347,12 +306,3 @@ def test_time_is_compute_and_waiting_and_what_transfers_take(
     total = step.compute_seconds + result.exposed_seconds + taken
     assert result.step_seconds == pytest.approx(total)
     assert result == simulate(step, dict(reversed(transfers.items())), links)
-
-
-@settings(deadline=None, max_examples=100)
-@given(st.data())
-def test_no_transfers_get_below_the_lower_bound(data: st.DataObject) -> None:
-    step = draw_step(lambda low, high: data.draw(st.integers(low, high)))
-    transfers = data.draw(random_transfers(step))
-    peak = simulate(step, transfers, {"nvme": Link(1e9, 1e9, 0.0)}).peak_bytes
-    assert peak >= find_lower_bound(step)

@@ -12,8 +12,9 @@ from steps import make_link, make_step, make_value, random_links, random_steps
 
 from fxoffload.planner.link import Link
 from fxoffload.planner.placement import place_transfers
-from fxoffload.planner.simulation import Residence, Step, Transfer, simulate
+from fxoffload.planner.simulation import simulate
 from fxoffload.planner.slack import add_slack
+from fxoffload.planner.step import Residence, Step, Transfer
 
 LINK = make_link(3.0, 3.0)
 

@@ -15,7 +15,9 @@ from toys import NBYTES, Sketch, aten
 from fxoffload.cost import CostModel, DeviceSpeed
 from fxoffload.graph import TrainingGraph
 from fxoffload.passes import step_model
-from fxoffload.planner.simulation import Step, find_lower_bound, simulate
+from fxoffload.planner.residences import find_lower_bound
+from fxoffload.planner.simulation import simulate
+from fxoffload.planner.step import Step
 
 
 @pytest.mark.parametrize("fuses", [True, False])

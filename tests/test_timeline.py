@@ -13,7 +13,8 @@ from fxoffload.planner.link import Link
 from fxoffload.planner.placement import place_transfers
 from fxoffload.planner.program import make_schedule
 from fxoffload.planner.selection import LINK_UTILISATION, derate_links
-from fxoffload.planner.simulation import Transfer, simulate
+from fxoffload.planner.simulation import simulate
+from fxoffload.planner.step import Transfer
 from fxoffload.planner.timeline import read_transfers, replay
 from fxoffload.schedule import CallSchedule, Schedule
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from steps import make_link, make_step, make_value
 
-from fxoffload.planner.simulation import Phase, Step
+from fxoffload.planner.step import Phase, Step
 from fxoffload.planner.walks import Reads, Tail
 
 # Ten seconds of forward and ten of backward: the last forward node begins at 9.

@@ -82,11 +82,7 @@ def plan(
     with show_progress() as progress:
         task = progress.add_task(f"build {model}", total=None)
         source = load_model(model, sequence=sequence, dtype=dtype, device=device)
-        if source.fixed_batch and (largest or batch != 1):
-            raise ConfigError(
-                f"model={model!r} returned tensors, whose batch is fixed; return (module, "
-                "make_inputs) for --batch and --largest"
-            )
+        check_batch(source, model, changes=largest or batch != 1)
         request = Request(source, named.hardware if named else None, batch, options)
         if named is None and (largest or what_if or memory):
             progress.update(task, description="measure this machine")
@@ -104,12 +100,18 @@ def plan(
             data["largest_batch"], found = batches
             text += f"\n\nlargest batch\n{found}\n{STATES_NOTE}"
     data |= {"model": source.description, "batch": batch, "sequence": sequence, "dtype": dtype}
-    if as_json:
-        print_json(data)
-    else:
-        typer.echo(f"{source.description}\n{text}")
+    print_json(data) if as_json else typer.echo(f"{source.description}\n{text}")
     if not data.get("fits", True):
         raise typer.Exit(MISSED)
+
+
+def check_batch(source: Source, model: str, *, changes: bool) -> None:
+    """Raise ConfigError if another batch is asked for than the only one that `source` has."""
+    if source.fixed_batch and changes:
+        raise ConfigError(
+            f"model={model!r} returned tensors, whose batch is fixed; return (module, "
+            "make_inputs) for --batch and --largest"
+        )
 
 
 def predict(request: Request, progress: Progress, task: TaskID) -> tuple[dict[str, Any], str]:

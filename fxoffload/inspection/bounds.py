@@ -14,7 +14,7 @@ from fxoffload.passes.partition_choice import CUTS
 from fxoffload.passes.step_model import build_step
 from fxoffload.planner.bound import Bound, find_bound
 from fxoffload.planner.plan import Cut
-from fxoffload.planner.simulation import Step
+from fxoffload.planner.step import Step
 from fxoffload.planning import make_builder
 from fxoffload.torch_internals import Graphs, OffloadPartitioner, PartitionFunction
 

@@ -26,7 +26,8 @@ from fxoffload.planner.joining import JoinedStep, join_step
 from fxoffload.planner.link import find_speed
 from fxoffload.planner.plan import Origin, SavedValue
 from fxoffload.planner.selection import LINK_UTILISATION, derate_links
-from fxoffload.planner.simulation import Simulation, Transfer, find_holders, simulate
+from fxoffload.planner.simulation import Simulation, find_holders, simulate
+from fxoffload.planner.step import Transfer
 from fxoffload.planner.timeline import Timeline, read_transfers, replay
 from fxoffload.step_schedules import ScheduledStep
 

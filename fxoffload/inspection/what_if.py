@@ -84,11 +84,9 @@ def largest_batch(
     one does; plans come from a heuristic search, so the result may be slightly wrong near the
     limit. Raises BudgetError if one sample does not fit, ConfigError as `simulate`.
     """
-    if stages < 1 or microbatches < 1 or max_batch < 1:
-        raise ConfigError(
-            f"stages={stages}, microbatches={microbatches}, max_batch={max_batch}: "
-            "each counts something; pass at least 1"
-        )
+    if min(stages, microbatches, max_batch) < 1:
+        given = f"stages={stages}, microbatches={microbatches}, max_batch={max_batch}"
+        raise ConfigError(f"{given}: each counts something; pass at least 1")
     budget = hardware.device_bytes - count_resident_bytes(model)
     budget = budget if memory_budget is None else memory_budget
     config = OffloadConfig.from_options({"directory": ".", "memory_budget": budget})
@@ -111,18 +109,15 @@ def largest_batch(
         except BudgetError:
             return False
 
-    def fits_unmoved(batch: int) -> bool:
-        return fits(batch) and found[batch].keeps_all
-
     forecast(1)
     batch = find_largest(fits, max_batch)
-    unmoved = find_largest(fits_unmoved, batch)
-    samples = max(unmoved, 1) * microbatches
+    unmoved = find_largest(lambda size: fits(size) and found[size].keeps_all, batch)
+    microsteps = -(-max(unmoved, 1) * microbatches // batch)
     return LargestBatch(
         memory_budget_bytes=config.budget_bytes,
         unmoved=BatchForecast(unmoved, microbatches, stages, found[unmoved]) if unmoved else None,
         moved=BatchForecast(batch, microbatches, stages, found[batch]),
-        merged=BatchForecast(batch, -(-samples // batch), stages, found[batch]),
+        merged=BatchForecast(batch, microsteps, stages, found[batch]),
     )
 
 

@@ -13,7 +13,7 @@ from math import ceil, inf
 from fxoffload.planner.fluid import build_fluid
 from fxoffload.planner.link import Link
 from fxoffload.planner.moments import find_least_bytes, find_movable
-from fxoffload.planner.simulation import Step
+from fxoffload.planner.step import Step
 
 # Of the unmoved peak and of the compute: what the tolerances of the solver may amount to.
 SLACK = 1e-6

@@ -26,7 +26,7 @@ from fxoffload.planner.linear_program import LinearProgram, Term
 from fxoffload.planner.link import Link
 from fxoffload.planner.moments import Moment, count_bytes, find_moments, find_movable
 from fxoffload.planner.plan import SavedValue
-from fxoffload.planner.simulation import Step
+from fxoffload.planner.step import Step
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ from itertools import pairwise
 
 from fxoffload.ops import OpEvent
 from fxoffload.planner.plan import SavedValue
-from fxoffload.planner.simulation import Step
+from fxoffload.planner.step import Step
 
 
 @dataclass(frozen=True, slots=True)

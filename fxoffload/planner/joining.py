@@ -17,7 +17,7 @@ from itertools import pairwise
 from fxoffload.ops import OpEvent
 from fxoffload.planner.graph_model import GraphModel, HalfModel
 from fxoffload.planner.plan import HELD, RETURNED, SavedValue
-from fxoffload.planner.simulation import Phase, Residence, Step
+from fxoffload.planner.step import Phase, Residence, Step
 from fxoffload.schedule import (
     UNKNOWN_OWNERS,
     CallValue,

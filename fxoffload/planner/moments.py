@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 
 from fxoffload.planner.plan import SavedValue
-from fxoffload.planner.simulation import Residence, Step
+from fxoffload.planner.step import Residence, Step
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,8 @@ from heapq import heappop, heappush
 
 from fxoffload.planner.link import Link
 from fxoffload.planner.plan import SavedValue, Tier
-from fxoffload.planner.simulation import Step, Transfer, find_working_sets
+from fxoffload.planner.residences import find_working_sets
+from fxoffload.planner.step import Step, Transfer
 from fxoffload.planner.walks import Reads, Tail
 
 

@@ -8,7 +8,8 @@ from typing import Literal
 
 from fxoffload.planner.plan import KEPT, Decision, Keep, Offload, Plan
 from fxoffload.planner.search import Choice
-from fxoffload.planner.simulation import Simulation, Step
+from fxoffload.planner.simulation import Simulation
+from fxoffload.planner.step import Step
 
 _MIB = 2**20
 

@@ -8,7 +8,8 @@ from itertools import islice
 
 from fxoffload.planner.link import Link
 from fxoffload.planner.plan import SavedValue
-from fxoffload.planner.simulation import Simulation, Transfer
+from fxoffload.planner.simulation import Simulation
+from fxoffload.planner.step import Transfer
 
 # Part of a step that the rounding of sums of seconds may amount to.
 ROUNDING = 1e-9

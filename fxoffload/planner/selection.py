@@ -9,7 +9,7 @@ Every candidate set of moved values is placed and simulated; the result is the b
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import Literal
 
@@ -18,16 +18,11 @@ from fxoffload.planner.link import Link
 from fxoffload.planner.placement import place_transfers
 from fxoffload.planner.plan import SavedValue, Tier
 from fxoffload.planner.plan_writer import describe_kept
+from fxoffload.planner.residences import find_lower_bound
 from fxoffload.planner.search import Choice, Limits, Trial, choose_hidden, choose_to_fit
-from fxoffload.planner.simulation import (
-    Simulation,
-    Step,
-    Transfer,
-    find_holders,
-    find_lower_bound,
-    simulate,
-)
+from fxoffload.planner.simulation import Simulation, find_holders, simulate
 from fxoffload.planner.slack import add_slack
+from fxoffload.planner.step import Step, Transfer
 
 # Part of a link's bandwidth that a plan counts on, where it places transfers and where it predicts
 # them. More insurance is in `slack`, where it costs neither memory nor time.
@@ -54,9 +49,9 @@ def choose_transfers(
 
     held_bytes: what may be on the device when the forward ends, as other graphs may run before the
     backward; None is no limit. host_bytes: capacity of the host tier; it takes the values reused
-    soonest, the rest goes to NVMe. utilisation: part of the bandwidth of `links` that
-    the plan counts on. Raises BudgetError naming the lowest
-    reachable peak when `budget_bytes` or `held_bytes` cannot be kept.
+    soonest, the rest goes to NVMe. utilisation: part of the bandwidth of `links` that the plan
+    counts on. Raises BudgetError naming the lowest reachable peak when `budget_bytes` or
+    `held_bytes` cannot be kept.
     """
     movable = [value for value in step.values if value.refusal is None]
     idle = _find_idle_seconds(step, movable)
@@ -67,11 +62,9 @@ def choose_transfers(
     limit = find_lower_bound(step) if budget_bytes == "min" else budget_bytes
     used = derate_links(links, utilisation)
     place = partial(
-        place_transfers,
-        budget_bytes=limit,
-        held_bytes=held_bytes,
+        place_transfers, step, links=used, budget_bytes=limit, held_bytes=held_bytes,
         max_inflight_bytes=max_inflight_bytes,
-    )
+    )  # fmt: skip
     known: dict[frozenset[str], Trial] = {}
 
     def attempt(chosen: Iterable[SavedValue]) -> Trial:
@@ -81,7 +74,7 @@ def choose_transfers(
         tiers = _assign_tiers(chosen, idle, host_bytes if "host" in links else 0)
         names = frozenset(tiers)
         if names not in known:
-            known[names] = _try(step, place(step, tiers, used), used, max_inflight_bytes)
+            known[names] = _try(step, place(tiers=tiers), used, max_inflight_bytes)
         return known[names]
 
     trials = max(1, MAX_NODE_VISITS // max(1, len(step.seconds)))
@@ -96,18 +89,23 @@ def choose_transfers(
         # Also what does not count at the peak of this graph: it does when graphs follow each other.
         chosen, reason = candidates, ""
     elif limit is not None or limits.find_excess(attempt(chosen)):
-        orders = (
-            candidates,
-            sorted(candidates, key=lambda value: (-idle[value.name], value.name)),
-            sorted(candidates, key=lambda value: (value.nbytes, value.name)),
-        )
-        chosen = choose_to_fit(orders, limits, least, attempt, trials)
+        chosen = choose_to_fit(_find_orders(candidates, idle), limits, least, attempt, trials)
         reason = "fits the budget where it is"
-    best = attempt(chosen)
-    if limits.find_excess(best):
+    if limits.find_excess(best := attempt(chosen)):
         raise _make_budget_error(step, limits, attempt(candidates))
     best = _loosen(step, best, used, limits=limits, max_inflight_bytes=max_inflight_bytes)
     return Choice(best, unmoved, reason)
+
+
+def _find_orders(
+    candidates: Sequence[SavedValue], idle: Mapping[str, float]
+) -> tuple[Sequence[SavedValue], ...]:
+    """What promises most first: by bytes and idle seconds, by these alone, by size."""
+    return (
+        candidates,
+        sorted(candidates, key=lambda value: (-idle[value.name], value.name)),
+        sorted(candidates, key=lambda value: (value.nbytes, value.name)),
+    )
 
 
 def _loosen(

@@ -14,7 +14,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from fxoffload.planner.plan import SavedValue
-from fxoffload.planner.simulation import Simulation, Step, Transfer
+from fxoffload.planner.simulation import Simulation
+from fxoffload.planner.step import Step, Transfer
 
 
 def add_slack(

@@ -1,32 +1,27 @@
 """Timeline: when the compute, the transfers and the waits of a scheduled step are predicted to be.
 
-    schedule    what each op does: `read_transfers` finds the transfers that this means
-    replay      the event simulation once more, which notes what it does instead of adding it up
-
-`simulate` runs thousands of times in a search, so it notes nothing.
+schedule    what each op does: `read_transfers` finds the transfers that this means
+replay      the event simulation once more, which notes what happens when
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from heapq import heappop, heappush
-from typing import Literal
+from dataclasses import dataclass
 
 from fxoffload.planner.joining import JoinedStep
 from fxoffload.planner.link import Link
 from fxoffload.planner.plan import SavedValue
-from fxoffload.planner.simulation import Step, Transfer, _Channel, _index_events
+from fxoffload.planner.simulation import EventKind, EventLoop
+from fxoffload.planner.step import Step, Transfer
 from fxoffload.schedule import Schedule
-
-Kind = Literal["write", "read", "wait"]
 
 
 @dataclass(frozen=True, slots=True)
 class TimedTransfer:
     """A transfer of a value, or the compute waiting for it, from `start` to `end` in seconds."""
 
-    kind: Kind
+    kind: EventKind
     value: str
     tier: str
     nbytes: int
@@ -34,12 +29,12 @@ class TimedTransfer:
     end: float
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Timeline:
     """arrivals: when each position is reached, before what is waited for there; then the end."""
 
-    arrivals: list[float] = field(default_factory=list[float])
-    transfers: list[TimedTransfer] = field(default_factory=list[TimedTransfer])
+    arrivals: tuple[float, ...]
+    transfers: tuple[TimedTransfer, ...]
 
     @property
     def step_seconds(self) -> float:
@@ -86,11 +81,13 @@ def replay(
     max_inflight_bytes: int = 2**62,
 ) -> Timeline:
     """As simulate; the times instead of the sums."""
-    return _Replay(step, transfers, links, max_inflight_bytes).run()
+    loop = _NotingLoop(step, transfers, links, max_inflight_bytes)
+    loop.run()
+    return Timeline((*loop.arrivals, loop.clock), tuple(loop.noted))
 
 
-class _Replay:
-    """The state of a replay: clock, channels, and the writes in flight."""
+class _NotingLoop(EventLoop):
+    """Notes all events."""
 
     def __init__(
         self,
@@ -99,68 +96,10 @@ class _Replay:
         links: Mapping[str, Link],
         max_inflight_bytes: int,
     ) -> None:
-        self._step, self._transfers, self._links = step, transfers, links
-        self._max_inflight_bytes = max_inflight_bytes
-        self._writes = {
-            tier: _Channel(k.write_bytes_per_second, k.latency_seconds) for tier, k in links.items()
-        }
-        self._reads = {
-            tier: _Channel(k.read_bytes_per_second, k.latency_seconds) for tier, k in links.items()
-        }
-        self._clock = 0.0
-        self._written: dict[str, float] = {}
-        self._read: dict[str, float] = {}
-        self._inflight: list[tuple[float, int]] = []
-        self._timeline = Timeline()
+        super().__init__(step, transfers, links, max_inflight_bytes)
+        self.noted: list[TimedTransfer] = []
 
-    def run(self) -> Timeline:
-        """Position after position."""
-        offloads, releases, prefetches, waits = _index_events(self._step, self._transfers)
-        for position, seconds in enumerate(self._step.seconds):
-            self._timeline.arrivals.append(self._clock)
-            for value in releases.get(position, ()):
-                self._wait(value, self._written[value.name])
-            for value in prefetches.get(position, ()):
-                self._start_read(value)
-            for value in waits.get(position, ()):
-                self._wait(value, self._read[value.name])
-            self._clock += seconds
-            for value in offloads.get(position, ()):
-                self._start_write(value)
-        self._timeline.arrivals.append(self._clock)
-        return self._timeline
-
-    def _note(self, kind: Kind, value: SavedValue, start: float, end: float) -> None:
+    def note(self, kind: EventKind, value: SavedValue, start: float, end: float) -> None:
+        """Note it."""
         tier = self._transfers[value.name].tier
-        noted = TimedTransfer(kind, value.name, tier, value.nbytes, start, end)
-        self._timeline.transfers.append(noted)
-
-    def _wait(self, value: SavedValue, end: float) -> None:
-        if end > self._clock:
-            self._note("wait", value, self._clock, end)
-            self._clock = end
-
-    def _start_read(self, value: SavedValue) -> None:
-        if self._written[value.name] > self._clock:
-            self._read[value.name] = self._clock  # Still in memory: nothing is read.
-            return
-        tier = self._transfers[value.name].tier
-        self._clock += self._links[tier].compute_seconds_per_byte * value.nbytes
-        start = self._reads[tier].find_start(self._clock)
-        self._read[value.name] = self._reads[tier].add(self._clock, value.nbytes)
-        self._note("read", value, start, self._read[value.name])
-
-    def _start_write(self, value: SavedValue) -> None:
-        while self._inflight and (
-            self._inflight[0][0] <= self._clock
-            or sum(nbytes for _, nbytes in self._inflight) + value.nbytes > self._max_inflight_bytes
-        ):
-            end, _ = heappop(self._inflight)
-            self._wait(value, end)
-        tier = self._transfers[value.name].tier
-        self._clock += self._links[tier].compute_seconds_per_byte * value.nbytes
-        start = self._writes[tier].find_start(self._clock)
-        end = self._writes[tier].add(self._clock, value.nbytes)
-        self._written[value.name] = end
-        heappush(self._inflight, (end, value.nbytes))
-        self._note("write", value, start, end)
+        self.noted.append(TimedTransfer(kind, value.name, tier, value.nbytes, start, end))

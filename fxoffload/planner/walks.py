@@ -12,7 +12,7 @@ from itertools import accumulate
 
 from fxoffload.planner.link import Link
 from fxoffload.planner.plan import SavedValue, Tier
-from fxoffload.planner.simulation import Phase, Step
+from fxoffload.planner.step import Phase, Step
 
 
 class Tail:
