@@ -112,7 +112,8 @@ class StepMeasurement:
     base_bytes: what the device held at the first op of the step, of this process and others; None
     where it does not tell. exposed_seconds: of waiting for transfers. step_seconds: from the first
     to the last op. price: seconds of compute that each byte took that was written or read, as
-    several steps showed; None where they did not.
+    several steps showed; None where they did not. excess_bytes: by how much steps exceeded the peak
+    that their schedule predicted.
     """
 
     halves: Sequence[HalfMeasurement]
@@ -122,6 +123,13 @@ class StepMeasurement:
     exposed_seconds: float = 0.0
     step_seconds: float = 0.0
     price: float | None = None
+    excess_bytes: int = 0
+
+    @property
+    def live_bytes(self) -> int | None:
+        """The most that was seen, relative to the first op; None where the device does not tell."""
+        seen = (nbytes for half in self.halves for nbytes in half.live_bytes.values())
+        return max(seen, default=None)
 
     @property
     def moved_bytes(self) -> int:
@@ -150,7 +158,7 @@ class Schedule:
     """A decision for every value of every call of `program`, and what it is predicted to lead to.
 
     peak_bytes: predicted activation peak of the step. budget_bytes: the peak that was asked for;
-    None without a number.
+    None without a number. base_bytes: what is held when the step begins, relative to its first op.
     step_seconds: from the first to the last op of the step. saved_bytes: of all values.
     kept_for: why values that may move are kept. price: seconds of compute that it counts for each
     byte written or read. bandwidths: by tier, the bytes per second of writes
@@ -168,6 +176,7 @@ class Schedule:
     moved_bytes: int
     kept_for: str = ""
     price: float = 0.0
+    base_bytes: int = 0
     bandwidths: Mapping[str, tuple[float, float]] = field(
         default_factory=dict[str, tuple[float, float]]
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal
@@ -124,6 +125,11 @@ def make_graph_schedule(
     room = _find_room(graphs.values(), measured.base_bytes)
     if room is not None and budget != "min":
         budget = room if budget is None else min(room, budget)
+    if isinstance(budget, int):
+        # What steps held beyond the prediction comes again, but a disturbed step is no measure.
+        correction = min(measured.excess_bytes, int(TOLERANCE * budget) + NOISE_BYTES)
+        with suppress(BudgetError):
+            return replace(make(budget_bytes=max(0, budget - correction)), budget_bytes=budget)
     try:
         return make(budget_bytes=budget)
     except BudgetError as error:

@@ -17,8 +17,8 @@ from fxoffload.planner.plan import Origin
 from fxoffload.schedule import HalfMeasurement, ProgramRecord, StepMeasurement
 from fxoffload.step_schedules import ScheduledGraph, ScheduledStep, make_graph_schedule
 
-# 100 bytes take four nodes of a second.
-SLOW = Link(25.0, 25.0, 0.0)
+# 100 bytes take six nodes of a second and a quarter of one.
+SLOW = Link(16.0, 16.0, 0.0)
 FAST = Link(1e6, 1e6, 0.0)
 ORIGIN = Origin("layers.gate", "/a/long/path/model.py:7", "mm", "5 x 5", "float32")
 

@@ -40,16 +40,21 @@ class Maker:
         self.errors = 0
         self.price = 0.0
         self.moved_bytes = 0
+        self.base_bytes = 0
+        self.excesses: list[int] = []
 
     def __call__(self, program: Program, measured: StepMeasurement) -> Schedule:
         self.asked.append((program, list(measured.halves)))
         self.flows.append(measured.flows)
         self.prices.append(measured.price)
+        self.excesses.append(measured.excess_bytes)
         if self.errors:
             self.errors -= 1
             raise BudgetError("too little")
         found = make_schedule(program, measured)
-        return replace(found, price=self.price, moved_bytes=self.moved_bytes)
+        return replace(
+            found, price=self.price, moved_bytes=self.moved_bytes, base_bytes=self.base_bytes
+        )
 
 
 @pytest.fixture
@@ -73,19 +78,23 @@ def run_step(
     base_bytes: int = 0,
     limited: bool = True,
     price: float = 0.0,
+    live_bytes: int | None = None,
 ) -> StepRun:
     """A step of these graphs, forward and backward, that took so long and held so much.
 
     speed: bytes per second of what it moved. exposed_seconds: of waiting for that. base_bytes: what
     the device held before. limited: whether there is a budget. price: seconds that each byte took
-    that was moved: all of them by the safe rule, a quarter by a schedule.
+    that was moved: all of them by the safe rule, a quarter by a schedule. live_bytes: the most that
+    was seen.
     """
     step = book.begin_step()
     for graph in graphs:
         step.add_call(graph, CPU, is_limited=limited)
     step.note_birth()
     step.note_death()
-    records = [HalfMeasurement({("offload", "x"): seconds}, 0.0, held_bytes)] * len(step.runs)
+    seen = {} if live_bytes is None else {("offload", "x"): live_bytes}
+    half = HalfMeasurement({("offload", "x"): seconds}, 0.0, held_bytes, live_bytes=seen)
+    records = [half] * len(step.runs)
     nbytes = 2**24 if step.followed is None else 2**22
     flow = Flow(nbytes, nbytes / speed, 1)
     step.base_bytes = base_bytes
@@ -245,6 +254,14 @@ def test_no_step_tries_where_everything_moves_anyway(book: ProgramBook, maker: M
     maker.moved_bytes = 90
     steps = [run_step(book, "ab", limited=False) for _ in range(4)]
     assert [step.followed is None for step in steps] == [True, *[False] * 3]
+
+
+def test_what_exceeds_the_prediction_is_remembered(book: ProgramBook, maker: Maker) -> None:
+    """Of steps that followed a schedule: 900 bytes were predicted, 20 are held before it begins."""
+    maker.base_bytes = -20
+    for live_bytes in (5000, 885, 870, 300, None):
+        run_step(book, "ab", live_bytes=live_bytes)
+    assert maker.excesses == [0, 5]
 
 
 def test_several_programs_are_remembered(book: ProgramBook) -> None:

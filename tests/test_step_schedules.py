@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from programs import make_model, make_program
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -22,6 +23,8 @@ from fxoffload.runtime import kernels, stores
 from fxoffload.runtime.program.book import MEASURED_EACH
 from fxoffload.runtime.store.store import OffloadStore
 from fxoffload.runtime.store.ticket import Ticket
+from fxoffload.schedule import HalfMeasurement, StepMeasurement
+from fxoffload.step_schedules import ScheduledGraph, make_graph_schedule
 
 pytestmark = pytest.mark.usefixtures("fresh_dynamo", "one_thread", "fresh_programs")
 
@@ -421,3 +424,16 @@ def test_what_is_the_callers_is_not_written_to(
         assert fxoffload.statistics().kept_bytes == (x.nbytes if step else 0)
     assert leaf.grad is not None
     torch.testing.assert_close(leaf.grad, 3 * 2 * (2 * leaf).cos())
+
+
+@pytest.mark.parametrize(("excess_bytes", "left_bytes"), [(0, 0), (50, 50), (349, 0)])
+def test_room_is_left_for_what_steps_exceeded(excess_bytes: int, left_bytes: int) -> None:
+    """As far as a schedule fits then."""
+    config = fxoffload.OffloadConfig(directory="/tmp", memory_budget=350)
+    graphs = {"block": ScheduledGraph(make_model(), config, {"nvme": Link(1e6, 1e6, 0.0)})}
+    program = make_program(4)
+    measured = StepMeasurement([HalfMeasurement({})] * len(program), excess_bytes=excess_bytes)
+    found = make_graph_schedule(graphs, program, measured)
+    assert found.budget_bytes == 350
+    assert found.peak_bytes <= 350 - left_bytes
+    assert found.peak_bytes > 300 - left_bytes

@@ -119,13 +119,9 @@ def _sum_measured(found: _Replayed) -> Figures | None:
     compute = sum(
         half.gap_seconds + max(half.clocks.values(), default=0.0) for half in measured.halves
     )
-    live = [
-        nbytes - found.joined.base_bytes
-        for half in measured.halves
-        for nbytes in half.live_bytes.values()
-    ]
-    waits = measured.exposed_seconds
-    return Figures(max(live, default=None), compute + waits, compute, waits)
+    live, waits = measured.live_bytes, measured.exposed_seconds
+    peak_bytes = None if live is None else live - found.joined.base_bytes
+    return Figures(peak_bytes, compute + waits, compute, waits)
 
 
 def _trace_memory(found: _Replayed) -> tuple[MemoryPoint, ...]:

@@ -108,6 +108,7 @@ def _write_schedule(
         saved_bytes=sum(value.nbytes for value in step.values),
         moved_bytes=sum(value.nbytes for value in step.values if value.name in transfers),
         kept_for=choice.reason,
+        base_bytes=joined.base_bytes,
         price=max((link.compute_seconds_per_byte for link in links.values()), default=0.0),
         bandwidths={
             tier: (link.write_bytes_per_second, link.read_bytes_per_second)

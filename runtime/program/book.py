@@ -62,6 +62,7 @@ class Learned:
 
     latest: the last measured step, and the schedule that it followed to its end.
     samples: what its steps took, by what they moved. limited: whether there is a budget.
+    excess_bytes: the most by which a step exceeded the peak that its schedule predicted.
     doubts: whether the latest step waited for transfers that should have been hidden, or saw other
     speeds: then the next one is measured.
     """
@@ -80,6 +81,7 @@ class Learned:
     latest: tuple[StepMeasurement, Schedule | None] | None = None
     doubts: bool = False
     limited: bool = False
+    excess_bytes: int = 0
 
     @property
     def tries(self) -> bool:
@@ -107,6 +109,10 @@ class Learned:
             self.records.append(latest.halves)
         self.flows.append(latest.flows)
         self.owners = self.owners.update(latest.owners)
+        if step.followed is not None and latest.live_bytes is not None:
+            peak_bytes = latest.live_bytes - step.followed.base_bytes
+            excess_bytes = peak_bytes - step.followed.peak_bytes
+            self.excess_bytes = max(self.excess_bytes, excess_bytes)
         if self.steps > 1 and latest.step_seconds > 0.0:
             samples = self.samples.much if step.followed is None else self.samples.little
             seconds = latest.step_seconds - latest.exposed_seconds
@@ -196,6 +202,7 @@ class ProgramBook:
             latest.base_bytes,
             learned.owners,
             price=None if learned.limited else learned.samples.find_price(),
+            excess_bytes=learned.excess_bytes,
         )
         if learned.assumed is not None:
             learned.doubts |= differ_in_flows(learned.assumed.flows, latest.flows)

@@ -17,11 +17,13 @@ from fxoffload.schedule import (
 )
 
 # What must have changed for another schedule: seconds by a share, held bytes by one of the peak,
-# the speed of a tier by a factor, what transfers take from compute by a share.
+# the speed of a tier by a factor, what transfers take from compute by a share, what exceeds the
+# predicted peak by a share of that.
 CHANGED_SECONDS = 0.2
 CHANGED_BYTES = 0.02
 CHANGED_SPEED = 1.5
 CHANGED_PRICE = 0.25
+CHANGED_EXCESS = 0.002
 
 
 def find_medians(
@@ -76,6 +78,8 @@ def differ(
         return True
     if schedule is None:
         return False
+    if measured.excess_bytes - assumed.excess_bytes > CHANGED_EXCESS * schedule.peak_bytes:
+        return True
     limit = CHANGED_BYTES * schedule.peak_bytes
     return any(
         abs((new.held_bytes or 0) - (old.held_bytes or 0)) > limit
