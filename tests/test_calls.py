@@ -125,6 +125,28 @@ def test_ops_wait_and_read_as_the_schedule_says(
     assert len(x.ticket.prefetches) == 1, "for another backward"
 
 
+def test_what_a_wait_returns_is_passed_on(store: OffloadStore) -> None:
+    """To the call that has the same ticket, and to no other."""
+    first = CallSchedule({"x": "nvme", "z": "nvme"})
+    second = CallSchedule({"y": "nvme"}, passes={"y": (0, "x"), "missing": (0, "z")})
+    step = StepRun([make_schedule(first, second)], measures=False)
+    call = step.add_call("a", CPU, is_limited=True)
+    x, z = torch.ones(NBYTES // 4), torch.ones(NBYTES // 4)
+    for name, saved in (("x", x), ("z", z)):
+        ticket = store.offload(saved, name, "nvme", False)
+        store.release(ticket, True)
+        call.add(name, Entry(name, store, ticket, call.forward.half))
+    other = step.add_call("a", CPU, is_limited=True)
+    other.add("y", Entry("y", store, call.entries["x"].ticket, other.forward.half))
+    y = other.entries["y"].wait()
+    other.pass_on("y", y)
+    assert call.entries["x"].passed is y
+    other.entries["missing"] = other.entries["y"]
+    other.pass_on("missing", y)
+    assert call.entries["z"].passed is None
+    call.pass_on("x", y)  # Nothing is to be passed on.
+
+
 def test_measurements(store: OffloadStore) -> None:
     gc.collect()  # What other tests left must not die meanwhile.
     step = StepRun([], measures=True)

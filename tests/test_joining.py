@@ -9,7 +9,8 @@ from programs import MODEL, MODELS, UNMEASURED, make_program, parse_program
 
 from fxoffload.ops import OpEvent
 from fxoffload.planner.joining import describe_half, join_step
-from fxoffload.schedule import Half, HalfMeasurement
+from fxoffload.planner.plan import HELD, RETURNED
+from fxoffload.schedule import Half, HalfMeasurement, Owners
 
 
 def test_calls_follow_each_other() -> None:
@@ -106,3 +107,51 @@ def test_phases(halves: str, lengths: list[tuple[int, int]]) -> None:
 
 def test_halves_have_names() -> None:
     assert describe_half(Half("block", 2, False)) == "backward of call 2"
+
+
+def test_what_several_calls_save_is_one_value() -> None:
+    """From its first birth to its last reader; the call that reads it first comes first."""
+    program = make_program(2)
+    owners = Owners(shared=(((0, "b"), (1, "a")),))
+    plain = {
+        value.name: value for value in join_step(program, MODELS, [UNMEASURED] * 4).step.values
+    }
+    joined = join_step(program, MODELS, [UNMEASURED] * 4, owners)
+    assert joined.values == {
+        "0/a": ((0, "a"),), "0/b": ((1, "a"), (0, "b")), "1/b": ((1, "b"),),
+    }  # fmt: skip
+    (found,) = (value for value in joined.step.values if value.name == "0/b")
+    first, second = plain["0/b"], plain["1/a"]
+    assert (found.born, found.last_use) == (first.born, second.last_use)
+    assert (found.first_use, found.freed) == (second.first_use, first.freed)
+    assert found.nbytes == 100
+
+
+def test_owners_decide_what_may_move() -> None:
+    """An output only where the caller lets go of it; nothing that the caller holds."""
+    a, b = MODEL.values
+    output = replace(a, owned=False, refusal=RETURNED)
+    models = {"block": replace(MODEL, values=(output, replace(b, owned=False)))}
+    program = make_program(2)
+
+    def find(owners: Owners) -> dict[str, str | None]:
+        step = join_step(program, models, [UNMEASURED] * 4, owners).step
+        return {value.name: value.refusal for value in step.values}
+
+    assert find(Owners()) == {"0/a": RETURNED, "0/b": None, "1/a": RETURNED, "1/b": None}
+    known = Owners(held=frozenset({(0, "b"), (1, "a")}), let_go=frozenset({(0, "a")}))
+    assert find(known) == {"0/a": None, "0/b": HELD, "1/a": HELD, "1/b": None}
+    shared = replace(known, shared=(((0, "a"), (1, "b")),))
+    assert find(shared) == {"0/a": None, "0/b": HELD, "1/a": HELD}
+    one_holds = Owners(held=frozenset({(1, "b")}), shared=(((0, "a"), (1, "b")),))
+    assert find(one_holds)["0/a"] == HELD
+
+
+def test_an_output_stays_until_the_next_half_begins() -> None:
+    a, b = MODEL.values
+    models = {"block": replace(MODEL, values=(replace(a, owned=False, refusal=RETURNED), b))}
+    step = join_step(make_program(2), models, [UNMEASURED] * 4).step
+    found = {value.name: value for value in step.values}
+    length = len(MODEL.forward.seconds)
+    assert found["0/a"].last_use == length
+    assert found["1/a"].last_use == 2 * length

@@ -15,7 +15,7 @@ from fxoffload.planner.plan import KEPT
 from fxoffload.planner.program import _write_schedule, make_schedule
 from fxoffload.planner.selection import choose_transfers
 from fxoffload.planner.step import Transfer
-from fxoffload.schedule import Half, HalfMeasurement, Schedule
+from fxoffload.schedule import Half, HalfMeasurement, Owners, Schedule
 
 FAST = {"nvme": Link(1e6, 1e6, 0.0)}
 SLOW = {"nvme": Link(25.0, 25.0, 0.0)}  # 100 bytes take four nodes.
@@ -187,3 +187,26 @@ def test_a_budget_error_speaks_of_calls() -> None:
         schedule(3, 300, measured=measured)
     assert caught.value.lowest_peak_bytes > 900
     assert schedule(3, caught.value.lowest_peak_bytes, measured=measured).peak_bytes > 900
+
+
+def test_what_several_calls_save_moves_once_and_is_passed_on() -> None:
+    program = make_program(2)
+    owners = Owners(shared=(((0, "b"), (1, "a")),))
+    found = make_schedule(
+        program, MODELS, [UNMEASURED] * 4, FAST, budget_bytes="min", owners=owners
+    )
+    first, second = found.calls
+    assert first.destinations == second.destinations == {"a": "nvme", "b": "nvme"}
+    assert (found.moved_bytes, found.saved_bytes) == (300, 300)
+    assert second.passes == {"a": (0, "b")}
+    assert first.passes == {}
+    read = [value for call in found.calls for values in call.reads.values() for value in values]
+    assert sorted(read) == [(0, "a"), (1, "a"), (1, "b")]
+    waited = [value for call in found.calls for values in call.waits.values() for value in values]
+    assert (0, "b") not in waited, "its ticket is that of the other call"
+    kept = make_schedule(
+        program, MODELS, [UNMEASURED] * 4, FAST, budget_bytes=10_000, owners=owners
+    )
+    assert kept.calls[0].destinations == kept.calls[1].destinations == {"a": "keep", "b": "keep"}
+    assert not kept.calls[1].passes
+    assert kept.saved_bytes == 300
