@@ -110,3 +110,32 @@ def test_who_holds_the_memory(watching: OffloadStore) -> None:
     watching.release(own, block=True)
     for ticket in (own, sent):
         watching.free(ticket)
+
+
+def test_what_nobody_holds_is_not_found(watching: OffloadStore) -> None:
+    x = fill(100_000)
+    first = offload(watching, x, owned=False)
+    watching.release(first, block=True)
+    watching.free(first)
+    second = offload(watching, x, owned=False)
+    assert second is not first
+    watching.release(second, block=True)
+    assert torch.equal(fetch(watching, second), x)
+    watching.free(second)
+
+
+def test_what_the_last_backward_took_is_not_cancelled_for_others(watching: OffloadStore) -> None:
+    """Two graphs keep one tensor: the first of two last backwards leaves it to the other."""
+    x = fill(100_000)
+    watching._keeps_graph = lambda: False
+    first, second = (watching.keep(x, name, "nvme", False) for name in "ab")
+    assert watching.wait(first).data_ptr() == x.data_ptr()
+    watching.free(first)
+    assert watching.wait(second).data_ptr() == x.data_ptr()
+    watching.free(second)
+    sent = [offload(watching, x, name, owned=False) for name in "ab"]
+    for ticket in sent:
+        watching.release(ticket, block=True)
+    for ticket in sent:
+        assert torch.equal(watching.wait(ticket), x)
+        watching.free(ticket)
