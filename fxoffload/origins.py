@@ -10,6 +10,7 @@ from torch import fx
 
 from fxoffload.graph import find_maker, get_op_name, get_tensor
 from fxoffload.planner.plan import Origin
+from fxoffload.torch_internals.tensor_sizes import is_strided
 
 # What Dynamo calls the thing that was compiled, and how it writes a submodule.
 _ROOT = re.compile(r"^L\[['\"]\w+['\"]\]\.?")
@@ -30,7 +31,10 @@ def find_origin(node: fx.Node) -> Origin:
         module=_find_module(maker.meta.get("nn_module_stack") or {}),
         source=":".join(frames[-1]) if frames else "",
         op="input" if maker.op == "placeholder" else get_op_name(maker) or maker.op,
-        shape="" if tensor is None else " x ".join(str(size) for size in tensor.shape),
+        # Nested tensors have no sizes to ask for.
+        shape=""
+        if tensor is None or not is_strided(tensor)
+        else " x ".join(map(str, tensor.shape)),
         dtype="" if tensor is None else str(tensor.dtype).removeprefix("torch."),
     )
 

@@ -119,7 +119,7 @@ def compute_gradients(program: Program, checkpoints: bool, **options: object) ->
             block.compile(**options)
     torch.manual_seed(0 if program.wrap is split else rank)
     x = torch.randn(BATCH, WIDTH)
-    for _ in range(2):
+    for _ in range(3):
         model.zero_grad()
         fxoffload.reset_statistics()
         run(x).sum().backward()

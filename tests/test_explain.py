@@ -12,7 +12,7 @@ from zoo import CASES
 
 import fxoffload
 from fxoffload.ops import OFFLOAD, OPS, PREFETCH, RELEASE, WAIT
-from fxoffload.passes.lifetimes import STATIC_INPUT
+from fxoffload.passes.refusals import STATIC_INPUT
 
 
 def explain(case: str, directory: Path, **options: object) -> fxoffload.Explanation:
