@@ -77,7 +77,7 @@ def write_waits(step: Step, trial: Trial) -> dict[str, Transfer]:
     for value in step.values:
         transfer = found.get(value.name)
         if transfer is not None and transfer.release is None:
-            turn = next(phase.turn for phase in step.phases if value.last_use < phase.end)
+            turn = step.find_turn(value)
             wait = max(trial.simulation.written_positions[value.name], turn)
             if wait < step.first_use(value):
                 found[value.name] = replace(transfer, release=wait)

@@ -54,6 +54,11 @@ class HalfMeasurement:
     peak_bytes: Mapping[OpEvent, int] = field(default_factory=dict)
     live_bytes: Mapping[OpEvent, int] = field(default_factory=dict)
 
+    @property
+    def seconds(self) -> float:
+        """Of compute, from the last op of the half before to the last one of this."""
+        return self.gap_seconds + max(self.clocks.values(), default=0.0)
+
 
 @dataclass(frozen=True, slots=True)
 class Flow:

@@ -125,7 +125,7 @@ def make_graph_schedule(
     room = _find_room(graphs.values(), measured.base_bytes)
     if room is not None and budget != "min":
         budget = room if budget is None else min(room, budget)
-    if isinstance(budget, int):
+    if isinstance(budget, int) and measured.excess_bytes:
         # What steps held beyond the prediction comes again, but a disturbed step is no measure.
         correction = min(measured.excess_bytes, int(TOLERANCE * budget) + NOISE_BYTES)
         with suppress(BudgetError):

@@ -35,14 +35,16 @@ def make_schedule(*calls: CallSchedule) -> Schedule:
 
 
 def keep(store: OffloadStore, call: Call, name: str) -> Entry:
-    entry = Entry(name, store, store.keep(torch.ones(NBYTES // 4), name, "nvme", True), call)
+    entry = Entry(
+        name, store, store.keep(torch.ones(NBYTES // 4), name, "nvme", True), call.forward.half
+    )
     call.add(name, entry)
     return entry
 
 
 def offload(store: OffloadStore, call: Call, name: str) -> Entry:
     ticket = store.offload(torch.ones(NBYTES // 4), name, "nvme", True)
-    entry = Entry(name, store, ticket, call)
+    entry = Entry(name, store, ticket, call.forward.half)
     call.add(name, entry)
     return entry
 

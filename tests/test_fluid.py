@@ -9,7 +9,7 @@ from steps import draw_links, draw_step
 from fxoffload.planner.bound import find_least_peak, find_least_seconds
 from fxoffload.planner.linear_program import LinearProgram
 from fxoffload.planner.link import Link
-from fxoffload.planner.moments import find_live_bytes, find_movable
+from fxoffload.planner.moments import find_live_bytes
 from fxoffload.planner.residences import find_lower_bound
 from fxoffload.planner.simulation import simulate
 from fxoffload.planner.step import Step
@@ -29,7 +29,7 @@ def solve_by_value(step: Step, link: Link, budget_bytes: int | None) -> float:
     waits = [program.add_variable(upper=inf if budget_bytes else 0.0) for _ in range(count)]
     away: list[list[int]] = [[] for _ in range(count)]
     flows: dict[tuple[float, str, int], list[int]] = {}
-    for value in find_movable(step):
+    for value in step.movable:
         used = step.first_use(value)
         moved = program.add_variable(upper=value.nbytes)
         parts: dict[tuple[str, str], dict[int, int]] = {}

@@ -6,9 +6,11 @@ import json
 from pathlib import Path
 from typing import Any
 
+import gated_blocks
 import pytest
 import torch
-from torch import Tensor, nn
+from gated_blocks import Block, compile_blocks
+from torch import Tensor
 
 import fxoffload
 from benchmarks.measure import record_memory
@@ -20,25 +22,8 @@ MIB = 2**20
 ROWS, WIDTH, BLOCKS = 2048, 256, 3  # 2 MiB for each result.
 
 
-class Block(nn.Module):
-    """Saves its input and two results; the graph of the first saves no input."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.gate = nn.Linear(WIDTH, WIDTH, bias=False)
-        self.up = nn.Linear(WIDTH, WIDTH, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x + nn.functional.silu(self.gate(x)) * self.up(x)
-
-
 def make_blocks(directory: Path, **options: Any) -> list[Block]:
-    torch.manual_seed(0)
-    blocks = [Block() for _ in range(BLOCKS)]
-    chosen = {"directory": directory, "compiler": "eager", "min_bytes": MIB, **options}
-    for block in blocks:
-        block.compile(backend="fxoffload", options=chosen)
-    return blocks
+    return compile_blocks(BLOCKS, WIDTH, directory, **options)
 
 
 def run_step(blocks: list[Block], x: Tensor) -> None:
@@ -98,7 +83,7 @@ def check_values(report: fxoffload.Report) -> None:
         assert (row.op, row.shape, row.dtype) == ("mm", f"{ROWS} x {WIDTH}", "float32")
         assert row.nbytes == ROWS * WIDTH * 4
         path, line = row.source.rsplit(":", 1)
-        assert path == __file__
+        assert path == gated_blocks.__file__
         assert "self.gate(x)" in Path(path).read_text().splitlines()[int(line) - 1]
     assert report.wear is not None
     assert report.wear.years is not None
@@ -119,7 +104,7 @@ def check_outputs(report: fxoffload.Report, folder: Path) -> None:
 def test_before_a_run(spill_directory: Path, tmp_path: Path) -> None:
     options = {"directory": spill_directory, "compiler": "eager", "min_bytes": 1}
     explanation = fxoffload.explain(
-        Block(), torch.randn(ROWS, WIDTH), options={**options, "memory_budget": "min"}
+        Block(WIDTH), torch.randn(ROWS, WIDTH), options={**options, "memory_budget": "min"}
     )
     report = explanation.report()
     assert (report.source, report.measured, report.steps) == ("prediction", None, 0)
@@ -141,7 +126,7 @@ def test_nothing_to_report(spill_directory: Path) -> None:
     with pytest.raises(fxoffload.ReportError, match=words):
         fxoffload.report()
     small = {"directory": spill_directory, "compiler": "eager", "min_bytes": "1GiB"}
-    explanation = fxoffload.explain(Block(), torch.randn(8, WIDTH), options=small)
+    explanation = fxoffload.explain(Block(WIDTH), torch.randn(8, WIDTH), options=small)
     with pytest.raises(fxoffload.ReportError, match="nothing may move, so that there is no step"):
         explanation.report()
 

@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 import torch
+from gated_blocks import Block, compile_blocks
 from programs import make_model, make_program
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 import fxoffload
@@ -32,26 +33,8 @@ MIB = 2**20
 ROWS, WIDTH, BLOCKS = 2048, 512, 6  # 4 MiB for each result.
 
 
-class Block(nn.Module):
-    """Saves its input and three results."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.gate = nn.Linear(WIDTH, WIDTH, bias=False)
-        self.up = nn.Linear(WIDTH, WIDTH, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x + nn.functional.silu(self.gate(x)) * self.up(x)
-
-
 def make_blocks(directory: Path, count: int = BLOCKS, **options: Any) -> list[Block]:
-    """Each compiled by itself."""
-    torch.manual_seed(0)
-    blocks = [Block() for _ in range(count)]
-    for block in blocks:
-        compiled = {"directory": directory, "compiler": "eager", "min_bytes": MIB, **options}
-        block.compile(backend="fxoffload", options=compiled)
-    return blocks
+    return compile_blocks(count, WIDTH, directory, **options)
 
 
 @cache
@@ -100,7 +83,7 @@ def expected() -> list[Tensor]:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    found = run_step([Block() for _ in range(BLOCKS)])
+    found = run_step([Block(WIDTH) for _ in range(BLOCKS)])
     torch.set_num_threads(threads)
     return found
 

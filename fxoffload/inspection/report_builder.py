@@ -29,6 +29,7 @@ from fxoffload.planner.selection import LINK_UTILISATION, derate_links
 from fxoffload.planner.simulation import Simulation, find_holders, simulate
 from fxoffload.planner.step import Transfer
 from fxoffload.planner.timeline import Timeline, read_transfers, replay
+from fxoffload.schedule import TierFlow
 from fxoffload.step_schedules import ScheduledStep
 
 # Rows of the table of holders.
@@ -116,9 +117,7 @@ def _sum_measured(found: _Replayed) -> Figures | None:
     measured = found.step.record.latest
     if measured is None:
         return None
-    compute = sum(
-        half.gap_seconds + max(half.clocks.values(), default=0.0) for half in measured.halves
-    )
+    compute = sum(half.seconds for half in measured.halves)
     live, waits = measured.live_bytes, measured.exposed_seconds
     peak_bytes = None if live is None else live - found.joined.base_bytes
     return Figures(peak_bytes, compute + waits, compute, waits)
@@ -265,17 +264,16 @@ def _list_links(found: _Replayed) -> tuple[LinkRow, ...]:
     latest = found.step.record.latest
     rows: list[LinkRow] = []
     for tier, link in found.step.find_links().items():
-        flow = None if latest is None else latest.flows.get(tier)
-        written, read = sums[tier, "write"], sums[tier, "read"]
-        latency, seen = link.latency_seconds, flow
+        seen = TierFlow() if latest is None else latest.flows.get(tier, TierFlow())
+        written, read, latency = sums[tier, "write"], sums[tier, "read"], link.latency_seconds
         rows += [
             LinkRow(
                 tier, "write", written, link.write_bytes_per_second, link.write_seconds(written),
-                None if seen is None else find_speed(seen.write, latency),
+                find_speed(seen.write, latency),
             ),
             LinkRow(
                 tier, "read", read, link.read_bytes_per_second, link.read_seconds(read),
-                None if seen is None else find_speed(seen.read, latency),
+                find_speed(seen.read, latency),
             ),
         ]  # fmt: skip
     return tuple(rows)

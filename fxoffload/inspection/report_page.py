@@ -15,7 +15,12 @@ from string import Template
 
 from fxoffload.inspection.report_charts import draw_memory, draw_timeline
 from fxoffload.inspection.report_records import ReportData
-from fxoffload.inspection.report_text import describe_wear, list_comparisons, shorten_source
+from fxoffload.inspection.report_text import (
+    describe_wear,
+    list_comparisons,
+    list_holders,
+    shorten_source,
+)
 
 MIB = 2**20
 # Columns that are numbers, and those whose text may break into lines.
@@ -29,7 +34,7 @@ def write_page(data: ReportData) -> str:
     parts = [
         _write_head(data),
         _section("Memory of the step", _write_memory(data)),
-        _section("Top holders at the peak", _write_holders(data)),
+        _section("Top holders at the peak", _tabulate(list_holders(data))),
         _section("Compute and transfers", _write_timeline(data)),
         _section("Values", _write_values(data)),
         _section("Predicted and measured", _tabulate(list_comparisons(data), sortable=False)),
@@ -104,22 +109,6 @@ def _write_legend(names: dict[str, str]) -> str:
         for kind, name in names.items()
     ]
     return f'<div class="legend">{"".join(keys)}</div>'
-
-
-def _write_holders(data: ReportData) -> str:
-    rows = [("MiB", "name", "call", "module", "op", "source")]
-    rows += [
-        (
-            f"{each.nbytes / MIB:.2f}",
-            each.name,
-            "" if each.call is None else str(each.call),
-            each.module,
-            each.op,
-            shorten_source(each.source),
-        )
-        for each in data.holders
-    ]
-    return _tabulate(rows)
 
 
 def _write_values(data: ReportData) -> str:

@@ -16,7 +16,7 @@ def write_text(data: ReportData) -> str:
     """Everything but the curves, in the order of the page."""
     parts = [
         data.verdict,
-        _title("top holders at the peak", _list_holders(data)),
+        _title("top holders at the peak", list_holders(data)),
         _title("calls", _list_calls(data)),
         _title("largest values", _list_values(data)),
         _title("predicted against measured", list_comparisons(data)),
@@ -78,7 +78,8 @@ def _title(title: str, rows: Sequence[tuple[str, ...]]) -> str:
     return f"{title}\n{format_table(rows[: MAX_ROWS + 1])}{rest}"
 
 
-def _list_holders(data: ReportData) -> list[tuple[str, ...]]:
+def list_holders(data: ReportData) -> list[tuple[str, ...]]:
+    """What is in memory at the peak, below a row of headings."""
     rows = [("MiB", "name", "call", "module", "op", "source")]
     rows += [
         (

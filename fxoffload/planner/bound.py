@@ -12,7 +12,7 @@ from math import ceil, inf
 
 from fxoffload.planner.fluid import build_fluid
 from fxoffload.planner.link import Link
-from fxoffload.planner.moments import find_least_bytes, find_movable
+from fxoffload.planner.moments import find_least_bytes
 from fxoffload.planner.step import Step
 
 # Of the unmoved peak and of the compute: what the tolerances of the solver may amount to.
@@ -89,7 +89,7 @@ def find_least_seconds(
     least_bytes = find_least_bytes(step)
     if budget_bytes < least_bytes:
         return inf
-    if not find_movable(step):
+    if not step.movable:
         return step.compute_seconds
     fluid = build_fluid(step, links, peak_bytes=budget_bytes * (1.0 + SLACK), host_bytes=host_bytes)
     waited = max(0.0, fluid.program.minimise(fluid.waits) - SLACK)
@@ -105,7 +105,7 @@ def find_least_peak(
     find_least_seconds.
     """
     least_bytes = find_least_bytes(step)
-    if waiting_seconds == inf or not find_movable(step):
+    if waiting_seconds == inf or not step.movable:
         return least_bytes
     fluid = build_fluid(
         step, links, peak_bytes=least_bytes, may_be_higher=True, host_bytes=host_bytes

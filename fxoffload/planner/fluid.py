@@ -24,7 +24,7 @@ from math import inf
 
 from fxoffload.planner.linear_program import LinearProgram, Term
 from fxoffload.planner.link import Link
-from fxoffload.planner.moments import Moment, count_bytes, find_moments, find_movable
+from fxoffload.planner.moments import Moment, count_bytes, find_moments
 from fxoffload.planner.plan import SavedValue
 from fxoffload.planner.step import Step
 
@@ -82,8 +82,8 @@ def build_fluid(
         [program.add_variable() for _ in moments],
     )
     tiers = [tier for tier in links if tier != "host" or host_bytes > 0]
-    shares = [{v.name: program.add_variable() for v in find_movable(step)} for _ in tiers]
-    for value in find_movable(step):
+    shares = [{v.name: program.add_variable() for v in step.movable} for _ in tiers]
+    for value in step.movable:
         terms = [(share[value.name], 1.0) for share in shares]
         program.require(terms, upper=count_bytes(value) / unit_bytes)
     away: list[list[Term]] = [[] for _ in moments]
@@ -204,6 +204,6 @@ def _group(
     step: Step, share: Mapping[str, int], place: Callable[[SavedValue], int]
 ) -> dict[int, list[int]]:
     groups: dict[int, list[int]] = {}
-    for value in find_movable(step):
+    for value in step.movable:
         groups.setdefault(place(value), []).append(share[value.name])
     return groups

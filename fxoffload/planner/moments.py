@@ -7,10 +7,11 @@ they ask of transfers, another node asks, too. They only take time.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import pairwise
 
 from fxoffload.planner.plan import SavedValue
+from fxoffload.planner.residences import sum_residences
 from fxoffload.planner.step import Residence, Step
 
 
@@ -28,11 +29,6 @@ class Moment:
     live_bytes: int
 
 
-def find_movable(step: Step) -> list[SavedValue]:
-    """The values that may move."""
-    return [value for value in step.values if value.refusal is None]
-
-
 def count_bytes(value: SavedValue) -> int:
     """The bytes of a value in a bound.
 
@@ -44,16 +40,16 @@ def count_bytes(value: SavedValue) -> int:
 
 def find_live_bytes(step: Step) -> tuple[int, ...]:
     """Bytes on the device at every position if nothing is moved."""
-    return _add_residences(step, _keep_all(step))
+    return sum_residences(step, _keep_all(step))
 
 
 def find_least_bytes(step: Step) -> int:
     """The peak if whatever may move is away whenever no node needs it."""
     away = (
         Residence(v.name, -count_bytes(v), v.last_use + 1, step.first_use(v) - 1)
-        for v in find_movable(step)
+        for v in step.movable
     )
-    return max(_add_residences(step, [*_keep_all(step), *away]), default=0)
+    return max(sum_residences(step, [*_keep_all(step), *away]), default=0)
 
 
 def find_moments(step: Step, limit_bytes: float) -> list[Moment]:
@@ -62,7 +58,7 @@ def find_moments(step: Step, limit_bytes: float) -> list[Moment]:
     needed: set[int] = set()
     # Between two of these nothing changes but what is fixed.
     changes = {0, len(step.seconds)}
-    for value in find_movable(step):
+    for value in step.movable:
         needed |= {value.born, step.first_use(value)}
         changes |= {value.born + 1, value.last_use + 1, step.first_use(value)}
     for begin, end in pairwise(sorted(changes)):
@@ -96,8 +92,3 @@ def _keep_all(step: Step) -> list[Residence]:
         for value in step.values
         if value.counts
     ]
-
-
-def _add_residences(step: Step, residences: Sequence[Residence]) -> tuple[int, ...]:
-    """Bytes of `residences` and of what is fixed, at every position."""
-    return replace(step, fixed=(*step.fixed, *residences), values=()).fixed_bytes

@@ -91,7 +91,7 @@ def _write_schedule(
         written = simulation.written_positions.get(value.name)
         if written is not None and budget_bytes is not None:
             # A slower write than was foreseen must not meet the reads of the backward.
-            turn = next(phase.turn for phase in step.phases if value.last_use < phase.end)
+            turn = step.find_turn(value)
             index = bisect_left(positions, max(written, turn))
             if index < own:
                 calls.wait(joined.ops[index], members[0])

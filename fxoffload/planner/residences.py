@@ -13,8 +13,7 @@ from fxoffload.planner.step import Residence, Step, Transfer, find_changes
 
 def find_lower_bound(step: Step) -> int:
     """The largest working set of any single moment: no plan that only moves gets below it."""
-    movable = {value.name for value in step.values if value.refusal is None}
-    return max(find_working_sets(step, movable), default=0)
+    return max(find_working_sets(step, {value.name for value in step.movable}), default=0)
 
 
 def find_working_sets(step: Step, moved: Set[str]) -> tuple[int, ...]:

@@ -53,7 +53,7 @@ def choose_transfers(
     counts on. Raises BudgetError naming the lowest reachable peak when `budget_bytes` or
     `held_bytes` cannot be kept.
     """
-    movable = [value for value in step.values if value.refusal is None]
+    movable = step.movable
     idle = _find_idle_seconds(step, movable)
     # What the program says must move is part of every set that is tried.
     forced = [value for value in movable if value.must_move]

@@ -10,7 +10,7 @@ It is used to plan, to explain, and to ask what other hardware would do.
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from heapq import heappop, heappush
 from typing import Literal
@@ -24,6 +24,7 @@ from fxoffload.planner.step import Residence, Step, Transfer
 RESOLUTION = 0.01
 
 EventKind = Literal["write", "read", "wait"]
+NoteEvent = Callable[[EventKind, SavedValue, float, float], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,8 +76,10 @@ class _Channel:
 class EventLoop:
     """The nodes of a step, one after the other, and the transfers beside them.
 
-    clock, exposed_seconds, contended_seconds: so far. arrivals: when each position was reached,
-    before what is waited for there. written: when the write of each value ends.
+    note: called with each transfer, and with each time that the compute waits for one, and with the
+    seconds from which to which it was. clock, exposed_seconds, contended_seconds: so far. arrivals:
+    when each position was reached, before what is waited for there. written: when the write of each
+    value ends.
     """
 
     def __init__(
@@ -85,6 +88,7 @@ class EventLoop:
         transfers: Mapping[str, Transfer],
         links: Mapping[str, Link],
         max_inflight_bytes: int,
+        note: NoteEvent | None = None,
     ) -> None:
         self.clock = self.exposed_seconds = self.contended_seconds = 0.0
         self.arrivals: list[float] = []
@@ -92,6 +96,7 @@ class EventLoop:
         self.forwarded_bytes = 0
         self._step, self._transfers, self._links = step, transfers, links
         self._max_inflight_bytes = max_inflight_bytes
+        self._note = note
         self._writes = {
             tier: _Channel(k.write_bytes_per_second, k.latency_seconds) for tier, k in links.items()
         }
@@ -121,12 +126,10 @@ class EventLoop:
             for value in offloads.get(position, ()):
                 self._start_write(value)
 
-    def note(self, kind: EventKind, value: SavedValue, start: float, end: float) -> None:
-        """A transfer, or the compute waiting for one, from `start` to `end`: for a subclass."""
-
     def _wait(self, value: SavedValue, end: float) -> None:
         if end > self.clock:
-            self.note("wait", value, self.clock, end)
+            if self._note is not None:
+                self._note("wait", value, self.clock, end)
             self.exposed_seconds += end - self.clock
             self.clock = end
 
@@ -143,7 +146,8 @@ class EventLoop:
         tier = self._transfers[value.name].tier
         self._take_from_compute(value, self._links[tier])
         end = self._read[value.name] = self._reads[tier].add(self.clock, value.nbytes)
-        self.note("read", value, self._reads[tier].start, end)
+        if self._note is not None:
+            self._note("read", value, self._reads[tier].start, end)
 
     def _start_write(self, value: SavedValue) -> None:
         while self._inflight and (
@@ -158,7 +162,8 @@ class EventLoop:
         end = self.written[value.name] = self._writes[tier].add(self.clock, value.nbytes)
         heappush(self._inflight, (end, value.nbytes))
         self._inflight_bytes += value.nbytes
-        self.note("write", value, self._writes[tier].start, end)
+        if self._note is not None:
+            self._note("write", value, self._writes[tier].start, end)
 
 
 def simulate(

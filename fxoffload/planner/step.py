@@ -68,6 +68,15 @@ class Step:
         """Bytes of what is fixed at every position."""
         return tuple(accumulate(find_changes(self.fixed, len(self.seconds))))
 
+    @property
+    def movable(self) -> list[SavedValue]:
+        """The values that may move."""
+        return [value for value in self.values if value.refusal is None]
+
+    def find_turn(self, value: SavedValue) -> int:
+        """Where the backwards begin behind the forwards that save the value."""
+        return next(phase.turn for phase in self.phases if value.last_use < phase.end)
+
     def first_use(self, value: SavedValue) -> int:
         """The position of the first backward reader."""
         return self.forward_length + value.first_use

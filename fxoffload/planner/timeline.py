@@ -64,7 +64,7 @@ def read_transfers(joined: JoinedStep, schedule: Schedule) -> dict[str, Transfer
         tier = schedule.calls[owner[0]].destinations.get(owner[1], "keep")
         if tier == "keep":
             continue
-        turn = next(phase.turn for phase in step.phases if value.last_use < phase.end)
+        turn = step.find_turn(value)
         release = waited.get(owner)
         if release is not None and release >= turn:
             release = None  # Such an op only ensures that the write does not meet the reads.
@@ -81,25 +81,12 @@ def replay(
     max_inflight_bytes: int = 2**62,
 ) -> Timeline:
     """As simulate; the times instead of the sums."""
-    loop = _NotingLoop(step, transfers, links, max_inflight_bytes)
+    noted: list[TimedTransfer] = []
+
+    def note(kind: EventKind, value: SavedValue, start: float, end: float) -> None:
+        tier = transfers[value.name].tier
+        noted.append(TimedTransfer(kind, value.name, tier, value.nbytes, start, end))
+
+    loop = EventLoop(step, transfers, links, max_inflight_bytes, note)
     loop.run()
-    return Timeline((*loop.arrivals, loop.clock), tuple(loop.noted))
-
-
-class _NotingLoop(EventLoop):
-    """Notes all events."""
-
-    def __init__(
-        self,
-        step: Step,
-        transfers: Mapping[str, Transfer],
-        links: Mapping[str, Link],
-        max_inflight_bytes: int,
-    ) -> None:
-        super().__init__(step, transfers, links, max_inflight_bytes)
-        self.noted: list[TimedTransfer] = []
-
-    def note(self, kind: EventKind, value: SavedValue, start: float, end: float) -> None:
-        """Note it."""
-        tier = self._transfers[value.name].tier
-        self.noted.append(TimedTransfer(kind, value.name, tier, value.nbytes, start, end))
+    return Timeline((*loop.arrivals, loop.clock), tuple(noted))

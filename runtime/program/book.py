@@ -149,7 +149,8 @@ class ProgramBook:
     @property
     def schedules(self) -> list[Schedule]:
         """Of all programs that have one, the latest first."""
-        return [record.schedule for record in self.records]
+        found = (each.schedule for each in reversed(self._learned.values()))
+        return [schedule for schedule in found if schedule is not None]
 
     def forget(self, graph: str) -> None:
         """Forget the programs that `graph` belongs to."""

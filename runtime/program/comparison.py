@@ -69,7 +69,7 @@ def differ(
     """Whether a schedule made by `measured` would be another one than that made by `assumed`."""
     if assumed.owners != measured.owners:
         return True
-    before, after = _add_seconds(assumed.halves), _add_seconds(measured.halves)
+    before, after = (sum(half.seconds for half in each.halves) for each in (assumed, measured))
     if abs(after - before) > CHANGED_SECONDS * before:
         return True
     if differ_in_flows(assumed.flows, measured.flows) or differ_in_price(assumed, measured):
@@ -139,7 +139,3 @@ def _find_typical(flows: Sequence[Flow]) -> Flow:
     """The flow of middle speed, of those that moved enough to tell; the slower of two."""
     known = sorted((f for f in flows if f.nbytes >= LEAST_FLOW_BYTES), key=lambda flow: flow.speed)
     return known[(len(known) - 1) // 2] if known else Flow()
-
-
-def _add_seconds(records: Sequence[HalfMeasurement]) -> float:
-    return sum(record.gap_seconds + max(record.clocks.values(), default=0.0) for record in records)
