@@ -10,7 +10,7 @@ import torch
 
 from fxoffload.errors import BudgetError
 from fxoffload.runtime.program import book as book_module
-from fxoffload.runtime.program.book import FIRST_STEPS, MEASURED_EACH, ProgramBook
+from fxoffload.runtime.program.book import FIRST_STEPS, KEPT_STEPS, MEASURED_EACH, ProgramBook
 from fxoffload.runtime.program.calls import StepRun
 from fxoffload.schedule import (
     CallSchedule,
@@ -79,21 +79,23 @@ def run_step(
     limited: bool = True,
     price: float = 0.0,
     live_bytes: int | None = None,
+    peak_bytes: int | None = None,
 ) -> StepRun:
     """A step of these graphs, forward and backward, that took so long and held so much.
 
     speed: bytes per second of what it moved. exposed_seconds: of waiting for that. base_bytes: what
     the device held before. limited: whether there is a budget. price: seconds that each byte took
-    that was moved: all of them by the safe rule, a quarter by a schedule. live_bytes: the most that
-    was seen.
+    that was moved: all of them by the safe rule, a quarter by a schedule. live_bytes, peak_bytes:
+    the most that was seen of all, and beside our values.
     """
     step = book.begin_step()
     for graph in graphs:
         step.add_call(graph, CPU, is_limited=limited)
     step.note_birth()
     step.note_death()
-    seen = {} if live_bytes is None else {("offload", "x"): live_bytes}
-    half = HalfMeasurement({("offload", "x"): seconds}, 0.0, held_bytes, live_bytes=seen)
+    event = "offload", "x"
+    live, peak = ({} if nbytes is None else {event: nbytes} for nbytes in (live_bytes, peak_bytes))
+    half = HalfMeasurement({event: seconds}, 0.0, held_bytes, None, peak, live)
     records = [half] * len(step.runs)
     nbytes = 2**24 if step.followed is None else 2**22
     flow = Flow(nbytes, nbytes / speed, 1)
@@ -262,6 +264,19 @@ def test_what_exceeds_the_prediction_is_remembered(book: ProgramBook, maker: Mak
     for live_bytes in (5000, 885, 870, 300, None):
         run_step(book, "ab", live_bytes=live_bytes)
     assert maker.excesses == [0, 5]
+
+
+def test_a_peak_that_was_seen_counts_until_it_is_seen_again(
+    book: ProgramBook, maker: Maker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also when the steps in which it was seen are forgotten."""
+    monkeypatch.setattr(book_module, "FIRST_STEPS", 100)
+    run_step(book, "a", peak_bytes=700)
+    for seconds in (*[1.0] * KEPT_STEPS, *[9.0] * KEPT_STEPS):
+        run_step(book, "a", seconds=seconds)
+    book.begin_step()
+    assert len(maker.asked) > 1
+    assert [half.peak_bytes for half in maker.asked[-1][1]] == [{("offload", "x"): 700}]
 
 
 def test_several_programs_are_remembered(book: ProgramBook) -> None:

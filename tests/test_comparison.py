@@ -12,6 +12,7 @@ from fxoffload.runtime.program.comparison import (
     differ_in_flows,
     find_medians,
     find_typical_flows,
+    keep_seen,
 )
 from fxoffload.schedule import (
     LEAST_FLOW_BYTES,
@@ -73,6 +74,15 @@ def test_what_was_on_the_device_counts_where_there_is_a_schedule() -> None:
     assert differ(assumed, replace(assumed, base_bytes=5021), SCHEDULE)
     assert not differ_in_base(assumed, 9000, None)
     assert not differ_in_base(None, 9000, SCHEDULE)
+
+
+def test_what_nobody_saw_again_counts_on() -> None:
+    other = "release", "x"
+    before = HalfMeasurement({EVENT: 1.0}, 0.5, 100, 200, {EVENT: 300, other: 400})
+    found = keep_seen([before], [HalfMeasurement({EVENT: 2.0}, 0.7, 110, None, {other: 50})])
+    assert found == [HalfMeasurement({EVENT: 2.0}, 0.7, 110, 200, {EVENT: 300, other: 50})]
+    (seen,) = keep_seen([before], [HalfMeasurement({}, gap_bytes=5)])
+    assert seen.gap_bytes == 5
 
 
 def test_prices_differ_by_a_share() -> None:

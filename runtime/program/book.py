@@ -18,6 +18,7 @@ from fxoffload.runtime.program.comparison import (
     differ_in_flows,
     find_medians,
     find_typical_flows,
+    keep_seen,
 )
 from fxoffload.runtime.program.price import Sample, Samples
 from fxoffload.schedule import (
@@ -197,8 +198,11 @@ class ProgramBook:
             learned.records.clear()
         latest = step.measure()
         learned.note(step, latest)
+        halves = find_medians(program, learned.records)
+        if learned.assumed is not None:
+            halves = keep_seen(learned.assumed.halves, halves)
         measured = StepMeasurement(
-            find_medians(program, learned.records),
+            halves,
             find_typical_flows(learned.flows),
             latest.base_bytes,
             learned.owners,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 
 from fxoffload.ops import OpEvent
 from fxoffload.schedule import (
@@ -31,6 +32,23 @@ def find_medians(
 ) -> list[HalfMeasurement]:
     """Of each half of `program`, over steps: medians, but the highest of bytes that were seen."""
     return [_find_median([record[index] for record in records]) for index in range(len(program))]
+
+
+def keep_seen(
+    before: Sequence[HalfMeasurement], latest: Sequence[HalfMeasurement]
+) -> list[HalfMeasurement]:
+    """`latest`, with the bytes that were seen before where nobody looked since.
+
+    A sampler that got no time between two ops says nothing of what is held there.
+    """
+    return [
+        replace(
+            new,
+            gap_bytes=old.gap_bytes if new.gap_bytes is None else new.gap_bytes,
+            peak_bytes={**old.peak_bytes, **new.peak_bytes},
+        )
+        for old, new in zip(before, latest, strict=True)
+    ]
 
 
 def _find_median(records: Sequence[HalfMeasurement]) -> HalfMeasurement:
