@@ -1,9 +1,9 @@
 """The real kernels of the four ops; tickets and programs of this process.
 
-A ticket tensor holds an id that is never used twice. Its memory is a numpy array with a finalizer,
-so the ticket is freed exactly when the tensor's storage dies: after the backward, after the last
-backward under retain_graph, or when a forward is abandoned. A clone of the tensor has the id but
-does not keep the ticket alive.
+A ticket tensor holds an id that is never used twice. Its memory is a numpy array with a weak
+reference to it, so the ticket is freed exactly when the tensor's storage dies: after the backward,
+after the last backward under retain_graph, or when a forward is abandoned. A clone of the tensor
+has the id but does not keep the ticket alive.
 """
 
 from __future__ import annotations
@@ -11,8 +11,9 @@ from __future__ import annotations
 import itertools
 import os
 import weakref
-from collections.abc import Generator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,13 +21,15 @@ import torch
 from fxoffload.errors import StoreError
 from fxoffload.ops import LIBRARY
 from fxoffload.runtime.devices.buffers import copy_values, same_layout
-from fxoffload.runtime.measurement.clocks import mark_now
+from fxoffload.runtime.measurement.clocks import Mark, mark_now
 from fxoffload.runtime.program.book import MakeSchedule, Programs
 from fxoffload.runtime.program.calls import Call
 from fxoffload.runtime.program.entry import Entry
+from fxoffload.runtime.program.half_run import HalfRun
 from fxoffload.runtime.stores import find_store
 from fxoffload.schedule import ProgramRecord
 
+_arrays: dict[int, weakref.ref[Any]] = {}  # The memory of ticket tensors, by their ids.
 _entries: dict[int, tuple[Entry, Call | None]] = {}
 _programs = Programs()
 _ids = itertools.count(1)
@@ -62,41 +65,44 @@ def _offload(
 ) -> torch.Tensor:
     owner = find_store(store)
     call = _programs.enter_offload(graph, name, x.device)
+    start = _begin(call, "offload", x.device)
     destination = tier if call is None else call.find_destination(name, tier)
-    with _recorded(call, "offload", name, x.device):
-        if destination == "keep":
-            ticket = owner.keep(x, name, tier, owned)
-        else:
-            ticket = owner.offload(x, name, destination, owned, duplicate_bytes)
-        entry = Entry(name, owner, ticket, None if call is None else call.forward.half)
-        if call is not None:
-            call.add(name, entry)
-            call.act("offload", name)
+    if destination == "keep":
+        ticket = owner.keep(x, name, tier, owned)
+    else:
+        ticket = owner.offload(x, name, destination, owned, duplicate_bytes)
+    entry = Entry(name, owner, ticket, None if call is None else call.forward.half)
+    if call is not None:
+        call.add(name, entry)
+        call.act("offload", name)
+    _end(call, start, "offload", name, x.device)
     number = next(_ids)
     array = np.array([number], np.int64)
     _entries[number] = entry, call
-    weakref.finalize(array, _forget, number).atexit = False
+    _arrays[number] = weakref.ref(array, partial(_forget, number))
     return torch.from_numpy(array)
 
 
 def _release(ticket: torch.Tensor, x: torch.Tensor) -> None:
     entry, call = _find_entry(ticket)
     name = entry.name
-    with _recorded(call, "release", name, x.device):
-        entry.store.release(entry.ticket, call is None or call.blocks)
-        if call is not None:
-            call.act("release", name)
+    start = _begin(call, "release", x.device)
+    entry.store.release(entry.ticket, call is None or call.blocks)
+    if call is not None:
+        call.act("release", name)
+    _end(call, start, "release", name, x.device)
 
 
 def _prefetch(ticket: torch.Tensor) -> None:
     entry, call = _find_entry(ticket)
     name = entry.name
     device = entry.ticket.layout.device
-    with _recorded(call, "prefetch", name, device):
-        if call is not None:
-            call.act("prefetch", name)
-        if call is None or call.reads_early:
-            entry.start_reading()
+    start = _begin(call, "prefetch", device)
+    if call is not None:
+        call.act("prefetch", name)
+    if call is None or call.reads_early:
+        entry.start_reading()
+    _end(call, start, "prefetch", name, device)
 
 
 def _wait(
@@ -109,12 +115,13 @@ def _wait(
 ) -> torch.Tensor:
     entry, call = _find_entry(ticket)
     name = entry.name
-    with _recorded(call, "wait", name, device):
-        if call is not None:
-            call.act("wait", name)
-        y = entry.wait()
-        if call is not None:
-            call.pass_on(name, y)
+    start = _begin(call, "wait", device)
+    if call is not None:
+        call.act("wait", name)
+    y = entry.wait(is_measured=start is not None)
+    if call is not None:
+        call.pass_on(name, y)
+    _end(call, start, "wait", name, device)
     if (tuple(y.shape), y.dtype, y.device.type) != (tuple(size), dtype, device.type):
         raise StoreError(
             f"{name}: {y.dtype}{list(y.shape)} on {y.device} was offloaded and "
@@ -130,16 +137,23 @@ def _wait(
     return other
 
 
-@contextmanager
-def _recorded(call: Call | None, kind: str, name: str, device: torch.device) -> Generator[None]:
-    """Within, the op `kind` of the value `name` runs."""
+def _begin(call: Call | None, kind: str, device: torch.device) -> tuple[HalfRun, Mark] | None:
+    """The op `kind` begins: of which half, and when; None where the step is not measured."""
     run = None if call is None else call.find_run(kind, device)
-    if call is None or run is None:
-        yield
-        return
-    enter = mark_now(device)
-    yield
-    call.step.note_op(run, (kind, name), enter, mark_now(device))
+    return None if run is None else (run, mark_now(device))
+
+
+def _end(
+    call: Call | None,
+    start: tuple[HalfRun, Mark] | None,
+    kind: str,
+    name: str,
+    device: torch.device,
+) -> None:
+    """The op `kind` of the value `name` ends, which began at `start`."""
+    if call is not None and start is not None:
+        run, enter = start
+        call.step.note_op(run, (kind, name), enter, mark_now(device))
 
 
 def _find_entry(tensor: torch.Tensor) -> tuple[Entry, Call | None]:
@@ -154,7 +168,8 @@ def _find_entry(tensor: torch.Tensor) -> tuple[Entry, Call | None]:
     return found
 
 
-def _forget(number: int) -> None:
+def _forget(number: int, _: object) -> None:
+    _arrays.pop(number, None)
     found = _entries.pop(number, None)
     if found is not None:
         entry, call = found
@@ -164,6 +179,7 @@ def _forget(number: int) -> None:
 
 
 def _forget_entries() -> None:
+    _arrays.clear()
     _entries.clear()
     _programs.clear()
 

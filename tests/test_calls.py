@@ -119,7 +119,7 @@ def test_ops_wait_and_read_as_the_schedule_says(
     (prefetch,) = x.ticket.prefetches
     x.start_reading()
     assert x.ticket.prefetches == [prefetch], "started once"
-    y = x.wait()
+    y = x.wait(is_measured=True)
     assert x.count_resident_bytes(None) == NBYTES, "the backward has it"
     del y, prefetch
     assert x.count_resident_bytes(None) == 0
@@ -140,7 +140,7 @@ def test_what_a_wait_returns_is_passed_on(store: OffloadStore) -> None:
         call.add(name, Entry(name, store, ticket, call.forward.half))
     other = step.add_call("a", CPU, is_limited=True)
     other.add("y", Entry("y", store, call.entries["x"].ticket, other.forward.half))
-    y = other.entries["y"].wait()
+    y = other.entries["y"].wait(is_measured=True)
     other.pass_on("y", y)
     assert call.entries["x"].passed is y
     other.entries["missing"] = other.entries["y"]
@@ -201,3 +201,16 @@ def test_calls_begin_where_names_come_again(store: OffloadStore) -> None:
     assert enter("a", "x").step is not first.step
     programs.clear()
     assert programs.find_records() == []
+
+
+def test_samples_end_with_the_step(store: OffloadStore) -> None:
+    step = StepRun([], measures=True)
+    call = step.add_call("a", CPU, is_limited=True)
+    assert step._sample(CPU) is not None, "no ticket has been made yet"
+    entry = keep(store, call, "x")
+    assert step._sample(CPU) is not None
+    store.free(entry.ticket)
+    step.note_death()
+    assert step.ended
+    assert step._sample(CPU) is None
+    step.stop()

@@ -51,13 +51,15 @@ def test_values_that_share_a_ticket_count_once(store: OffloadStore) -> None:
     ]  # fmt: skip
     del x
     assert sum_resident_bytes(both, FIRST) == 0
-    y = second.wait()
+    y = second.wait(is_measured=True)
     first.passed = y
     assert sum_resident_bytes(both, BACKWARD) == NBYTES
-    assert first.wait() is y, "it was passed on"
+    assert first.wait(is_measured=True) is y, "it was passed on"
     del y
     assert sum_resident_bytes(both, BACKWARD) == 0
-    assert torch.equal(first.wait(), fill(NBYTES)), "it is read for another backward"
+    assert torch.equal(first.wait(is_measured=True), fill(NBYTES)), (
+        "it is read for another backward"
+    )
     for entry in both:
         store.free(entry.ticket)
 
@@ -65,10 +67,10 @@ def test_values_that_share_a_ticket_count_once(store: OffloadStore) -> None:
 def test_what_was_passed_on_is_watched(store: OffloadStore) -> None:
     x = fill(NBYTES)
     entry = save(store, x, FIRST)
-    entry.passed = entry.wait()
+    entry.passed = entry.wait(is_measured=True)
     x.add_(1)
     with pytest.raises(ModifiedError):
-        entry.wait()
+        entry.wait(is_measured=True)
     store.free(entry.ticket)
 
 
@@ -85,7 +87,7 @@ def test_owners(store: OffloadStore) -> None:
     }
     del gone
     for key in ((0, "held"), (1, "held"), (1, "gone"), (1, "own")):
-        entries[key].wait()
+        entries[key].wait(is_measured=True)
     found = find_owners(entries)
     assert found.shared == (((0, "held"), (1, "held")),)
     assert found.held == {(0, "held"), (1, "held")}

@@ -163,7 +163,7 @@ class StepRun:
                 self.base_bytes = run.held_bytes + count_foreign_bytes(device)
         if self.measures:
             if self._sampler is None:
-                self._sampler = HeldSampler(partial(self._count_held_bytes, device, None))
+                self._sampler = HeldSampler(partial(self._sample, device))
             else:
                 run.gap_bytes = self._sampler.take()
                 self._note_live_bytes()
@@ -253,6 +253,11 @@ class StepRun:
         log.info("the step goes on otherwise than foreseen: what was kept moves")
         for entry in self._list_entries().values():
             entry.move_kept()
+
+    def _sample(self, device: torch.device) -> int | None:
+        """As _count_held_bytes; None, which ends the sampling, when the step has ended."""
+        ended = self._alive > 0 and self.ended
+        return None if ended else self._count_held_bytes(device, None)
 
     def _count_held_bytes(self, device: torch.device, half: Half | None) -> int | None:
         """What is held beside our values in `half`; None: in the one that runs."""

@@ -20,7 +20,7 @@ class Entry:
     name: of the value in the graph; the ticket has that of the call that saved it first. half: the
     forward that saves it, None where it belongs to no call.
     reading: whether a prefetch has been started for the wait to come. handed: the memory of what
-    the latest wait returned. passed: what the wait of another call that has the same ticket
+    the latest wait of a measured step returned. passed: what the wait of another call that has the same ticket
     returned, for the wait to come. held: whether the caller still had the memory at the first wait;
     None where that cannot be told.
     """
@@ -47,8 +47,8 @@ class Entry:
             return self.ticket.nbytes if caller.alive else 0
         return self.ticket.resident_bytes
 
-    def wait(self) -> torch.Tensor:
-        """The value."""
+    def wait(self, *, is_measured: bool) -> torch.Tensor:
+        """The value; is_measured: whether the step is, so that its memory counts from here on."""
         if self.held is None:
             self.held = self.store.is_held(self.ticket)
         y, self.passed = self.passed, None
@@ -57,7 +57,8 @@ class Entry:
         elif self.ticket.caller is not None:
             self.ticket.caller.check_unchanged(self.name)
         self.reading = False
-        self.handed = StorageWeakRef(y.untyped_storage())
+        if is_measured:
+            self.handed = StorageWeakRef(y.untyped_storage())
         return y
 
     def start_reading(self) -> None:

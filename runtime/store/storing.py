@@ -69,7 +69,8 @@ def keep_value(
     """A ticket for `x`, which stays where it is; tier and engine: where it moves after all."""
     # A tensor of our own: to `is_shared` the caller's is then another holder of the memory.
     kept = x.detach()
-    nbytes, layout = min(find_span(x), x.nbytes), find_layout(kept)
+    layout = find_layout(kept)
+    nbytes = min(layout.span, x.nbytes)
     ticket = Ticket(
         name, tuple(x.shape), nbytes, tier, engine, alignment, layout, caller, None, kept
     )
