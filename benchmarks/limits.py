@@ -28,6 +28,7 @@ from benchmarks.models import Shape, build_model, make_tokens
 from benchmarks.runner import Arguments, Benchmark, Show, Table, make_rows, option
 from fxoffload import BudgetError, Forecast, Hardware, find_bounds, simulate
 from fxoffload.config import OffloadConfig
+from fxoffload.cost import make_cost_model
 from fxoffload.inspection.bounds import ALL_CUTS, trace_steps
 
 FREE_SHARE = 0.01
@@ -99,7 +100,7 @@ def disturb_rows(name: str, shape: Shape, device: str) -> list[Record]:
         model = build_model(name, shape).to(torch.bfloat16)
         tokens = make_tokens(shape)
     config = OffloadConfig(directory=".")
-    cost = HARDWARE[device].make_cost_model(with_host_tier=False)
+    cost = make_cost_model(HARDWARE[device])
     graphs = trace_steps(model, (tokens,), {}, config, cost)
     step = max((steps[0] for steps in graphs), key=lambda step: len(step.names))
     common = {"device": device, "model": f"{name} {shape.layers} x {shape.hidden}"}

@@ -24,6 +24,7 @@ from benchmarks.model_arguments import LAYERS, KeptArguments, show_rows
 from benchmarks.models import build_model, make_tokens
 from benchmarks.runner import Benchmark, Rows, Show, describe_spread, option
 from fxoffload import BudgetError, Hardware, OffloadConfig
+from fxoffload.cost import make_cost_model
 from fxoffload.graph import TrainingGraph
 from fxoffload.inspection.tracing import partition_without_memory
 from fxoffload.passes.lifetimes import find_saved_values
@@ -63,7 +64,7 @@ def measure(arguments: PlanningArguments, show: Show) -> Record:
     def time_parts(graph: TrainingGraph) -> None:
         found.append(time_planning(graph, config.min_storage_bytes, arguments.rounds))
 
-    cost = HARDWARE.make_cost_model()
+    cost = make_cost_model(HARDWARE)
     build = partial(build_partitioner, config, "", cost=cost, on_partitioned=time_parts)
     show("tracing and planning")
     with torch.device("meta"):
@@ -76,7 +77,7 @@ def measure(arguments: PlanningArguments, show: Show) -> Record:
 
 def time_planning(graph: TrainingGraph, min_bytes: int, rounds: int) -> Record:
     """Nodes and values of `graph`, and the seconds of each part of planning in every round."""
-    cost = HARDWARE.make_cost_model()
+    cost = make_cost_model(HARDWARE)
 
     def select(budget: int | Literal["min"] | None) -> Choice | None:
         with suppress(BudgetError):  # That is as much work, and an answer too.

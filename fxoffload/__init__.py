@@ -21,11 +21,11 @@ from fxoffload.errors import (
     StoreFull,
     TransferError,
 )
+from fxoffload.hardware import Hardware
 from fxoffload.in_place import compile_in_place
 from fxoffload.inspection.bounds import find_bounds
 from fxoffload.inspection.explain import Explanation, explain
 from fxoffload.inspection.forecast import BatchForecast, Forecast, LargestBatch
-from fxoffload.inspection.hardware import Hardware
 from fxoffload.inspection.report import Report, report
 from fxoffload.inspection.what_if import largest_batch, simulate
 from fxoffload.marks import keep, keeping, move

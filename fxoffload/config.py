@@ -15,6 +15,7 @@ from fxoffload import torch_internals
 from fxoffload.directories import default_directory, normalise_directories, read_directories
 from fxoffload.environment import name_variable, read_options
 from fxoffload.errors import ConfigError
+from fxoffload.hardware import Hardware
 from fxoffload.hints import find_hint
 from fxoffload.sizes import parse_bytes, parse_endurance, parse_share
 
@@ -50,6 +51,9 @@ class OffloadConfig:
         it with a digest of what is read back; needs the package xxhash (extra "checksum").
     endurance: the total bytes that all directories' drives together may be written in their life
         ("600TBW", "1.2PBW" or bytes); `fxoffload.drive_lifetimes()` projects how long it lasts.
+    hardware: a Hardware, or its fields by name, whose speeds of compute and transfers stand in
+        place of those measured on this machine and in the run. Without a limit on memory, the same
+        step then has the same plan every time; a limit is kept by what memory is seen to hold.
     compiler: "inductor", or "eager" to run the transformed graphs without Inductor.
     mode: a mode of torch.compile, for Inductor: "max-autotune", "reduce-overhead", ...
     inductor: options of Inductor, such as {"shape_padding": False}; they override those of `mode`.
@@ -68,6 +72,7 @@ class OffloadConfig:
     ioengine: IOEngineName = "auto"
     checksum: bool = False
     endurance: int | str | None = None
+    hardware: Hardware | Mapping[str, Any] | None = None
     compiler: CompilerName = "inductor"
     mode: str | None = None
     # Not hashed, as values of Inductor's options may be lists.
@@ -88,6 +93,8 @@ class OffloadConfig:
         self._set_bytes("max_inflight_bytes")
         _check_choice("ioengine", self.ioengine, get_args(IOEngineName))
         _check_choice("compiler", self.compiler, get_args(CompilerName))
+        if self.hardware is not None:
+            object.__setattr__(self, "hardware", _normalise_hardware(self.hardware))
         self._check_inductor()
         if self.endurance is not None:
             object.__setattr__(self, "endurance", parse_endurance("endurance", self.endurance))
@@ -159,6 +166,12 @@ class OffloadConfig:
         return self.endurance
 
     @property
+    def stated_hardware(self) -> Hardware | None:
+        """`hardware`, None when not given."""
+        assert not isinstance(self.hardware, Mapping)
+        return self.hardware
+
+    @property
     def inductor_options(self) -> dict[str, Any]:
         """The options of Inductor that `mode` and `inductor` set, by name."""
         options = torch_internals.list_inductor_modes()[self.mode] if self.mode else {}
@@ -220,6 +233,21 @@ def _name_variables(error: ConfigError, names: Iterable[str]) -> ConfigError:
     """`error` with the variables of those options that it is about. names: options by variables."""
     about = [name_variable(name) for name in names if re.search(rf"\b{name}=", str(error))]
     return ConfigError(f"{error}; set by {', '.join(about)}") if about else error
+
+
+def _normalise_hardware(value: Any) -> Hardware:
+    """A Hardware, from a mapping of its fields or as it is."""
+    if isinstance(value, Hardware):
+        return value
+    try:
+        return Hardware(**value)
+    except TypeError as error:
+        raise ConfigError(
+            f"hardware={value!r} does not describe hardware ({error}); pass a fxoffload.Hardware, "
+            "or its fields by name"
+        ) from None
+    except ConfigError as error:
+        raise ConfigError(f"hardware={value!r}: {error}") from None
 
 
 def _normalise_inductor(value: Any) -> tuple[tuple[str, Any], ...]:

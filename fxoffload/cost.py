@@ -17,6 +17,7 @@ from torch.utils._pytree import tree_map
 from torch.utils.flop_counter import flop_registry
 
 from fxoffload.graph import get_tensor
+from fxoffload.hardware import Hardware
 from fxoffload.ops import OPS
 from fxoffload.planner.link import Link
 from fxoffload.torch_internals.tensor_sizes import guess_int, is_strided
@@ -68,6 +69,19 @@ class CostModel:
             _count_flops(node) / self.speed.flops_per_second,
             traffic_bytes / self.speed.memory_bytes_per_second + mask_seconds,
         )
+
+
+def make_cost_model(hardware: Hardware, *, with_host_tier: bool = False) -> CostModel:
+    """The CostModel of stated hardware, whose transfers take nothing from compute."""
+    link = float(hardware.host_link_bytes_per_second)
+    latency = hardware.transfer_latency_seconds
+    write = float(hardware.drive_write_bytes_per_second)
+    read = float(hardware.drive_read_bytes_per_second)
+    links = {"nvme": Link(min(write, link), min(read, link), latency)}
+    if with_host_tier:
+        links["host"] = Link(link, link, latency)
+    speed = DeviceSpeed(float(hardware.flops_per_second), float(hardware.memory_bytes_per_second))
+    return CostModel(links=links, speed=speed)
 
 
 def counts_flops(node: fx.Node) -> bool:

@@ -70,8 +70,7 @@ def _parse_object(variable: str, text: str) -> dict[str, Any]:
         value = None
     if not isinstance(value, dict):
         raise ConfigError(
-            f"{variable}={text!r} is not a JSON object; "
-            'set names and values such as {"shape_padding": false}'
+            f'{variable}={text!r} is not a JSON object; set names and values such as {{"name": 1}}'
         )
     return {str(name): option for name, option in value.items()}
 
@@ -80,5 +79,6 @@ def _parse_object(variable: str, text: str) -> dict[str, Any]:
 _PARSERS: dict[str, Callable[[str, str], Any]] = {
     "checksum": _parse_bool,
     "enabled": _parse_bool,
+    "hardware": _parse_object,
     "inductor": _parse_object,
 }

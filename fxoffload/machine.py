@@ -9,7 +9,7 @@ import torch
 
 from fxoffload import runtime, torch_internals
 from fxoffload.config import OffloadConfig
-from fxoffload.cost import CostModel, DeviceSpeed, counts_flops
+from fxoffload.cost import CostModel, DeviceSpeed, counts_flops, make_cost_model
 from fxoffload.graph import TrainingGraph, get_tensor
 from fxoffload.planner.link import Link
 
@@ -61,9 +61,12 @@ def measure_cost(config: OffloadConfig, graph: TrainingGraph) -> CostModel:
     """The CostModel of the device of `graph`: its speed, and the links as seen from this device.
 
     The speed is measured with the dtype of the first matrix product. On a CPU the links include the
-    compute time that a transfer takes from the cores; on a GPU they include the bus. Raises the
-    errors of measure_links.
+    compute time that a transfer takes from the cores; on a GPU they include the bus. Where the
+    options state hardware, nothing is measured. Raises the errors of measure_links.
     """
+    stated = find_stated_cost(config)
+    if stated is not None:
+        return stated
     device, dtype = find_device(graph)
     with torch_internals.outside_of_tracing():
         speed = DeviceSpeed(*runtime.recall_speed(device, dtype), *_find_mask_seconds(device))
@@ -93,8 +96,12 @@ def find_room(config: OffloadConfig, device: torch.device) -> int | None:
 def find_links(config: OffloadConfig, device: torch.device) -> dict[str, Link]:
     """Links by tier as transfers from `device` see them, and what they take from its compute.
 
-    Not to be called while tracing. Raises as measure_links.
+    Where the options state hardware, its links. Not to be called while tracing. Raises as
+    measure_links.
     """
+    stated = find_stated_cost(config)
+    if stated is not None:
+        return dict(stated.links)
     links = measure_links(config)
     # Transfers to all tiers, the host tier included, run on the cores that compute the graph.
     if device.type == "cpu":
@@ -103,6 +110,13 @@ def find_links(config: OffloadConfig, device: torch.device) -> dict[str, Link]:
     if device.type == "cuda":
         return _go_through(links, config, runtime.recall_exchange(device))
     return links
+
+
+def find_stated_cost(config: OffloadConfig) -> CostModel | None:
+    """The CostModel of the hardware that the options state; None where they state none."""
+    if config.stated_hardware is None:
+        return None
+    return make_cost_model(config.stated_hardware, with_host_tier=config.host_bytes is not None)
 
 
 def find_nominal_cost(links: Iterable[str], graph: TrainingGraph) -> CostModel:

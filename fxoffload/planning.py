@@ -59,7 +59,8 @@ def build_partitioner(
         graph = build(None)
         if config.enabled:
             known = cost or measure_cost(config, graph)
-            cut_cost = find_nominal_cost(known.links, graph) if ranks else None
+            agreed = not ranks or config.stated_hardware is not None
+            cut_cost = None if agreed else find_nominal_cost(known.links, graph)
             options = build_options(config, known, store, key, cut_cost=cut_cost)
             # Ranks hold different amounts of memory, but must choose the same cut.
             limits = cost is None and not ranks and config.memory_budget is None

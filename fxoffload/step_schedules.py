@@ -111,11 +111,14 @@ def make_graph_schedule(
     """As schedule_program, of `graphs` by the names that `program` has for them."""
     first = next(iter(graphs.values()))
     links = _correct_links(first, measured)
+    halves = measured.halves
+    if first.config.stated_hardware is not None:
+        halves = [_leave_out_seconds(half, first.config) for half in halves]
     make = partial(
         make_schedule,
         program,
         {key: each.model for key, each in graphs.items()},
-        measured.halves,
+        halves,
         links,
         owners=measured.owners,
         host_bytes=first.config.host_bytes or 0,
@@ -168,12 +171,22 @@ def predict_bound(graphs: Sequence[ScheduledGraph], schedule: Schedule) -> Bound
     )
 
 
+def _leave_out_seconds(half: HalfMeasurement, config: OffloadConfig) -> HalfMeasurement:
+    """What stated hardware leaves of a measurement: the bytes that a limit is kept by."""
+    if not config.is_limited:
+        return HalfMeasurement({})
+    return replace(half, clocks={}, gap_seconds=0.0)
+
+
 def _run_once(count: int) -> Program:
     forwards = tuple(Half(str(index), index, True) for index in range(count))
     return forwards + tuple(replace(half, forward=False) for half in reversed(forwards))
 
 
 def _correct_links(graph: ScheduledGraph, measured: StepMeasurement) -> dict[str, Link]:
+    """Links by tier, with the speeds that were seen; stated ones stay."""
+    if graph.config.stated_hardware is not None:
+        return dict(graph.links)
     seen = measured.flows
     price = measured.price
     return {tier: k.correct(seen.get(tier, TierFlow()), price) for tier, k in graph.links.items()}

@@ -14,6 +14,16 @@ from fxoffload import config as config_module
 from fxoffload.config import OffloadConfig, parse_bytes
 from fxoffload.directories import DIRECTORY_VARIABLE
 from fxoffload.errors import ConfigError
+from fxoffload.hardware import Hardware
+
+HARDWARE = {
+    "flops_per_second": "1TFLOP/s",
+    "memory_bytes_per_second": "50GB/s",
+    "memory_bytes": "8GiB",
+    "drive_write_bytes_per_second": "2GB/s",
+    "drive_read_bytes_per_second": "3GB/s",
+    "host_link_bytes_per_second": "20GB/s",
+}
 
 # --- fields -------------------------------------------------------------------------------------
 
@@ -143,6 +153,28 @@ def test_ints_stay(nbytes: int) -> None:
 # --- Inductor -----------------------------------------------------------------------------------
 
 
+def test_hardware_by_its_fields() -> None:
+    config = OffloadConfig(hardware=HARDWARE)
+    assert config.stated_hardware == Hardware(**HARDWARE)
+    assert config == OffloadConfig(hardware=Hardware(**HARDWARE))
+    assert hash(config) == hash(OffloadConfig(hardware=HARDWARE))
+    assert OffloadConfig().stated_hardware is None
+
+
+@pytest.mark.parametrize(
+    ("hardware", "words"),
+    [
+        ("H100", "hardware='H100' does not describe hardware .*; pass a fxoffload.Hardware"),
+        ({"flops_per_second": 1}, "missing .* required keyword-only arguments"),
+        ({**HARDWARE, "flops": 1}, "unexpected keyword argument 'flops'"),
+        ({**HARDWARE, "memory_bytes": "lots"}, "hardware=.*memory_bytes='lots' is not a size"),
+    ],
+)
+def test_bad_hardware(hardware: Any, words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        OffloadConfig(hardware=hardware)
+
+
 def test_mode_and_options_of_inductor() -> None:
     config = OffloadConfig(
         mode="max-autotune", inductor={"max-autotune": False, "triton.cudagraphs": False}
@@ -246,6 +278,7 @@ CHANGES: dict[str, Any] = {
     "ioengine": "posix",
     "checksum": True,
     "endurance": "600TBW",
+    "hardware": HARDWARE,
     "compiler": "eager",
     "mode": "max-autotune",
     "inductor": {"shape_padding": False},

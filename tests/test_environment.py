@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,14 @@ from fxoffload.config import OffloadConfig
 from fxoffload.environment import PREFIX, name_variable, read_options
 from fxoffload.errors import ConfigError
 
+HARDWARE = {
+    "flops_per_second": "1TFLOP/s",
+    "memory_bytes_per_second": "50GB/s",
+    "memory_bytes": "8GiB",
+    "drive_write_bytes_per_second": "2GB/s",
+    "drive_read_bytes_per_second": "3GB/s",
+    "host_link_bytes_per_second": "20GB/s",
+}
 NAMES = [field.name for field in dataclasses.fields(OffloadConfig)]
 # Of each option: the text of its variable, and the same in code.
 TEXTS: dict[str, tuple[str, Any]] = {
@@ -27,6 +36,7 @@ TEXTS: dict[str, tuple[str, Any]] = {
     "ioengine": ("posix", "posix"),
     "checksum": ("1", True),
     "endurance": ("600TBW", "600TBW"),
+    "hardware": (json.dumps(HARDWARE), HARDWARE),
     "compiler": ("eager", "eager"),
     "mode": ("max-autotune", "max-autotune"),
     "inductor": ('{"shape_padding": false}', {"shape_padding": False}),
@@ -85,6 +95,8 @@ def test_an_empty_variable_is_not_set(monkeypatch: pytest.MonkeyPatch) -> None:
         ("CHECKSUM", "maybe", "^{}='maybe' is not a bool; set 1 or 0, true or false"),
         ("ENABLED", "2", "^{}='2' is not a bool"),
         ("INDUCTOR", "shape_padding", "^{}='shape_padding' is not a JSON object; set names"),
+        ("HARDWARE", "H100", "^{}='H100' is not a JSON object; set names"),
+        ("HARDWARE", "{}", "hardware=.* does not describe hardware.*; set by {}$"),
         ("INDUCTOR", "[1]", "^{}='.1.' is not a JSON object"),
         ("INDUCTOR", '{"shape_paddin": 1}', "unknown to Inductor; did you mean.*; set by {}$"),
     ],

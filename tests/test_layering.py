@@ -48,7 +48,7 @@ ROOMS = {
     "words": Room(
         (
             "errors", "hints", "sizes", "endurance", "directories", "environment", "ops",
-            "schedule", "marks",
+            "schedule", "marks", "hardware",
         )
     ),
     "graph": Room(("graph",)),

@@ -13,11 +13,14 @@ from toys import Sketch, aten
 
 from fxoffload import runtime
 from fxoffload.config import OffloadConfig
+from fxoffload.cost import make_cost_model
+from fxoffload.hardware import Hardware
 from fxoffload.machine import (
     GPU_COPY_LATENCY_SECONDS,
     GPU_TRANSFER_LATENCY_SECONDS,
     TRANSFER_LATENCY_SECONDS,
     find_device_limit,
+    find_links,
     find_nominal_cost,
     find_room,
     measure_cost,
@@ -69,6 +72,28 @@ class FakeOnCuda(torch.Tensor):
 
 def refuse(*_: object) -> None:
     raise AssertionError("something is measured")
+
+
+def test_stated_hardware_is_not_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        pytest.fail("a probe ran")
+
+    for probe in ("recall_contention", "recall_speed", "choose_engine", "probe_memory"):
+        monkeypatch.setattr(runtime, probe, refuse)
+    hardware = Hardware(
+        flops_per_second=1e12,
+        memory_bytes_per_second=5e10,
+        memory_bytes=2**33,
+        drive_write_bytes_per_second=2e9,
+        drive_read_bytes_per_second=3e9,
+        host_link_bytes_per_second=2.5e9,
+    )
+    config = OffloadConfig(hardware=hardware, host_budget="1MiB")
+    cost = measure_cost(config, toys.make_chain(2))
+    assert cost == make_cost_model(hardware, with_host_tier=True)
+    assert find_links(config, torch.device("cpu")) == {
+        "nvme": Link(2e9, 2.5e9, 0.0), "host": Link(2.5e9, 2.5e9, 0.0),
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("on_gpu", [False, True])

@@ -24,7 +24,7 @@ from fxoffload.runtime import kernels, stores
 from fxoffload.runtime.program.book import MEASURED_EACH
 from fxoffload.runtime.store.store import OffloadStore
 from fxoffload.runtime.store.ticket import Ticket
-from fxoffload.schedule import HalfMeasurement, StepMeasurement
+from fxoffload.schedule import HalfMeasurement, Schedule, StepMeasurement
 from fxoffload.step_schedules import ScheduledGraph, make_graph_schedule
 
 pytestmark = pytest.mark.usefixtures("fresh_dynamo", "one_thread", "fresh_programs")
@@ -252,6 +252,37 @@ def test_speeds_are_those_of_the_runs_own_transfers(
     assert fxoffload.graph_counts().compiled - before.compiled == 2, "compiled once"
     for speed in schedule.bandwidths["nvme"]:
         assert 1e7 < speed < 1e11
+
+
+def test_stated_hardware_has_one_plan(
+    spill_directory: Path, expected: list[Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the probes, the drive and the clocks say: without it, they have another plan."""
+    hardware = {
+        "flops_per_second": "20 GFLOP/s", "memory_bytes_per_second": "5GB/s",
+        "memory_bytes": "1GiB", "drive_write_bytes_per_second": "400MB/s",
+        "drive_read_bytes_per_second": "800MB/s", "host_link_bytes_per_second": "20GB/s",
+    }  # fmt: skip
+    monkeypatch.setattr(runtime, "recall_contention", lambda _: runtime.Contention(0.0, 0.0))
+    found: list[Schedule] = []
+    for speed, options in (
+        (1e6, {"hardware": hardware}),
+        (1e12, {"hardware": hardware}),
+        (1e9, {}),
+    ):
+        link = Link(speed, speed, 0.001)
+        monkeypatch.setattr(machine, "measure_links", lambda config, it=link: {"nvme": it})
+        torch._dynamo.reset()
+        kernels._programs.clear()
+        blocks = make_blocks(spill_directory, **options)
+        for _ in range(4):
+            assert_equal(run_step(blocks), expected)
+        found.append(fxoffload.schedules()[0])
+    first, second, measured = found
+    assert first.calls == second.calls
+    assert first.bandwidths["nvme"] == second.bandwidths["nvme"] == (4e8, 8e8)
+    assert first.step_seconds == second.step_seconds != measured.step_seconds
+    assert 0 < first.moved_bytes < first.saved_bytes
 
 
 def test_a_drive_that_slows_down_and_recovers(

@@ -22,8 +22,8 @@ from fxoffload.cli.plan_tables import (
 from fxoffload.cli.planned_hardware import choose_hardware, find_device, measure_hardware
 from fxoffload.config import OffloadConfig
 from fxoffload.errors import BudgetError, ConfigError
+from fxoffload.hardware import Hardware
 from fxoffload.inspection.explain import explain
-from fxoffload.inspection.hardware import Hardware
 from fxoffload.inspection.what_if import largest_batch, simulate
 
 SHARES = (1.0, 0.7, 0.5, 0.35)

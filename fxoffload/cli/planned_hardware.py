@@ -10,6 +10,7 @@ import torch
 
 from fxoffload import runtime
 from fxoffload.config import OffloadConfig
+from fxoffload.hardware import Hardware
 from fxoffload.inspection.catalogue import (
     DRIVE_FIELDS,
     LATENCY_SECONDS,
@@ -17,7 +18,6 @@ from fxoffload.inspection.catalogue import (
     find_hardware,
     read_hardware,
 )
-from fxoffload.inspection.hardware import Hardware
 from fxoffload.sizes import parse_bytes
 
 

@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from fxoffload.config import OffloadConfig
-from fxoffload.cost import CostModel
-from fxoffload.inspection.hardware import Hardware
+from fxoffload.cost import CostModel, make_cost_model
+from fxoffload.hardware import Hardware
 from fxoffload.inspection.tracing import partition_without_memory
 from fxoffload.passes.lifetimes import find_saved_values
 from fxoffload.passes.partition_choice import CUTS
@@ -40,7 +40,7 @@ def find_bounds(
     """
     chosen = {"directory": ".", **(options or {}), "memory_budget": memory_budget}
     config = OffloadConfig.from_options(chosen)
-    cost = hardware.make_cost_model(with_host_tier=config.host_bytes is not None)
+    cost = make_cost_model(hardware, with_host_tier=config.host_bytes is not None)
     return tuple(
         find_bound(
             steps,

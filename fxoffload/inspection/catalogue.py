@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from fxoffload.errors import ConfigError
+from fxoffload.hardware import Hardware
 from fxoffload.hints import find_hint
-from fxoffload.inspection.hardware import Hardware
 from fxoffload.sizes import parse_byte_rate, parse_flop_rate
 
 FIELDS = tuple(field.name for field in dataclasses.fields(Hardware))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from fxoffload.inspection.hardware import Hardware
+from fxoffload.hardware import Hardware
 from fxoffload.inspection.tables import format_table
 from fxoffload.planner.plan import Plan
 

@@ -19,10 +19,11 @@ from torch import nn
 
 from fxoffload import torch_internals
 from fxoffload.config import OffloadConfig
+from fxoffload.cost import make_cost_model
 from fxoffload.errors import BudgetError, ConfigError
 from fxoffload.graph import TrainingGraph
+from fxoffload.hardware import Hardware
 from fxoffload.inspection.forecast import BatchForecast, Forecast, LargestBatch
-from fxoffload.inspection.hardware import Hardware
 from fxoffload.inspection.tracing import partition_without_memory
 from fxoffload.passes import Transformed
 from fxoffload.planner.plan import Plan
@@ -48,7 +49,7 @@ def simulate(
     # Without a directory, OffloadConfig would search the disks of this machine for one.
     chosen = {"directory": ".", **(options or {}), "memory_budget": memory_budget}
     config = OffloadConfig.from_options(chosen)
-    cost = hardware.make_cost_model(with_host_tier=config.host_bytes is not None)
+    cost = make_cost_model(hardware, with_host_tier=config.host_bytes is not None)
     plans: list[Plan] = []
 
     def record(graph: TrainingGraph, found: Transformed) -> None:

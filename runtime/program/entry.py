@@ -20,9 +20,9 @@ class Entry:
     name: of the value in the graph; the ticket has that of the call that saved it first. half: the
     forward that saves it, None where it belongs to no call.
     reading: whether a prefetch has been started for the wait to come. handed: the memory of what
-    the latest wait of a measured step returned. passed: what the wait of another call that has the same ticket
-    returned, for the wait to come. held: whether the caller still had the memory at the first wait;
-    None where that cannot be told.
+    the latest wait of a measured step returned. passed: what the wait of another call that has the
+    same ticket returned, for the wait to come. held: whether the caller still had the memory at the
+    first wait; None where that cannot be told.
     """
 
     name: str

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from fxoffload.cost import CostModel, DeviceSpeed
 from fxoffload.errors import ConfigError
-from fxoffload.planner.link import Link
 from fxoffload.sizes import parse_byte_rate, parse_bytes, parse_flop_rate
 
 
 @dataclass(frozen=True, kw_only=True)
 class Hardware:
-    """The hardware of a forecast: numbers in the units of the field names, or text ("6.5GB/s").
+    """Hardware to plan for: numbers in the units of the field names, or text ("6.5GB/s").
 
     Give sustained speeds, not those of a data sheet.
 
@@ -56,14 +54,3 @@ class Hardware:
     def device_bytes(self) -> int:
         """`memory_bytes` as an int."""
         return int(self.memory_bytes)
-
-    def make_cost_model(self, *, with_host_tier: bool = False) -> CostModel:
-        """The CostModel of this hardware, for the planner."""
-        link = float(self.host_link_bytes_per_second)
-        latency = self.transfer_latency_seconds
-        write, read = self.drive_write_bytes_per_second, self.drive_read_bytes_per_second
-        links = {"nvme": Link(min(float(write), link), min(float(read), link), latency)}
-        if with_host_tier:
-            links["host"] = Link(link, link, latency)
-        speed = DeviceSpeed(float(self.flops_per_second), float(self.memory_bytes_per_second))
-        return CostModel(links=links, speed=speed)
