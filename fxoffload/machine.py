@@ -87,10 +87,14 @@ def find_room(config: OffloadConfig, device: torch.device) -> int | None:
 
     Also None where the device does not tell what is on it.
     """
-    limit, held_bytes = find_device_limit(config, device), runtime.count_live_bytes(device)
-    if limit is None or held_bytes is None:
-        return None
-    return max(0, limit - held_bytes - runtime.count_foreign_bytes(device))
+    limit, held_bytes = find_device_limit(config, device), count_held_bytes(device)
+    return None if limit is None or held_bytes is None else max(0, limit - held_bytes)
+
+
+def count_held_bytes(device: torch.device) -> int | None:
+    """What this process and others have on `device` now; None where it does not tell."""
+    live_bytes = runtime.count_live_bytes(device)
+    return None if live_bytes is None else live_bytes + runtime.count_foreign_bytes(device)
 
 
 def find_links(config: OffloadConfig, device: torch.device) -> dict[str, Link]:

@@ -145,13 +145,13 @@ def make_graph_schedule(
         return found
 
 
-def predict_step(graphs: Sequence[ScheduledGraph]) -> ScheduledStep:
+def predict_step(graphs: Sequence[ScheduledGraph], base_bytes: int | None) -> ScheduledStep:
     """A step in which each graph runs once, scheduled by the seconds of the cost model.
 
-    Raises as schedule_program.
+    base_bytes: what is on the device before it; see StepMeasurement. Raises as schedule_program.
     """
     program = _run_once(len(graphs))
-    unmeasured = StepMeasurement([HalfMeasurement({})] * len(program))
+    unmeasured = StepMeasurement([HalfMeasurement({})] * len(program), base_bytes=base_bytes)
     named = {str(index): graph for index, graph in enumerate(graphs)}
     schedule = make_graph_schedule(named, program, unmeasured)
     return ScheduledStep(ProgramRecord(schedule, 0, unmeasured), named)

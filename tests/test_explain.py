@@ -7,12 +7,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from gated_blocks import Block
 from torch import Tensor, nn
 from zoo import CASES
 
 import fxoffload
+from fxoffload.machine import count_held_bytes
 from fxoffload.ops import OFFLOAD, OPS, PREFETCH, RELEASE, WAIT
 from fxoffload.passes.refusals import STATIC_INPUT
+
+MIB = 2**20
 
 
 def explain(case: str, directory: Path, **options: object) -> fxoffload.Explanation:
@@ -170,3 +174,25 @@ def test_the_bound_stands_beside_the_schedule(spill_directory: Path) -> None:
     assert limited.bound.budget_bytes == budget_bytes
     assert limited.bound.step_seconds is not None
     assert limited.bound.step_seconds <= limited.schedule.step_seconds
+
+
+def test_a_limit_of_the_device_counts_what_is_on_it(spill_directory: Path) -> None:
+    model, x = nn.Sequential(*(Block(512) for _ in range(6))), torch.ones(2048, 512)
+
+    def plan(limit: int) -> fxoffload.Explanation:
+        torch._dynamo.reset()
+        options = {"directory": spill_directory, "compiler": "eager", "device_memory": limit}
+        return fxoffload.explain(model, x, options=options)
+
+    held_bytes = count_held_bytes(x.device)
+    assert held_bytes is not None
+    limit = held_bytes + 90 * MIB  # With nothing moved the step takes 110.
+    step = plan(limit).step
+    assert step is not None
+    schedule = step.record.schedule
+    assert schedule.moved_bytes > 0
+    assert schedule.budget_bytes is not None
+    assert 50 * MIB < schedule.budget_bytes < 90 * MIB
+    assert schedule.peak_bytes <= schedule.budget_bytes < schedule.unmoved_peak_bytes
+    with pytest.raises(fxoffload.BudgetError, match="in use before a step begins"):
+        plan(held_bytes)

@@ -18,7 +18,7 @@ from fxoffload.graph import TrainingGraph
 from fxoffload.inspection.report import Report, make_report
 from fxoffload.inspection.tables import format_table
 from fxoffload.inspection.tracing import partition_graphs
-from fxoffload.machine import find_device, find_links
+from fxoffload.machine import count_held_bytes, find_device, find_device_limit, find_links
 from fxoffload.ops import OPS, OpEvent
 from fxoffload.passes import Transformed, find_ops
 from fxoffload.passes.refusals import CONSTANT, STATIC_INPUT
@@ -187,8 +187,9 @@ def explain(
     """Explain what `backend="fxoffload"` with `options` does to `model(*args, **kwargs)`.
 
     Traces and plans as compilation does, and generates no code. The forward runs once, in eager
-    mode, so that the graphs after a graph break are traced, too; no backward runs.
-    Raises ConfigError for an option that cannot work.
+    mode, so that the graphs after a graph break are traced, too; no backward runs. A limit of the
+    device's memory counts what is there now: gradients and states of an optimizer may come later.
+    Raises ConfigError for an option that cannot work, BudgetError where no plan fits.
     """
     config = OffloadConfig.from_options(options)
     if config.needs_disk:
@@ -196,6 +197,7 @@ def explain(
             check_directory(directory)
     found: list[GraphExplanation] = []
     scheduled: list[ScheduledGraph] = []
+    bases: list[int | None] = []
 
     def make_partitioner() -> OffloadPartitioner:
         before: list[TrainingGraph] = []
@@ -210,10 +212,11 @@ def explain(
             halves = original.forward, original.backward, graph.forward, graph.backward
             index = None
             if known.model is not None:
-                index = len(scheduled)
+                index, device = len(scheduled), find_device(graph)[0]
                 with outside_of_tracing():
-                    links = find_links(config, find_device(graph)[0])
-                scheduled.append(ScheduledGraph(known.model, config, links))
+                    links, limit = find_links(config, device), find_device_limit(config, device)
+                    bases.append(count_held_bytes(device))
+                scheduled.append(ScheduledGraph(known.model, config, links, limit))
             found.append(GraphExplanation(*halves, known.plan, index))
 
         # The store's key is "": nothing will move, so no store is opened and no room reserved.
@@ -221,7 +224,7 @@ def explain(
 
     num_compiled = partition_graphs(model, args, kwargs, config, make_partitioner)
     ioengine = str(runtime.choose_engine(config)) if config.enabled else ""
-    step = predict_step(scheduled) if scheduled else None
+    step = predict_step(scheduled, bases[0]) if scheduled else None
     bound = None if step is None else predict_bound(scheduled, step.record.schedule)
     return Explanation(tuple(found), num_compiled, ioengine, step, bound)
 
