@@ -49,6 +49,17 @@ def test_deleting_the_file_measures_again() -> None:
     assert recall_pair("a", probe) == (2e9, 4e9)
 
 
+def test_old_numbers_are_measured_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    probe, now = Probe(), time.time()
+    recall_pair("a", probe)
+    monkeypatch.setattr(time, "time", lambda: now + probe_cache.MAX_AGE_SECONDS - 60)
+    recall_pair("b", probe)
+    assert recall_pair("a", probe) == (1e9, 2e9)
+    monkeypatch.setattr(time, "time", lambda: now + probe_cache.MAX_AGE_SECONDS + 60)
+    assert recall_pair("a", probe) == (3e9, 6e9)
+    assert recall_pair("b", probe) == (2e9, 4e9)
+
+
 def test_the_default_is_in_the_home_directory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -66,11 +77,11 @@ def test_the_default_is_in_the_home_directory(
         "\xff",
         '{"a": [1e9, 2e',
         '{"a": 5}',
-        '{"a": [1e9]}',
-        '{"a": [1e9, -1]}',
-        '{"a": [NaN, 1e9]}',
-        '{"a": [1e9, Infinity]}',
-        '{"a": ["1e9", "1e9"]}',
+        '{"a": [1e9, 1e9]}',
+        '{"a": [1e9, -1, 1e12]}',
+        '{"a": [NaN, 1e9, 1e12]}',
+        '{"a": [1e9, Infinity, 1e12]}',
+        '{"a": ["1e9", "1e9", 1e12]}',
     ],
 )
 def test_a_corrupt_file_is_written_anew(text: str) -> None:
@@ -84,7 +95,7 @@ def test_a_corrupt_file_is_written_anew(text: str) -> None:
 
 def test_a_corrupt_entry_leaves_the_others() -> None:
     cache_path().parent.mkdir(parents=True)
-    cache_path().write_text('{"a": [3.0, 4.0], "b": null}')
+    cache_path().write_text(f'{{"a": [3.0, 4.0, {time.time()}], "b": null}}')
     probe = Probe()
     assert recall_pair("b", probe) == (1e9, 2e9)
     assert recall_pair("a", probe) == (3.0, 4.0)

@@ -13,6 +13,7 @@ import torch
 from gated_blocks import Block, compile_blocks
 from programs import make_model, make_program
 from torch import Tensor
+from torch._dynamo.utils import counters
 from torch.utils.checkpoint import checkpoint
 
 import fxoffload
@@ -409,15 +410,21 @@ def test_loops_fused_across_a_release_leave_what_is_kept(
     for _ in range(3):
         assert_equal(run_step(blocks), expected)
     (schedule,) = fxoffload.schedules()
-    # From the caches of torch, whose graphs were partitioned before.
+    # From the caches of torch, whose graphs were partitioned before: also on another machine.
     torch._dynamo.reset()
     kernels._programs.clear()
+    counters.clear()
+    monkeypatch.setattr(machine, "measure_links", lambda _: {"nvme": Link(1e6, 1e6, 1.0)})
+    monkeypatch.setattr(runtime, "recall_speed", lambda *_: runtime.Speed(1e6, 1e6))
+    monkeypatch.setattr(runtime, "recall_contention", lambda _: runtime.Contention(1e-3, 1e-3))
     blocks = make_blocks(spill_directory, memory_budget=budget, compiler="inductor")
     for _ in range(3):
         assert_equal(run_step(blocks), expected)
     (again,) = fxoffload.schedules()
     assert again.program == schedule.program
     assert again.saved_bytes == schedule.saved_bytes
+    found = counters["aot_autograd"]
+    assert (found["autograd_cache_hit"], found["autograd_cache_miss"]) == (2, 0)
 
 
 @pytest.mark.slow

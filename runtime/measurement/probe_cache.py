@@ -1,7 +1,8 @@
 """Keep measured speeds on disk, so that every process on a machine plans with the same numbers.
 
 The file is `$XDG_CACHE_HOME/fxoffload/speeds.json` (`~/.cache/...` without the variable); delete it
-to measure again. If the file cannot be read or written, each process measures for itself.
+to measure again. Entries older than MAX_AGE_SECONDS are measured again: drives fill up, and kernels
+and drivers change. If the file cannot be read or written, each process measures for itself.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ log = logging.getLogger(__name__)
 
 LOCK_SECONDS = 120.0  # Longer than all probes of a machine together.
 POLL_SECONDS = 0.02
+MAX_AGE_SECONDS = 7 * 86400.0
 
 # Numbers that this process measured and could not write to disk: all its graphs plan by them.
 _own: dict[tuple[Path, str], tuple[float, float]] = {}
@@ -31,7 +33,7 @@ def cache_path() -> Path:
 
 
 def recall_pair(key: str, measure: Callable[[], tuple[float, float]]) -> tuple[float, float]:
-    """The two numbers kept under `key`; if there are none, call `measure` and keep its result.
+    """The two numbers kept under `key`; if there are none, or old ones, `measure()`, which is kept.
 
     If several processes call this at once, one measures and the others wait for it, for at most
     LOCK_SECONDS: simultaneous measurements would disturb each other.
@@ -44,9 +46,11 @@ def recall_pair(key: str, measure: Callable[[], tuple[float, float]]) -> tuple[f
         return _recall_own(path, key, measure)
     try:
         known = _read(fd)
-        found = known.get(key)
-        if found is None:
-            found = known[key] = _recall_own(path, key, measure)
+        if key in known:
+            found = known[key][0], known[key][1]
+        else:
+            found = _recall_own(path, key, measure)
+            known[key] = *found, time.time()
             try:
                 _write(fd, known)
             except OSError as error:
@@ -89,25 +93,33 @@ def _open_locked(path: Path) -> int:
         raise
 
 
-def _read(fd: int) -> dict[str, tuple[float, float]]:
-    """The well-formed entries of the file; a process may have been killed while it wrote."""
+def _read(fd: int) -> dict[str, tuple[float, float, float]]:
+    """The well-formed entries of the file that are not too old: two numbers and when, by time.time.
+
+    A process may have been killed while it wrote.
+    """
     try:
         data: Any = json.loads(os.pread(fd, os.fstat(fd).st_size, 0))
     except (OSError, ValueError):
         return {}
     if not isinstance(data, dict):
         return {}
-    return {key: (pair[0], pair[1]) for key, pair in data.items() if _is_pair(pair)}
+    oldest = time.time() - MAX_AGE_SECONDS
+    return {
+        key: (entry[0], entry[1], entry[2])
+        for key, entry in data.items()
+        if _is_entry(entry) and entry[2] > oldest
+    }
 
 
-def _write(fd: int, known: dict[str, tuple[float, float]]) -> None:
+def _write(fd: int, known: dict[str, tuple[float, float, float]]) -> None:
     os.ftruncate(fd, 0)
     os.pwrite(fd, json.dumps(known, indent=1, sort_keys=True).encode(), 0)
 
 
-def _is_pair(value: Any) -> bool:
+def _is_entry(value: Any) -> bool:
     return (
         isinstance(value, list)
-        and len(value) == 2
+        and len(value) == 3
         and all(isinstance(item, int | float) and 0 < item < float("inf") for item in value)
     )
