@@ -3,23 +3,35 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
 
 import torch
 from torch import fx
 
 from fxoffload import runtime, torch_internals
 from fxoffload.config import OffloadConfig
+from fxoffload.cuts import RecutGraph
 from fxoffload.errors import OffloadError
 from fxoffload.machine import find_device_limit, find_links
 from fxoffload.passes import Transformed
-from fxoffload.plan_cache import hash_graph, keep_plan, recall_plan
+from fxoffload.plan_cache import hash_graph, keep_cut, keep_plan, recall_cut, recall_plan
 from fxoffload.planned_sizes import SizedGraph, find_planned_sizes, warn_of_uncounted
-from fxoffload.planning import build_partitioner, find_identity, reserve
+from fxoffload.planner.graph_model import GraphModel
+from fxoffload.planner.plan import Cut
+from fxoffload.planning import (
+    build_partitioner,
+    build_tracer,
+    find_identity,
+    may_recut,
+    reserve,
+)
 from fxoffload.schedule import Schedule
-from fxoffload.step_schedules import ScheduledGraph, follow_schedules
+from fxoffload.step_schedules import ScheduledGraph, follow_schedules, review_cuts
+from fxoffload.torch_internals import DynamoGraph
 
 log = logging.getLogger(__name__)
 
@@ -122,27 +134,66 @@ def schedules() -> tuple[Schedule, ...]:
 def compile_graph(
     gm: fx.GraphModule, example_inputs: Sequence[Any], config: OffloadConfig
 ) -> Callable[..., Any]:
-    """Compile `gm` with the compiler that `config` names, with ops for the values it saves."""
+    """Compile `gm` with the compiler that `config` names, with ops for the values it saves.
+
+    Its cut is the best one for the graph by itself, until steps have shown the program it belongs
+    to (see cuts.py), or what an earlier process found out so.
+    """
     store = open_store(config)
-    key = hash_graph(gm, example_inputs, find_identity(config))
+    name = hash_graph(gm, example_inputs, find_identity(config))
+    cut = recall_cut(_find_path(name, "cut")) if config.compiler == "inductor" else "best"
+    graph = None
+    if cut == "best" and may_recut(config):
+        graph = torch_internals.keep_dynamo_graph(gm)
+    if graph is None:
+        return _compile_cut(gm, example_inputs, config, store, cut)[0]
+
+    def compile_again(inputs: Sequence[Any], cut: Cut) -> Callable[..., Any]:
+        with graph.compiling(inputs) as gm:
+            compiled, _ = _compile_cut(gm, inputs, config, store, cut)
+        if config.compiler == "inductor":
+            keep_cut(_find_path(name, "cut"), cut)
+        return compiled
+
+    recut = RecutGraph(review_cuts, partial(_trace_cuts, graph, config), compile_again)
+    recut.compiled, follows = _compile_cut(gm, example_inputs, config, store, cut, recut)
+    return recut if follows else recut.compiled
+
+
+def _compile_cut(
+    gm: fx.GraphModule,
+    inputs: Sequence[Any],
+    config: OffloadConfig,
+    store: str,
+    cut: Cut | Literal["best"],
+    recut: RecutGraph | None = None,
+) -> tuple[Callable[..., Any], bool]:
+    """`gm` at a cut, and whether it follows schedules; recut: what may compile it anew."""
+    key = hash_graph(gm, inputs, find_identity(config, cut))
     # Before the compiler, which may replace symbols by numbers.
-    sizes = find_planned_sizes(example_inputs)
-    compiled, found = _compile(gm, example_inputs, config, store, key)
+    sizes = find_planned_sizes(inputs)
+    compiled, found = _compile(gm, inputs, config, store, key, cut)
     model = None if found is None else found.model
     _compiled.append(model is not None)
     if model is not None:
-        device = next(x.device for x in example_inputs if isinstance(x, torch.Tensor))
+        device = next(x.device for x in inputs if isinstance(x, torch.Tensor))
         with torch_internals.outside_of_tracing():
             links, limit = find_links(config, device), find_device_limit(config, device)
-        follow_schedules(key, ScheduledGraph(model, config, links, limit))
-    if found is None or config.budget_bytes is None:
-        return compiled
-    warn_of_uncounted(found.plan)
-    return SizedGraph(compiled, sizes, found.plan, config.budget_bytes) if sizes else compiled
+        follow_schedules(key, ScheduledGraph(model, config, links, limit, recut))
+    if found is not None and config.budget_bytes is not None:
+        warn_of_uncounted(found.plan)
+        if sizes:
+            compiled = SizedGraph(compiled, sizes, found.plan, config.budget_bytes)
+    return compiled, model is not None
 
 
 def _compile(
-    gm: fx.GraphModule, inputs: Sequence[Any], config: OffloadConfig, store: str, key: str
+    gm: fx.GraphModule,
+    inputs: Sequence[Any],
+    config: OffloadConfig,
+    store: str,
+    key: str,
+    cut: Cut | Literal["best"],
 ) -> tuple[Callable[..., Any], Transformed | None]:
     """The compiled graph, and what is known of it; None where nothing is saved or planned.
 
@@ -150,12 +201,12 @@ def _compile(
     """
     found: list[Transformed] = []
     partitioner = build_partitioner(
-        config, store, key=key, on_transformed=lambda graph, it: found.append(it)
+        config, store, key=key, cut=cut, on_transformed=lambda graph, it: found.append(it)
     )
     if config.compiler == "eager":
         compiled = torch_internals.compile_with_aot(gm, inputs, partitioner)
         return compiled, found[0] if found else None
-    path = torch_internals.find_cache_folder() / "fxoffload" / f"{key}.json"
+    path = _find_path(key, "json")
     compiled = torch_internals.compile_with_inductor(
         gm, inputs, partitioner, config.inductor_options
     )
@@ -168,6 +219,23 @@ def _compile(
         log.info("compiled before, from torch's cache: %s", recalled.plan)
         reserve(store, recalled.plan)
     return compiled, recalled
+
+
+def _trace_cuts(graph: DynamoGraph, config: OffloadConfig) -> Mapping[Cut, GraphModel]:
+    """The models of a graph at the cuts that it may have; no code is generated."""
+    found: list[Mapping[Cut, GraphModel]] = []
+    tracer = build_tracer(config, found.append)
+    with graph.compiling(graph.fakes) as gm:
+        if config.compiler == "eager":
+            torch_internals.compile_with_aot(gm, graph.fakes, tracer)
+        else:
+            torch_internals.trace_with_inductor(gm, graph.fakes, tracer, config.inductor_options)
+    return found[0]
+
+
+def _find_path(name: str, kind: str) -> Path:
+    """Where what is known of a graph is kept, beside torch's compiled graphs."""
+    return torch_internals.find_cache_folder() / "fxoffload" / f"{name}.{kind}"
 
 
 def open_store(config: OffloadConfig) -> str:

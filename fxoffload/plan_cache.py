@@ -14,14 +14,15 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import fx
 
+from fxoffload import passes
 from fxoffload.passes import Transformed
 from fxoffload.planner.graph_model import GraphModel, HalfModel
-from fxoffload.planner.plan import Decision, Keep, Offload, Origin, Plan, SavedValue
+from fxoffload.planner.plan import Cut, Decision, Keep, Offload, Origin, Plan, SavedValue
 from fxoffload.torch_internals import describe_marks, describe_tracing
 
 log = logging.getLogger(__name__)
@@ -55,12 +56,36 @@ def _describe_input(item: Any) -> str:
 
 def keep_plan(path: Path, known: Transformed) -> None:
     """Write `known` atomically to `path`, and make its folder; a failure is only logged."""
+    _write(path, encode_plan(known))
+
+
+def keep_cut(path: Path, cut: Cut) -> None:
+    """Write a cut that steps have shown to be the best; as keep_plan."""
+    _write(path, json.dumps(cut))
+
+
+def recall_cut(path: Path) -> Cut | Literal["best"]:
+    """What keep_cut wrote to `path`; "best" if there is nothing, or it cannot be read."""
+    try:
+        found: Any = json.loads(path.read_text())
+    except FileNotFoundError:
+        return "best"
+    except (OSError, ValueError) as error:
+        log.info("%s holds no cut: %s", path, error)
+        return "best"
+    for cut in passes.LEGAL_CUTS:
+        if cut == found:
+            return cut
+    return "best"
+
+
+def _write(path: Path, text: str) -> None:
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         # The temporary folder is removed even if the write fails.
         with tempfile.TemporaryDirectory(dir=path.parent) as folder:
             with tempfile.NamedTemporaryFile(dir=folder, delete=False) as file:
-                file.write(encode_plan(known).encode())
+                file.write(text.encode())
             os.replace(file.name, path)
     except OSError as error:
         log.info("%s cannot be written, a later process will not know it: %s", path, error)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
+from typing import Literal
 
 from torch import fx
 
@@ -25,6 +26,7 @@ from fxoffload.machine import (
     measure_cost,
 )
 from fxoffload.passes import PassOptions, Transformed
+from fxoffload.planner.graph_model import GraphModel
 from fxoffload.planner.plan import Cut, Plan
 from fxoffload.torch_internals import Graphs, OffloadPartitioner, PartitionFunction
 
@@ -38,6 +40,7 @@ def build_partitioner(
     store: str,
     *,
     key: str = "",
+    cut: Cut | Literal["best"] = "best",
     cost: CostModel | None = None,
     on_partitioned: Callable[[TrainingGraph], None] | None = None,
     on_transformed: TransformCallback | None = None,
@@ -46,8 +49,9 @@ def build_partitioner(
 
     store: key of the store that must hold what moves; "" where nothing will run. key: under what
     the runtime knows the graph, and a cache of compiled graphs its code; it must follow from the
-    graph and `config`. cost: of other hardware than this machine. on_partitioned sees the chosen
-    partition before it is rewritten, on_transformed the result.
+    graph, `config` and `cut`. cut: that of the graph; the best one has the best plan of the graph
+    by itself. cost: of other hardware than this machine. on_partitioned sees the chosen partition
+    before it is rewritten, on_transformed the result.
     """
     ranks = cost is None and is_distributed()
 
@@ -56,7 +60,7 @@ def build_partitioner(
     ) -> Graphs:
         orders: dict[fx.GraphModule, passes.Order] = {}
         build = make_builder(partition, num_outputs, static_inputs, orders)
-        graph = build(None)
+        graph = build(None if cut == "best" else cut)
         if config.enabled:
             known = cost or measure_cost(config, graph)
             agreed = not ranks or config.stated_hardware is not None
@@ -65,7 +69,10 @@ def build_partitioner(
             # Ranks hold different amounts of memory, but must choose the same cut.
             limits = cost is None and not ranks and config.memory_budget is None
             room_bytes = find_room(config, find_device(graph)[0]) if limits else None
-            found, options = _transform(graph, options, room_bytes, build, on_partitioned)
+            others = build if cut == "best" else None
+            found, options = _transform(graph, options, room_bytes, others, on_partitioned)
+            if cut != "best":
+                found = replace(found, plan=replace(found.plan, cut=cut))
             if found.model is None:
                 plan = _restore_order(graph, found.plan, orders[graph.forward], options)
                 found = Transformed(plan, None)
@@ -79,14 +86,52 @@ def build_partitioner(
     return OffloadPartitioner(choose, f"fxoffload {key}")
 
 
-def find_identity(config: OffloadConfig) -> str:
+def build_tracer(
+    config: OffloadConfig, on_traced: Callable[[Mapping[Cut, GraphModel]], None]
+) -> OffloadPartitioner:
+    """A partitioner that changes nothing, and passes on the models of a graph at all of its cuts.
+
+    Those are the program's own, and the ones that choose_partition tries; without the cuts at which
+    nothing may move, or at which what must move is not saved.
+    """
+
+    def choose(
+        partition: PartitionFunction, num_outputs: int, static_inputs: tuple[int, ...]
+    ) -> Graphs:
+        build = make_builder(partition, num_outputs, static_inputs, {})
+        own = build(None)
+        options = replace(build_options(config, measure_cost(config, own)), budget_bytes=2**62)
+        found: dict[Cut, GraphModel] = {}
+        for cut in passes.list_cuts(own):
+            graph = build(cut)
+            if passes.saves_forced(graph, own):
+                model = passes.transform_graph(graph, options).model
+                if model is not None:
+                    found[cut] = model
+        on_traced(found)
+        return own.forward, own.backward
+
+    return OffloadPartitioner(choose, "fxoffload traces cuts")
+
+
+def find_identity(config: OffloadConfig, cut: Cut | Literal["best"] = "best") -> str:
     """What the code of a compiled graph depends on beside the graph. Nothing of it is measured.
 
     Speeds decide which values move, and when; that needs no other code. They also decide the cut of
     a graph that is compiled for the first time: who finds its code takes over its cut.
     """
     ranks = " the same cut on all ranks" if is_distributed() else ""
-    return f"{hash_sources()} {config.key}{ranks}"
+    return f"{hash_sources()} {config.key} {cut}{ranks}"
+
+
+def may_recut(config: OffloadConfig) -> bool:
+    """Whether a graph may be compiled anew at another cut, once its steps have shown that it pays.
+
+    Without a budget, and under "min", transfers that cost time are not made, or are asked for. The
+    ranks of one job must choose the same cuts, and their measurements differ.
+    """
+    limited = config.budget_bytes is not None or config.device_memory is not None
+    return config.enabled and limited and not is_distributed()
 
 
 def build_options(
@@ -124,7 +169,7 @@ def _transform(
     graph: TrainingGraph,
     options: PassOptions,
     room_bytes: int | None,
-    build: Callable[[Cut], TrainingGraph],
+    build: Callable[[Cut], TrainingGraph] | None,
     before_rewrite: Callable[[TrainingGraph], None] | None,
 ) -> tuple[Transformed, PassOptions]:
     """As passes.transform_graph, and the options by which it was done.

@@ -28,12 +28,20 @@ from fxoffload.passes.hoisting import (
 from fxoffload.passes.insertion import insert_transfers
 from fxoffload.passes.lifetimes import find_saved_values
 from fxoffload.passes.op_positions import find_ops
-from fxoffload.passes.partition_choice import PassOptions, choose_partition, make_plan
+from fxoffload.passes.partition_choice import (
+    LEGAL_CUTS,
+    PassOptions,
+    choose_partition,
+    list_cuts,
+    make_plan,
+    saves_forced,
+)
 from fxoffload.passes.pipeline import Transformed, run_passes, transform_graph
 from fxoffload.passes.step_model import build_step
 from fxoffload.passes.verification import verify_transfers
 
 __all__ = [
+    "LEGAL_CUTS",
     "Order",
     "PassOptions",
     "Transformed",
@@ -45,9 +53,11 @@ __all__ = [
     "hoist_reductions",
     "hoist_saved",
     "insert_transfers",
+    "list_cuts",
     "make_plan",
     "restore_order",
     "run_passes",
+    "saves_forced",
     "transform_graph",
     "verify_transfers",
 ]

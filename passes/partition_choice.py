@@ -34,6 +34,7 @@ from fxoffload.torch_internals.tensor_sizes import count_bytes
 # (after one if no transfer time is exposed).
 CUTS: tuple[Cut, ...] = ("loops", 0.8, 0.6, 0.4, 0.2, 0.0)
 ALL_SAVED = 1.0
+LEGAL_CUTS: tuple[Cut, ...] = (None, ALL_SAVED, *CUTS)
 PATIENCE = 2
 
 
@@ -117,11 +118,7 @@ class _OwnPartition:
 
     def may_become(self, graph: TrainingGraph) -> bool:
         """Whether `graph` saves all that the program says must move, and does not do without it."""
-        return not self._forced or self._forced <= _find_forced(graph)
-
-    @cached_property
-    def _forced(self) -> frozenset[str]:
-        return _find_forced(self.graph)
+        return saves_forced(graph, self.graph)
 
     @cached_property
     def _unmoved_bytes(self) -> tuple[int, int]:
@@ -181,6 +178,18 @@ class _Tried:
     def _find_cost(self, plan: Plan) -> tuple[float, ...]:
         cost = plan.step_seconds, plan.offloaded_bytes
         return (plan.peak_bytes, *cost) if self._options.budget_bytes == "min" else cost
+
+
+def list_cuts(graph: TrainingGraph) -> tuple[Cut, ...]:
+    """The cuts that choose_partition may try for `graph`, the program's own partition."""
+    lifted = (ALL_SAVED,) if is_checkpointed(graph.forward.graph) else ()
+    return (None, *lifted, *CUTS)
+
+
+def saves_forced(graph: TrainingGraph, own: TrainingGraph) -> bool:
+    """Whether `graph` saves all that the program says must move, as its `own` partition does."""
+    forced = _find_forced(own)
+    return not forced or forced <= _find_forced(graph)
 
 
 def _find_forced(graph: TrainingGraph) -> frozenset[str]:

@@ -11,7 +11,12 @@ A folder imports only from those below it, and no module imports anything of fxo
 endurance, errors, ops and sizes: the runtime knows no graph.
 """
 
-from fxoffload.runtime.kernels import find_programs, forget_programs, schedule_graph
+from fxoffload.runtime.kernels import (
+    find_next_schedule,
+    find_programs,
+    forget_programs,
+    schedule_graph,
+)
 from fxoffload.runtime.measurement.bandwidth import Bandwidth
 from fxoffload.runtime.measurement.choice import EngineChoice, choose_engine, probe_memory
 from fxoffload.runtime.measurement.contention import Contention, recall_contention
@@ -51,6 +56,7 @@ __all__ = [
     "describe_device",
     "drive_lifetimes",
     "find_device_bytes",
+    "find_next_schedule",
     "find_programs",
     "find_store",
     "forget_programs",

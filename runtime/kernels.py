@@ -27,7 +27,7 @@ from fxoffload.runtime.program.calls import Call
 from fxoffload.runtime.program.entry import Entry
 from fxoffload.runtime.program.half_run import HalfRun
 from fxoffload.runtime.stores import find_store
-from fxoffload.schedule import ProgramRecord
+from fxoffload.schedule import ProgramRecord, Schedule
 
 _arrays: dict[int, weakref.ref[Any]] = {}  # The memory of ticket tensors, by their ids.
 _entries: dict[int, tuple[Entry, Call | None]] = {}
@@ -47,6 +47,14 @@ def schedule_graph(graph: str, make_schedule: MakeSchedule, *, is_limited: bool)
 def forget_programs(graph: str) -> None:
     """Forget what was learned of the programs that `graph` belongs to."""
     _programs.forget(graph)
+
+
+def find_next_schedule() -> Schedule | None:
+    """What the next step of this thread is expected to follow, once its program is known.
+
+    None while a step runs, and where several threads run steps.
+    """
+    return _programs.find_next_schedule()
 
 
 def find_programs() -> list[ProgramRecord]:

@@ -378,3 +378,17 @@ def test_records_have_the_latest_step_that_did_what_the_schedule_says(book: Prog
     run_step(book, "b")
     run_step(book, "b")
     assert [each.schedule.program[0].graph for each in book.records] == ["b", "a"]
+
+
+def test_the_schedule_of_the_next_step(book: ProgramBook) -> None:
+    """It is asked for before a step, to act on it."""
+    for _ in range(2):
+        run_step(book, "a")
+        assert book.next_schedule is None, "compilers ran in the first step"
+    step = book.begin_step()
+    assert book.next_schedule is book.schedules[0], "what it follows is known, and it has no call"
+    step.add_call("a", CPU, is_limited=True)
+    step.note_birth()
+    assert book.next_schedule is None, "the step runs"
+    step.note_death()
+    assert book.next_schedule is book.schedules[0]

@@ -45,3 +45,12 @@ def test_a_graph_without_ops() -> None:
     model = build_graph_model(make_step([]), (), ())
     assert model.forward.seconds == model.backward.seconds == (10.0,)
     assert model.values == ()
+
+
+def test_seconds_on_a_slower_device() -> None:
+    model = build_graph_model(STEP, FORWARD, BACKWARD)
+    slower = model.scale_seconds(3.0)
+    assert model.seconds == 20.0
+    assert slower.seconds == 60.0
+    assert slower.backward.seconds == (3.0, 3.0, 6.0, 6.0, 6.0, 6.0)
+    assert slower.scale_seconds(1 / 3) == model

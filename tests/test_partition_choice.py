@@ -17,7 +17,13 @@ from toys import NBYTES, OPTIONS, make_cost
 from fxoffload.cost import CostModel, DeviceSpeed
 from fxoffload.graph import TrainingGraph
 from fxoffload.passes import PassOptions, make_plan, transform_graph
-from fxoffload.passes.partition_choice import ALL_SAVED, CUTS, PATIENCE, choose_partition
+from fxoffload.passes.partition_choice import (
+    ALL_SAVED,
+    CUTS,
+    PATIENCE,
+    choose_partition,
+    list_cuts,
+)
 from fxoffload.planner.plan import Cut, Plan
 from fxoffload.planner.simulation import RESOLUTION
 from fxoffload.torch_internals import (
@@ -263,6 +269,11 @@ def test_checkpoints_are_lifted_only_for_what_moves_out(
     plan = plan_graph(graph, options, repartition=repartition)
     assert own.unmoved_held_bytes < make_plan(toys.make_chain(6), options).unmoved_held_bytes
     assert plan.held_bytes <= own.unmoved_held_bytes
+
+
+def test_cuts_that_may_be_tried() -> None:
+    assert list_cuts(toys.make_chain(2)) == (None, *CUTS)
+    assert list_cuts(make_checkpointed_chain(2)) == (None, ALL_SAVED, *CUTS)
 
 
 @pytest.mark.parametrize("forced", [False, True])

@@ -14,10 +14,18 @@ import torch
 from torch import Tensor, fx
 from torch._functorch import config as functorch_config
 
+from fxoffload import passes
 from fxoffload.passes import Transformed
-from fxoffload.plan_cache import encode_plan, hash_graph, keep_plan, recall_plan
+from fxoffload.plan_cache import (
+    encode_plan,
+    hash_graph,
+    keep_cut,
+    keep_plan,
+    recall_cut,
+    recall_plan,
+)
 from fxoffload.planner.graph_model import GraphModel, HalfModel
-from fxoffload.planner.plan import Keep, Offload, Origin, Plan, SavedValue
+from fxoffload.planner.plan import Cut, Keep, Offload, Origin, Plan, SavedValue
 
 ORIGIN = Origin("layers.0", "a.py:3", "mm", "2 x 4", "float32")
 VALUE = SavedValue("x", ("x",), 8, 8, born=1, last_use=1, first_use=2, freed=3)
@@ -79,6 +87,21 @@ def test_other_files_hold_no_plan(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "a.plan"
     path.write_bytes(content)
     assert recall_plan(path) is None
+
+
+@pytest.mark.parametrize("cut", passes.LEGAL_CUTS)
+def test_cuts_come_back(cut: Cut, tmp_path: Path) -> None:
+    path = tmp_path / "folder" / "a.cut"
+    assert recall_cut(path) == "best", "nothing was found out"
+    keep_cut(path, cut)
+    assert recall_cut(path) == cut
+
+
+@pytest.mark.parametrize("content", ["", "{", "0.7", "[0.8]", '"best"', '"loop"'])
+def test_other_files_hold_no_cut(content: str, tmp_path: Path) -> None:
+    path = tmp_path / "a.cut"
+    path.write_text(content)
+    assert recall_cut(path) == "best"
 
 
 def test_a_folder_that_takes_no_file_is_logged(

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 import toys
+from torch import fx
 from toys import Sketch, aten, names_of
 
 from fxoffload import passes
+from fxoffload.config import OffloadConfig
 from fxoffload.graph import TrainingGraph
+from fxoffload.hardware import Hardware
 from fxoffload.passes import PassOptions, find_order, hoist_saved, make_plan
-from fxoffload.planning import _restore_order, _transform
+from fxoffload.planner.graph_model import GraphModel
+from fxoffload.planner.plan import Cut
+from fxoffload.planning import _restore_order, _transform, build_tracer
+from fxoffload.torch_internals import compile_with_aot
 
 
 def make_late() -> TrainingGraph:
@@ -68,3 +75,30 @@ def test_a_limit_of_the_device_decides_the_cut(
     _, used = _transform(graph, options, room, lambda cut: make_late(), None)
     assert used.budget_bytes == budget
     assert asked == ([room, budget] if budget == "min" else [budget]), "planned once where it fits"
+
+
+def test_models_of_a_graph_at_its_cuts(fresh_dynamo: None) -> None:
+    hardware = Hardware(
+        flops_per_second=1e12,
+        memory_bytes_per_second=5e10,
+        memory_bytes=2**33,
+        drive_write_bytes_per_second=2e9,
+        drive_read_bytes_per_second=3e9,
+        host_link_bytes_per_second=2e10,
+    )
+    config = OffloadConfig(hardware=hardware, min_bytes=1, compiler="eager")
+    found: list[Mapping[Cut, GraphModel]] = []
+
+    def backend(gm: fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
+        return compile_with_aot(gm, inputs, build_tracer(config, found.append))
+
+    x = toys.make_input().requires_grad_()
+    (gradient,) = torch.autograd.grad(torch.compile(toys.deep, backend=backend)(x), x)
+    (expected,) = torch.autograd.grad(toys.deep(x), x)
+    assert torch.equal(gradient, expected), "the graph that runs is the program's own"
+    (models,) = found
+    saved_bytes = {cut: sum(value.nbytes for value in it.values) for cut, it in models.items()}
+    assert next(iter(models)) is None
+    assert saved_bytes[0.2] < saved_bytes[0.6] < saved_bytes[None]
+    assert models[0.2].seconds > models[None].seconds
+    assert {kind for (kind, _), _ in models[None].forward.ops} == {"offload", "release"}

@@ -40,6 +40,19 @@ class GraphModel:
     backward: HalfModel
     values: tuple[SavedValue, ...]
 
+    @property
+    def seconds(self) -> float:
+        """Of compute in both halves."""
+        return sum(self.forward.seconds) + sum(self.backward.seconds)
+
+    def scale_seconds(self, factor: float) -> GraphModel:
+        """The model on a device by `factor` slower."""
+        forward, backward = (
+            replace(half, seconds=tuple(factor * seconds for seconds in half.seconds))
+            for half in (self.forward, self.backward)
+        )
+        return replace(self, forward=forward, backward=backward)
+
 
 PlacedOps = Sequence[tuple[OpEvent, int]]
 

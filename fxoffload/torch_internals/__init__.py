@@ -8,7 +8,7 @@ function, so that a torch release breaks only this folder, and a test names the 
     compilation     Inductor and aot_eager with our partitioner
     scheduling      the order of Inductor's nodes, and which loops it fuses
     lowering        calls or loops, which results are stored, lowerings of our ops
-    dynamo          recompile limits; tracing without memory; errors
+    dynamo          graphs that are compiled again; tracing without memory; errors
     autograd        the state of autograd, and the memory of tensors
     nodes           random numbers, collectives, wrapper subclasses
     tensor_sizes    sizes and layouts of fake tensors
@@ -32,7 +32,9 @@ from fxoffload.torch_internals.compilation import (
     trace_with_inductor,
 )
 from fxoffload.torch_internals.dynamo import (
+    DynamoGraph,
     as_user_error,
+    keep_dynamo_graph,
     unlimited_recompiles,
     without_memory,
 )
@@ -77,6 +79,7 @@ from fxoffload.torch_internals.scheduling import (
 __all__ = [
     "SET_OPTIONS",
     "CountedByGraph",
+    "DynamoGraph",
     "FusedAtLast",
     "Graphs",
     "MarkPass",
@@ -102,6 +105,7 @@ __all__ = [
     "is_shared",
     "is_unchecked",
     "is_wrapper_subclass",
+    "keep_dynamo_graph",
     "keep_strides",
     "keeps_graph",
     "keeps_tangents",

@@ -1,20 +1,85 @@
-"""Dynamo: recompile limits, tracing without memory, user errors."""
+"""Dynamo: graphs to compile again, recompile limits, tracing without memory, user errors."""
 
 from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import fx
 from torch._dynamo import config as dynamo_config
 from torch._dynamo.exc import ShortenTraceback
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._guards import TracingContext, tracing
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.fx._lazy_graph_module import _use_lazy_graph_module
 from torch.utils._pytree import tree_map_only
 
 from fxoffload.errors import OffloadError
+from fxoffload.torch_internals.partitioning import copy_module
+from fxoffload.torch_internals.tensor_sizes import is_static
+
+
+@dataclass(frozen=True, eq=False)
+class DynamoGraph:
+    """A copy of a Dynamo graph that can be compiled again outside of Dynamo.
+
+    fakes: what Dynamo traced it with, without memory: enough to trace it again.
+    """
+
+    gm: fx.GraphModule
+    fakes: tuple[FakeTensor, ...]
+
+    @contextmanager
+    def compiling(self, inputs: Sequence[Any]) -> Generator[fx.GraphModule, None, None]:
+        """A context in which a backend can compile, as if Dynamo had called it.
+
+        Yields a copy of the graph. inputs: the tensors to compile it with, real ones for the keys
+        of torch's caches to be those of Dynamo; their sizes are static.
+        """
+        mode = self.fakes[0].fake_mode
+        with tracing(TracingContext(mode)):
+            # The compiler uses these fake tensors as long as they are referenced. Without them, an
+            # input that Dynamo has not seen would get symbolic sizes, for which there is no guard.
+            fakes = [
+                x if isinstance(x, FakeTensor) else mode.from_tensor(x, static_shapes=True)
+                for x in inputs
+            ]
+            yield _copy_dynamo_graph(self.gm)
+            del fakes
+
+
+def keep_dynamo_graph(gm: fx.GraphModule) -> DynamoGraph | None:
+    """A copy of `gm` that can be compiled later; None if `gm` needs Dynamo to be compiled.
+
+    That is so for symbolic sizes, which are inputs of `gm`: new guards on them would have to reach
+    Dynamo. Source: torch._dynamo.output_graph.OutputGraph.call_user_compiler.
+    """
+    inputs = [node.meta.get("example_value") for node in gm.graph.find_nodes(op="placeholder")]
+    if not inputs or not all(isinstance(x, FakeTensor) and is_static(x) for x in inputs):
+        return None
+    return DynamoGraph(_copy_dynamo_graph(gm), tuple(inputs))
+
+
+def _copy_dynamo_graph(gm: fx.GraphModule) -> fx.GraphModule:
+    # AOTAutograd hashes all attributes and Dynamo's lazy class into its cache key. The copy needs
+    # the same key as the original, so that it finds what another process compiled of that.
+    with _use_lazy_graph_module(True):
+        copied = copy_module(gm, type(gm).__bases__[0])
+    copied.meta = dict(gm.meta)
+    for name, value in vars(gm).items():
+        vars(copied).setdefault(name, value)
+    pairs = zip(
+        gm.graph.find_nodes(op="placeholder"),
+        copied.graph.find_nodes(op="placeholder"),
+        strict=True,
+    )
+    for node, other in pairs:
+        other._dynamo_source = node._dynamo_source  # AOTAutograd finds static inputs by it.
+    return copied
 
 
 def unlimited_recompiles() -> AbstractContextManager[None]:

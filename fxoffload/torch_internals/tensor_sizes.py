@@ -100,6 +100,14 @@ def has_hints(tensor: torch.Tensor) -> bool:
     )
 
 
+def is_static(tensor: torch.Tensor) -> bool:
+    """Whether all sizes and strides are ints, none of them symbolic."""
+    if not is_strided(tensor):
+        return False
+    layout = (*tensor.size(), *tensor.stride(), tensor.storage_offset())
+    return not any(isinstance(value, torch.SymInt) for value in layout)
+
+
 def count_bytes(tensor: torch.Tensor) -> int:
     """Bytes of the elements of `tensor`, each counted once per logical position.
 

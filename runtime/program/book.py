@@ -153,6 +153,18 @@ class ProgramBook:
         found = (each.schedule for each in reversed(self._learned.values()))
         return [schedule for schedule in found if schedule is not None]
 
+    @property
+    def next_schedule(self) -> Schedule | None:
+        """What the next step is expected to follow.
+
+        None while a step runs, and until two steps of its program have: the first one met
+        compilers.
+        """
+        latest = next(reversed(self._learned.values()), None)
+        if latest is None or latest.steps < 2 or (self.step is not None and not self.step.ended):
+            return None
+        return latest.schedule
+
     def forget(self, graph: str) -> None:
         """Forget the programs that `graph` belongs to."""
         for program in list(self._learned):
@@ -262,6 +274,11 @@ class Programs:
         """In all threads: see ProgramBook.forget."""
         for book in list(self._books.values()):
             book.forget(graph)
+
+    def find_next_schedule(self) -> Schedule | None:
+        """See ProgramBook.next_schedule; None where several threads run steps."""
+        book = self._books.get(threading.get_ident())
+        return None if book is None or len(self._books) > 1 else book.next_schedule
 
     def find_records(self) -> list[ProgramRecord]:
         """Those of the programs of this thread, the latest first."""

@@ -1,9 +1,10 @@
-"""What fxoffload relies on in Dynamo: tracing without memory, errors."""
+"""What fxoffload relies on in Dynamo: kept graphs, tracing without memory, errors."""
 
 from __future__ import annotations
 
 import traceback
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import pytest
@@ -12,12 +13,95 @@ from torch import Tensor, fx
 
 from fxoffload import errors
 from fxoffload.torch_internals import (
+    DynamoGraph,
+    Graphs,
+    OffloadPartitioner,
+    PartitionFunction,
     as_user_error,
+    compile_with_inductor,
+    keep_dynamo_graph,
+    trace_with_inductor,
     unlimited_recompiles,
     without_memory,
 )
 
 pytestmark = pytest.mark.usefixtures("fresh_dynamo")
+
+
+def test_a_kept_dynamo_graph_compiles_again_without_dynamo() -> None:
+    """To the same results and static inputs, and what another process would then find in caches."""
+    kept: list[tuple[DynamoGraph, Sequence[Any]]] = []
+    static: list[tuple[int, ...]] = []
+
+    def choose(partition: PartitionFunction, count: int, indices: tuple[int, ...]) -> Graphs:
+        static.append(indices)
+        return partition(None)
+
+    def build(gm: fx.GraphModule, inputs: Sequence[Any], identity: str) -> Callable[..., Any]:
+        partitioner = OffloadPartitioner(choose, identity)
+        return compile_with_inductor(gm, inputs, partitioner)
+
+    def keep(gm: fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
+        graph = keep_dynamo_graph(gm)
+        assert graph is not None
+        kept.append((graph, inputs))
+        return build(gm, inputs, "first")  # Which changes gm.
+
+    torch.manual_seed(0)
+    model, x = torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.Tanh()), torch.randn(4, 8)
+    parameters = list(model.parameters())
+    with torch._inductor.utils.fresh_cache():
+        expected = torch.compile(model, backend=keep)(x)
+        gradients = torch.autograd.grad(expected.sum(), parameters)
+        ((graph, inputs),) = kept
+        with graph.compiling(inputs) as gm:
+            again = build(gm, inputs, "second")
+        assert len(static) == 2
+        assert static[0] == static[1]
+        assert len(static[0]) == 2
+        (result,) = again(*inputs)
+        torch.testing.assert_close(result, expected)
+        torch.testing.assert_close(torch.autograd.grad(result.sum(), parameters), gradients)
+        torch._dynamo.reset()
+        backend = partial(build, identity="second")
+        torch.testing.assert_close(torch.compile(model, backend=backend)(x), expected)
+        assert len(static) == 2  # Nothing was partitioned: it came out of the cache.
+
+
+def test_a_kept_dynamo_graph_is_traced_without_its_inputs() -> None:
+    kept: list[DynamoGraph | None] = []
+    saved: list[int] = []
+
+    def choose(partition: PartitionFunction, count: int, indices: tuple[int, ...]) -> Graphs:
+        for cut in (None, 0.0):
+            forward, _ = partition(cut)
+            (results,) = next(iter(forward.graph.find_nodes(op="output"))).args
+            saved.append(len(results) - count)
+        return partition(None)
+
+    def backend(gm: fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
+        kept.append(keep_dynamo_graph(gm))
+        return gm.forward
+
+    x = torch.randn(4, 8, requires_grad=True)
+    torch.compile(lambda x: (x @ x.T).sin().exp() @ x, backend=backend)(x)
+    (graph,) = kept
+    assert graph is not None
+    with graph.compiling(graph.fakes) as gm:
+        trace_with_inductor(gm, graph.fakes, OffloadPartitioner(choose, "traced"))
+    own, least = saved
+    assert least < own
+
+
+def test_a_dynamo_graph_of_symbolic_sizes_is_not_kept() -> None:
+    kept: list[DynamoGraph | None] = []
+
+    def backend(gm: fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
+        kept.append(keep_dynamo_graph(gm))
+        return gm.forward
+
+    torch.compile(lambda x: x.sin() * x.shape[0], backend=backend, dynamic=True)(torch.randn(4, 8))
+    assert kept == [None]
 
 
 @pytest.mark.parametrize("kind", [errors.ConfigError, errors.StoreFull])

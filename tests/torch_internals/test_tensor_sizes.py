@@ -18,6 +18,7 @@ from fxoffload.torch_internals.tensor_sizes import (
     hint_int,
     is_bounded,
     is_dense,
+    is_static,
     is_strided,
 )
 
@@ -91,4 +92,4 @@ def test_size_that_depends_on_data_is_the_largest_it_can_be() -> None:
 def test_layouts_that_are_not_understood_are_not_touched(layout: str) -> None:
     tensor = toys.make_layout(layout)
     assert not is_strided(tensor)
-    assert (count_bytes(tensor), has_hints(tensor)) == (0, False)
+    assert (count_bytes(tensor), has_hints(tensor), is_static(tensor)) == (0, False, False)

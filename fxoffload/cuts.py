@@ -1,0 +1,106 @@
+"""Cuts with the whole step in view: a graph is compiled once more where another cut pays.
+
+A cut decides what a graph saves, and what its backward recomputes. When a graph is compiled,
+nothing is known of the step that it belongs to: a block by itself fits any budget, so that it
+recomputes nothing. When steps have shown their program, and transfers cost them time, the graphs
+are traced again at each cut, and the step is planned at each: the best cut is compiled.
+
+Calls of a graph in one step have one cut: graphs change only between two steps.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from fxoffload import runtime
+from fxoffload.errors import BudgetError
+from fxoffload.planner.graph_model import GraphModel
+from fxoffload.planner.plan import Cut
+from fxoffload.schedule import Schedule
+
+log = logging.getLogger(__name__)
+
+# Of the predicted seconds of a step: what another cut must save to be compiled, and what transfers
+# must cost for other cuts to be looked at.
+LEAST_GAIN = 0.05
+
+Models = Mapping[Cut, GraphModel]
+MakeSchedule = Callable[[Mapping[str, GraphModel]], Schedule]
+
+
+@dataclass(eq=False)
+class RecutGraph:
+    """Calls `compiled`, and what another cut compiles to once `review` has chosen one.
+
+    review: called before a step with the schedule that it is expected to follow, if that is another
+    one than before: it settles graphs, this one among them or not. trace: the models of the graph
+    at the cuts that it may have. compile_cut(arguments, cut): the graph at another cut.
+    """
+
+    review: Callable[[Schedule], None]
+    trace: Callable[[], Models]
+    compile_cut: Callable[[Sequence[Any], Cut], Callable[..., Any]]
+    compiled: Callable[..., Any] | None = None
+    settled: bool = False
+    _chosen: list[Cut] = field(default_factory=list[Cut], init=False)
+    _seen: Schedule | None = field(default=None, init=False)
+
+    def settle(self, cuts: Sequence[Cut] = ()) -> None:
+        """No other review is needed; cuts: one, if the graph is to be compiled anew."""
+        self.settled = True
+        self._chosen = list(cuts)
+
+    def __call__(self, *args: Any) -> Any:
+        """What the compiled graph returns."""
+        if not self.settled:
+            schedule = runtime.find_next_schedule()
+            if schedule is not None and schedule is not self._seen:
+                self._seen = schedule
+                self._review(schedule)
+        if self._chosen:
+            cut = self._chosen.pop()
+            log.warning(
+                "a graph is compiled once more, as its steps take less time when it recomputes "
+                "otherwise (cut %s): this step takes as long as the first one did",
+                cut,
+            )
+            self.compiled = self.compile_cut(args, cut)
+        assert self.compiled is not None
+        return self.compiled(*args)
+
+    def _review(self, schedule: Schedule) -> None:
+        try:
+            self.review(schedule)
+        except Exception:
+            # The graphs that ran so far are as right as ever: no reason to end a job.
+            log.warning("other cuts could not be looked at; the present ones stay", exc_info=True)
+            self.settle()
+
+
+def choose_cut(
+    present: Mapping[str, GraphModel], others: Mapping[str, Models], make: MakeSchedule
+) -> Mapping[str, Cut]:
+    """The cut of all graphs by which a step takes the least time; empty where it gains little.
+
+    present: by graph, the model that is compiled. others: at other cuts. make: the schedule of a
+    step of such models.
+    """
+    before = make(present)
+    best: Schedule | None = None
+    chosen: dict[str, Cut] = {}
+    cuts: dict[Cut, None] = {cut: None for models in others.values() for cut in models}
+    for cut in cuts:
+        changed = {key: models[cut] for key, models in others.items() if cut in models}
+        try:
+            found = make({**present, **changed})
+        except BudgetError:
+            continue
+        log.info("cut %s: a step of %.3f s, now %.3f", cut, found.step_seconds, before.step_seconds)
+        if best is None or found.step_seconds < best.step_seconds:
+            best, chosen = found, {key: cut for key in changed}
+    if best is None or best.step_seconds > (1.0 - LEAST_GAIN) * before.step_seconds:
+        return {}
+    return chosen
