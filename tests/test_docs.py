@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import dataclasses
 import re
 import tomllib
 from collections.abc import Iterator
@@ -44,3 +46,22 @@ def test_links_and_images_lead_to_files(page: Path) -> None:
     links = re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text())
     missing = [link for link in links if not (page.parent / link).exists()]
     assert not missing
+
+
+def test_options_are_those_of_the_config_with_their_defaults() -> None:
+    text = (DOCS / "options.md").read_text()
+    defaults = dict(re.findall(r"^## (\w+)\n\nDefault: `(.+)`$", text, re.MULTILINE))
+    names = [field.name for field in dataclasses.fields(fxoffload.OffloadConfig)]
+    assert list(defaults) == names == re.findall(r"^## (\w+)$", text, re.MULTILINE)
+    for name, default in defaults.items():
+        chosen = fxoffload.OffloadConfig(**{name: ast.literal_eval(default)})
+        assert chosen == fxoffload.OffloadConfig(), name
+
+
+def test_figures_of_the_readme_are_those_of_the_benchmarks() -> None:
+    rows = re.findall(r"^\| (?!model).*MiB.*$", (ROOT / "README.md").read_text(), re.MULTILINE)
+    assert len(rows) == 3
+    lines = (DOCS / "benchmarks.md").read_text().splitlines()
+    for row in rows:
+        cells = [cell.strip() for cell in row.strip("|").split("|")]
+        assert any(all(cell in line for cell in cells) for line in lines), row
