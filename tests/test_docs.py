@@ -7,9 +7,11 @@ import contextlib
 import dataclasses
 import io
 import re
+import sys
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -128,9 +130,11 @@ def test_blocks_run_and_print_what_the_page_says(
     monkeypatch.chdir(spill_directory)
     monkeypatch.setattr(backend, "_compiled", [])
     fxoffload.reset_statistics()
-    names = {"__name__": page.stem, **make_names(page)}
+    module = ModuleType(f"page_{page.stem}")  # Dynamo looks globals up in it, by its name.
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    vars(module).update(make_names(page))
     for code, expected in BLOCK.findall(page.read_text()):
         with contextlib.redirect_stdout(io.StringIO()) as printed:
-            exec(compile(code, page.name, "exec"), names)
+            exec(compile(code, page.name, "exec"), vars(module))
         if expected:
             assert MEASURED.sub("#", printed.getvalue()) == MEASURED.sub("#", expected)
