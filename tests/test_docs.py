@@ -26,6 +26,7 @@ DOCS = ROOT / "docs"
 PAGES = (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(DOCS.glob("*.md")))
 # A block of Python, with the block of what it prints if there is one.
 BLOCK = re.compile(r"^```python\n(.*?)^```\n(?:\n```text\n(.*?)^```\n)?", re.MULTILINE | re.DOTALL)
+INVENTED = {"toyplan.py", "config.json"}  # Files of users.
 MEASURED = re.compile(r"\d+\.\d+(?:e[+-]\d+)?|\d+(?:e\+\d+)?(?= GB/s)|(?<=back at )\S+")
 
 
@@ -52,6 +53,18 @@ def test_links_and_images_lead_to_files(page: Path) -> None:
     links = re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text())
     missing = [link for link in links if not (page.parent / link).exists()]
     assert not missing
+
+
+def test_files_and_commands_that_pages_name_exist() -> None:
+    text = "\n".join(page.read_text() for page in PAGES)
+    folders = ("fxoffload", "passes", "runtime", "tests", "examples", "benchmarks", "docs")
+    files = {f"/{f.relative_to(ROOT)}" for name in folders for f in (ROOT / name).rglob("*.*")}
+    files |= {f"/{file.name}" for file in ROOT.glob("*.*")}
+    named = set(re.findall(r"`([\w./]+\.(?:py|md|toml|json|jsonl|c))`", text)) - INVENTED
+    named |= {f"benchmarks/{x}.py" for x in re.findall(r"-m\s+benchmarks\.([a-z_]+)", text)}
+    assert not {name for name in named if not any(file.endswith(f"/{name}") for file in files)}
+    targets = set(re.findall(r"^(\w+):.*## ", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    assert set(re.findall(r"(?:`|^    )make (\w+)", text, re.MULTILINE)) <= targets
 
 
 def test_every_public_name_is_in_the_reference_once() -> None:
@@ -103,13 +116,18 @@ def make_rows(batch: int) -> torch.Tensor:
     return torch.empty(batch, 2**20, 64, device="meta")
 
 
-def make_names(page: Path) -> dict[str, Any]:
-    """What the blocks of a page use and do not define."""
-    toy = Toy()
+def prepare(page: Path) -> dict[str, Any]:
+    """What the blocks of a page use and do not define, behind a job where they look at one."""
+    toy, x = Toy(), torch.ones(2**13, 64)
+    if page.name == "report.md":
+        step = fxoffload.compile(toy, memory_budget="min")
+        for _ in range(3):
+            step(x).sum().backward()
     return {
         "README.md": {"torch": torch, "model": toy},
         "marks.md": {"fxoffload": fxoffload, "self": toy, "h": torch.ones(4, 64)},
         "options.md": {"model": toy},
+        "report.md": {"fxoffload": fxoffload, "Path": Path, "model": toy, "x": x},
         "planner.md": {"build_model": Toy, "make_tokens": make_rows},
     }.get(page.name, {})
 
@@ -132,7 +150,7 @@ def test_blocks_run_and_print_what_the_page_says(
     fxoffload.reset_statistics()
     module = ModuleType(f"page_{page.stem}")  # Dynamo looks globals up in it, by its name.
     monkeypatch.setitem(sys.modules, module.__name__, module)
-    vars(module).update(make_names(page))
+    vars(module).update(prepare(page))
     for code, expected in BLOCK.findall(page.read_text()):
         with contextlib.redirect_stdout(io.StringIO()) as printed:
             exec(compile(code, page.name, "exec"), vars(module))
