@@ -10,7 +10,7 @@ ARGS ?=
 quietly = $(1) >$(VENV)/setup.log 2>&1 || { cat $(VENV)/setup.log >&2; exit 1; }
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check format typing accept bench gpu
+.PHONY: help setup demo test check docs format typing accept bench gpu
 
 help:  ## this list
 	@grep -hE '^[a-z]+:.*## ' Makefile | sed -E 's/^([a-z]+):.*## (.*)/\1\t\2/' | expand -t 10
@@ -24,11 +24,15 @@ demo: $(READY)  ## train a GPT without and with fxoffload; table and plot
 test: $(READY)  ## the whole test suite, in up to four processes
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder $(ARGS)
 
-check: typing  ## format, lint, types, layering
+check: docs  ## format, lint, types, layering, docs
 	$(BIN)/ruff format --check $(SOURCES)
 	$(BIN)/ruff check $(SOURCES)
 	$(BIN)/pyright
 	$(BIN)/python -m pytest -q tests/test_layering.py
+
+# A warning, such as a link to what does not exist, is an error.
+docs: typing  ## the site of docs/, into build/site
+	$(BIN)/zensical build --clean --strict
 
 format: $(READY)  ## rewrite the sources in the one format
 	$(BIN)/ruff format $(SOURCES)

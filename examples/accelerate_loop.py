@@ -1,6 +1,6 @@
 """Train a small GPT-2 on the bytes of a text in a loop of accelerate, with one more line.
 
-accelerate launch examples/accelerate_loop.py --text README.md
+accelerate launch examples/accelerate_loop.py --text LICENSE
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Train a small Llama on the bytes of a text by Hugging Face's Trainer, with one callback.
 
-python examples/hf_trainer.py --text README.md
+python examples/hf_trainer.py --text LICENSE
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Train a small GPT on the bytes of a text by Lightning's Trainer, with one callback.
 
-python examples/lightning_fit.py --text README.md
+python examples/lightning_fit.py --text LICENSE
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Fine-tune a small Llama by LoRA, with one line more than without fxoffload.
 
-python examples/peft_lora.py --text README.md
+python examples/peft_lora.py --text LICENSE
 """
 
 from __future__ import annotations

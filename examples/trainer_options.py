@@ -13,7 +13,7 @@ def parse_options(arguments: Sequence[str] | None, description: str | None) -> d
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--text", type=Path, default=Path(__file__).parent.parent / "README.md")
+    parser.add_argument("--text", type=Path, default=Path(__file__).parent.parent / "LICENSE")
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--memory-budget", default="min", help='bytes, "20MiB" or "min"')
     parser.add_argument("--directory", help="a folder on a disk; default: see OffloadConfig")

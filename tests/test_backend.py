@@ -359,7 +359,7 @@ def test_a_graph_that_fails_is_not_counted(spill_directory: Path) -> None:
 def test_modules_of_torch_compiled_in_place_are_no_graphs(spill_directory: Path) -> None:
     """Module.compile compiles the frames that run, and Dynamo skips those of torch.nn's files.
 
-    Should this fail, torch compiles them, and the README must no longer warn of it.
+    Should this fail, torch compiles them, and docs/faq.md must no longer warn of it.
     """
     options = {"directory": spill_directory, "compiler": "eager", "min_bytes": 1}
 

@@ -12,7 +12,7 @@ from waiting import wait_for_writes
 
 import fxoffload
 
-TEXT = (Path(__file__).parent.parent / "README.md").read_bytes()
+TEXT = (Path(__file__).parent.parent / "LICENSE").read_bytes()
 STEPS = 3
 MIB = 2**20
 
