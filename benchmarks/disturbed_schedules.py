@@ -11,7 +11,7 @@ from dataclasses import replace
 from random import Random
 
 from benchmarks.fresh_process import Record
-from benchmarks.runner import Table, make_rows
+from benchmarks.runner import Column
 from fxoffload import BudgetError
 from fxoffload.planner.link import Link
 from fxoffload.planner.search import Trial
@@ -93,26 +93,19 @@ def scale(link: Link, speed: float) -> Link:
     )
 
 
-def tabulate_disturbed(rows: Sequence[Record]) -> Table:
-    """Peaks as shares of the unmoved one, steps as shares of the compute."""
-    return Table(
-        make_rows(
-            rows,
-            [
-                ("device", lambda row: row["device"]),
-                ("model", lambda row: row["model"]),
-                ("budget", lambda row: str(row["budget"])),
-                ("speed of links", lambda row: str(row["speed"])),
-                ("peak", lambda row: f"{row['peak']:.3f}"),
-                ("step", lambda row: f"{row['step']:.3f}"),
-                ("of a schedule for these", lambda row: f"{row['made for']:.3f}"),
-                ("lost", lambda row: f"{row['step'] - row['made for']:+.3f}"),
-            ],
-        )
-    )
+COLUMNS: Sequence[Column[Record]] = (
+    ("device", lambda row: row["device"]),
+    ("model", lambda row: row["model"]),
+    ("budget", lambda row: str(row["budget"])),
+    ("speed of links", lambda row: str(row["speed"])),
+    ("peak", lambda row: f"{row['peak']:.3f}"),
+    ("step", lambda row: f"{row['step']:.3f}"),
+    ("of a schedule for these", lambda row: f"{row['made for']:.3f}"),
+    ("lost", lambda row: f"{row['step'] - row['made for']:+.3f}"),
+)
 
 
-def find_disturbed_misses(row: Record) -> list[str]:
+def find_misses(row: Record) -> list[str]:
     """Budgets that are exceeded, and more time lost than MAX_LOSS."""
     place = f"{row['model']} on {row['device']}, {row['budget']}, links of {row['speed']}"
     misses: list[str] = []

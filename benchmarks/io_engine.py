@@ -12,22 +12,21 @@ block device's own counter.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
-from dataclasses import asdict, dataclass, replace
+import threading
+from collections.abc import Callable, Generator, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
 from benchmarks.block_device import BlockDevice, DeviceUnknown, count_round
-from benchmarks.busy_threads import keep_busy
 from benchmarks.fio import FIO, MISSING, FioFailed, FioJob, FioPlace, has_fio, prepare_file, run_fio
 from benchmarks.fresh_process import Record, run_fresh
 from benchmarks.io_engine_report import find_misses, tabulate
-from benchmarks.measure import find_cpu_model
 from benchmarks.runner import Arguments, Benchmark, Show, option, parse_size
 from benchmarks.transfers import (
     DIRECTIONS,
@@ -42,6 +41,7 @@ from benchmarks.transfers import (
 from fxoffload import ConfigError, OffloadConfig
 from fxoffload.directories import check_directory, find_filesystem
 from fxoffload.runtime.measurement.choice import open_engine
+from fxoffload.runtime.measurement.load import keep_computing
 from fxoffload.runtime.store.store import OffloadStore
 
 Work = Literal["alone", "busy", "endurance"]
@@ -70,7 +70,6 @@ class IOArguments(Arguments):
     inflight: int = option("512MiB", "bytes in flight at most", type=parse_size)
     works: list[Work] = option(WORKS, "what to measure", choices=WORKS)
     fio: bool = option(True, "measure without the yardstick")
-    check: bool = option(False, "exit with status 1 where a limit is missed")
 
     def find_count(self, work: Work, nbytes: int) -> int:
         """How many transfers of `nbytes` one sample takes."""
@@ -97,16 +96,7 @@ def measure(arguments: IOArguments, show: Show) -> Record:
             show(f"{work}: {record.get('contestant', '')} {record.get('size', '')}")
             if "unavailable" in record:
                 print(f"left out, {record['engine']}: {record['unavailable']}")
-    unrecorded = ("output", "check", "directory")  # Files of one machine say nothing elsewhere.
-    return {
-        "benchmark": "io_engine",
-        **{key: value for key, value in asdict(arguments).items() if key not in unrecorded},
-        "fxoffload": version("fxoffload"),
-        "torch": torch.__version__,
-        "cpu": find_cpu_model(),
-        "filesystem": find_filesystem(directory),
-        "records": records,
-    }
+    return {"filesystem": find_filesystem(directory), "records": records}
 
 
 def measure_speed(arguments: IOArguments, work: Work) -> Iterator[Record]:
@@ -206,6 +196,27 @@ def open_stores(arguments: IOArguments, stores: Stores, stack: ExitStack) -> Ite
         stores[name] = OffloadStore({TIER: engine}, max_inflight_bytes=cap)
         stack.callback(stores[name].close)
         yield {"kind": "engine", "engine": name, "path": engine.name}
+
+
+@contextmanager
+def keep_busy(compute_threads: int) -> Generator[None]:
+    """Matrix products on so many threads of torch, and a thread that holds the GIL."""
+    stop = threading.Event()
+
+    def hold() -> None:
+        while not stop.is_set():
+            sum(range(1000))
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(compute_threads)
+    # A product takes long without the GIL, so that the wait for the GIL between two is no pause.
+    with ThreadPoolExecutor(1) as thread, keep_computing(matrix_size=2048):
+        thread.submit(hold)
+        try:
+            yield
+        finally:
+            stop.set()
+            torch.set_num_threads(before)
 
 
 def describe_misses(record: Record) -> list[str]:

@@ -12,21 +12,18 @@ schedules of budgets meet other hardware than they were made for: see `disturbed
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from math import isinf
 from typing import Any
 
 import torch
 
-from benchmarks.disturbed_schedules import (
-    disturb,
-    find_disturbed_misses,
-    tabulate_disturbed,
-)
+from benchmarks import disturbed_schedules
 from benchmarks.fresh_process import Record
 from benchmarks.models import Shape, build_model, make_tokens
-from benchmarks.runner import Arguments, Benchmark, Show, Table, make_rows, option
-from fxoffload import BudgetError, Forecast, Hardware, find_bounds, simulate
+from benchmarks.runner import Arguments, Benchmark, Column, Show, Table, make_table, option
+from fxoffload import BudgetError, Hardware, find_bounds, simulate
 from fxoffload.config import OffloadConfig
 from fxoffload.inspection.bounds import ALL_CUTS, trace_steps
 
@@ -72,11 +69,9 @@ class LimitArguments(Arguments):
     hidden: int = option(8192)
     batch: int = option(16)
     length: int = option(1024)
-    check: bool = option(False, "fail where a plan is further from its bound than it should be")
     robust: bool = option(
         False, "schedules on other links and node seconds than they were made for"
     )
-    report: bool = option(False, "print what the file of --output holds, as Markdown")
 
 
 def measure(arguments: LimitArguments, show: Show) -> Record:
@@ -90,7 +85,7 @@ def measure(arguments: LimitArguments, show: Show) -> Record:
             shape = Shape(layers, arguments.hidden, heads, arguments.batch, arguments.length)
             forecast = disturb_rows if arguments.robust else forecast_rows
             rows += forecast(model, shape, device)
-    return {"benchmark": "limits", "rows": rows}
+    return {"rows": rows}
 
 
 def disturb_rows(name: str, shape: Shape, device: str) -> list[Record]:
@@ -103,7 +98,7 @@ def disturb_rows(name: str, shape: Shape, device: str) -> list[Record]:
     graphs = trace_steps(model, (tokens,), {}, config, cost)
     step = max((steps[0] for steps in graphs), key=lambda step: len(step.names))
     common = {"device": device, "model": f"{name} {shape.layers} x {shape.hidden}"}
-    rows = disturb(step, cost.links, SHARES, config.inflight_bytes)
+    rows = disturbed_schedules.disturb(step, cost.links, SHARES, config.inflight_bytes)
     return [{**common, **row} for row in rows]
 
 
@@ -114,63 +109,53 @@ def forecast_rows(name: str, shape: Shape, device: str) -> list[Record]:
         tokens = make_tokens(shape)
     common: dict[str, Any] = {"hardware": HARDWARE[device]}
     keep = simulate(model, tokens, memory_budget=2**60, **common)
-    peak_bytes, seconds = keep.peak_bytes, keep.step_seconds
     rows: list[Record] = []
     for share in (None, *SHARES):
-        budget = None if share is None else int(share * peak_bytes)
-        own = find_bounds(model, tokens, memory_budget=budget, **common)
-        free = 0.0 if share else FREE_SHARE
-        best = find_bounds(
-            model, tokens, memory_budget=budget, cuts=ALL_CUTS, waiting=free, **common
-        )
-        lowest_bytes, plan = 0, None
-        try:
-            plan = simulate(model, tokens, memory_budget=budget, **common)
-        except BudgetError as error:
-            lowest_bytes = error.lowest_peak_bytes
+        budget = None if share is None else int(share * keep.peak_bytes)
         row: Record = {
             "model": f"{name} {shape.layers} x {shape.hidden}",
             "shape": asdict(shape),
             "device": device,
             "budget": share,
-            "peak": (plan.peak_bytes if plan else lowest_bytes) / peak_bytes,
-            "step": plan.step_seconds / seconds if plan else None,
-            "recomputes": count_recomputing(plan) if plan else 0,
         }
-        for label, bounds in ("moving", own), ("any cut", best):
+        try:
+            plan = simulate(model, tokens, memory_budget=budget, **common)
+        except BudgetError as error:
+            peak_bytes, step, recomputes = error.lowest_peak_bytes, None, 0
+        else:
+            peak_bytes, step = plan.peak_bytes, plan.step_seconds / keep.step_seconds
+            # The graphs that recompute more than the program does by itself.
+            recomputes = sum(each.cut is not None for each in plan.plans)
+        row |= {"peak": peak_bytes / keep.peak_bytes, "step": step, "recomputes": recomputes}
+        free = {"cuts": ALL_CUTS, "waiting": 0.0 if share else FREE_SHARE}
+        for label, options in (("moving", {}), ("any cut", free)):
+            bounds = find_bounds(model, tokens, memory_budget=budget, **options, **common)
             if share is None:
-                row[label] = max(bound.peak_bytes or 0 for bound in bounds) / peak_bytes
+                row[label] = max(each.peak_bytes or 0 for each in bounds) / keep.peak_bytes
             else:
-                total = sum(bound.step_seconds or 0.0 for bound in bounds)
-                row[label] = None if isinf(total) else total / seconds
+                total = sum(each.step_seconds or 0.0 for each in bounds)
+                row[label] = None if isinf(total) else total / keep.step_seconds
         rows.append(row)
     return rows
 
 
-def count_recomputing(forecast: Forecast) -> int:
-    """The graphs that recompute more than the program does by itself."""
-    return sum(plan.cut is not None for plan in forecast.plans)
+COLUMNS: Sequence[Column[Record]] = (
+    ("device", lambda row: row["device"]),
+    ("model", lambda row: row["model"]),
+    ("budget", lambda row: "none" if row["budget"] is None else str(row["budget"])),
+    ("planned peak", lambda row: f"{row['peak']:.3f}"),
+    ("planned step", lambda row: show_share(row["step"])),
+    ("recomputes", lambda row: "yes" if row["recomputes"] else ""),
+    ("bounds what", lambda row: "peak" if row["budget"] is None else "step"),
+    ("bound, moving", lambda row: show_share(row["moving"])),
+    ("bound, any cut", lambda row: show_share(row["any cut"])),
+)
 
 
 def tabulate(record: Record) -> list[Table]:
     """Plans beside bounds: of the peak without a budget, of the step under one."""
-    if any("speed" in row for row in record["rows"]):
-        return [tabulate_disturbed(record["rows"])]
-    rows = make_rows(
-        record["rows"],
-        [
-            ("device", lambda row: row["device"]),
-            ("model", lambda row: row["model"]),
-            ("budget", lambda row: "none" if row["budget"] is None else str(row["budget"])),
-            ("planned peak", lambda row: f"{row['peak']:.3f}"),
-            ("planned step", lambda row: show_share(row["step"])),
-            ("recomputes", lambda row: "yes" if row["recomputes"] else ""),
-            ("bounds what", lambda row: "peak" if row["budget"] is None else "step"),
-            ("bound, moving", lambda row: show_share(row["moving"])),
-            ("bound, any cut", lambda row: show_share(row["any cut"])),
-        ],
-    )
-    return [Table(rows)]
+    disturbed = any("speed" in row for row in record["rows"])
+    return [make_table(record["rows"], disturbed_schedules.COLUMNS if disturbed else COLUMNS)]
 
 
 def show_share(share: float | None) -> str:
@@ -183,7 +168,7 @@ def find_misses(record: Record) -> list[str]:
     misses: list[str] = []
     for row in record["rows"]:
         if "speed" in row:
-            misses += find_disturbed_misses(row)
+            misses += disturbed_schedules.find_misses(row)
             continue
         place = f"{row['model']} on {row['device']}"
         if row["budget"] is None and row["peak"] > 1.10 * row["moving"]:

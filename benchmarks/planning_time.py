@@ -20,9 +20,9 @@ from typing import Literal, TypeVar
 import torch
 
 from benchmarks.fresh_process import Record
-from benchmarks.model_arguments import LAYERS, KeptArguments, show_rows
+from benchmarks.model_arguments import LAYERS, ModelArguments, describe_sizes
 from benchmarks.models import build_model, make_tokens
-from benchmarks.runner import Benchmark, Rows, Show, describe_spread, option
+from benchmarks.runner import Benchmark, Show, Table, describe_spread, option
 from fxoffload import BudgetError, Hardware, OffloadConfig
 from fxoffload.graph import TrainingGraph
 from fxoffload.inspection.tracing import partition_without_memory
@@ -47,7 +47,7 @@ HARDWARE = Hardware(
 
 
 @dataclass(frozen=True, slots=True)
-class PlanningArguments(KeptArguments):
+class PlanningArguments(ModelArguments):
     """The command line."""
 
     layers: int = LAYERS(48)
@@ -113,15 +113,14 @@ def time_calls(call: Callable[[], Result], rounds: int) -> tuple[Result, list[fl
     return results[-1], seconds
 
 
-def tabulate(record: Record) -> Rows:
+def tabulate(record: Record) -> list[Table]:
     """A row for each part."""
     rows = [[f"{record['nodes']} nodes, {record['values']} values", "seconds (range)"]]
-    for part, seconds in record["seconds"].items():
-        rows.append([part, describe_spread(seconds, digits=4)])
-    return rows
+    rows += ([part, describe_spread(each, 4)] for part, each in record["seconds"].items())
+    return [Table(rows, describe_sizes(record))]
 
 
-main = Benchmark("planning_time", __doc__, PlanningArguments, measure, show_rows(tabulate))
+main = Benchmark("planning_time", __doc__, PlanningArguments, measure, tabulate)
 
 if __name__ == "__main__":
     main()

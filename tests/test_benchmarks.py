@@ -224,7 +224,8 @@ def test_drive_contention(spill_directory: Path) -> None:
 
 def test_drive_contention_in_figures() -> None:
     """Two threads that take 3 s in place of 2 for half a GiB lost 4 core-seconds per GiB."""
-    item = drive_contention.Contention("read", [2.0], [3.0], [0.5], [0.25])
+    samples = zip(drive_contention.SAMPLES, ([2.0], [3.0], [0.5], [0.25]), strict=True)
+    item = {"direction": "read", **dict(samples)}
     row = drive_contention.make_row(item, threads=2)
     assert row == ["read", "1.500 (1.500 to 1.500)", "4.000", "0.500"]
 
@@ -255,5 +256,8 @@ def test_compile_time_in_figures() -> None:
         return {"plain": make(plain), "fxoffload": make(moved)}
 
     rounds = [make_round(10, 11), make_round(20, 20), make_round(10, 12)]
-    _, cold, warm = compile_time.tabulate({"rounds": rounds})
+    sizes = {"model": "gpt", "layers": 1, "hidden": 64, "batch": 2, "length": 64, "threads": 1}
+    machine = {"cpu": "some", "torch": "2", "compiler": "eager"}
+    (table,) = compile_time.tabulate({**sizes, **machine, "rounds": rounds})
+    _, cold, warm = table.rows
     assert cold[1:] == warm[1:] == ["10.0", "12.0", "1.100 (1.000 to 1.200)", "0.10", "5"]

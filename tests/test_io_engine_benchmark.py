@@ -25,7 +25,6 @@ from benchmarks.block_device import (
     count_round,
     read_process_written_bytes,
 )
-from benchmarks.busy_threads import keep_busy
 from benchmarks.fio import FioFailed, FioJob, find_jobs, prepare_file, run_fio
 from benchmarks.transfers import TIER, EngineTransfers, StoreTransfers, Timing, Values
 from fxoffload.runtime.engines.memory import MemoryEngine
@@ -203,7 +202,7 @@ def test_pauses_around_a_round_are_counted_apart(
 
 def test_busy_threads_end() -> None:
     before = set(threading.enumerate())
-    with keep_busy(1):
+    with io_engine.keep_busy(1):
         assert len(set(threading.enumerate()) - before) == 2
     assert set(threading.enumerate()) == before
 
@@ -335,8 +334,8 @@ def test_ratios_are_of_the_same_round() -> None:
     records = [make_sample("fio", number, seconds) for number, seconds in ((0, 1.0), (1, 4.0))]
     records += [make_sample("posix engine", n, seconds) for n, seconds in ((0, 2.0), (1, 2.0))]
     records += [make_sample("posix engine", 2, 1.0)]  # Without a partner.
-    cell = {"load": "alone", "size": 4 * MIB, "direction": "write"}
-    assert io_engine_report.find_ratios(records, "posix engine", **cell) == [0.5, 2.0]
+    (found,) = io_engine_report.group_samples(records).values()
+    assert io_engine_report.find_ratios(found["posix engine"], found["fio"]) == [0.5, 2.0]
 
 
 @pytest.mark.parametrize(
@@ -358,14 +357,14 @@ def test_ratios_are_of_the_same_round() -> None:
 def test_limits(record: dict[str, Any], misses: Sequence[str]) -> None:
     sizes = (MIB, 4 * MIB)
     records = [make_sample("fio", 0, 1.0, size=size) for size in sizes] + [record]
-    found = io_engine_report.find_misses(records)
+    found = list(io_engine_report.find_misses(records))
     assert len(found) == len(misses)
     assert all(text in miss for text, miss in zip(misses, found, strict=True)), found
 
 
 def test_the_best_engine_counts() -> None:
     records = [make_sample("fio", 0, 1.0), make_sample("kvikio engine", 0, 1.0)]
-    assert io_engine_report.find_misses([*records, make_sample("posix engine", 0, 2.0)]) == []
+    assert not list(io_engine_report.find_misses([*records, make_sample("posix engine", 0, 2.0)]))
 
 
 # A tiny run
