@@ -19,7 +19,7 @@ from benchmarks.fresh_process import Record
 from benchmarks.graph_calls import open_store
 from benchmarks.measure import MIB
 from benchmarks.runner import Arguments, Benchmark, Show, Table, option, parse_size
-from benchmarks.transfers import StoreTransfers, Values, time_transfers
+from benchmarks.transfers import StoreTransfers, make_values, time_transfers
 from fxoffload import runtime
 
 LABELS = {"plain": "no", "checked": "yes"}
@@ -42,7 +42,7 @@ def measure(arguments: ChecksumArguments, show: Show) -> Record:
     """Medians and the ratio of paired rounds; "rounds" has those without digests first."""
     torch.set_num_threads(1)
     count, place = arguments.values, {"ioengine": arguments.ioengine}
-    values = Values(arguments.size, window=count)
+    values = make_values(arguments.size, count)
     rounds: dict[str, list[Record]] = {kind: [] for kind in LABELS}
     with ExitStack() as stack:
         names = [
@@ -54,10 +54,12 @@ def measure(arguments: ChecksumArguments, show: Show) -> Record:
         stores = list(map(runtime.find_store, names))
         for index in range(arguments.rounds + 1):
             for store, records in zip(stores, rounds.values(), strict=True):
-                found = time_transfers(StoreTransfers(store, values, count), arguments.size * count)
+                timings = time_transfers(
+                    StoreTransfers(store, values, count), arguments.size * count
+                )
                 if index:  # The first takes new space on the drive.
                     seconds, core_seconds = (
-                        sum(each) for each in list(zip(*found, strict=True))[1:]
+                        sum(each) for each in list(zip(*timings, strict=True))[1:]
                     )
                     records.append({"seconds": seconds, "core_seconds": core_seconds})
         found: Record = {"ioengine": stores[1].statistics().ioengine, "size_bytes": arguments.size}

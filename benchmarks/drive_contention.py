@@ -55,7 +55,9 @@ def measure(arguments: ContentionArguments, show: Show) -> Record:
     torch.set_num_threads(arguments.threads)
     (directory, *_) = OffloadConfig(directory=arguments.directory).directories
     block, rate = make_block(), arguments.bytes_per_second
-    results = {name: {"direction": name, **{each: [] for each in SAMPLES}} for name in DIRECTIONS}
+    results: dict[str, Record] = {
+        name: {"direction": name, **{each: [] for each in SAMPLES}} for name in DIRECTIONS
+    }
     with closing(SpillFile(directory)) as file, ThreadPoolExecutor(1) as thread:
         file.reserve(BLOCKS * BLOCK_BYTES)
         for index in range(BLOCKS):  # So that nothing is read that was never written.

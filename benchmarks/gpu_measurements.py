@@ -29,6 +29,7 @@ from benchmarks.trainer import (
     synchronize,
     wait_for_writes,
 )
+from benchmarks.transfers import DIRECTIONS, EngineTransfers, Values, time_transfers
 from fxoffload import OffloadConfig, OffloadError, runtime
 from fxoffload.runtime.devices.cuda import CudaDevice
 from fxoffload.runtime.devices.staging import StagingArena
@@ -155,16 +156,10 @@ def time_engine(engine: IOEngine, work: GpuWork) -> Record:
         2 * nbytes * count,
     )
     views = [arena.take(nbytes).view for _ in range(count)]
-    slots = [engine.allocate(nbytes) for _ in range(count)]
-    rates: dict[str, float] = {}
-    for _ in range(2):
-        for name, start_transfer in (("write", engine.write), ("read", engine.read)):
-            start = time.perf_counter()
-            futures = [start_transfer(view, s) for view, s in zip(views, slots, strict=True)]
-            moved = sum(future.result() for future in futures)
-            if moved != nbytes * count:
-                raise RuntimeError(f"{engine.name} moved {moved} of {nbytes * count} bytes")
-            rates[name] = moved / (time.perf_counter() - start)
+    transfers = EngineTransfers(engine, Values(nbytes, views, views), count)
+    time_transfers(transfers, nbytes * count)
+    timings = zip(DIRECTIONS, time_transfers(transfers, nbytes * count), strict=True)
+    rates = {direction: timing.nbytes / timing.seconds for direction, timing in timings}
     return {"path": engine.name, "nbytes": nbytes, "count": count, "bytes_per_second": rates}
 
 

@@ -95,7 +95,7 @@ def plan_sections(arguments: argparse.Namespace) -> list[Section]:
         return Section(name, command, limit_seconds, least_seconds)
 
     def probe(part: str) -> Section:
-        work = {"device": device, "tiny": tiny, "directory": arguments.directory}
+        work: dict[str, Any] = {"device": device, "tiny": tiny, "directory": arguments.directory}
         return measure(part, part, 60, **work, steps=2 if tiny else 10)
 
     def train(

@@ -34,7 +34,7 @@ from benchmarks.transfers import (
     EngineTransfers,
     StoreTransfers,
     Timing,
-    Values,
+    make_values,
     time_transfers,
     time_work,
 )
@@ -122,7 +122,7 @@ def measure_size(
     """Samples: contestant, size, direction, seconds, and process time where it is ours."""
     count, window = arguments.find_count(work, nbytes), arguments.find_window(work, nbytes)
     cell = {"load": work, "size": nbytes}
-    values = Values(nbytes, window)
+    values = make_values(nbytes, window)
     contestants: dict[str, Contestant] = {}
     with ExitStack() as stack:
         if place is not None:
@@ -171,7 +171,7 @@ def measure_endurance(arguments: IOArguments, work: Work) -> Iterator[Record]:
         yield from open_stores(replace(arguments, sizes=[size]), stores, stack)
         for name, store in stores.items():
             # Not a multiple of any block, so that padding would show.
-            values = Values(size + 1000, arguments.find_window(work, size))
+            values = make_values(size + 1000, arguments.find_window(work, size))
             transfers = StoreTransfers(store, values, count)
             seconds = time_work(transfers.write, 0).seconds  # First writes of new space.
             transfers.free()

@@ -20,10 +20,11 @@ from typing import Literal, TypeVar
 import torch
 
 from benchmarks.fresh_process import Record
+from benchmarks.limits import make_hardware
 from benchmarks.model_arguments import LAYERS, ModelArguments, describe_sizes
 from benchmarks.models import build_model, make_tokens
 from benchmarks.runner import Benchmark, Show, Table, describe_spread, option
-from fxoffload import BudgetError, Hardware, OffloadConfig
+from fxoffload import BudgetError, OffloadConfig
 from fxoffload.graph import TrainingGraph
 from fxoffload.inspection.tracing import partition_without_memory
 from fxoffload.passes.lifetimes import find_saved_values
@@ -36,14 +37,7 @@ from fxoffload.planning import build_partitioner
 Result = TypeVar("Result")
 SHARES = (0.5, 0.25)
 # Any hardware: what hides and what does not both occur on it.
-HARDWARE = Hardware(
-    flops_per_second="150TFLOP/s",
-    memory_bytes_per_second="1.2TB/s",
-    memory_bytes="80GiB",
-    drive_write_bytes_per_second="6GB/s",
-    drive_read_bytes_per_second="6.5GB/s",
-    host_link_bytes_per_second="25GB/s",
-)
+HARDWARE = make_hardware("150TFLOP/s", "1.2TB/s", "80GiB", "6GB/s", "6.5GB/s", "25GB/s")
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ import mmap
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Literal, NamedTuple, TypeVar
 
 import numpy as np
@@ -40,26 +41,36 @@ class Timing(NamedTuple):
     cpu_seconds: float
 
 
+@dataclass(frozen=True, slots=True)
 class Values:
-    """`window` values of `nbytes` each, all different: memory to write from, and to read into.
+    """Values of `nbytes` each, all different: memory to write from, and to read into.
 
-    Aligned memory for engines, a tensor where torch would put it for stores. What is read into
-    comes in huge pages from the size on from which the store asks for them.
+    Aligned memory for engines, a tensor where torch would put it for stores.
     """
 
-    def __init__(self, nbytes: int, window: int) -> None:
-        memory = [_map_memory(nbytes + mmap.PAGESIZE) for _ in range(window)]
-        for number, each in enumerate(memory):
-            # Random bytes, for some drives compress.
-            each[:] = np.random.default_rng(number).bytes(len(each))
-        self.nbytes = nbytes
-        self.window = window
-        self.sources = [each[:nbytes] for each in memory]
-        huge = nbytes >= LEAST_HUGE_BYTES
-        self.targets = [_map_memory(nbytes, huge=huge) for _ in range(window)]
-        self.tensors = [
-            torch.frombuffer(each, dtype=torch.uint8)[_PHASE : _PHASE + nbytes] for each in memory
-        ]
+    nbytes: int
+    sources: Sequence[memoryview]
+    targets: Sequence[memoryview]
+    tensors: Sequence[torch.Tensor] = ()
+
+    @property
+    def window(self) -> int:
+        """How many there are."""
+        return len(self.sources)
+
+
+def make_values(nbytes: int, window: int) -> Values:
+    """Random bytes, for some drives compress.
+
+    What is read into comes in huge pages from the size on from which the store asks for them.
+    """
+    memory = [_map_memory(nbytes + mmap.PAGESIZE) for _ in range(window)]
+    for number, each in enumerate(memory):
+        each[:] = np.random.default_rng(number).bytes(len(each))
+    tensors = [torch.frombuffer(each, dtype=torch.uint8)[_PHASE:][:nbytes] for each in memory]
+    huge = nbytes >= LEAST_HUGE_BYTES
+    targets = [_map_memory(nbytes, huge=huge) for _ in range(window)]
+    return Values(nbytes, [each[:nbytes] for each in memory], targets, tensors)
 
 
 def time_work(work: Callable[[], None], nbytes: int) -> Timing:

@@ -174,8 +174,8 @@ def build_trainer(workload: Workload, variant: Variant, budget_bytes: int | None
     options = dict(workload.options)
     hooks: Callable[[], AbstractContextManager[Any]] = nullcontext
     if variant.checkpoints or variant.kind == "checkpoint":
-        reentrant = {"use_reentrant": False}
-        model.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=reentrant)
+        inner: Any = model.model
+        inner.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     with ExitStack() as stack:
         if variant.kind == "fxoffload":
             options["memory_budget"] = "min" if variant.share == "min" else budget_bytes

@@ -26,7 +26,7 @@ from benchmarks.block_device import (
     read_process_written_bytes,
 )
 from benchmarks.fio import FioFailed, FioJob, find_jobs, prepare_file, run_fio
-from benchmarks.transfers import TIER, EngineTransfers, StoreTransfers, Timing, Values
+from benchmarks.transfers import TIER, EngineTransfers, StoreTransfers, Timing, make_values
 from fxoffload.runtime.engines.memory import MemoryEngine
 from fxoffload.runtime.store.store import OffloadStore
 
@@ -218,7 +218,7 @@ def engine() -> Iterator[MemoryEngine]:
 
 
 def test_engine_transfers_move_every_value(engine: MemoryEngine) -> None:
-    transfers = EngineTransfers(engine, Values(100_000, 2), 5)
+    transfers = EngineTransfers(engine, make_values(100_000, 2), 5)
     for _ in range(2):
         transfers.write()
         transfers.read()
@@ -251,7 +251,7 @@ def test_engine_that_loses_bytes_is_found(
     broken: Callable[[memoryview, int], Future[int]],
     message: str,
 ) -> None:
-    transfers = EngineTransfers(engine, Values(100_000, 2), 4)
+    transfers = EngineTransfers(engine, make_values(100_000, 2), 4)
     monkeypatch.setattr(engine, "write", broken)
 
     def run() -> None:
@@ -265,7 +265,7 @@ def test_engine_that_loses_bytes_is_found(
 
 def test_store_transfers_move_every_value() -> None:
     store = OffloadStore({TIER: MemoryEngine(64 * MIB)}, max_inflight_bytes=MIB)
-    transfers = StoreTransfers(store, Values(100_000, 2), 5)
+    transfers = StoreTransfers(store, make_values(100_000, 2), 5)
     for _ in range(2):
         transfers.write()
         assert store.statistics().live_bytes == transfers.moved_bytes == 500_000
@@ -280,7 +280,7 @@ def test_store_transfers_move_every_value() -> None:
 def test_store_that_loses_a_value_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     engine = MemoryEngine(64 * MIB)
     store = OffloadStore({TIER: engine}, max_inflight_bytes=MIB)
-    transfers = StoreTransfers(store, Values(100_000, 2), 4)
+    transfers = StoreTransfers(store, make_values(100_000, 2), 4)
     with monkeypatch.context() as patch:
         patch.setattr(engine, "write", forget_write)
         transfers.write()
@@ -293,7 +293,7 @@ def test_store_that_loses_a_value_is_found(monkeypatch: pytest.MonkeyPatch) -> N
 def test_store_that_writes_too_little_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     engine = MemoryEngine(64 * MIB)
     store = OffloadStore({TIER: engine}, max_inflight_bytes=MIB)
-    transfers = StoreTransfers(store, Values(100_000, 2), 4)
+    transfers = StoreTransfers(store, make_values(100_000, 2), 4)
     monkeypatch.setattr(engine, "write", cut_write)
     with pytest.raises(RuntimeError, match="the store has written 0 of 400000 bytes"):
         transfers.write()

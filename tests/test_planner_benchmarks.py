@@ -133,7 +133,7 @@ class TinyModel(nn.Module):
     def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: dict[str, Any]) -> None:
         self.options = gradient_checkpointing_kwargs
 
-    def forward(self, input_ids: Tensor, labels: Tensor) -> Result:
+    def forward(self, input_ids: Tensor, labels: Tensor, use_cache: bool) -> Result:
         x = self.embedding(input_ids)
         for layer in self.layers:
             x = x + (layer(x) if self.options is None else checkpoint(layer, x, **self.options))
