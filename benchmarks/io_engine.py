@@ -11,6 +11,7 @@ block device's own counter.
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 import threading
 from collections.abc import Callable, Generator, Iterator
@@ -24,7 +25,7 @@ from typing import Any, Literal
 import torch
 
 from benchmarks.block_device import BlockDevice, DeviceUnknown, count_round
-from benchmarks.fio import FIO, MISSING, FioFailed, FioJob, FioPlace, has_fio, prepare_file, run_fio
+from benchmarks.fio import FIO, MISSING, FioFailed, FioJob, prepare_file, rate_jobs, run_fio
 from benchmarks.fresh_process import Record, run_fresh
 from benchmarks.io_engine_report import find_misses, tabulate
 from benchmarks.runner import Arguments, Benchmark, Show, option, parse_size
@@ -55,6 +56,8 @@ SIZES = tuple(2**exponent for exponent in range(16, 30, 2))
 # Writes, then reads.
 Contestant = Callable[[], list[Timing]]
 Stores = dict[str, OffloadStore]
+# fio's file, and the ioengines that work there.
+FioPlace = tuple[Path, frozenset[str]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +86,7 @@ class IOArguments(Arguments):
 
 def measure(arguments: IOArguments, show: Show) -> Record:
     """The records of a fresh process for each work."""
-    if arguments.fio and not has_fio():
+    if arguments.fio and shutil.which(FIO) is None:
         raise FioFailed(MISSING)
     (directory,) = OffloadConfig(directory=arguments.directory).directories
     check_directory(directory)
@@ -104,12 +107,12 @@ def measure_speed(arguments: IOArguments, work: Work) -> Iterator[Record]:
     stores: Stores = {}
     with ExitStack() as stack:
         yield from open_stores(arguments, stores, stack)
-        place = None
+        place: FioPlace | None = None
         if arguments.fio:
             folder = tempfile.TemporaryDirectory(prefix="fio-", dir=arguments.directory)
             largest = max(arguments.find_count(work, size) * size for size in arguments.sizes)
             path = Path(stack.enter_context(folder)) / "file"
-            place = FioPlace(path, prepare_file(path, largest))
+            place = path, prepare_file(path, largest)
         if work == "busy":
             stack.enter_context(keep_busy(COMPUTE_THREADS))
         for nbytes in arguments.sizes:
@@ -126,12 +129,15 @@ def measure_size(
     contestants: dict[str, Contestant] = {}
     with ExitStack() as stack:
         if place is not None:
+            path, ioengines = place
+            rates = rate_jobs(path, ioengines, nbytes, nbytes * count)
             jobs: list[FioJob] = []
-            for job, speeds in place.choose_jobs(nbytes, nbytes * count):
-                jobs.append(job)
-                record = {"kind": "job", **cell, "direction": job.direction, "job": str(job)}
-                yield {**record, "bytes_per_second": speeds}
-            contestants[FIO] = partial(run_fio, jobs, place.path, nbytes, nbytes * count)
+            for direction in DIRECTIONS:  # fio's best, so that the comparison is with that.
+                found = {job: rate for job, rate in rates.items() if job.direction == direction}
+                jobs.append(max(found, key=found.__getitem__))
+                record = {"kind": "job", **cell, "direction": direction, "job": str(jobs[-1])}
+                yield {**record, "bytes_per_second": {str(job): found[job] for job in found}}
+            contestants[FIO] = partial(run_fio, jobs, path, nbytes, nbytes * count)
         for name, store in stores.items():
             alone = EngineTransfers(store.engines[TIER], values, count)
             stack.callback(alone.close)
