@@ -87,16 +87,14 @@ def plan_sections(arguments: argparse.Namespace) -> list[Section]:
     tiny = arguments.dry_run
     device = "cpu" if tiny else "cuda"
 
-    def measure(
-        name: str, part: str, limit_seconds: float, least_seconds: float = 10.0, **arguments: Any
-    ) -> Section:
+    def measure(part: str, **work: Any) -> tuple[str, ...]:
         # By name: this process has no package fxoffload that it could import them with.
-        command = ("-m", "benchmarks.gpu_measurements", part, json.dumps(arguments))
-        return Section(name, command, limit_seconds, least_seconds)
+        return ("-m", "benchmarks.gpu_measurements", part, json.dumps(work))
 
     def probe(part: str) -> Section:
-        work: dict[str, Any] = {"device": device, "tiny": tiny, "directory": arguments.directory}
-        return measure(part, part, 60, **work, steps=2 if tiny else 10)
+        steps, place = 2 if tiny else 10, arguments.directory
+        work = measure(part, device=device, tiny=tiny, directory=place, steps=steps)
+        return Section(part, work, 60)
 
     def train(
         model: str,
@@ -114,8 +112,8 @@ def plan_sections(arguments: argparse.Namespace) -> list[Section]:
             "dtype": "float32" if tiny else dtype,
         }
         proves, pairs = options.get("memory_budget") == "min", 2 if tiny else 5
-        work = {"workload": workload, "pairs": pairs, "proves": proves}
-        return measure(f"{model}-{name}", "model", 120, 30, **work)
+        work = measure("model", workload=workload, pairs=pairs, proves=proves)
+        return Section(f"{model}-{name}", work, 120, least_seconds=30)
 
     host: dict[str, Any] = {"ioengine": "memory", "host_budget": "32GiB"}
     sections = [

@@ -225,12 +225,7 @@ def keep_busy(compute_threads: int) -> Generator[None]:
             torch.set_num_threads(before)
 
 
-def describe_misses(record: Record) -> list[str]:
-    """The limits that were missed."""
-    return [f"missed: {miss}" for miss in find_misses(record["records"])]
-
-
-main = Benchmark("io_engine", __doc__, IOArguments, measure, tabulate, find_misses=describe_misses)
+main = Benchmark("io_engine", __doc__, IOArguments, measure, tabulate, find_misses=find_misses)
 
 if __name__ == "__main__":
     main()

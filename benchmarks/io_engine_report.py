@@ -122,27 +122,38 @@ def make_endurance_table(records: Records) -> Table:
     return Table(rows, f"bytes written, and what was counted meanwhile by {place}")
 
 
-def find_misses(records: Records) -> Iterator[str]:
+def find_misses(record: Record) -> list[str]:
     """Every limit that was missed, in words; what was not measured is not missed."""
-    for cell, contestants in group_samples(records).items():
-        if cell.size < LEAST_BYTES:
-            continue
-        for layer in ("engine", "store"):
-            found = {
-                statistics.median(ratios): name
-                for name, samples in contestants.items()
-                if name.endswith(layer) and (ratios := find_ratios(samples, contestants[FIO]))
-            }
-            best = max(found, default=SPEED_RATIO_LIMIT)
-            if best < SPEED_RATIO_LIMIT:
-                limit = f"{best:.3f} of fio (>= {SPEED_RATIO_LIMIT})"
-                yield f"{cell}, {cell.load}: best {layer} is {found[best]}, {limit}"
-        for name, samples in contestants.items():
-            median = statistics.median(find_cpu_seconds(samples) or [0.0])
-            if name != FIO and cell.load == "alone" and median > CPU_SECONDS_PER_GIB_LIMIT:
-                limit = f"(<= {CPU_SECONDS_PER_GIB_LIMIT})"
-                yield f"{cell}, {name}: {median:.3f} core-seconds per GiB {limit}"
-    yield from _find_wear([record for record in records if record["kind"] == "endurance"])
+    records = record["records"]
+    rounds = [record for record in records if record["kind"] == "endurance"]
+    return [
+        *(
+            miss
+            for cell, found in group_samples(records).items()
+            for miss in _find_slow(cell, found)
+        ),
+        *_find_wear(rounds),
+    ]
+
+
+def _find_slow(cell: Cell, contestants: Mapping[str, Records]) -> Iterator[str]:
+    if cell.size < LEAST_BYTES:
+        return
+    for layer in ("engine", "store"):
+        found = {
+            statistics.median(ratios): name
+            for name, samples in contestants.items()
+            if name.endswith(layer) and (ratios := find_ratios(samples, contestants[FIO]))
+        }
+        best = max(found, default=SPEED_RATIO_LIMIT)
+        if best < SPEED_RATIO_LIMIT:
+            limit = f"{best:.3f} of fio (>= {SPEED_RATIO_LIMIT})"
+            yield f"{cell}, {cell.load}: best {layer} is {found[best]}, {limit}"
+    for name, samples in contestants.items():
+        median = statistics.median(find_cpu_seconds(samples) or [0.0])
+        if name != FIO and cell.load == "alone" and median > CPU_SECONDS_PER_GIB_LIMIT:
+            limit = f"(<= {CPU_SECONDS_PER_GIB_LIMIT})"
+            yield f"{cell}, {name}: {median:.3f} core-seconds per GiB {limit}"
 
 
 def _find_wear(rounds: Records) -> Iterator[str]:

@@ -15,10 +15,9 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -40,10 +39,6 @@ class MemoryCurve:
     nbytes: tuple[int, ...]
     peak_bytes: int
     backward_seconds: float | None = None
-
-    def as_record(self) -> dict[str, Any]:
-        """The fields as JSON can hold them; `MemoryCurve(**record)` is the inverse."""
-        return asdict(self)
 
 
 def record_step(compute_loss: Callable[[], torch.Tensor], device: torch.device) -> MemoryCurve:

@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +72,7 @@ def test_curve_of_a_training_step() -> None:
     assert curve.nbytes[-1] == pytest.approx(gradient_bytes, abs=SLACK_BYTES)
     assert curve.backward_seconds is not None
     assert 0 < curve.backward_seconds < curve.seconds[-1]
-    assert measure.MemoryCurve(**curve.as_record()) == curve
+    assert measure.MemoryCurve(**asdict(curve)) == curve
 
 
 def test_what_another_thread_frees_counts_no_longer() -> None:
