@@ -24,6 +24,7 @@ from benchmarks import activation_peak, compile_time, drive_contention, measure
 from benchmarks.fresh_process import ChildFailed, run_fresh
 from benchmarks.measure import MIB
 from benchmarks.models import BUILDERS, Shape, build_model, make_tokens
+from benchmarks.runner import RESULTS
 
 ROOT = Path(__file__).parent.parent
 CPU = torch.device("cpu")
@@ -141,6 +142,15 @@ def test_models_train(name: str) -> None:
     loss.backward()
     assert loss.item() > 0
     assert all(p.grad is not None for p in model.parameters())
+
+
+@pytest.mark.parametrize("path", sorted(RESULTS.glob("*.jsonl")), ids=lambda path: path.stem)
+def test_kept_records_are_reported(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    kept = path.read_text()
+    importlib.import_module(f"benchmarks.{path.stem}").main(["--report"])
+    printed = capsys.readouterr().out.splitlines()
+    assert sum(line.startswith("|--") for line in printed) >= len(kept.splitlines())
+    assert path.read_text() == kept
 
 
 def run_benchmark(*arguments: str) -> subprocess.CompletedProcess[str]:
