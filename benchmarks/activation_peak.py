@@ -12,14 +12,14 @@ from __future__ import annotations
 
 import statistics
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from benchmarks.fresh_process import KEEP_FREED_MEMORY, RETURN_FREED_MEMORY, Record, Work, run_fresh
+from benchmarks.fresh_process import KEEP_FREED_MEMORY, RETURN_FREED_MEMORY, Record, run_fresh
 from benchmarks.measure import MIB, peak_rss_bytes, record_highest_step
-from benchmarks.model_arguments import BUDGET_HELP, LAYERS, ModelArguments
-from benchmarks.runner import Benchmark, Rows, Show, Table, option
+from benchmarks.model_arguments import BUDGET_HELP, LAYERS, ModelArguments, describe_sizes
+from benchmarks.runner import Benchmark, Show, Table, option
 from benchmarks.trainer import Compilation, Workload, pair_steps, prove_transfers
 
 PEAK_RATIO_LIMIT = 0.35
@@ -33,7 +33,6 @@ class PeakArguments(ModelArguments):
     layers: int = LAYERS(12)
     steps: int = option(5, "pairs of timed steps")
     memory_budget: str | None = option(None, BUDGET_HELP)
-    check: bool = option(False, "exit with status 1 beyond the limits of the project")
 
 
 def measure_alone(workload: Workload, compilation: Compilation) -> Iterator[Record]:
@@ -69,7 +68,9 @@ def measure(arguments: PeakArguments, show: Show) -> Record:
     """Run the three processes, one after the other; each compiles from an empty cache."""
     workload = arguments.make_workload(arguments.layers)
 
-    def run(label: str, variables: Mapping[str, str], work: Work, *args: Any) -> list[Record]:
+    def run(
+        label: str, variables: Mapping[str, str], work: Callable[..., Iterator[Record]], *args: Any
+    ) -> list[Record]:
         show(label)
         with tempfile.TemporaryDirectory() as cache:
             variables = {"TORCHINDUCTOR_CACHE_DIR": cache, **variables}
@@ -92,16 +93,13 @@ def measure(arguments: PeakArguments, show: Show) -> Record:
 def tabulate(record: Record) -> list[Table]:
     """Both variants side by side."""
     plain, moved, pairs = record["plain"], record["moved"], record["pairs"]
-    rows: Rows = [["", "plain", "fxoffload", "ratio"]]
+    rows = [["", "plain", "fxoffload", "ratio"]]
 
     def compare(name: str, left: float, right: float, unit: str) -> None:
         rows.append([name, f"{left:.2f} {unit}", f"{right:.2f} {unit}", f"{right / left:.3f}"])
 
     def add(name: str, text: str, ratio: str = "") -> None:
         rows.append([name, "", text, ratio])
-
-    def average(counter: str) -> float:
-        return statistics.fmean(pair["statistics"][counter] for pair in pairs)
 
     compare("activation peak", plain["peak_bytes"] / MIB, moved["peak_bytes"] / MIB, "MiB")
     add("  predicted", f"{moved['predicted_peak_bytes'] / MIB:.2f} MiB")
@@ -114,16 +112,14 @@ def tabulate(record: Record) -> list[Table]:
     ratio = record["step_ratio"]
     add("step, pairs", f"{ratio['min']:.3f} to {ratio['max']:.3f}", f"{ratio['median']:.3f}")
     for name in ("offloaded", "written", "read", "forwarded"):
-        add(f"{name} in a step", f"{average(f'{name}_bytes') / MIB:.2f} MiB")
-    add("exposed in a step", f"{average('exposed_seconds'):.3f} s")
+        nbytes = statistics.fmean(pair["statistics"][f"{name}_bytes"] for pair in pairs)
+        add(f"{name} in a step", f"{nbytes / MIB:.2f} MiB")
+    exposed = statistics.fmean(pair["statistics"]["exposed_seconds"] for pair in pairs)
+    add("exposed in a step", f"{exposed:.3f} s")
     compare("compile", plain["compile_seconds"], moved["compile_seconds"], "s")
     share = moved["pass_seconds"] / moved["compile_seconds"]
     add("  of it graph passes", f"{moved['pass_seconds']:.2f} s", f"{share:.3f}")
-    title = (
-        f"{record['model']}: {record['layers']} layers x {record['hidden']}, batch "
-        f"{record['batch']} x {record['length']}, {record['threads']} threads"
-    )
-    return [Table(rows, title)]
+    return [Table(rows, describe_sizes(record))]
 
 
 def find_misses(record: Record) -> list[str]:

@@ -6,6 +6,7 @@ import os
 import re
 import time
 from collections.abc import Callable
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -56,21 +57,15 @@ def count_round(
 
     In the pauses the device counts what others write.
     """
-    marks = [device.read_written_bytes()]
-    time.sleep(pause_seconds)
-    marks.append(device.read_written_bytes())
-    before_bytes = read_process_written_bytes()
-    write()
-    after_bytes = read_process_written_bytes()
-    marks.append(device.read_written_bytes())
-    time.sleep(pause_seconds)
-    marks.append(device.read_written_bytes())
+    marks, counts = [device.read_written_bytes()], [read_process_written_bytes()]
+    for work in (partial(time.sleep, pause_seconds), write, partial(time.sleep, pause_seconds)):
+        work()
+        marks.append(device.read_written_bytes())
+        counts.append(read_process_written_bytes())
     before, during, after = (end - start for start, end in pairwise(marks))
-    process_bytes = None
-    if before_bytes is not None and after_bytes is not None:
-        process_bytes = after_bytes - before_bytes
+    _, start, end, _ = counts
     return {
-        "process_bytes": process_bytes,
+        "process_bytes": None if start is None or end is None else end - start,
         "device_bytes": during,
         "pause_bytes": (before, after),
         "pause_seconds": pause_seconds,

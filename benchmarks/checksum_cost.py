@@ -9,8 +9,6 @@ that of paired rounds.
 from __future__ import annotations
 
 import statistics
-import time
-from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,10 +16,13 @@ from pathlib import Path
 import torch
 
 from benchmarks.fresh_process import Record
-from benchmarks.graph_calls import OP_NAMES, make_calls, open_store
+from benchmarks.graph_calls import open_store
 from benchmarks.measure import MIB
 from benchmarks.runner import Arguments, Benchmark, Show, Table, option, parse_size
+from benchmarks.transfers import StoreTransfers, make_values, time_transfers
 from fxoffload import runtime
+
+LABELS = {"plain": "no", "checked": "yes"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,59 +41,46 @@ class ChecksumArguments(Arguments):
 def measure(arguments: ChecksumArguments, show: Show) -> Record:
     """Medians and the ratio of paired rounds; "rounds" has those without digests first."""
     torch.set_num_threads(1)
-    values = [torch.full((arguments.size // 4,), float(i)) for i in range(arguments.values)]
-    rounds: list[list[Record]] = [[], []]
+    count, place = arguments.values, {"ioengine": arguments.ioengine}
+    values = make_values(arguments.size, count)
+    rounds: dict[str, list[Record]] = {kind: [] for kind in LABELS}
     with ExitStack() as stack:
-        stores = [
+        names = [
             stack.enter_context(
-                open_store(arguments.directory, ioengine=arguments.ioengine, checksum=checksum)
+                open_store(arguments.directory, checksum=kind == "checked", **place)
             )
-            for checksum in (False, True)
+            for kind in LABELS
         ]
+        stores = list(map(runtime.find_store, names))
         for index in range(arguments.rounds + 1):
-            for store, records in zip(stores, rounds, strict=True):
-                record = time_round(store, values)
+            for store, records in zip(stores, rounds.values(), strict=True):
+                timings = time_transfers(
+                    StoreTransfers(store, values, count), arguments.size * count
+                )
                 if index:  # The first takes new space on the drive.
-                    records.append(record)
-        name = runtime.find_store(stores[1]).statistics().ioengine
-    round_bytes = arguments.size * arguments.values
-    found: Record = {"ioengine": name, "size_bytes": arguments.size, "values": arguments.values}
-    for kind, records in zip(("plain", "checked"), rounds, strict=True):
+                    seconds, core_seconds = (
+                        sum(each) for each in list(zip(*timings, strict=True))[1:]
+                    )
+                    records.append({"seconds": seconds, "core_seconds": core_seconds})
+        found: Record = {"ioengine": stores[1].statistics().ioengine, "size_bytes": arguments.size}
+    round_bytes = 2 * arguments.size * count
+    for kind, records in rounds.items():
         seconds, core_seconds = (
             statistics.median(each[name] for each in records)
             for name in ("seconds", "core_seconds")
         )
-        found[f"{kind}_mib_per_second"] = 2 * round_bytes / MIB / seconds
-        found[f"{kind}_core_seconds_per_gib"] = core_seconds * 2**29 / round_bytes
-    pairs = zip(*rounds, strict=True)
+        found[f"{kind}_mib_per_second"] = round_bytes / MIB / seconds
+        found[f"{kind}_core_seconds_per_gib"] = core_seconds * 2**30 / round_bytes
+    pairs = zip(*rounds.values(), strict=True)
     ratio = statistics.median(own["seconds"] / plain["seconds"] for plain, own in pairs)
-    return {**found, "seconds_ratio": ratio, "rounds": rounds}
-
-
-def time_round(store: str, values: Sequence[torch.Tensor]) -> Record:
-    """Seconds of all values out and all back, each as it was; and of all threads together."""
-    results: list[torch.Tensor] = []
-    calls = make_calls(store, values, results)
-    start, core_start = time.perf_counter(), time.process_time()
-    for op in OP_NAMES:
-        for index in range(len(values)):
-            calls[op](index)
-    end, core_end = time.perf_counter(), time.process_time()
-    for x, y in zip(values, results, strict=True):
-        assert y[0] == x[0]
-        assert y[-1] == x[-1]
-    counted = runtime.find_store(store).statistics()
-    assert counted.forwarded_bytes == 0, "a value came from memory, not from the drive"
-    return {"seconds": end - start, "core_seconds": core_end - core_start}
+    return {**found, "seconds_ratio": ratio, "rounds": [*rounds.values()]}
 
 
 def tabulate(record: Record) -> list[Table]:
     """One line with digests and one without."""
     rows = [["checksum", "MiB/s, both ways", "core-seconds per GiB"]]
-    for label, kind in (("no", "plain"), ("yes", "checked")):
-        speed, cost = (
-            record[f"{kind}_{name}"] for name in ("mib_per_second", "core_seconds_per_gib")
-        )
+    for kind, label in LABELS.items():
+        speed, cost = record[f"{kind}_mib_per_second"], record[f"{kind}_core_seconds_per_gib"]
         rows.append([label, f"{speed:.0f}", f"{cost:.3f}"])
     caption = f"time with digests over without, paired: {record['seconds_ratio']:.3f}"
     return [Table(rows, f"round trips of a store, {record['ioengine']}", caption)]

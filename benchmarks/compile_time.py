@@ -17,13 +17,8 @@ from typing import get_args
 
 import fxoffload
 from benchmarks.fresh_process import Record, run_fresh
-from benchmarks.model_arguments import (
-    BUDGET_HELP,
-    LAYERS,
-    KeptArguments,
-    show_rows,
-)
-from benchmarks.runner import Benchmark, Rows, Show, describe_spread, option
+from benchmarks.model_arguments import BUDGET_HELP, LAYERS, ModelArguments, describe_sizes
+from benchmarks.runner import Benchmark, Show, Table, describe_spread, option
 from benchmarks.trainer import Compilation, Workload
 
 STARTS = ("cold", "warm")
@@ -31,7 +26,7 @@ VARIANTS: tuple[Compilation, ...] = get_args(Compilation)
 
 
 @dataclass(frozen=True, slots=True)
-class CompileArguments(KeptArguments):
+class CompileArguments(ModelArguments):
     """The command line."""
 
     layers: int = LAYERS(12)
@@ -71,29 +66,24 @@ def measure(arguments: CompileArguments, show: Show) -> Record:
     return {"rounds": rounds}
 
 
-def tabulate(record: Record) -> Rows:
+def tabulate(record: Record) -> list[Table]:
     """A row for empty caches and one for full ones: medians over the rounds."""
 
-    def median(records: Sequence[Record], name: str) -> float:
-        return statistics.median(each[name] for each in records)
+    def median(records: Sequence[Record], name: str, digits: int) -> str:
+        return f"{statistics.median(each[name] for each in records):.{digits}f}"
 
     rows = [["caches", "plain s", "fxoffload s", "ratio (range)", "graph passes s", "moved bytes"]]
     for start in STARTS:
         plain, moved = ([each[variant][start] for each in record["rounds"]] for variant in VARIANTS)
         pairs = zip(moved, plain, strict=True)
-        ratios = [its["compile_seconds"] / own["compile_seconds"] for its, own in pairs]
-        cells = [
-            f"{median(plain, 'compile_seconds'):.1f}",
-            f"{median(moved, 'compile_seconds'):.1f}",
-            describe_spread(ratios),
-            f"{median(moved, 'pass_seconds'):.2f}",
-            f"{median(moved, 'offloaded_bytes'):.0f}",
-        ]
-        rows.append([start, *cells])
-    return rows
+        ratios = [own["compile_seconds"] / its["compile_seconds"] for own, its in pairs]
+        seconds = (median(each, "compile_seconds", 1) for each in (plain, moved))
+        passes, nbytes = median(moved, "pass_seconds", 2), median(moved, "offloaded_bytes", 0)
+        rows.append([start, *seconds, describe_spread(ratios), passes, nbytes])
+    return [Table(rows, describe_sizes(record))]
 
 
-main = Benchmark("compile_time", __doc__, CompileArguments, measure, show_rows(tabulate))
+main = Benchmark("compile_time", __doc__, CompileArguments, measure, tabulate)
 
 if __name__ == "__main__":
     main()

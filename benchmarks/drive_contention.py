@@ -17,14 +17,13 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import asdict, dataclass
-from typing import Literal, get_args
+from dataclasses import dataclass
+from itertools import product
 
 import numpy as np
 import torch
 
 from benchmarks.fresh_process import Record
-from benchmarks.measure import find_cpu_model
 from benchmarks.runner import Arguments, Benchmark, Show, Table, describe_spread, option
 from fxoffload import OffloadConfig
 from fxoffload.runtime.engines.spill_file import SpillFile
@@ -33,9 +32,8 @@ BLOCK_BYTES = 8 * 2**20
 BLOCKS = 64
 MATRIX_SIZE = 1024
 GIB = 2**30
-HEADINGS = ["direction", "time beside / alone (range)", "core-s lost per GiB"]
-
-Direction = Literal["neither", "write", "read"]
+DIRECTIONS = ("neither", "write", "read")
+SAMPLES = ("alone_seconds", "beside_seconds", "moved_gib", "mover_core_seconds")
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,65 +47,44 @@ class ContentionArguments(Arguments):
     bytes_per_second: float = option(0.5 * GIB)
 
 
-@dataclass(slots=True)
-class Contention:
-    """One entry for each pair: seconds of the products, GiB moved, core-seconds of the mover."""
-
-    direction: Direction
-    alone_seconds: list[float]
-    beside_seconds: list[float]
-    moved_gib: list[float]
-    mover_core_seconds: list[float]
-
-
 def measure(arguments: ContentionArguments, show: Show) -> Record:
-    """All directions, on a file of the directory."""
+    """All directions in turn, `pairs` times over, so that what else happens hits all alike.
+
+    Of each pair: seconds of the products, GiB moved, core-seconds of the mover.
+    """
     torch.set_num_threads(arguments.threads)
     (directory, *_) = OffloadConfig(directory=arguments.directory).directories
-    with closing(SpillFile(directory)) as file:
+    block, rate = make_block(), arguments.bytes_per_second
+    results: dict[str, Record] = {
+        name: {"direction": name, **{each: [] for each in SAMPLES}} for name in DIRECTIONS
+    }
+    with closing(SpillFile(directory)) as file, ThreadPoolExecutor(1) as thread:
         file.reserve(BLOCKS * BLOCK_BYTES)
-        results = measure_directions(file, arguments)
-        return {
-            "benchmark": "drive_contention",
-            "threads": arguments.threads,
-            "bytes_per_second": arguments.bytes_per_second,
-            "direct": file.direct,
-            "torch": torch.__version__,
-            "cpu": find_cpu_model(),
-            "results": [asdict(item) for item in results],
-        }
-
-
-def measure_directions(file: SpillFile, arguments: ContentionArguments) -> list[Contention]:
-    """All directions in turn, `pairs` times over, so that what else happens hits all alike."""
-    block = make_block()
-    for index in range(BLOCKS):  # So that nothing is read that was never written.
-        os.pwrite(file.fd, block, index * BLOCK_BYTES)
-    found = {direction: Contention(direction, [], [], [], []) for direction in get_args(Direction)}
-    compute(arguments.products)
-    with ThreadPoolExecutor(1) as thread:
-        for _ in range(arguments.pairs):
-            for item in found.values():
-                item.alone_seconds.append(compute(arguments.products))
-                stop = threading.Event()
-                rate = arguments.bytes_per_second
-                moving = thread.submit(move_blocks, file.fd, block, item.direction, rate, stop)
-                item.beside_seconds.append(compute(arguments.products))
-                stop.set()
-                moved_bytes, core_seconds = moving.result()
-                item.moved_gib.append(moved_bytes / GIB)
-                item.mover_core_seconds.append(core_seconds)
-    return list(found.values())
+        for index in range(BLOCKS):  # So that nothing is read that was never written.
+            os.pwrite(file.fd, block, index * BLOCK_BYTES)
+        compute(arguments.products)
+        for number, direction in product(range(arguments.pairs), DIRECTIONS):
+            show(f"pair {number + 1} of {arguments.pairs}: {direction}")
+            alone_seconds = compute(arguments.products)
+            stop = threading.Event()
+            moving = thread.submit(move_blocks, file.fd, block, direction, rate, stop)
+            beside_seconds = compute(arguments.products)
+            stop.set()
+            moved_bytes, core_seconds = moving.result()
+            found = (alone_seconds, beside_seconds, moved_bytes / GIB, core_seconds)
+            for name, sample in zip(SAMPLES, found, strict=True):
+                results[direction][name].append(sample)
+    return {"direct": file.direct, "results": [*results.values()]}
 
 
 def move_blocks(
-    fd: int, block: memoryview, direction: Direction, rate: float, stop: threading.Event
+    fd: int, block: memoryview, direction: str, rate: float, stop: threading.Event
 ) -> tuple[int, float]:
     """Move `block` at a steady rate until `stop`; with "neither" only keep time.
 
     Returns the bytes moved, and the core-seconds of this thread.
     """
-    transfer: dict[Direction, Callable[[int], int]] = {
+    transfer: dict[str, Callable[[int], int]] = {
         "neither": lambda offset: BLOCK_BYTES,
         "write": lambda offset: os.pwrite(fd, block, offset),
         "read": lambda offset: os.preadv(fd, [block], offset),
@@ -144,17 +121,17 @@ def compute(products: int) -> float:
 
 def tabulate(record: Record) -> list[Table]:
     """A row for each direction."""
-    results = [Contention(**item) for item in record["results"]]
-    rows = [make_row(item, record["threads"]) for item in results]
-    return [Table([[*HEADINGS, "core-s of the mover"], *rows])]
+    rows = [make_row(item, record["threads"]) for item in record["results"]]
+    headings = ["direction", "time beside / alone (range)", "core-s lost per GiB"]
+    return [Table([[*headings, "core-s of the mover"], *rows])]
 
 
-def make_row(item: Contention, threads: int) -> list[str]:
+def make_row(item: Record, threads: int) -> list[str]:
     """Medians over the pairs."""
-    alone, beside = np.array(item.alone_seconds), np.array(item.beside_seconds)
-    lost, own = threads * (beside - alone), np.array(item.mover_core_seconds)
-    per_gib = (f"{np.median(values / item.moved_gib):.3f}" for values in (lost, own))
-    return [item.direction, describe_spread((beside / alone).tolist()), *per_gib]
+    alone, beside, moved_gib, own = (np.array(item[name]) for name in SAMPLES)
+    lost = threads * (beside - alone)
+    per_gib = (f"{np.median(values / moved_gib):.3f}" for values in (lost, own))
+    return [item["direction"], describe_spread((beside / alone).tolist()), *per_gib]
 
 
 main = Benchmark("drive_contention", __doc__, ContentionArguments, measure, tabulate)

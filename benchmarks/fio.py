@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-import shutil
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from benchmarks.transfers import DIRECTIONS, Direction, Timing
@@ -61,11 +62,6 @@ class FioJob:
         return f"{self.ioengine} {self.jobs}x{self.depth}"
 
 
-def has_fio() -> bool:
-    """Whether fio is on PATH."""
-    return shutil.which(FIO) is not None
-
-
 def find_jobs(direction: Direction, block_bytes: int, total_bytes: int) -> Iterator[FioJob]:
     """The jobs to choose from: those whose buffers fit, and whose threads have enough to do.
 
@@ -90,43 +86,23 @@ def prepare_file(path: Path, nbytes: int) -> frozenset[str]:
     run_fio([job], path, block_bytes, nbytes)
     works = {job.ioengine}
     for ioengine in {ioengine for ioengine, _, _ in _SHAPES} - works:
-        try:  # io_uring is often forbidden.
+        with suppress(FioFailed):  # io_uring is often forbidden.
             run_fio([replace(job, ioengine=ioengine)], path, block_bytes, block_bytes)
-        except FioFailed:
-            continue
-        works.add(ioengine)
+            works.add(ioengine)
     return frozenset(works)
 
 
-@dataclass(frozen=True, slots=True)
-class FioPlace:
-    """A file that fio may use, and the ioengines that work there."""
-
-    path: Path
-    ioengines: frozenset[str]
-
-    def choose_jobs(
-        self, nbytes: int, total_bytes: int
-    ) -> Iterator[tuple[FioJob, dict[str, float]]]:
-        """fio's fastest job for each direction, so that the comparison is with its best.
-
-        And bytes per second of all of them.
-        """
-        candidates = [
-            job
-            for direction in DIRECTIONS
-            for job in find_jobs(direction, nbytes, total_bytes)
-            if job.ioengine in self.ioengines
-        ]
-        rates = dict.fromkeys(candidates, 0.0)
-        for _ in range(_TRIALS):
-            results = run_fio(candidates, self.path, nbytes, total_bytes)
-            for job, timing in zip(candidates, results, strict=True):
-                rates[job] += timing.nbytes / timing.seconds / _TRIALS
-        for direction in DIRECTIONS:
-            found = {job: rate for job, rate in rates.items() if job.direction == direction}
-            best = max(found, key=found.__getitem__)
-            yield best, {str(job): rate for job, rate in found.items()}
+def rate_jobs(
+    path: Path, ioengines: Container[str], nbytes: int, total_bytes: int
+) -> dict[FioJob, float]:
+    """Bytes per second of all jobs for values of `nbytes`, as the mean of some trials."""
+    jobs = [job for each in DIRECTIONS for job in find_jobs(each, nbytes, total_bytes)]
+    jobs = [job for job in jobs if job.ioengine in ioengines]
+    trials = [run_fio(jobs, path, nbytes, total_bytes) for _ in range(_TRIALS)]
+    return {
+        job: fmean(timing.nbytes / timing.seconds for timing in timings)
+        for job, *timings in zip(jobs, *trials, strict=True)
+    }
 
 
 def run_fio(jobs: Sequence[FioJob], path: Path, block_bytes: int, total_bytes: int) -> list[Timing]:
@@ -142,9 +118,7 @@ def run_fio(jobs: Sequence[FioJob], path: Path, block_bytes: int, total_bytes: i
         command += [f"--size={share}", f"--offset_increment={share}"]
     names = ", ".join(map(str, jobs))
     try:
-        done = subprocess.run(
-            command, capture_output=True, text=True, timeout=_TIMEOUT_SECONDS, check=False
-        )
+        done = subprocess.run(command, capture_output=True, text=True, timeout=_TIMEOUT_SECONDS)
     except FileNotFoundError:
         raise FioFailed(MISSING) from None
     except subprocess.TimeoutExpired:

@@ -1,21 +1,16 @@
-"""Runs a function in a fresh process, so that its memory, caches and threads are its own.
-
-The child is `python -m benchmarks.fresh_process module:function JSON`, with the arguments by name;
-it prints each record that the function yields as a line of JSON.
-"""
+"""Runs a function in a fresh process, so that its memory, caches and threads are its own."""
 
 from __future__ import annotations
 
-import inspect
-import json
+import multiprocessing
 import os
-import pkgutil
-import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, is_dataclass
-from typing import Any, ParamSpec, get_args, get_origin, get_type_hints
+from functools import partial
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any, ParamSpec
+from unittest.mock import patch
 
 from fxoffload import OffloadError
 
@@ -30,11 +25,10 @@ KEEP_FREED_MEMORY = {
     "MALLOC_MMAP_THRESHOLD_": str(2**30),
     "MALLOC_TRIM_THRESHOLD_": str(2**40),
 }
-_ERROR = "error"
+TAIL_LINES = 30
 
 Parameters = ParamSpec("Parameters")
 Record = dict[str, Any]
-Work = Callable[..., Iterator[Record]]
 
 
 class ChildFailed(Exception):
@@ -51,70 +45,37 @@ def run_fresh(
 
     environment: variables of the child beside those of this process.
     """
-    module = work.__module__
-    if module == "__main__":  # The child needs the name that it can import.
-        module = sys.modules[module].__spec__.name  # pyright: ignore[reportOptionalMemberAccess]
-    target, text = f"{module}:{work.__name__}", encode(work, *args, **kwargs)
-    command = [sys.executable, "-m", "benchmarks.fresh_process", target, text]
-    # The child finds what this process finds, wherever both were started.
-    paths = os.pathsep.join(filter(None, sys.path))
-    variables = {**os.environ, "PYTHONPATH": paths, **environment}
-    with (
-        tempfile.TemporaryFile("w+") as errors,
-        subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=errors, text=True, env=variables
-        ) as child,
-    ):
-        assert child.stdout is not None
+    context = multiprocessing.get_context("spawn")
+    receiver, sender = context.Pipe(duplex=False)
+    with tempfile.NamedTemporaryFile("r") as said:
+        call = partial(work, *args, **kwargs)
+        child = context.Process(target=_send_records, args=(sender, said.name, call))
+        with patch.dict(os.environ, environment):
+            child.start()
+        sender.close()  # The child has the only one: the pipe ends when it does.
         try:
-            for line in child.stdout:
-                if not line.startswith("{"):
-                    continue  # Printed by a library.
-                record = json.loads(line)
-                if _ERROR in record:
-                    raise ChildFailed(record[_ERROR])
+            for record in iter(receiver.recv, None):
+                if isinstance(record, ChildFailed):
+                    raise record
                 yield record
-        except BaseException:
+        except EOFError:
+            child.join()
+            last = "".join(said.readlines()[-TAIL_LINES:])
+            status = f"{work.__name__} ended with status {child.exitcode}"
+            raise ChildFailed(f"{status}:\n{last}") from None
+        finally:
             child.kill()
-            raise
-        if child.wait() != 0:
-            errors.seek(0)
-            last = "".join(errors.readlines()[-30:])
-            raise ChildFailed(f"{work.__name__} ended with status {child.returncode}:\n{last}")
+            child.join()
 
 
-def encode(
-    work: Callable[Parameters, Any], *args: Parameters.args, **kwargs: Parameters.kwargs
-) -> str:
-    """The arguments of `work` by name, as JSON."""
-    return json.dumps(inspect.signature(work).bind(*args, **kwargs).arguments, default=asdict)
-
-
-def call(work: Work, text: str) -> Iterator[Record]:
-    """Call `work` with the arguments in `text`, each as the dataclass of its annotation."""
-    hints = get_type_hints(work)
-    return work(**{name: _decode(hints[name], each) for name, each in json.loads(text).items()})
-
-
-def _decode(kind: Any, value: Any) -> Any:
-    if is_dataclass(kind):
-        hints = get_type_hints(kind)
-        return kind(**{name: _decode(hints[name], each) for name, each in value.items()})  # pyright: ignore[reportCallIssue]
-    if get_origin(kind) is list:
-        return [_decode(get_args(kind)[0], each) for each in value]
-    return value
-
-
-def main() -> None:
-    """In the child: print the records; what fxoffload refuses goes to the parent in words."""
-    target, text = sys.argv[1:]
+def _send_records(sender: Connection, path: str, call: Callable[[], Iterator[Record]]) -> None:
+    """In the child: send the records, then None; what fxoffload refuses goes there in words."""
+    with Path(path).open("w") as said:
+        for stream in (1, 2):  # Libraries print to them.
+            os.dup2(said.fileno(), stream)
     try:
-        for record in call(pkgutil.resolve_name(target), text):
-            print(json.dumps(record), flush=True)
+        for record in call():
+            sender.send(record)
+        sender.send(None)
     except OffloadError as error:
-        print(json.dumps({_ERROR: f"{type(error).__name__}: {error}"}), flush=True)
-        sys.exit(1)
-
-
-if __name__ == "__main__":
-    main()
+        sender.send(ChildFailed(f"{type(error).__name__}: {error}"))

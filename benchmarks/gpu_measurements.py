@@ -7,17 +7,20 @@ from __future__ import annotations
 
 import json
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from benchmarks.fresh_process import Record
+from benchmarks.graph_calls import make_calls, open_store
 from benchmarks.measure import MIB, record_step
+from benchmarks.models import Shape
 from benchmarks.trainer import (
     Trainer,
     Workload,
@@ -26,7 +29,8 @@ from benchmarks.trainer import (
     synchronize,
     wait_for_writes,
 )
-from fxoffload import OffloadConfig, OffloadError, ops, runtime
+from benchmarks.transfers import DIRECTIONS, EngineTransfers, Values, time_transfers
+from fxoffload import OffloadConfig, OffloadError, runtime
 from fxoffload.runtime.devices.cuda import CudaDevice
 from fxoffload.runtime.devices.staging import StagingArena
 from fxoffload.runtime.engines.ioengine import IOEngine
@@ -36,10 +40,10 @@ from fxoffload.runtime.store.store import OffloadStore
 
 ENGINES = ("posix", "kvikio", "memory")
 PAIRED_STEPS = 4
+TIMED = ("offload", "release", "written", "prefetch", "wait")
 
 
-@dataclass(frozen=True, slots=True)
-class GpuWork:
+class GpuWork(NamedTuple):
     """Where to measure; `tiny` sizes only show that it works."""
 
     device: str
@@ -51,11 +55,6 @@ class GpuWork:
     def on_cuda(self) -> bool:
         """Whether there is a GPU."""
         return self.device == "cuda"
-
-    def synchronize(self) -> None:
-        """Wait for the device."""
-        if self.on_cuda:
-            torch.cuda.synchronize()
 
 
 def measure_transfers(work: GpuWork) -> Iterator[Record]:
@@ -71,42 +70,39 @@ def measure_transfers(work: GpuWork) -> Iterator[Record]:
         for _ in range(products):
             torch.mm(matrix, matrix)
 
-    def time_copies(
-        target: Tensor, source: Tensor, repeats: int, busy: bool
-    ) -> tuple[float, float]:
-        """Bytes per second of the copies, and seconds until the products are done as well."""
-        work.synchronize()
+    def time_work(*works: Callable[[], None]) -> tuple[float, float]:
+        """Seconds until the side stream is done, and until the products are done as well."""
+        synchronize(matrix)
         start = time.perf_counter()
-        if busy:
-            compute()
-        with torch.cuda.stream(side):
-            for _ in range(repeats):
-                target.copy_(source, non_blocking=True)
+        for call in works:
+            call()
         if side is not None:
             side.synchronize()
         copied = time.perf_counter() - start
-        work.synchronize()
-        return repeats * source.nbytes / copied, time.perf_counter() - start
+        synchronize(matrix)
+        return copied, time.perf_counter() - start
 
-    compute()
-    work.synchronize()
-    start = time.perf_counter()
-    compute()
-    work.synchronize()
-    compute_seconds = time.perf_counter() - start
+    time_work(compute)
+    _, compute_seconds = time_work(compute)
     for nbytes in (2**16,) if work.tiny else (MIB, 16 * MIB, 256 * MIB):
         host = torch.zeros(nbytes, dtype=torch.uint8, pin_memory=work.on_cuda)
         device = torch.zeros(nbytes, dtype=torch.uint8, device=work.device)
         repeats = 2 if work.tiny else max(2, 2 * 2**30 // nbytes)
         for name, target, source in (("out", host, device), ("in", device, host)):
-            time_copies(target, source, 1, busy=False)
-            alone_rate, _ = time_copies(target, source, repeats, busy=False)
-            busy_rate, whole_seconds = time_copies(target, source, repeats, busy=True)
+
+            def copy(count: int = repeats, to: Tensor = target, of: Tensor = source) -> None:
+                with torch.cuda.stream(side):
+                    for _ in range(count):
+                        to.copy_(of, non_blocking=True)
+
+            time_work(partial(copy, 1))
+            alone_seconds, _ = time_work(copy)
+            busy_seconds, whole_seconds = time_work(compute, copy)
             yield {
                 "direction": name,
                 "nbytes": nbytes,
-                "alone_bytes_per_second": alone_rate,
-                "busy_bytes_per_second": busy_rate,
+                "alone_bytes_per_second": repeats * nbytes / alone_seconds,
+                "busy_bytes_per_second": repeats * nbytes / busy_seconds,
                 "compute_seconds": compute_seconds,
                 "compute_ratio": whole_seconds / compute_seconds,
             }
@@ -117,33 +113,23 @@ def measure_ops(work: GpuWork) -> Iterator[Record]:
 
     "written": from the end of release to that of the write.
     """
-    config = OffloadConfig(ioengine="memory")
-    store = runtime.register_store(config, keeps_graph=lambda: False)
-    for nbytes in (4096,) if work.tiny else (MIB, 16 * MIB):
-        seconds: dict[str, list[float]] = {}
-
-        def call(name: str, run: Callable[..., Any], *args: Any, into: Any = seconds) -> Any:
-            start = time.perf_counter()
-            result = run(*args)
-            into.setdefault(name, []).append(time.perf_counter() - start)
-            return result
-
-        for _ in range(work.steps + 5):
-            x = torch.zeros(nbytes, dtype=torch.uint8, device=work.device)
-            like = (list(x.shape), list(x.stride()), x.dtype, x.device)
-            work.synchronize()
-            ticket = call("offload", ops.OFFLOAD, x, store, "x", "nvme", True, 0)
-            call("release", ops.RELEASE, ticket, x)
-            call("written", wait_for_writes)
-            del x
-            call("prefetch", ops.PREFETCH, ticket)
-            time.sleep(0.002 + nbytes / 2e9)  # The read, and its copy.
-            call("wait", ops.WAIT, ticket, *like)
-            del ticket
-        # The first ones allocate.
-        medians = {name: statistics.median(times[5:]) for name, times in seconds.items()}
-        yield {"nbytes": nbytes, "median_seconds": medians, "calls": work.steps}
-    runtime.close_stores()
+    with open_store(None, ioengine="memory") as store:
+        for nbytes in (4096,) if work.tiny else (MIB, 16 * MIB):
+            seconds: dict[str, list[float]] = {name: [] for name in TIMED}
+            for _ in range(work.steps + 5):
+                x = torch.zeros(nbytes, dtype=torch.uint8, device=work.device)
+                calls = make_calls(store, [x], [])
+                calls["written"] = lambda _: wait_for_writes()
+                synchronize(x)
+                for name in TIMED:
+                    if name == "wait":
+                        time.sleep(0.002 + nbytes / 2e9)  # The read, and its copy.
+                    start = time.perf_counter()
+                    calls[name](0)
+                    seconds[name].append(time.perf_counter() - start)
+            # The first ones allocate.
+            medians = {name: statistics.median(times[5:]) for name, times in seconds.items()}
+            yield {"nbytes": nbytes, "median_seconds": medians, "calls": work.steps}
 
 
 def measure_engines(work: GpuWork) -> Iterator[Record]:
@@ -170,16 +156,10 @@ def time_engine(engine: IOEngine, work: GpuWork) -> Record:
         2 * nbytes * count,
     )
     views = [arena.take(nbytes).view for _ in range(count)]
-    slots = [engine.allocate(nbytes) for _ in range(count)]
-    rates: dict[str, float] = {}
-    for _ in range(2):
-        for name, start_transfer in (("write", engine.write), ("read", engine.read)):
-            start = time.perf_counter()
-            futures = [start_transfer(view, s) for view, s in zip(views, slots, strict=True)]
-            moved = sum(future.result() for future in futures)
-            if moved != nbytes * count:
-                raise RuntimeError(f"{engine.name} moved {moved} of {nbytes * count} bytes")
-            rates[name] = moved / (time.perf_counter() - start)
+    transfers = EngineTransfers(engine, Values(nbytes, views, views), count)
+    time_transfers(transfers, nbytes * count)
+    timings = zip(DIRECTIONS, time_transfers(transfers, nbytes * count), strict=True)
+    rates = {direction: timing.nbytes / timing.seconds for direction, timing in timings}
     return {"path": engine.name, "nbytes": nbytes, "count": count, "bytes_per_second": rates}
 
 
@@ -214,14 +194,17 @@ def measure_staging(work: GpuWork) -> Iterator[Record]:
 
 
 def measure_model(workload: Workload, pairs: int, proves: bool) -> Iterator[Record]:
-    """Paired steps, then the activation peak of each.
+    """Paired steps, then the activation peak of each, gradients included.
 
     proves: makes one more step, whose every byte must move.
     """
     plain, moved = workload.make_trainer("plain"), workload.make_trainer("fxoffload")
     found = list(pair_steps(plain, moved, pairs, time_steps))
     ratios = [pair["fxoffload_seconds"] / pair["plain_seconds"] for pair in found]
-    peaks = {"plain": find_peak_bytes(plain), "fxoffload": find_peak_bytes(moved)}
+    peaks: dict[str, int] = {}
+    for name, trainer in (("plain", plain), ("fxoffload", moved)):
+        trainer.model.zero_grad()
+        peaks[name] = record_step(trainer.compute_loss, trainer.tokens.device).peak_bytes
     yield {
         "peak_bytes": peaks,
         "peak_ratio": peaks["fxoffload"] / peaks["plain"],
@@ -249,13 +232,26 @@ def time_steps(trainer: Trainer) -> tuple[float, float]:
     return losses[-1].item(), (time.perf_counter() - start) / PAIRED_STEPS
 
 
-def find_peak_bytes(trainer: Trainer) -> int:
-    """Activation peak of a step, gradients included."""
-    trainer.model.zero_grad()
-    if not trainer.tokens.is_cuda:
-        return record_step(trainer.compute_loss, trainer.tokens.device).peak_bytes
-    torch.cuda.synchronize()
-    before_bytes = torch.cuda.memory_allocated()
-    torch.cuda.reset_peak_memory_stats()
-    trainer.step()
-    return torch.cuda.max_memory_allocated() - before_bytes
+def main() -> None:
+    """Print the records of a measurement, whose arguments come as JSON."""
+    part, text = sys.argv[1:]
+    arguments = json.loads(text)
+    if part == "model":
+        workload = arguments.pop("workload")
+        workload["shape"] = Shape(**workload["shape"])
+        records = measure_model(Workload(**workload), **arguments)
+    else:
+        records = PROBES[part](GpuWork(**arguments))
+    for record in records:
+        print(json.dumps(record), flush=True)
+
+
+PROBES = {
+    "transfers": measure_transfers,
+    "ops": measure_ops,
+    "engines": measure_engines,
+    "staging": measure_staging,
+}
+
+if __name__ == "__main__":
+    main()

@@ -20,6 +20,7 @@ import argparse
 import json
 import os
 import platform
+import shutil
 import subprocess
 import sys
 import time
@@ -46,12 +47,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run all sections within the time; see the module's text for files and exit status."""
     arguments = build_parser().parse_args(argv)
     if not arguments.dry_run and not torch.cuda.is_available():
-        print(
+        build_parser().error(
             f"no CUDA device (torch {torch.__version__}): nothing was run; "
-            "--dry-run goes through everything on the CPU",
-            file=sys.stderr,
+            "--dry-run goes through everything on the CPU"
         )
-        sys.exit(2)
     start = time.monotonic()
     results = Results(arguments.output, find_facts(arguments))
     with link_packages(arguments.output.parent) as environment:
@@ -72,12 +71,9 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        description=(__doc__ or "").splitlines()[0],
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     add = parser.add_argument
-    add("--output", type=Path, default=ROOT / "build" / "gpu.json")
+    add("--output", type=Path, default=ROOT / "build" / "gpu.json", help="build/gpu.json")
     add("--seconds", type=float, default=BUDGET_SECONDS, help="for everything together")
     add("--directory", help="where fxoffload spills to; default: see OffloadConfig")
     add("--commit", help="of the sources, where git cannot tell")
@@ -91,15 +87,14 @@ def plan_sections(arguments: argparse.Namespace) -> list[Section]:
     tiny = arguments.dry_run
     device = "cpu" if tiny else "cuda"
 
-    def call(function: str, **arguments: Any) -> tuple[str, ...]:
+    def measure(part: str, **work: Any) -> tuple[str, ...]:
         # By name: this process has no package fxoffload that it could import them with.
-        target = f"benchmarks.{function}"
-        return ("-m", "benchmarks.fresh_process", target, json.dumps(arguments))
+        return ("-m", "benchmarks.gpu_measurements", part, json.dumps(work))
 
-    def measure(part: str) -> Section:
-        work = {"device": device, "tiny": tiny, "directory": arguments.directory}
-        work["steps"] = 2 if tiny else 10
-        return Section(part, call(f"gpu_measurements:measure_{part}", work=work), 60)
+    def probe(part: str) -> Section:
+        steps, place = 2 if tiny else 10, arguments.directory
+        work = measure(part, device=device, tiny=tiny, directory=place, steps=steps)
+        return Section(part, work, 60)
 
     def train(
         model: str,
@@ -116,15 +111,14 @@ def plan_sections(arguments: argparse.Namespace) -> list[Section]:
             "options": {"directory": arguments.directory, **options, **tiny_options},
             "dtype": "float32" if tiny else dtype,
         }
-        proves = options.get("memory_budget") == "min"
-        pairs = 2 if tiny else 5
-        work = call("gpu_measurements:measure_model", workload=workload, pairs=pairs, proves=proves)
+        proves, pairs = options.get("memory_budget") == "min", 2 if tiny else 5
+        work = measure("model", workload=workload, pairs=pairs, proves=proves)
         return Section(f"{model}-{name}", work, 120, least_seconds=30)
 
     host: dict[str, Any] = {"ioengine": "memory", "host_budget": "32GiB"}
     sections = [
         Section("tests", (*TESTS, *TEST_OPTIONS), 240),
-        *(measure(part) for part in ("transfers", "ops", "engines", "staging")),
+        *(probe(part) for part in ("transfers", "ops", "engines", "staging")),
         train("gpt", "wide-host-hidden", shape=WIDE_SHAPE, **host),
         train("gpt", "host-min", memory_budget="min", **host),
         train("gpt", "host-hidden", **host),
@@ -136,9 +130,7 @@ def plan_sections(arguments: argparse.Namespace) -> list[Section]:
         train("bert", "host-min", memory_budget="min", **host),
         train("t5", "host-min", memory_budget="min", **host),
     ]
-    if arguments.only is not None:
-        return [section for section in sections if section.name in arguments.only]
-    return sections
+    return [each for each in sections if arguments.only is None or each.name in arguments.only]
 
 
 def find_facts(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -166,18 +158,11 @@ def find_facts(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def find_commit() -> str:
     """The commit of the sources, "+" behind it where they were changed; "unknown" without git."""
-
-    def ask(*command: str) -> str:
-        done = subprocess.run(
-            ["git", *command], cwd=ROOT, capture_output=True, text=True, check=False
-        )
-        return done.stdout.strip() if done.returncode == 0 else ""
-
-    try:
-        commit = ask("rev-parse", "HEAD")
-        return (commit + "+" * bool(ask("status", "--porcelain"))) or "unknown"
-    except FileNotFoundError:
+    if shutil.which("git") is None:
         return "unknown"
+    command = ("git", "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty=+")
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    return done.stdout.strip() or "unknown"
 
 
 if __name__ == "__main__":

@@ -11,23 +11,23 @@ block device's own counter.
 
 from __future__ import annotations
 
+import shutil
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
-from dataclasses import asdict, dataclass, replace
+import threading
+from collections.abc import Callable, Generator, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
 from benchmarks.block_device import BlockDevice, DeviceUnknown, count_round
-from benchmarks.busy_threads import keep_busy
-from benchmarks.fio import FIO, MISSING, FioFailed, FioJob, FioPlace, has_fio, prepare_file, run_fio
+from benchmarks.fio import FIO, MISSING, FioFailed, FioJob, prepare_file, rate_jobs, run_fio
 from benchmarks.fresh_process import Record, run_fresh
 from benchmarks.io_engine_report import find_misses, tabulate
-from benchmarks.measure import find_cpu_model
 from benchmarks.runner import Arguments, Benchmark, Show, option, parse_size
 from benchmarks.transfers import (
     DIRECTIONS,
@@ -35,13 +35,14 @@ from benchmarks.transfers import (
     EngineTransfers,
     StoreTransfers,
     Timing,
-    Values,
+    make_values,
     time_transfers,
     time_work,
 )
 from fxoffload import ConfigError, OffloadConfig
 from fxoffload.directories import check_directory, find_filesystem
 from fxoffload.runtime.measurement.choice import open_engine
+from fxoffload.runtime.measurement.load import keep_computing
 from fxoffload.runtime.store.store import OffloadStore
 
 Work = Literal["alone", "busy", "endurance"]
@@ -55,6 +56,8 @@ SIZES = tuple(2**exponent for exponent in range(16, 30, 2))
 # Writes, then reads.
 Contestant = Callable[[], list[Timing]]
 Stores = dict[str, OffloadStore]
+# fio's file, and the ioengines that work there.
+FioPlace = tuple[Path, frozenset[str]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +73,6 @@ class IOArguments(Arguments):
     inflight: int = option("512MiB", "bytes in flight at most", type=parse_size)
     works: list[Work] = option(WORKS, "what to measure", choices=WORKS)
     fio: bool = option(True, "measure without the yardstick")
-    check: bool = option(False, "exit with status 1 where a limit is missed")
 
     def find_count(self, work: Work, nbytes: int) -> int:
         """How many transfers of `nbytes` one sample takes."""
@@ -84,7 +86,7 @@ class IOArguments(Arguments):
 
 def measure(arguments: IOArguments, show: Show) -> Record:
     """The records of a fresh process for each work."""
-    if arguments.fio and not has_fio():
+    if arguments.fio and shutil.which(FIO) is None:
         raise FioFailed(MISSING)
     (directory,) = OffloadConfig(directory=arguments.directory).directories
     check_directory(directory)
@@ -97,16 +99,7 @@ def measure(arguments: IOArguments, show: Show) -> Record:
             show(f"{work}: {record.get('contestant', '')} {record.get('size', '')}")
             if "unavailable" in record:
                 print(f"left out, {record['engine']}: {record['unavailable']}")
-    unrecorded = ("output", "check", "directory")  # Files of one machine say nothing elsewhere.
-    return {
-        "benchmark": "io_engine",
-        **{key: value for key, value in asdict(arguments).items() if key not in unrecorded},
-        "fxoffload": version("fxoffload"),
-        "torch": torch.__version__,
-        "cpu": find_cpu_model(),
-        "filesystem": find_filesystem(directory),
-        "records": records,
-    }
+    return {"filesystem": find_filesystem(directory), "records": records}
 
 
 def measure_speed(arguments: IOArguments, work: Work) -> Iterator[Record]:
@@ -114,12 +107,12 @@ def measure_speed(arguments: IOArguments, work: Work) -> Iterator[Record]:
     stores: Stores = {}
     with ExitStack() as stack:
         yield from open_stores(arguments, stores, stack)
-        place = None
+        place: FioPlace | None = None
         if arguments.fio:
             folder = tempfile.TemporaryDirectory(prefix="fio-", dir=arguments.directory)
             largest = max(arguments.find_count(work, size) * size for size in arguments.sizes)
             path = Path(stack.enter_context(folder)) / "file"
-            place = FioPlace(path, prepare_file(path, largest))
+            place = path, prepare_file(path, largest)
         if work == "busy":
             stack.enter_context(keep_busy(COMPUTE_THREADS))
         for nbytes in arguments.sizes:
@@ -132,16 +125,19 @@ def measure_size(
     """Samples: contestant, size, direction, seconds, and process time where it is ours."""
     count, window = arguments.find_count(work, nbytes), arguments.find_window(work, nbytes)
     cell = {"load": work, "size": nbytes}
-    values = Values(nbytes, window)
+    values = make_values(nbytes, window)
     contestants: dict[str, Contestant] = {}
     with ExitStack() as stack:
         if place is not None:
+            path, ioengines = place
+            rates = rate_jobs(path, ioengines, nbytes, nbytes * count)
             jobs: list[FioJob] = []
-            for job, speeds in place.choose_jobs(nbytes, nbytes * count):
-                jobs.append(job)
-                record = {"kind": "job", **cell, "direction": job.direction, "job": str(job)}
-                yield {**record, "bytes_per_second": speeds}
-            contestants[FIO] = partial(run_fio, jobs, place.path, nbytes, nbytes * count)
+            for direction in DIRECTIONS:  # fio's best, so that the comparison is with that.
+                found = {job: rate for job, rate in rates.items() if job.direction == direction}
+                jobs.append(max(found, key=found.__getitem__))
+                record = {"kind": "job", **cell, "direction": direction, "job": str(jobs[-1])}
+                yield {**record, "bytes_per_second": {str(job): found[job] for job in found}}
+            contestants[FIO] = partial(run_fio, jobs, path, nbytes, nbytes * count)
         for name, store in stores.items():
             alone = EngineTransfers(store.engines[TIER], values, count)
             stack.callback(alone.close)
@@ -181,7 +177,7 @@ def measure_endurance(arguments: IOArguments, work: Work) -> Iterator[Record]:
         yield from open_stores(replace(arguments, sizes=[size]), stores, stack)
         for name, store in stores.items():
             # Not a multiple of any block, so that padding would show.
-            values = Values(size + 1000, arguments.find_window(work, size))
+            values = make_values(size + 1000, arguments.find_window(work, size))
             transfers = StoreTransfers(store, values, count)
             seconds = time_work(transfers.write, 0).seconds  # First writes of new space.
             transfers.free()
@@ -208,12 +204,28 @@ def open_stores(arguments: IOArguments, stores: Stores, stack: ExitStack) -> Ite
         yield {"kind": "engine", "engine": name, "path": engine.name}
 
 
-def describe_misses(record: Record) -> list[str]:
-    """The limits that were missed."""
-    return [f"missed: {miss}" for miss in find_misses(record["records"])]
+@contextmanager
+def keep_busy(compute_threads: int) -> Generator[None]:
+    """Matrix products on so many threads of torch, and a thread that holds the GIL."""
+    stop = threading.Event()
+
+    def hold() -> None:
+        while not stop.is_set():
+            sum(range(1000))
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(compute_threads)
+    # A product takes long without the GIL, so that the wait for the GIL between two is no pause.
+    with ThreadPoolExecutor(1) as thread, keep_computing(matrix_size=2048):
+        thread.submit(hold)
+        try:
+            yield
+        finally:
+            stop.set()
+            torch.set_num_threads(before)
 
 
-main = Benchmark("io_engine", __doc__, IOArguments, measure, tabulate, find_misses=describe_misses)
+main = Benchmark("io_engine", __doc__, IOArguments, measure, tabulate, find_misses=find_misses)
 
 if __name__ == "__main__":
     main()

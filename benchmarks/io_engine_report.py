@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from benchmarks.fio import FIO
 from benchmarks.fresh_process import Record
-from benchmarks.runner import Rows, Table
+from benchmarks.runner import Table, describe_spread
 from fxoffload.sizes import format_bytes
 
 SPEED_RATIO_LIMIT = 0.95
@@ -20,28 +20,46 @@ GIB = 2**30
 Records = Sequence[Mapping[str, Any]]
 
 
-def select(records: Records, kind: str, **fields: Any) -> list[Mapping[str, Any]]:
-    """The records of `kind` whose `fields` are these."""
-    wanted = {"kind": kind, **fields}
-    return [record for record in records if all(record.get(key) == wanted[key] for key in wanted)]
+class Cell(NamedTuple):
+    """What all contestants did: under which load, in values of which size."""
+
+    load: str
+    size: int
+    direction: str
+
+    def __str__(self) -> str:
+        return f"{self.direction} of {format_bytes(self.size)}"
 
 
-def find_ratios(records: Records, contestant: str, **cell: Any) -> list[float]:
-    """Bytes per second over fio's, of each round of one load, size and direction."""
-    yardstick, rates = (
+def group_samples(records: Records) -> dict[Cell, dict[str, list[Mapping[str, Any]]]]:
+    """The samples of each contestant, fio first, in each cell."""
+    cells: dict[Cell, dict[str, list[Mapping[str, Any]]]] = {}
+    samples = [record for record in records if record["kind"] == "sample"]
+    for sample in sorted(samples, key=lambda each: (each["contestant"] != FIO, each["contestant"])):
+        contestants = cells.setdefault(find_cell(sample), {FIO: []})
+        contestants.setdefault(sample["contestant"], []).append(sample)
+    return {cell: cells[cell] for cell in dict.fromkeys(map(find_cell, samples))}
+
+
+def find_cell(record: Mapping[str, Any]) -> Cell:
+    """That of a sample, or of fio's job."""
+    return Cell(record["load"], record["size"], record["direction"])
+
+
+def find_ratios(samples: Records, yardstick: Records) -> list[float]:
+    """Bytes per second over those of the yardstick, of each round that both have."""
+    own, its = (
         {each["round"]: each["nbytes"] / each["seconds"] for each in found}
-        for found in (
-            select(records, "sample", contestant=name, **cell) for name in (FIO, contestant)
-        )
+        for found in (samples, yardstick)
     )
-    return [rate / yardstick[number] for number, rate in rates.items() if number in yardstick]
+    return [rate / its[number] for number, rate in own.items() if number in its]
 
 
-def find_cpu_seconds(records: Records, contestant: str, **cell: Any) -> list[float]:
+def find_cpu_seconds(samples: Records) -> list[float]:
     """Processor seconds for each GiB; empty where they could not be told from the load's."""
     return [
         sample["cpu_seconds"] / sample["nbytes"] * GIB
-        for sample in select(records, "sample", contestant=contestant, **cell)
+        for sample in samples
         if sample["cpu_seconds"] is not None
     ]
 
@@ -58,83 +76,87 @@ def tabulate(record: Record) -> list[Table]:
 
 def make_speed_table(records: Records, load: str) -> Table:
     """fio's speed, and every contestant's median ratio with its spread."""
-    contestants = _find_contestants(records)
-    rows: Rows = [["size", "", FIO, "its job", *contestants]]
-    for cell in _find_cells(records, load):
-        jobs = [record["job"] for record in select(records, "job", **cell)]
-        rows.append([*_describe_cell(cell), _describe_rate(records, FIO, cell), *(jobs or ["-"])])
-        for name in contestants:
-            ratios = find_ratios(records, name, **cell)
-            rows[-1].append(f"{_describe_rate(records, name, cell)} {_describe_spread(ratios)}")
+    jobs = {find_cell(record): record["job"] for record in records if record["kind"] == "job"}
+    rows: list[list[str]] = []
+    for cell, contestants in group_samples(records).items():
+        if cell.load == load:
+            rows = rows or [["", *contestants, "fio's job"]]
+            speeds = [describe_speed(each, contestants[FIO]) for each in contestants.values()]
+            rows.append([str(cell), *speeds, jobs.get(cell, "-")])
     return Table(rows, f"{load}: GB/s, and its ratio to fio: median (least to most)")
+
+
+def describe_speed(samples: Records, yardstick: Records) -> str:
+    """GB per second, and what it is of fio's."""
+    if not samples:
+        return "-"
+    rate = statistics.median(sample["nbytes"] / sample["seconds"] for sample in samples)
+    ratios = [] if samples is yardstick else find_ratios(samples, yardstick)
+    return f"{rate / 1e9:.2f} {describe_spread(ratios, 2)}".rstrip()
 
 
 def make_cpu_table(records: Records) -> Table:
     """Processor seconds for each GiB, measured alone."""
-    contestants = [FIO, *_find_contestants(records)]
-    rows: Rows = [["size", "", *contestants]]
-    for cell in _find_cells(records, "alone"):
-        seconds = [find_cpu_seconds(records, name, **cell) for name in contestants]
-        rows.append([*_describe_cell(cell), *map(_describe_spread, seconds)])
+    rows: list[list[str]] = []
+    for cell, contestants in group_samples(records).items():
+        if cell.load == "alone":
+            rows = rows or [["", *contestants]]
+            spreads = (describe_spread(find_cpu_seconds(each), 2) for each in contestants.values())
+            rows.append([str(cell), *spreads])
     return Table(rows, "core-seconds per GiB: median (least to most)")
 
 
 def make_endurance_table(records: Records) -> Table:
     """Bytes of values, as moved, and as counted by others, in each round."""
-    devices = select(records, "device")
+    devices = [record for record in records if record["kind"] == "device"]
     place = ", ".join(record.get("name") or record["unknown"] for record in devices)
-    rows: Rows = [["engine", "values", "moved", "process", "device", "pauses", "device is off"]]
-    for record in select(records, "endurance"):
-        process = record["process_bytes"]
-        quiet = "" if is_quiet(record) else " (not quiet)"
-        cells = [
-            format_bytes(record["value_bytes"]),
-            format_bytes(record["moved_bytes"]),
-            "-" if process is None else format_bytes(process),
-            format_bytes(record["device_bytes"]),
-            " ".join(map(format_bytes, record["pause_bytes"])),
-            f"{find_device_difference(record):+.3%}{quiet}",
-        ]
-        rows.append([record["engine"], *cells])
+    rows = [["engine", "values", "moved", "process", "device", "pauses", "device is off"]]
+    for record in records:
+        if record["kind"] == "endurance":
+            counts = [record[f"{name}_bytes"] for name in ("value", "moved", "process", "device")]
+            pauses = " ".join(map(format_bytes, record["pause_bytes"]))
+            off = f"{find_device_difference(record):+.3%}"
+            off += "" if is_quiet(record) else " (not quiet)"
+            cells = ("-" if count is None else format_bytes(count) for count in counts)
+            rows.append([record["engine"], *cells, pauses, off])
     return Table(rows, f"bytes written, and what was counted meanwhile by {place}")
 
 
-def find_misses(records: Records) -> list[str]:
+def find_misses(record: Record) -> list[str]:
     """Every limit that was missed, in words; what was not measured is not missed."""
-    return [*_find_slow(records), *_find_dear(records), *_find_wear(records)]
+    records = record["records"]
+    rounds = [record for record in records if record["kind"] == "endurance"]
+    return [
+        *(
+            miss
+            for cell, found in group_samples(records).items()
+            for miss in _find_slow(cell, found)
+        ),
+        *_find_wear(rounds),
+    ]
 
 
-def _find_slow(records: Records) -> Iterator[str]:
-    for cell in (*_find_cells(records, "alone"), *_find_cells(records, "busy")):
-        if cell["size"] < LEAST_BYTES:
-            continue
-        for layer in ("engine", "store"):
-            names = [name for name in _find_contestants(records) if name.endswith(layer)]
-            ratios = {name: find_ratios(records, name, **cell) for name in names}
-            medians = {name: statistics.median(each) for name, each in ratios.items() if each}
-            if medians and max(medians.values()) < SPEED_RATIO_LIMIT:
-                best = max(medians, key=medians.__getitem__)
-                yield (
-                    f"{cell['direction']} of {format_bytes(cell['size'])}, {cell['load']}: best "
-                    f"{layer} is {best}, {medians[best]:.3f} of fio (>= {SPEED_RATIO_LIMIT})"
-                )
+def _find_slow(cell: Cell, contestants: Mapping[str, Records]) -> Iterator[str]:
+    if cell.size < LEAST_BYTES:
+        return
+    for layer in ("engine", "store"):
+        found = {
+            statistics.median(ratios): name
+            for name, samples in contestants.items()
+            if name.endswith(layer) and (ratios := find_ratios(samples, contestants[FIO]))
+        }
+        best = max(found, default=SPEED_RATIO_LIMIT)
+        if best < SPEED_RATIO_LIMIT:
+            limit = f"{best:.3f} of fio (>= {SPEED_RATIO_LIMIT})"
+            yield f"{cell}, {cell.load}: best {layer} is {found[best]}, {limit}"
+    for name, samples in contestants.items():
+        median = statistics.median(find_cpu_seconds(samples) or [0.0])
+        if name != FIO and cell.load == "alone" and median > CPU_SECONDS_PER_GIB_LIMIT:
+            limit = f"(<= {CPU_SECONDS_PER_GIB_LIMIT})"
+            yield f"{cell}, {name}: {median:.3f} core-seconds per GiB {limit}"
 
 
-def _find_dear(records: Records) -> Iterator[str]:
-    for cell in _find_cells(records, "alone"):
-        if cell["size"] < LEAST_BYTES:
-            continue
-        for name in _find_contestants(records):
-            median = statistics.median(find_cpu_seconds(records, name, **cell) or [0.0])
-            if median > CPU_SECONDS_PER_GIB_LIMIT:
-                yield (
-                    f"{cell['direction']} of {format_bytes(cell['size'])}, {name}: {median:.3f} "
-                    f"core-seconds per GiB (<= {CPU_SECONDS_PER_GIB_LIMIT})"
-                )
-
-
-def _find_wear(records: Records) -> Iterator[str]:
-    rounds = select(records, "endurance")
+def _find_wear(rounds: Records) -> Iterator[str]:
     for name in dict.fromkeys(record["engine"] for record in rounds):
         quiet = [each for each in rounds if each["engine"] == name and is_quiet(each)]
         off = statistics.median(map(find_device_difference, quiet)) if quiet else 0.0
@@ -155,32 +177,3 @@ def find_device_difference(record: Mapping[str, Any]) -> float:
 def is_quiet(record: Mapping[str, Any]) -> bool:
     """Whether nearly nothing was written in the pauses before and after a round."""
     return max(record["pause_bytes"]) <= _QUIET_SHARE * record["moved_bytes"]
-
-
-def _find_contestants(records: Records) -> list[str]:
-    names = dict.fromkeys(sample["contestant"] for sample in select(records, "sample"))
-    return sorted(name for name in names if name != FIO)
-
-
-def _find_cells(records: Records, load: str) -> list[dict[str, Any]]:
-    samples = select(records, "sample", load=load)
-    cells = dict.fromkeys((sample["size"], sample["direction"]) for sample in samples)
-    return [{"load": load, "size": size, "direction": direction} for size, direction in cells]
-
-
-def _describe_cell(cell: Mapping[str, Any]) -> list[str]:
-    return [format_bytes(cell["size"]), cell["direction"]]
-
-
-def _describe_rate(records: Records, contestant: str, cell: Mapping[str, Any]) -> str:
-    samples = select(records, "sample", contestant=contestant, **cell)
-    if not samples:
-        return "-"
-    rate = statistics.median(sample["nbytes"] / sample["seconds"] for sample in samples)
-    return f"{rate / 1e9:.2f}"
-
-
-def _describe_spread(values: Sequence[float]) -> str:
-    if not values:
-        return ""
-    return f"{statistics.median(values):.2f} ({min(values):.2f}-{max(values):.2f})"

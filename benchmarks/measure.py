@@ -13,12 +13,11 @@ import os
 import re
 import threading
 import time
-from collections.abc import Callable, Generator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -40,10 +39,6 @@ class MemoryCurve:
     nbytes: tuple[int, ...]
     peak_bytes: int
     backward_seconds: float | None = None
-
-    def as_record(self) -> dict[str, Any]:
-        """The fields as JSON can hold them; `MemoryCurve(**record)` is the inverse."""
-        return asdict(self)
 
 
 def record_step(compute_loss: Callable[[], torch.Tensor], device: torch.device) -> MemoryCurve:
@@ -68,13 +63,26 @@ def record_memory(step: Callable[[], object], device: torch.device | None = None
         torch.cuda.synchronize(device)
         torch.cuda.reset_peak_memory_stats(device)
     count = partial(torch.cuda.memory_allocated, device) if on_cuda else count_allocated_bytes
-    before_bytes = count()
-    with _sample(count) as samples:
-        result = step()
-        if on_cuda:
-            torch.cuda.synchronize(device)
+    stopped, start = threading.Event(), time.perf_counter()
+    samples = [(0.0, count())]
+
+    def sample() -> None:
+        while not stopped.wait(SAMPLE_SECONDS):
+            samples.append((time.perf_counter() - start, count()))
+
+    with ThreadPoolExecutor(1, "memory sampler") as thread:
+        sampling = thread.submit(sample)
+        try:
+            result = step()
+            if on_cuda:
+                torch.cuda.synchronize(device)
+        finally:
+            stopped.set()
+        sampling.result()
+    samples.append((time.perf_counter() - start, count()))
     del result
     seconds, live = zip(*samples, strict=True)
+    before_bytes = live[0]
     peak_bytes = torch.cuda.max_memory_allocated(device) if on_cuda else max(live)
     nbytes = tuple(number - before_bytes for number in live)
     return MemoryCurve(seconds, nbytes, peak_bytes - before_bytes)
@@ -98,27 +106,6 @@ def count_allocated_bytes() -> int:
     if nbytes is None:
         raise OSError("memory on a CPU is measured by mallinfo2, which glibc has since 2.33")
     return nbytes
-
-
-@contextmanager
-def _sample(count: Callable[[], int]) -> Generator[list[tuple[float, int]]]:
-    """Seconds since the start, and what `count` said; at least at the start and at the end."""
-    start = time.perf_counter()
-    stopped = threading.Event()
-    samples = [(0.0, count())]
-
-    def run() -> None:
-        while not stopped.wait(SAMPLE_SECONDS):
-            samples.append((time.perf_counter() - start, count()))
-
-    thread = threading.Thread(target=run, name="memory sampler")
-    thread.start()
-    try:
-        yield samples
-    finally:
-        stopped.set()
-        thread.join()
-    samples.append((time.perf_counter() - start, count()))
 
 
 def peak_rss_bytes() -> int:

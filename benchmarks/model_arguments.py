@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
 from typing import Any
@@ -11,15 +11,13 @@ from typing import Any
 import torch
 
 from benchmarks.fresh_process import Record
-from benchmarks.measure import find_cpu_model
 from benchmarks.models import BUILDERS, Shape
-from benchmarks.runner import Arguments, Rows, Table, option
+from benchmarks.runner import Arguments, option
 from benchmarks.trainer import Workload
 from fxoffload import ConfigError, OffloadConfig
 from fxoffload.directories import find_filesystem
 
 HEADS = 8
-_UNRECORDED = ("output", "check", "directory", "report", "plot")  # Files of one machine.
 
 # Fields that some of them have.
 LAYERS: Callable[[int], Any] = partial(option, help="of a T5: half of them encode, half decode")
@@ -53,34 +51,16 @@ class ModelArguments(Arguments):
         return Workload(self.model, shape, self.device, options, self.threads)
 
     def describe(self, name: str) -> Record:
-        """The arguments of benchmark `name`, and the machine and versions that it runs on."""
+        """What every record has, and what is the same for all models."""
         directories = OffloadConfig(directory=self.directory).directories
         return {
-            "benchmark": name,
-            **{key: value for key, value in asdict(self).items() if key not in _UNRECORDED},
+            **Arguments.describe(self, name),
             "heads": HEADS,
             "dtype": "float32",
             "dropout": 0.0,
-            "fxoffload": version("fxoffload"),
-            "torch": torch.__version__,
             "transformers": version("transformers"),
-            "cpu": find_cpu_model(),
             "filesystems": [find_filesystem(path) for path in directories],
         }
-
-
-@dataclass(frozen=True, slots=True)
-class KeptArguments(ModelArguments):
-    """Of a benchmark whose records are kept."""
-
-    report: bool = option(False, "print what the file of --output holds, as Markdown")
-
-
-def show_rows(
-    tabulate: Callable[[Record], Rows], conclude: Callable[[Record], str] = lambda record: ""
-) -> Callable[[Record], list[Table]]:
-    """What shows a record: sizes and machine, its rows, and the line that `conclude` says."""
-    return lambda record: [Table(tabulate(record), describe_sizes(record), conclude(record))]
 
 
 def describe_sizes(record: Record) -> str:

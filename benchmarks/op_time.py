@@ -13,24 +13,34 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 
 import torch
 
 from benchmarks.fresh_process import Record
 from benchmarks.graph_calls import OP_NAMES, make_calls, open_store
-from benchmarks.measure import MIB, find_cpu_model
-from benchmarks.runner import Arguments, Benchmark, Show, Table, make_rows, option, parse_size
+from benchmarks.measure import MIB
+from benchmarks.runner import (
+    Arguments,
+    Benchmark,
+    Column,
+    Show,
+    Table,
+    make_table,
+    option,
+    parse_size,
+)
 from fxoffload import runtime
 
 LIMIT_SECONDS = 20e-6
 KINDS = ("row", "apart")
 COMPUTE_SECONDS = 0.001
 
-# One call: by the clock, and what this thread had a processor for (and about 1 us more).
-CallSeconds = tuple[float, float]
+# Of each call of an op: by the clock, and what this thread had a processor for (about 1 us more).
+Samples = dict[str, list[tuple[float, float]]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +56,6 @@ class CallArguments(Arguments):
     ioengine: str = option("posix")
     tier: str = option("nvme", choices=("nvme", "host"))
     host_budget: str = option("1GiB")
-    check: bool = option(False, "exit with status 1 beyond 20 us a call")
 
 
 def measure(arguments: CallArguments, show: Show) -> Record:
@@ -54,27 +63,22 @@ def measure(arguments: CallArguments, show: Show) -> Record:
     # One core computes and calls, the others are the store's.
     torch.set_num_threads(1)
     options = {"ioengine": arguments.ioengine, "host_budget": arguments.host_budget}
+    times: list[Record] = []
     with open_store(arguments.directory, **options) as store:
-        times = [
-            record
-            for nbytes in arguments.sizes
-            for kind in KINDS
-            for record in measure_ops(store, nbytes, kind, arguments)
-        ]
+        for nbytes, kind in product(arguments.sizes, KINDS):
+            found = measure_ops(store, nbytes, kind, arguments)
+            times += [summarise(op, kind, nbytes, calls) for op, calls in found.items()]
         name = runtime.find_store(store).engines[arguments.tier].name
-    place = {"ioengine": name, "tier": arguments.tier, "times": times}
-    return {"cpu": find_cpu_model(), "torch": torch.__version__, **place}
+    return {"ioengine": name, "times": times}
 
 
-def measure_ops(store: str, nbytes: int, kind: str, arguments: CallArguments) -> list[Record]:
-    """Take values out and back, and time the calls."""
+def measure_ops(store: str, nbytes: int, kind: str, arguments: CallArguments) -> Samples:
+    """Take values out and back, and time the calls of rounds that did not wait."""
     opened = runtime.find_store(store)
-    samples: dict[str, list[CallSeconds]] = {op: [] for op in OP_NAMES}
-    rounds = 0
-    while rounds < arguments.rounds or not all(samples.values()):
-        if rounds >= 10 * arguments.rounds:
-            raise RuntimeError("every round waited for the drive: it is busy, try again")
-        rounds += 1
+    samples: Samples = {op: [] for op in OP_NAMES}
+    for number in range(10 * arguments.rounds + 1):
+        if number >= arguments.rounds and all(samples.values()):
+            return samples
         opened.reset_statistics()
         found = time_round(store, nbytes, kind, arguments)
         record = opened.statistics()
@@ -82,39 +86,33 @@ def measure_ops(store: str, nbytes: int, kind: str, arguments: CallArguments) ->
         if record.exposed_seconds == 0:
             for op in OP_NAMES:
                 samples[op] += found[op]
-    return [summarise(op, kind, nbytes, times) for op, times in samples.items()]
+    raise RuntimeError("every round waited for the drive: it is busy, try again")
 
 
-def time_round(
-    store: str, nbytes: int, kind: str, arguments: CallArguments
-) -> dict[str, list[CallSeconds]]:
+def time_round(store: str, nbytes: int, kind: str, arguments: CallArguments) -> Samples:
     """One round: the time of each call of each op."""
     values = [torch.full((nbytes // 4,), 1.0) for _ in range(arguments.values)]
     calls = make_calls(store, values, [], arguments.tier)
-    times: dict[str, list[CallSeconds]] = {op: [] for op in OP_NAMES}
-
-    def time_calls(op: str) -> None:
-        call = calls[op]
+    times: Samples = {op: [] for op in OP_NAMES}
+    drive_seconds = 0.0
+    for op in OP_NAMES:
+        # Nothing tells from outside that reads have ended; the time of the writes and more is
+        # enough.
+        end = time.perf_counter() + (2 * drive_seconds + 0.002 if op == "wait" else 0.0)
+        while time.perf_counter() < end:
+            compute()
         for index in range(len(values)):
             if kind == "apart":
                 compute()
             core_start, start = time.thread_time(), time.perf_counter()
-            call(index)
+            calls[op](index)
             end, core_end = time.perf_counter(), time.thread_time()
             times[op].append((end - start, core_end - core_start))
-
-    time_calls("offload")
-    start = time.perf_counter()
-    while runtime.find_store(store).statistics().inflight_bytes:
-        compute()
-    drive_seconds = time.perf_counter() - start
-    time_calls("release")
-    time_calls("prefetch")
-    # Nothing tells from outside that reads have ended; the time of the writes and more is enough.
-    end = time.perf_counter() + 2 * drive_seconds + 0.002
-    while time.perf_counter() < end:
-        compute()
-    time_calls("wait")
+        if op == "offload":
+            start = time.perf_counter()
+            while runtime.find_store(store).statistics().inflight_bytes:
+                compute()
+            drive_seconds = time.perf_counter() - start
     return times
 
 
@@ -126,7 +124,7 @@ def compute() -> None:
         x = torch.mm(x, x)
 
 
-def summarise(op: str, kind: str, nbytes: int, times: Sequence[CallSeconds]) -> Record:
+def summarise(op: str, kind: str, nbytes: int, times: Sequence[tuple[float, float]]) -> Record:
     """Medians and spread of at least two calls."""
     seconds, core_seconds = zip(*times, strict=True)
     deciles = statistics.quantiles(seconds, n=10, method="inclusive")
@@ -142,7 +140,7 @@ def summarise(op: str, kind: str, nbytes: int, times: Sequence[CallSeconds]) -> 
     }
 
 
-COLUMNS: Sequence[tuple[str, Callable[[Record], str]]] = (
+COLUMNS: Sequence[Column[Record]] = (
     ("op", lambda item: item["op"]),
     ("MiB", lambda item: f"{item['nbytes'] / MIB:g}"),
     ("calls", lambda item: "in a row" if item["kind"] == "row" else "apart"),
@@ -157,7 +155,7 @@ COLUMNS: Sequence[tuple[str, Callable[[Record], str]]] = (
 def tabulate(record: Record) -> list[Table]:
     """One line for each op, size and kind of round."""
     title = f"host time of one call, {record['ioengine']}"
-    return [Table(make_rows(record["times"], COLUMNS), title)]
+    return [make_table(record["times"], COLUMNS, title)]
 
 
 def find_misses(record: Record) -> list[str]:

@@ -11,76 +11,51 @@ the same of more variants: its records give these tables as well.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Literal
+from dataclasses import dataclass
 
 from benchmarks.fresh_process import Record
-from benchmarks.measure import MIB
-from benchmarks.model_arguments import LAYERS, KeptArguments, show_rows
-from benchmarks.runner import Benchmark, Rows, Show, describe_spread, option
-from benchmarks.variants import PLAIN, Measured, Variant, parse_measured, run_variants
+from benchmarks.model_arguments import LAYERS, ModelArguments
+from benchmarks.runner import Benchmark, Show, Table, option
+from benchmarks.variant_tables import Share, parse_share, tabulate_variants
+from benchmarks.variants import PLAIN, Variant, run_variants
 
-SHARES: dict[str, Literal["min"] | None] = {"none": None, "min": "min"}
-BUDGETS = ("none", "0.9", "0.8", "0.7", "0.6", "0.5", "0.4", "min")
-HEADINGS = ["variant", "peak MiB", "predicted", "ratio", "step s", "predicted", "ratio"]
-
-
-def parse_budget(text: str) -> str:
-    """`text` if it is "none", "min" or a share; ValueError otherwise."""
-    if text not in SHARES:
-        float(text)
-    return text
+HEADINGS = (
+    "peak MiB",
+    "predicted MiB",
+    "peak / predicted",
+    "step s",
+    "predicted s",
+    "step / predicted",
+    "step / plain (range)",
+    "moved MiB",
+)
+BUDGETS = (None, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, "min")
 
 
 @dataclass(frozen=True, slots=True)
-class TruthArguments(KeptArguments):
+class TruthArguments(ModelArguments):
     """The command line."""
 
     layers: int = LAYERS(4)
-    budgets: Sequence[str] = option(BUDGETS, type=parse_budget)
+    budgets: Sequence[Share] = option(BUDGETS, type=parse_share)
     rounds: int = option(9, "timed steps of each")
 
 
 def measure(arguments: TruthArguments, show: Show) -> Record:
     """The variants: plain, and fxoffload at each budget."""
+    variants = [PLAIN, *(Variant("fxoffload", share) for share in arguments.budgets)]
     workload = arguments.make_workload(arguments.layers)
-    variants = [
-        Variant("fxoffload", SHARES[budget] if budget in SHARES else float(budget))
-        for budget in arguments.budgets
-    ]
-    found = run_variants(workload, [PLAIN, *variants], arguments.rounds, show)
-    return {"variants": [asdict(item) for item in found]}
+    return {"variants": run_variants(workload, variants, arguments.rounds, show)}
 
 
-def tabulate(record: Record) -> Rows:
-    """A row for each budget."""
-    plain, *others = parse_measured(record)
-    rows = [[*HEADINGS, "step / plain (range)", "moved MiB"]]
-    seconds = f"{plain.median_seconds:.3f}"
-    rows.append([plain.label, f"{plain.peak_bytes / MIB:.1f}", "", "", seconds, "", "", "1", ""])
-    return rows + [make_row(item, plain) for item in others if item.kind == "fxoffload"]
+def tabulate(record: Record) -> list[Table]:
+    """A row for each budget; rok.py has other variants too."""
+    plain, *others = record["variants"]
+    found = [plain, *(item for item in others if item["kind"] == "fxoffload")]
+    return [tabulate_variants({**record, "variants": found}, HEADINGS)]
 
 
-def make_row(item: Measured, plain: Measured) -> list[str]:
-    """Measured, predicted and their ratio, of the peak and of the time."""
-    if item.refused is not None:
-        return [item.label, "no plan fits", *[""] * 7]
-    assert item.predicted_peak_bytes is not None
-    assert item.predicted_seconds is not None
-    return [
-        item.label,
-        f"{item.peak_bytes / MIB:.1f}",
-        f"{item.predicted_peak_bytes / MIB:.1f}",
-        f"{item.peak_bytes / item.predicted_peak_bytes:.3f}",
-        f"{item.median_seconds:.3f}",
-        f"{item.predicted_seconds:.3f}",
-        f"{item.median_seconds / item.predicted_seconds:.3f}",
-        describe_spread(item.find_ratios(plain), range_digits=2),
-        f"{item.offloaded_bytes / MIB:.1f}",
-    ]
-
-
-main = Benchmark("planner_truth", __doc__, TruthArguments, measure, show_rows(tabulate))
+main = Benchmark("planner_truth", __doc__, TruthArguments, measure, tabulate)
 
 if __name__ == "__main__":
     main()

@@ -20,10 +20,11 @@ from typing import Literal, TypeVar
 import torch
 
 from benchmarks.fresh_process import Record
-from benchmarks.model_arguments import LAYERS, KeptArguments, show_rows
+from benchmarks.limits import make_hardware
+from benchmarks.model_arguments import LAYERS, ModelArguments, describe_sizes
 from benchmarks.models import build_model, make_tokens
-from benchmarks.runner import Benchmark, Rows, Show, describe_spread, option
-from fxoffload import BudgetError, Hardware, OffloadConfig
+from benchmarks.runner import Benchmark, Show, Table, describe_spread, option
+from fxoffload import BudgetError, OffloadConfig
 from fxoffload.cost import make_cost_model
 from fxoffload.graph import TrainingGraph
 from fxoffload.inspection.tracing import partition_without_memory
@@ -37,18 +38,11 @@ from fxoffload.planning import build_partitioner
 Result = TypeVar("Result")
 SHARES = (0.5, 0.25)
 # Any hardware: what hides and what does not both occur on it.
-HARDWARE = Hardware(
-    flops_per_second="150TFLOP/s",
-    memory_bytes_per_second="1.2TB/s",
-    memory_bytes="80GiB",
-    drive_write_bytes_per_second="6GB/s",
-    drive_read_bytes_per_second="6.5GB/s",
-    host_link_bytes_per_second="25GB/s",
-)
+HARDWARE = make_hardware("150TFLOP/s", "1.2TB/s", "80GiB", "6GB/s", "6.5GB/s", "25GB/s")
 
 
 @dataclass(frozen=True, slots=True)
-class PlanningArguments(KeptArguments):
+class PlanningArguments(ModelArguments):
     """The command line."""
 
     layers: int = LAYERS(48)
@@ -114,15 +108,14 @@ def time_calls(call: Callable[[], Result], rounds: int) -> tuple[Result, list[fl
     return results[-1], seconds
 
 
-def tabulate(record: Record) -> Rows:
+def tabulate(record: Record) -> list[Table]:
     """A row for each part."""
     rows = [[f"{record['nodes']} nodes, {record['values']} values", "seconds (range)"]]
-    for part, seconds in record["seconds"].items():
-        rows.append([part, describe_spread(seconds, digits=4)])
-    return rows
+    rows += ([part, describe_spread(each, 4)] for part, each in record["seconds"].items())
+    return [Table(rows, describe_sizes(record))]
 
 
-main = Benchmark("planning_time", __doc__, PlanningArguments, measure, show_rows(tabulate))
+main = Benchmark("planning_time", __doc__, PlanningArguments, measure, tabulate)
 
 if __name__ == "__main__":
     main()

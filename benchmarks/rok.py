@@ -11,27 +11,36 @@ quartile of what tells plain from plain, again: the same code, in other memory.
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from benchmarks.fresh_process import Record
 from benchmarks.measure import MIB
-from benchmarks.model_arguments import LAYERS, KeptArguments, show_rows
+from benchmarks.model_arguments import LAYERS, ModelArguments
 from benchmarks.plots import draw_axes
-from benchmarks.runner import Benchmark, Rows, Show, option
-from benchmarks.variants import PLAIN, PLAIN_AGAIN, Measured, Variant, parse_measured, run_variants
+from benchmarks.runner import Benchmark, Show, Table, describe_spread, find_quartiles, option
+from benchmarks.variant_tables import Compare, Measured, parse_measured, tabulate_variants
+from benchmarks.variants import PLAIN, PLAIN_AGAIN, Variant, run_variants
 
 SAME_PEAK = 1.01
 BUDGETS = (0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0)
-HEADINGS = ["variant", "peak MiB", "of plain", "samples/s (quartiles)", "step / plain"]
+HEADINGS = (
+    "peak MiB",
+    "of plain",
+    "samples/s (quartiles)",
+    "step / plain (range)",
+    "moved MiB",
+    "best rival",
+    "step / rival (quartiles)",
+    "verdict",
+)
 
 
 @dataclass(frozen=True, slots=True)
-class CurveArguments(KeptArguments):
+class CurveArguments(ModelArguments):
     """The command line."""
 
     layers: int = LAYERS(12)
@@ -53,34 +62,29 @@ def measure(arguments: CurveArguments, show: Show) -> Record:
         Variant("fxoffload", checkpoints=True),
         PLAIN_AGAIN,
     ]
-    found = run_variants(workload, variants, arguments.rounds, show)
-    return {"variants": [asdict(item) for item in found]}
+    return {"variants": run_variants(workload, variants, arguments.rounds, show)}
 
 
-def tabulate(record: Record) -> Rows:
+def tabulate(record: Record) -> list[Table]:
     """A row for each variant, with its best rival where it is one of fxoffload's."""
     found = parse_measured(record)
     noise = find_noise(found)
-    rows = [[*HEADINGS, "moved MiB", "best rival", "step / rival (quartiles)", ""]]
-    for item in found:
-        if item.refused is not None:
-            rows.append([item.label, "no plan fits", *[""] * 7])
-            continue
-        row = [
-            item.label,
-            f"{item.peak_bytes / MIB:.1f}",
-            f"{item.peak_bytes / found[0].peak_bytes:.3f}",
-            describe_quartiles([record["batch"] / seconds for seconds in item.seconds]),
-            f"{statistics.median(item.find_ratios(found[0])):.3f}",
-            f"{item.offloaded_bytes / MIB:.1f}",
-        ]
-        rival = find_best_rival(item, found) if item.kind == "fxoffload" else None
-        if rival is None:
-            rows.append([*row, "", "", ""])
-        else:
-            ratios = describe_quartiles(item.find_ratios(rival))
-            rows.append([*row, rival.label, ratios, judge(item, rival, noise)])
-    return rows
+    rivals = {item.label: find_best_rival(item, found) for item in found}
+
+    def compare(describe: Compare) -> Compare:
+        return lambda item, plain: describe(item, rival) if (rival := rivals[item.label]) else ""
+
+    columns: dict[str, Compare] = {
+        "samples/s (quartiles)": lambda item, plain: describe_spread(
+            [record["batch"] / seconds for seconds in item.seconds], quartiles=True
+        ),
+        "best rival": compare(lambda item, rival: rival.label),
+        "step / rival (quartiles)": compare(
+            lambda item, rival: describe_spread(item.find_ratios(rival), quartiles=True)
+        ),
+        "verdict": compare(lambda item, rival: judge(item, rival, noise)),
+    }
+    return [tabulate_variants(record, HEADINGS, columns, caption=conclude(found))]
 
 
 def find_noise(found: Sequence[Measured]) -> float:
@@ -90,12 +94,6 @@ def find_noise(found: Sequence[Measured]) -> float:
     return max(high, 1 / low)
 
 
-def describe_quartiles(values: Sequence[float]) -> str:
-    """The median, and the other quartiles."""
-    low, middle, high = find_quartiles(values)
-    return f"{middle:.3f} ({low:.3f} to {high:.3f})"
-
-
 def judge(item: Measured, rival: Measured, noise: float) -> str:
     """ "faster" or "slower" where three quarters of the rounds say so, else "equal"."""
     low, _, high = find_quartiles(item.find_ratios(rival))
@@ -103,7 +101,9 @@ def judge(item: Measured, rival: Measured, noise: float) -> str:
 
 
 def find_best_rival(item: Measured, found: Sequence[Measured]) -> Measured | None:
-    """The fastest of the others whose peak is the same or lower."""
+    """Of one of fxoffload: the fastest of the others whose peak is the same or lower."""
+    if item.kind != "fxoffload" or item.refused is not None:
+        return None
     rivals = [
         other
         for other in found
@@ -114,9 +114,8 @@ def find_best_rival(item: Measured, found: Sequence[Measured]) -> Measured | Non
     return min(rivals, key=lambda other: other.median_seconds, default=None)
 
 
-def conclude(record: Record) -> str:
+def conclude(found: Sequence[Measured]) -> str:
     """Whether every point of fxoffload holds its own."""
-    found = parse_measured(record)
     noise = find_noise(found)
     points = [item for item in found if item.kind == "fxoffload"]
     reached = [item for item in points if item.refused is None]
@@ -131,12 +130,6 @@ def conclude(record: Record) -> str:
         return f"dominated at {len(lost)} of {len(reached)} points: {', '.join(lost)}{unreached}"
     within = f"within noise of {noise - 1:.1%}"
     return f"not dominated at any of {len(reached)} points, {within}{unreached}"
-
-
-def find_quartiles(values: Sequence[float]) -> tuple[float, float, float]:
-    """The quartiles; with one value, that."""
-    low, middle, high = np.quantile(values, (0.25, 0.5, 0.75)).tolist()
-    return low, middle, high
 
 
 def draw(record: Record, path: Path) -> None:
@@ -165,7 +158,7 @@ def find_series(item: Measured) -> str:
     return item.label if item.kind == "fxoffload" and item.share is None else item.kind
 
 
-main = Benchmark("rok", __doc__, CurveArguments, measure, show_rows(tabulate, conclude), draw=draw)
+main = Benchmark("rok", __doc__, CurveArguments, measure, tabulate, draw=draw)
 
 if __name__ == "__main__":
     main()

@@ -1,31 +1,39 @@
-"""Runs a benchmark from its command line: measures, prints tables, appends the record.
+"""Runs a benchmark from its command line: measures, prints tables, keeps the record.
 
-The command line is a frozen dataclass with a field for each flag.
+The command line is a frozen dataclass with a field for each flag. With `--report` the records that
+were kept are printed, by the same tables.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import statistics
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
+import numpy as np
+import rich.table
+import torch
+from rich import box
 from rich.console import Console
 
 from benchmarks.fresh_process import ChildFailed, Record
+from benchmarks.measure import MIB, find_cpu_model
 from fxoffload import ConfigError, OffloadError
-from fxoffload.inspection.tables import format_table
 from fxoffload.sizes import parse_bytes
 
 RESULTS = Path(__file__).parent / "results"
-Rows = list[list[str]]
+# Of one run, or of one machine.
+_UNRECORDED = ("output", "report", "check", "plot", "directory")
 Item = TypeVar("Item")
 # Shows how far a measurement is.
 Show = Callable[[str], object]
+# A heading, and the cell of an item below it.
+Column = tuple[str, Callable[[Item], str]]
 
 
 def option(default: Any, help: str | None = None, **keywords: Any) -> Any:
@@ -45,13 +53,21 @@ def parse_size(text: str) -> int:
 class Arguments:
     """What every benchmark takes."""
 
-    output: Path | None = field(
-        default=None, metadata={"help": "file to which the JSON line is appended", "type": Path}
+    output: Path | None = option(  # noqa: RUF009 - it makes a field
+        None, "file of the records; default: that of the benchmark in results/", type=Path
     )
+    report: bool = option(False, "measure nothing: print what the file holds, as Markdown")
+    check: bool = option(False, "exit with status 1 where a limit is missed")
 
     def describe(self, name: str) -> Record:
         """What every record of benchmark `name` has beside what was measured."""
-        return {}
+        return {
+            "benchmark": name,
+            **{key: value for key, value in asdict(self).items() if key not in _UNRECORDED},
+            "fxoffload": version("fxoffload"),
+            "torch": torch.__version__,
+            "cpu": find_cpu_model(),
+        }
 
 
 Parsed = TypeVar("Parsed", bound=Arguments)
@@ -61,60 +77,69 @@ Parsed = TypeVar("Parsed", bound=Arguments)
 class Table:
     """Rows, the first one as the heading, between lines of text."""
 
-    rows: Rows
+    rows: list[list[str]]
     title: str = ""
     caption: str = ""
 
-    def format(self, *, markdown: bool = False) -> str:
-        """The table as text for a terminal, or as Markdown."""
-        rows = format_markdown(self.rows) if markdown else format_table([*map(tuple, self.rows)])
-        return "\n\n".join(part for part in (self.title, rows, self.caption) if part)
+    def print(self) -> None:
+        """Print it as Markdown, with columns that are aligned for a terminal."""
+        grid = rich.table.Table(*self.rows[0], box=box.MARKDOWN)
+        for column in grid.columns[1:]:
+            column.justify = "right"
+        for row in self.rows[1:]:
+            grid.add_row(*row)
+        # No terminal is as wide: a row stays in a line.
+        console = Console(width=1000, markup=False, highlight=False)
+        console.print(*filter(None, (self.title, grid, self.caption)), sep="\n")
+
+
+def make_table(
+    items: Iterable[Item], columns: Sequence[Column[Item]], title: str = "", caption: str = ""
+) -> Table:
+    """A table with a row for each item."""
+    rows = ([describe(item) for _, describe in columns] for item in items)
+    return Table([[heading for heading, _ in columns], *rows], title, caption)
 
 
 @dataclass(frozen=True, slots=True)
 class Benchmark(Generic[Parsed]):
     """What a page measures and shows; a call runs it with the arguments of the program.
 
-    name: where the arguments have a `report`, records go to the file of that name in `results`.
-    draw: a picture of the last record, where the arguments have a `plot` to draw to. find_misses:
-    limits that a record misses, in words; with the flag `check` they make the exit status 1.
+    name: of the file in `results` that the record goes to. draw: a picture of the last record,
+    where the arguments have a `plot` to draw to. find_misses: limits that a record misses, in
+    words; with the flag `check` they make the exit status 1.
     """
 
     name: str
     doc: str | None
     arguments: type[Parsed]
     measure: Callable[[Parsed, Show], Record]
-    tabulate: Callable[[Record], list[Table]]
+    tabulate: Callable[[Record], Sequence[Table]]
     draw: Callable[[Record, Path], None] | None = None
     find_misses: Callable[[Record], list[str]] = lambda record: []
 
     def __call__(self, argv: Sequence[str] | None = None) -> None:
-        """Measure, print tables and append the record; or print the tables of all records."""
+        """Measure and keep the record, or read what was kept; print tables and missed limits."""
         parser = build_parser(self.arguments, self.doc)
         arguments = self.arguments(**vars(parser.parse_args(argv)))
-        keeps = hasattr(arguments, "report")
-        output = arguments.output or (RESULTS / f"{self.name}.jsonl" if keeps else None)
-        misses: list[str] = []
-        if output is not None and getattr(arguments, "report", False):
+        output = arguments.output or RESULTS / f"{self.name}.jsonl"
+        if arguments.report:
             records: list[Record] = list(map(json.loads, output.read_text().splitlines()))
-            for record in records:
-                tables = [table.format(markdown=True) for table in self.tabulate(record)]
-                print(*tables, sep="\n\n", end="\n\n")
         else:
             records = [self._measure(arguments, parser)]
-            print(*(table.format() for table in self.tabulate(records[0])), sep="\n\n")
-            line = json.dumps(records[0])
-            if output is None:
-                print(line)
-            else:
-                with output.open("a") as file:
-                    file.write(line + "\n")
-            misses = self.find_misses(records[0])
-            print("".join(f"{miss}\n" for miss in misses), end="")
+            with output.open("a") as file:
+                file.write(json.dumps(records[0]) + "\n")
+        misses: list[str] = []
+        for record in records:
+            for table in self.tabulate(record):
+                table.print()
+            found = self.find_misses(record)
+            print("".join(f"{miss}\n" for miss in found), end="")
+            misses += found
         plot: Path | None = getattr(arguments, "plot", None)
         if self.draw is not None and plot is not None:
             self.draw(records[-1], plot)
-        if misses and getattr(arguments, "check", False):
+        if misses and arguments.check:
             sys.exit(1)
 
     def _measure(self, arguments: Parsed, parser: argparse.ArgumentParser) -> Record:
@@ -156,20 +181,31 @@ def build_parser(kind: type[Any], doc: str | None) -> argparse.ArgumentParser:
     return parser
 
 
-def format_markdown(rows: Rows) -> str:
-    """`rows` as a table of Markdown."""
-    rule = ["---", *["---:"] * (len(rows[0]) - 1)]
-    return "\n".join(f"| {' | '.join(row)} |" for row in (rows[0], rule, *rows[1:]))
+def format_number(value: float | None, digits: int = 3) -> str:
+    """With so many digits behind the point; "" for None."""
+    return "" if value is None else f"{value:.{digits}f}"
 
 
-def make_rows(items: Iterable[Item], columns: Sequence[tuple[str, Callable[[Item], str]]]) -> Rows:
-    """A row for each item below the headings; a column is its heading and a cell's text."""
-    headings = [heading for heading, _ in columns]
-    return [headings, *([describe(item) for _, describe in columns] for item in items)]
+def format_mib(nbytes: float | None) -> str:
+    """In MiB."""
+    return format_number(None if nbytes is None else nbytes / MIB, digits=1)
 
 
-def describe_spread(values: Sequence[float], *, digits: int = 3, range_digits: int = 0) -> str:
-    """The median and the range, with as many digits where `range_digits` is 0."""
-    middle = statistics.median(values)
-    least, most = (f"{end:.{range_digits or digits}f}" for end in (min(values), max(values)))
-    return f"{middle:.{digits}f} ({least} to {most})"
+def format_ratio(value: float, other: float | None) -> str:
+    """`value` over `other`; "" where there is no other."""
+    return format_number(value / other if other else None)
+
+
+def describe_spread(values: Sequence[float], digits: int = 3, *, quartiles: bool = False) -> str:
+    """The median and the range, or the outer quartiles; "" where there are no values."""
+    if not values:
+        return ""
+    low, middle, high = find_quartiles(values)
+    ends = (low, high) if quartiles else (min(values), max(values))
+    return f"{middle:.{digits}f} ({' to '.join(f'{end:.{digits}f}' for end in ends)})"
+
+
+def find_quartiles(values: Sequence[float]) -> tuple[float, float, float]:
+    """The quartiles; with one value, that."""
+    low, middle, high = np.quantile(values, (0.25, 0.5, 0.75)).tolist()
+    return low, middle, high

@@ -1,7 +1,7 @@
 """Runs commands one after the other, each with a limit of time, and writes what they say to a file.
 
-A command says something by a line that is a JSON object (benchmarks/fresh_process.py), or, when it
-is pytest -v, by the line of a test. The JSON file is replaced after each such line.
+A command says something by a line that is a JSON object or, when it is pytest -v, by the line of a
+test. The JSON file is replaced after each such line.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Generator
+from collections import deque
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,15 +59,15 @@ class Results:
 
 
 def run_section(
-    section: Section, results: Results, environment: dict[str, str], limit_seconds: float
+    section: Section, results: Results, environment: Mapping[str, str], limit_seconds: float
 ) -> None:
     """Run one section; what it prints goes to the file line by line."""
-    records: list[Any] = []
+    records: list[dict[str, Any]] = []
     done: dict[str, Any] = {"status": "running", "command": section.command, "records": records}
     results.sections[section.name] = done
     results.write()
     start = time.monotonic()
-    tail: list[str] = []
+    tail: deque[str] = deque(maxlen=TAIL_LINES)
     with subprocess.Popen(
         [sys.executable, *section.command],
         stdout=subprocess.PIPE,
@@ -85,20 +86,18 @@ def run_section(
         for line in child.stdout:
             record = read_record(line)
             if record is None:
-                tail = [*tail, line.rstrip()][-TAIL_LINES:]
+                tail.append(line.rstrip())
             else:
                 records.append(record)
                 results.write()
         status = child.wait()
-        timed_out = not timer.is_alive()
+        late = [] if timer.is_alive() else [f"killed after {limit_seconds:.0f} s"]
         timer.cancel()
     done["seconds"] = time.monotonic() - start
     errors = [record["error"] for record in records if "error" in record]
     done["status"] = "ok" if status == 0 and records and not errors else "failed"
     if done["status"] == "failed":
-        late = [f"killed after {limit_seconds:.0f} s"] if timed_out else []
-        done["errors"] = [*errors, *late, f"exit status {status}"]
-        done["output"] = tail
+        done |= {"errors": [*errors, *late, f"exit status {status}"], "output": [*tail]}
     results.write()
 
 

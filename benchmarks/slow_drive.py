@@ -14,20 +14,35 @@ that may not recompute: the planner should recompute where that is faster than i
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 from benchmarks.fresh_process import Record
-from benchmarks.measure import MIB
-from benchmarks.model_arguments import LAYERS, KeptArguments, show_rows
-from benchmarks.runner import Benchmark, Rows, Show, option
-from benchmarks.variants import PLAIN, Measured, Variant, parse_measured, run_variants
-from fxoffload.planner.plan import describe_cut
+from benchmarks.model_arguments import LAYERS, ModelArguments
+from benchmarks.runner import (
+    Benchmark,
+    Show,
+    Table,
+    format_mib,
+    format_number,
+    format_ratio,
+    option,
+)
+from benchmarks.variant_tables import Measured, parse_measured, tabulate_variants
+from benchmarks.variants import PLAIN, Variant, run_variants
 
-HEADINGS = ["drive MiB/s", "variant", "peak MiB", "crossing MiB", "step s", "floor s"]
+HEADINGS = (
+    "peak MiB",
+    "crossing MiB",
+    "step s",
+    "floor s",
+    "step / floor",
+    "exposed s",
+    "recomputes",
+)
 
 
 @dataclass(frozen=True, slots=True)
-class DriveArguments(KeptArguments):
+class DriveArguments(ModelArguments):
     """The command line."""
 
     layers: int = LAYERS(4)
@@ -40,7 +55,8 @@ def measure(arguments: DriveArguments, show: Show) -> Record:
     """All variants at each bandwidth."""
     workload = arguments.make_workload(arguments.layers)
     lowest = Variant("fxoffload", "min")
-    plain, moved = run_variants(workload, [PLAIN, lowest], arguments.rounds, show)
+    first = run_variants(workload, [PLAIN, lowest], arguments.rounds, show)
+    plain, moved = parse_measured({"variants": first})
     crossing_bytes = 2 * moved.offloaded_bytes
     hiding = crossing_bytes / plain.median_seconds
     variants = [
@@ -54,33 +70,28 @@ def measure(arguments: DriveArguments, show: Show) -> Record:
     for share in arguments.shares:
         speed = share * hiding
         found = run_variants(workload, variants, arguments.rounds, show, bytes_per_second=speed)
-        records = [asdict(item) for item in found]
-        drives.append({"share": share, "bytes_per_second": speed, "variants": records})
+        drives.append({"share": share, "bytes_per_second": speed, "variants": found})
     return {"crossing_bytes": crossing_bytes, "hiding_bytes_per_second": hiding, "drives": drives}
 
 
-def tabulate(record: Record) -> Rows:
-    """A row for each variant at each bandwidth."""
-    rows = [[*HEADINGS, "step / floor", "exposed s", "recomputes"]]
-    for drive in record["drives"]:
-        plain, *others = parse_measured(drive)
-        speed = f"{drive['bytes_per_second'] / MIB:.1f} ({drive['share']})"
-        for item in (plain, *others):
-            if item.refused is not None:
-                rows.append([speed, item.label, "no plan fits", *[""] * 6])
-                continue
-            floor = find_floor_seconds(item, plain, drive["bytes_per_second"])
-            cells = [
-                f"{item.peak_bytes / MIB:.1f}",
-                f"{(item.written_bytes + item.read_bytes) / MIB:.1f}",
-                f"{item.median_seconds:.3f}",
-                f"{floor:.3f}",
-                f"{item.median_seconds / floor:.3f}",
-                f"{item.exposed_seconds:.3f}",
-                describe_cut(item.cut),
-            ]
-            rows.append([speed, item.label, *cells])
-    return rows
+def tabulate(record: Record) -> list[Table]:
+    """A table for each bandwidth: measured steps, and the least that they could take."""
+    return [tabulate_drive({**record, **drive}) for drive in record["drives"]]
+
+
+def tabulate_drive(record: Record) -> Table:
+    """A row for each variant."""
+    speed = record["bytes_per_second"]
+
+    def describe_floor(item: Measured, plain: Measured) -> str:
+        return format_number(find_floor_seconds(item, plain, speed))
+
+    def compare(item: Measured, plain: Measured) -> str:
+        return format_ratio(item.median_seconds, find_floor_seconds(item, plain, speed))
+
+    place = f"; a drive of {format_mib(speed)} MiB/s ({record['share']})"
+    columns = {"floor s": describe_floor, "step / floor": compare}
+    return tabulate_variants(record, HEADINGS, columns, place)
 
 
 def find_floor_seconds(item: Measured, plain: Measured, bytes_per_second: float) -> float:
@@ -90,7 +101,7 @@ def find_floor_seconds(item: Measured, plain: Measured, bytes_per_second: float)
     return max(plain.median_seconds, queued_bytes / bytes_per_second)
 
 
-main = Benchmark("slow_drive", __doc__, DriveArguments, measure, show_rows(tabulate))
+main = Benchmark("slow_drive", __doc__, DriveArguments, measure, tabulate)
 
 if __name__ == "__main__":
     main()

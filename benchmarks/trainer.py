@@ -11,7 +11,7 @@ from typing import Any, Literal
 from unittest.mock import patch
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch._dynamo import lookup_backend
 
 import fxoffload
@@ -23,9 +23,11 @@ from fxoffload.planner.plan import Plan
 from fxoffload.planner.residences import find_lower_bound
 from fxoffload.planner.step import Step
 from fxoffload.runtime.program.book import FIRST_STEPS
-from fxoffload.schedule import Program, Schedule
+from fxoffload.schedule import Schedule
 
 Compilation = Literal["plain", "fxoffload"]
+# How a model is compiled: as one, each layer by itself, or with a graph break behind every third.
+Program = Literal["whole", "blocks", "breaks"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,25 +75,24 @@ class PassRecord:
     @contextmanager
     def recording(self) -> Generator[None]:
         """Within, the passes that plan and rewrite are timed, their plans and steps kept."""
+        transform, build = passes.transform_graph, partition_choice.build_step
+
+        def transform_graph(*args: Any, **kwargs: Any) -> Transformed:
+            start = time.perf_counter()
+            found = transform(*args, **kwargs)
+            self.seconds += time.perf_counter() - start
+            self.plans.append(found.plan)
+            return found
+
+        def build_step(*args: Any, **kwargs: Any) -> Step:
+            self.steps.append(build(*args, **kwargs))
+            return self.steps[-1]
+
         with (
-            patch.object(passes, "transform_graph", self._transform_graph),
-            patch.object(partition_choice, "build_step", self._build_step),
+            patch.object(passes, "transform_graph", transform_graph),
+            patch.object(partition_choice, "build_step", build_step),
         ):
             yield
-
-    def _transform_graph(self, *args: Any, **kwargs: Any) -> Transformed:
-        start = time.perf_counter()
-        found = _transform_graph(*args, **kwargs)
-        self.seconds += time.perf_counter() - start
-        self.plans.append(found.plan)
-        return found
-
-    def _build_step(self, *args: Any, **kwargs: Any) -> Step:
-        self.steps.append(passes.build_step(*args, **kwargs))
-        return self.steps[-1]
-
-
-_transform_graph = passes.transform_graph
 
 
 class Trainer:
@@ -109,10 +110,8 @@ class Trainer:
         *,
         hooks: Callable[[], AbstractContextManager[Any]] = nullcontext,
     ) -> None:
-        self.model = model
-        self.tokens = tokens
+        self.model, self.tokens, self._hooks = model, tokens, hooks
         self.passes = PassRecord()
-        self._hooks = hooks
         start, core_start = time.perf_counter(), time.process_time()
         self.compiled = compile_model(model)
         with self.passes.recording():
@@ -121,19 +120,14 @@ class Trainer:
             self.first_core_seconds = time.process_time() - core_start
             for _ in range(FIRST_STEPS):
                 self.step()
-        self._program = self._find_program()
+        latest = fxoffload.schedules()[:1] if self.passes.plans else ()
+        self._programs = [each.program for each in latest]
 
     @property
     def schedule(self) -> Schedule | None:
         """That of its steps; None where nothing may move."""
-        found = (each for each in fxoffload.schedules() if each.program == self._program)
+        found = (each for each in fxoffload.schedules() if each.program in self._programs)
         return next(found, None)
-
-    def _find_program(self) -> Program | None:
-        if not self.passes.plans:
-            return None
-        latest = next(iter(fxoffload.schedules()), None)
-        return None if latest is None else latest.program
 
     def compute_loss(self) -> Tensor:
         """The forward."""
@@ -152,15 +146,31 @@ class Trainer:
         return loss.item(), time.perf_counter() - start
 
 
-def compile_variant(model: LossOnly, *, compilation: Compilation, **options: Any) -> Any:
+def compile_variant(
+    model: LossOnly, *, compilation: Compilation, program: Program = "whole", **options: Any
+) -> Any:
     """The compiled model; this is all that differs between the variants."""
     # A callable of its own: under the same backend Dynamo takes the graph that it compiled for
     # another model of that class, whatever the configuration was then.
     if compilation == "fxoffload":
-        return torch.compile(model, backend=partial(backend.backend, options=options))
-    eager = options.get("compiler") == "eager"
-    found = lookup_backend("aot_eager_decomp_partition" if eager else "inductor")
-    return torch.compile(model, backend=partial(found))
+        compiler = partial(backend.backend, options=options)
+    else:
+        eager = options.get("compiler") == "eager"
+        compiler = partial(lookup_backend("aot_eager_decomp_partition" if eager else "inductor"))
+    if program == "whole":
+        return torch.compile(model, backend=compiler)
+    layers = max((each for each in model.modules() if isinstance(each, nn.ModuleList)), key=len)
+    if program == "blocks":
+        for layer in layers:
+            layer.compile(backend=compiler)
+        return model
+    for layer in list(layers)[2:-1:3]:
+        layer.register_forward_hook(_break_graph)
+    return torch.compile(model, backend=compiler)
+
+
+def _break_graph(*_: Any) -> None:
+    torch._dynamo.graph_break()
 
 
 def pair_steps(
@@ -170,19 +180,14 @@ def pair_steps(
     time_step: Callable[[Trainer], tuple[float, float]] = Trainer.step,
 ) -> Iterator[Record]:
     """Losses and seconds of steps taken in turn, and what moved in each."""
-    for trainer in (plain, moved):
-        trainer.step()
+    plain.step()
+    moved.step()
     for _ in range(pairs):
-        plain_loss, plain_seconds = time_step(plain)
-        fxoffload.reset_statistics()
-        moved_loss, moved_seconds = time_step(moved)
-        yield {
-            "plain_seconds": plain_seconds,
-            "fxoffload_seconds": moved_seconds,
-            "plain_loss": plain_loss,
-            "fxoffload_loss": moved_loss,
-            "statistics": asdict(fxoffload.statistics()),
-        }
+        record: Record = {}
+        for name, trainer in (("plain", plain), ("fxoffload", moved)):
+            fxoffload.reset_statistics()
+            record[f"{name}_loss"], record[f"{name}_seconds"] = time_step(trainer)
+        yield {**record, "statistics": asdict(fxoffload.statistics())}
 
 
 def prove_transfers(trainer: Trainer) -> Record:

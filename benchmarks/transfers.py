@@ -11,7 +11,8 @@ import mmap
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Literal, NamedTuple
+from dataclasses import dataclass
+from typing import Literal, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -24,6 +25,7 @@ from fxoffload.runtime.store.ticket import Ticket
 TIER = "nvme"
 Direction = Literal["write", "read"]
 DIRECTIONS: tuple[Direction, ...] = ("write", "read")
+Started = TypeVar("Started")
 # torch's large tensors start this far from an aligned address.
 _PHASE = 64
 
@@ -39,26 +41,36 @@ class Timing(NamedTuple):
     cpu_seconds: float
 
 
+@dataclass(frozen=True, slots=True)
 class Values:
-    """`window` values of `nbytes` each, all different: memory to write from, and to read into.
+    """Values of `nbytes` each, all different: memory to write from, and to read into.
 
-    Aligned memory for engines, a tensor where torch would put it for stores. What is read into
-    comes in huge pages from the size on from which the store asks for them.
+    Aligned memory for engines, a tensor where torch would put it for stores.
     """
 
-    def __init__(self, nbytes: int, window: int) -> None:
-        memory = [_map_memory(nbytes + mmap.PAGESIZE) for _ in range(window)]
-        for number, each in enumerate(memory):
-            # Random bytes, for some drives compress.
-            each[:] = np.random.default_rng(number).bytes(len(each))
-        self.nbytes = nbytes
-        self.window = window
-        self.sources = [each[:nbytes] for each in memory]
-        huge = nbytes >= LEAST_HUGE_BYTES
-        self.targets = [_map_memory(nbytes, huge=huge) for _ in range(window)]
-        self.tensors = [
-            torch.frombuffer(each, dtype=torch.uint8)[_PHASE : _PHASE + nbytes] for each in memory
-        ]
+    nbytes: int
+    sources: Sequence[memoryview]
+    targets: Sequence[memoryview]
+    tensors: Sequence[torch.Tensor] = ()
+
+    @property
+    def window(self) -> int:
+        """How many there are."""
+        return len(self.sources)
+
+
+def make_values(nbytes: int, window: int) -> Values:
+    """Random bytes, for some drives compress.
+
+    What is read into comes in huge pages from the size on from which the store asks for them.
+    """
+    memory = [_map_memory(nbytes + mmap.PAGESIZE) for _ in range(window)]
+    for number, each in enumerate(memory):
+        each[:] = np.random.default_rng(number).bytes(len(each))
+    tensors = [torch.frombuffer(each, dtype=torch.uint8)[_PHASE:][:nbytes] for each in memory]
+    huge = nbytes >= LEAST_HUGE_BYTES
+    targets = [_map_memory(nbytes, huge=huge) for _ in range(window)]
+    return Values(nbytes, [each[:nbytes] for each in memory], targets, tensors)
 
 
 def time_work(work: Callable[[], None], nbytes: int) -> Timing:
@@ -73,6 +85,19 @@ def time_transfers(transfers: EngineTransfers | StoreTransfers, nbytes: int) -> 
     timings = [time_work(work, nbytes) for work in (transfers.write, transfers.read)]
     transfers.free()
     return timings
+
+
+def move_window(
+    count: int, window: int, start: Callable[[int], Started], finish: Callable[[Started], object]
+) -> None:
+    """Start transfers 0 to `count` - 1 in turn, with at most `window` that have not finished."""
+    ahead: deque[Started] = deque()
+    for number in range(count):
+        if len(ahead) == window:
+            finish(ahead.popleft())
+        ahead.append(start(number))
+    while ahead:
+        finish(ahead.popleft())
 
 
 class EngineTransfers:
@@ -104,20 +129,17 @@ class EngineTransfers:
             self._engine.free(slot)
 
     def _transfer(
-        self, start: Callable[[memoryview, int], IOFuture], views: Sequence[memoryview]
+        self, move: Callable[[memoryview, int], IOFuture], views: Sequence[memoryview]
     ) -> None:
-        pending: deque[IOFuture] = deque()
-        for number, slot in enumerate(self._slots):
-            if len(pending) == self._values.window:
-                self._finish(pending.popleft())
-            pending.append(start(views[number % self._values.window], slot))
-        for future in pending:
-            self._finish(future)
+        nbytes, window = self._values.nbytes, self._values.window
 
-    def _finish(self, future: IOFuture) -> None:
-        moved, expected = future.result(), self._values.nbytes
-        if moved != expected:
-            raise RuntimeError(f"{self._engine.name}: {moved} of {expected} bytes moved")
+        def finish(future: IOFuture) -> None:
+            if (moved := future.result()) != nbytes:
+                raise RuntimeError(f"{self._engine.name}: {moved} of {nbytes} bytes moved")
+
+        move_window(
+            len(self._slots), window, lambda i: move(views[i % window], self._slots[i]), finish
+        )
 
 
 class StoreTransfers:
@@ -136,30 +158,29 @@ class StoreTransfers:
 
     def write(self) -> None:
         """Offload every value, and release each when the window is full."""
-        store, window = self._store, self._values.window
-        before = store.statistics().written_bytes
-        for number in range(self._count):
-            if number >= window:
-                store.release(self._tickets[number - window], True)
-            tensor = self._values.tensors[number % window]
-            self._tickets.append(store.offload(tensor, "value", TIER, False))
-        for ticket in self._tickets[-window:]:
-            store.release(ticket, True)
-        self._check_count("written", store.statistics().written_bytes - before)
+
+        def offload(number: int) -> Ticket:
+            tensor = self._values.tensors[number % self._values.window]
+            self._tickets.append(self._store.offload(tensor, "value", TIER, False))
+            return self._tickets[-1]
+
+        self._move("written", offload, lambda ticket: self._store.release(ticket, True))
 
     def read(self) -> None:
         """Prefetch as far ahead as the window allows; drop each value when it has come."""
-        store = self._store
-        before = store.statistics().read_bytes
-        ahead: deque[int] = deque()
-        for number, ticket in enumerate(self._tickets):
-            if len(ahead) == self._values.window:
-                self._finish(ahead.popleft())
-            store.prefetch(ticket)
-            ahead.append(number)
-        while ahead:
-            self._finish(ahead.popleft())
-        self._check_count("read", store.statistics().read_bytes - before)
+
+        def prefetch(number: int) -> int:
+            self._store.prefetch(self._tickets[number])
+            return number
+
+        def finish(number: int) -> None:
+            value = self._store.wait(self._tickets[number]).numpy()
+            source = self._values.tensors[number % self._values.window].numpy()
+            # The ends only: comparing all would be measured too.
+            _check_value(source[:64], value[:64])
+            _check_value(source[-64:], value[-64:])
+
+        self._move("read", prefetch, finish)
 
     def free(self) -> None:
         """Free the tickets, and with them the slots."""
@@ -167,17 +188,16 @@ class StoreTransfers:
             self._store.free(ticket)
         self._tickets.clear()
 
-    def _finish(self, number: int) -> None:
-        value = self._store.wait(self._tickets[number])
-        source = self._values.tensors[number % self._values.window].numpy()
-        # The ends only: comparing all would be measured too.
-        _check_value(source[:64], value.numpy()[:64])
-        _check_value(source[-64:], value.numpy()[-64:])
-
-    def _check_count(self, done: str, nbytes: int) -> None:
+    def _move(
+        self, done: str, start: Callable[[int], Started], finish: Callable[[Started], object]
+    ) -> None:
+        counter = f"{done}_bytes"
+        before = getattr(self._store.statistics(), counter)
+        move_window(self._count, self._values.window, start, finish)
+        moved = getattr(self._store.statistics(), counter) - before
         expected = self._count * self._values.nbytes
-        if nbytes != expected:
-            raise RuntimeError(f"the store has {done} {nbytes} of {expected} bytes")
+        if moved != expected:
+            raise RuntimeError(f"the store has {done} {moved} of {expected} bytes")
 
 
 def _map_memory(nbytes: int, *, huge: bool = False) -> memoryview:

@@ -132,5 +132,5 @@ def train(settings: RunSettings) -> Iterator[Record]:
     statistics = asdict(fxoffload.statistics())
     rss_bytes = peak_rss_bytes()
     batch = next(batches)
-    curves = {variant: run.record_memory(*batch).as_record() for variant, run in runs.items()}
+    curves = {variant: asdict(run.record_memory(*batch)) for variant, run in runs.items()}
     yield {"statistics": statistics, "rss_bytes": rss_bytes, "curves": curves}

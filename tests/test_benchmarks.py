@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from benchmarks import activation_peak, compile_time, drive_contention, measure
 from benchmarks.fresh_process import ChildFailed, run_fresh
 from benchmarks.measure import MIB
 from benchmarks.models import BUILDERS, Shape, build_model, make_tokens
+from benchmarks.runner import RESULTS
 
 ROOT = Path(__file__).parent.parent
 CPU = torch.device("cpu")
@@ -71,7 +73,7 @@ def test_curve_of_a_training_step() -> None:
     assert curve.nbytes[-1] == pytest.approx(gradient_bytes, abs=SLACK_BYTES)
     assert curve.backward_seconds is not None
     assert 0 < curve.backward_seconds < curve.seconds[-1]
-    assert measure.MemoryCurve(**curve.as_record()) == curve
+    assert measure.MemoryCurve(**asdict(curve)) == curve
 
 
 def test_what_another_thread_frees_counts_no_longer() -> None:
@@ -140,6 +142,15 @@ def test_models_train(name: str) -> None:
     loss.backward()
     assert loss.item() > 0
     assert all(p.grad is not None for p in model.parameters())
+
+
+@pytest.mark.parametrize("path", sorted(RESULTS.glob("*.jsonl")), ids=lambda path: path.stem)
+def test_kept_records_are_reported(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    kept = path.read_text()
+    importlib.import_module(f"benchmarks.{path.stem}").main(["--report"])
+    printed = capsys.readouterr().out.splitlines()
+    assert sum(line.startswith("|--") for line in printed) >= len(kept.splitlines())
+    assert path.read_text() == kept
 
 
 def run_benchmark(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -224,7 +235,8 @@ def test_drive_contention(spill_directory: Path) -> None:
 
 def test_drive_contention_in_figures() -> None:
     """Two threads that take 3 s in place of 2 for half a GiB lost 4 core-seconds per GiB."""
-    item = drive_contention.Contention("read", [2.0], [3.0], [0.5], [0.25])
+    samples = zip(drive_contention.SAMPLES, ([2.0], [3.0], [0.5], [0.25]), strict=True)
+    item = {"direction": "read", **dict(samples)}
     row = drive_contention.make_row(item, threads=2)
     assert row == ["read", "1.500 (1.500 to 1.500)", "4.000", "0.500"]
 
@@ -255,5 +267,8 @@ def test_compile_time_in_figures() -> None:
         return {"plain": make(plain), "fxoffload": make(moved)}
 
     rounds = [make_round(10, 11), make_round(20, 20), make_round(10, 12)]
-    _, cold, warm = compile_time.tabulate({"rounds": rounds})
+    sizes = {"model": "gpt", "layers": 1, "hidden": 64, "batch": 2, "length": 64, "threads": 1}
+    machine = {"cpu": "some", "torch": "2", "compiler": "eager"}
+    (table,) = compile_time.tabulate({**sizes, **machine, "rounds": rounds})
+    _, cold, warm = table.rows
     assert cold[1:] == warm[1:] == ["10.0", "12.0", "1.100 (1.000 to 1.200)", "0.10", "5"]

@@ -25,9 +25,8 @@ from benchmarks.block_device import (
     count_round,
     read_process_written_bytes,
 )
-from benchmarks.busy_threads import keep_busy
 from benchmarks.fio import FioFailed, FioJob, find_jobs, prepare_file, run_fio
-from benchmarks.transfers import TIER, EngineTransfers, StoreTransfers, Timing, Values
+from benchmarks.transfers import TIER, EngineTransfers, StoreTransfers, Timing, make_values
 from fxoffload.runtime.engines.memory import MemoryEngine
 from fxoffload.runtime.store.store import OffloadStore
 
@@ -203,7 +202,7 @@ def test_pauses_around_a_round_are_counted_apart(
 
 def test_busy_threads_end() -> None:
     before = set(threading.enumerate())
-    with keep_busy(1):
+    with io_engine.keep_busy(1):
         assert len(set(threading.enumerate()) - before) == 2
     assert set(threading.enumerate()) == before
 
@@ -219,7 +218,7 @@ def engine() -> Iterator[MemoryEngine]:
 
 
 def test_engine_transfers_move_every_value(engine: MemoryEngine) -> None:
-    transfers = EngineTransfers(engine, Values(100_000, 2), 5)
+    transfers = EngineTransfers(engine, make_values(100_000, 2), 5)
     for _ in range(2):
         transfers.write()
         transfers.read()
@@ -252,7 +251,7 @@ def test_engine_that_loses_bytes_is_found(
     broken: Callable[[memoryview, int], Future[int]],
     message: str,
 ) -> None:
-    transfers = EngineTransfers(engine, Values(100_000, 2), 4)
+    transfers = EngineTransfers(engine, make_values(100_000, 2), 4)
     monkeypatch.setattr(engine, "write", broken)
 
     def run() -> None:
@@ -266,7 +265,7 @@ def test_engine_that_loses_bytes_is_found(
 
 def test_store_transfers_move_every_value() -> None:
     store = OffloadStore({TIER: MemoryEngine(64 * MIB)}, max_inflight_bytes=MIB)
-    transfers = StoreTransfers(store, Values(100_000, 2), 5)
+    transfers = StoreTransfers(store, make_values(100_000, 2), 5)
     for _ in range(2):
         transfers.write()
         assert store.statistics().live_bytes == transfers.moved_bytes == 500_000
@@ -281,7 +280,7 @@ def test_store_transfers_move_every_value() -> None:
 def test_store_that_loses_a_value_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     engine = MemoryEngine(64 * MIB)
     store = OffloadStore({TIER: engine}, max_inflight_bytes=MIB)
-    transfers = StoreTransfers(store, Values(100_000, 2), 4)
+    transfers = StoreTransfers(store, make_values(100_000, 2), 4)
     with monkeypatch.context() as patch:
         patch.setattr(engine, "write", forget_write)
         transfers.write()
@@ -294,7 +293,7 @@ def test_store_that_loses_a_value_is_found(monkeypatch: pytest.MonkeyPatch) -> N
 def test_store_that_writes_too_little_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     engine = MemoryEngine(64 * MIB)
     store = OffloadStore({TIER: engine}, max_inflight_bytes=MIB)
-    transfers = StoreTransfers(store, Values(100_000, 2), 4)
+    transfers = StoreTransfers(store, make_values(100_000, 2), 4)
     monkeypatch.setattr(engine, "write", cut_write)
     with pytest.raises(RuntimeError, match="the store has written 0 of 400000 bytes"):
         transfers.write()
@@ -335,8 +334,8 @@ def test_ratios_are_of_the_same_round() -> None:
     records = [make_sample("fio", number, seconds) for number, seconds in ((0, 1.0), (1, 4.0))]
     records += [make_sample("posix engine", n, seconds) for n, seconds in ((0, 2.0), (1, 2.0))]
     records += [make_sample("posix engine", 2, 1.0)]  # Without a partner.
-    cell = {"load": "alone", "size": 4 * MIB, "direction": "write"}
-    assert io_engine_report.find_ratios(records, "posix engine", **cell) == [0.5, 2.0]
+    (found,) = io_engine_report.group_samples(records).values()
+    assert io_engine_report.find_ratios(found["posix engine"], found["fio"]) == [0.5, 2.0]
 
 
 @pytest.mark.parametrize(
@@ -358,14 +357,15 @@ def test_ratios_are_of_the_same_round() -> None:
 def test_limits(record: dict[str, Any], misses: Sequence[str]) -> None:
     sizes = (MIB, 4 * MIB)
     records = [make_sample("fio", 0, 1.0, size=size) for size in sizes] + [record]
-    found = io_engine_report.find_misses(records)
+    found = io_engine_report.find_misses({"records": records})
     assert len(found) == len(misses)
     assert all(text in miss for text, miss in zip(misses, found, strict=True)), found
 
 
 def test_the_best_engine_counts() -> None:
     records = [make_sample("fio", 0, 1.0), make_sample("kvikio engine", 0, 1.0)]
-    assert io_engine_report.find_misses([*records, make_sample("posix engine", 0, 2.0)]) == []
+    records.append(make_sample("posix engine", 0, 2.0))
+    assert io_engine_report.find_misses({"records": records}) == []
 
 
 # A tiny run

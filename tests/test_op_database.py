@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 import warnings
-from pathlib import Path
+
+from op_database import check, find_samples
 
 import fxoffload
-
-sys.path.append(str(Path(__file__).parent.parent))
-
-from benchmarks.op_database import check, find_samples
 
 # Those that needed care of their own, and every so manieth of all others.
 CHOSEN = (

@@ -8,11 +8,9 @@ from contextlib import contextmanager
 
 import torch
 
-_MATRIX_SIZE = 1024
-
 
 @contextmanager
-def keep_computing() -> Generator[None]:
+def keep_computing(*, matrix_size: int = 1024) -> Generator[None]:
     """Compute matrix products on all threads of torch, in a thread of its own, until the end.
 
     Like a compiled kernel, a product does not hold the interpreter lock.
@@ -20,7 +18,7 @@ def keep_computing() -> Generator[None]:
     stop, started = threading.Event(), threading.Event()
 
     def compute() -> None:
-        left = torch.ones(_MATRIX_SIZE, _MATRIX_SIZE)
+        left = torch.ones(matrix_size, matrix_size)
         product = torch.empty_like(left)
         while not stop.is_set():
             torch.mm(left, left, out=product)

@@ -1,7 +1,7 @@
 """Compares torch's database of operators, everything moved, with eager mode, sample by sample.
 
-    python -m benchmarks.op_database                       # all of them: many minutes
-    python -m benchmarks.op_database --ops nn.functional.gelu sparse.mm
+    python tests/op_database.py                       # all of them: many minutes
+    python tests/op_database.py --ops nn.functional.gelu sparse.mm
 
 Runs the first sample of every differentiable operator (float64, CPU) with `compiler="eager"`,
 `memory_budget="min"` and `min_bytes=1`, and compares results and gradients with those of plain
