@@ -27,6 +27,8 @@ from fxoffload import ConfigError, OffloadError
 from fxoffload.sizes import parse_bytes
 
 RESULTS = Path(__file__).parent / "results"
+# Of what is measured without `--output`: git ignores it.
+OUTPUTS = Path(__file__).parent.parent / "build" / "results"
 # Of one run, or of one machine.
 _UNRECORDED = ("output", "report", "check", "plot", "directory")
 Item = TypeVar("Item")
@@ -54,7 +56,10 @@ class Arguments:
     """What every benchmark takes."""
 
     output: Path | None = option(  # noqa: RUF009 - it makes a field
-        None, "file of the records; default: that of the benchmark in results/", type=Path
+        None,
+        "file of the records; default: that of the benchmark in build/results, and with --report "
+        "the one in benchmarks/results",
+        type=Path,
     )
     report: bool = option(False, "measure nothing: print what the file holds, as Markdown")
     check: bool = option(False, "exit with status 1 where a limit is missed")
@@ -105,7 +110,7 @@ def make_table(
 class Benchmark(Generic[Parsed]):
     """What a page measures and shows; a call runs it with the arguments of the program.
 
-    name: of the file in `results` that the record goes to. draw: a picture of the last record,
+    name: of the file that records go to. draw: a picture of the last record,
     where the arguments have a `plot` to draw to. find_misses: limits that a record misses, in
     words; with the flag `check` they make the exit status 1.
     """
@@ -122,11 +127,13 @@ class Benchmark(Generic[Parsed]):
         """Measure and keep the record, or read what was kept; print tables and missed limits."""
         parser = build_parser(self.arguments, self.doc)
         arguments = self.arguments(**vars(parser.parse_args(argv)))
-        output = arguments.output or RESULTS / f"{self.name}.jsonl"
+        folder = RESULTS if arguments.report else OUTPUTS
+        output = arguments.output or folder / f"{self.name}.jsonl"
         if arguments.report:
             records: list[Record] = list(map(json.loads, output.read_text().splitlines()))
         else:
             records = [self._measure(arguments, parser)]
+            output.parent.mkdir(parents=True, exist_ok=True)
             with output.open("a") as file:
                 file.write(json.dumps(records[0]) + "\n")
         misses: list[str] = []
