@@ -11,6 +11,7 @@ import torch
 from torch import fx
 
 from fxoffload import runtime, torch_internals
+from fxoffload.artifacts import emit_plan
 from fxoffload.config import OffloadConfig
 from fxoffload.errors import OffloadError
 from fxoffload.machine import find_device_limit, find_links
@@ -166,6 +167,7 @@ def _compile(
     recalled = recall_plan(path) if config.enabled else None
     if recalled is not None:
         log.info("compiled before, from torch's cache: %s", recalled.plan)
+        emit_plan(recalled.plan)
         reserve(store, recalled.plan)
     return compiled, recalled
 

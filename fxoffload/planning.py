@@ -13,6 +13,7 @@ from pathlib import Path
 from torch import fx
 
 from fxoffload import passes, runtime
+from fxoffload.artifacts import emit_graphs, emit_plan
 from fxoffload.config import OffloadConfig
 from fxoffload.cost import CostModel
 from fxoffload.errors import BudgetError
@@ -51,6 +52,11 @@ def build_partitioner(
     """
     ranks = cost is None and is_distributed()
 
+    def show(graph: TrainingGraph) -> None:
+        emit_graphs(graph, "before")
+        if on_partitioned is not None:
+            on_partitioned(graph)
+
     def choose(
         partition: PartitionFunction, num_outputs: int, static_inputs: tuple[int, ...]
     ) -> Graphs:
@@ -64,11 +70,13 @@ def build_partitioner(
             # Ranks hold different amounts of memory, but must choose the same cut.
             limits = cost is None and not ranks and config.memory_budget is None
             room_bytes = find_room(config, find_device(graph)[0]) if limits else None
-            found, options = _transform(graph, options, room_bytes, build, on_partitioned)
+            found, options = _transform(graph, options, room_bytes, build, show)
             if found.model is None:
                 plan = _restore_order(graph, found.plan, orders[graph.forward], options)
                 found = Transformed(plan, None)
             log.info("%s", found.plan)
+            emit_graphs(graph, "after")
+            emit_plan(found.plan)
             if store:
                 reserve(store, found.plan)
             if on_transformed is not None:

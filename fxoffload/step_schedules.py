@@ -10,6 +10,7 @@ from functools import partial
 from typing import Literal
 
 from fxoffload import runtime
+from fxoffload.artifacts import emit_schedule
 from fxoffload.config import OffloadConfig
 from fxoffload.errors import BudgetError
 from fxoffload.planner.bound import Bound, find_bound
@@ -98,9 +99,10 @@ def schedule_program(program: Program, measured: StepMeasurement) -> Schedule:
 
     Raises BudgetError where none fits, by more than TOLERANCE and NOISE_BYTES.
     """
-    return make_graph_schedule(
-        {half.graph: _graphs[half.graph] for half in program}, program, measured
-    )
+    graphs = {half.graph: _graphs[half.graph] for half in program}
+    schedule = make_graph_schedule(graphs, program, measured)
+    emit_schedule(schedule)
+    return schedule
 
 
 def make_graph_schedule(

@@ -69,7 +69,7 @@ ROOMS = {
         ("runtime",), ("words", "config", "engines", "devices", "store", "measurement", "program")
     ),
     "backend": Room(
-        ("backend", "in_place", "planning", "machine", "plan_cache", "step_schedules"),
+        ("backend", "in_place", "planning", "machine", "plan_cache", "step_schedules", "artifacts"),
         ("words", "graph", "planner", "torch_internals", "config", "facts", "passes", "kernels"),
     ),
     "inspection": Room(

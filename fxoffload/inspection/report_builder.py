@@ -253,7 +253,7 @@ def _list_values(found: _Replayed) -> tuple[ValueRow, ...]:
 def _find_reason(value: SavedValue, transfer: Transfer | None, kept_for: str) -> str:
     if transfer is None:
         return value.refusal or kept_for
-    return "the program says so" if value.must_move else "makes room"
+    return value.moved_for
 
 
 def _list_links(found: _Replayed) -> tuple[LinkRow, ...]:

@@ -12,6 +12,7 @@ function, so that a torch release breaks only this folder, and a test names the 
     autograd        the state of autograd, and the memory of tensors
     nodes           random numbers, collectives, wrapper subclasses
     tensor_sizes    sizes and layouts of fake tensors
+    trace_log       what TORCH_TRACE records
 """
 
 from fxoffload.torch_internals.autograd import (
@@ -73,6 +74,7 @@ from fxoffload.torch_internals.scheduling import (
     fuse_between_calls,
     mark_regions,
 )
+from fxoffload.torch_internals.trace_log import emit_artifact, emit_graph
 
 __all__ = [
     "SET_OPTIONS",
@@ -91,6 +93,8 @@ __all__ = [
     "copy_saved_meta",
     "describe_marks",
     "describe_tracing",
+    "emit_artifact",
+    "emit_graph",
     "find_backward_placeholder",
     "find_cache_folder",
     "find_marks",
