@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from typing import Any
 
@@ -68,3 +71,12 @@ def test_a_limit_of_the_device_decides_the_cut(
     _, used = _transform(graph, options, room, lambda cut: make_late(), None)
     assert used.budget_bytes == budget
     assert asked == ([room, budget] if budget == "min" else [budget]), "planned once where it fits"
+
+
+def test_torch_logs_turns_on_its_lines() -> None:
+    """torch imports fxoffload for that while fxoffload imports torch."""
+    code = "from fxoffload.planning import log; log.info('an info'); log.debug('a detail')"
+    environment = {**os.environ, "TORCH_LOGS": "+fxoffload"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True)
+    shown = done.stderr.decode().splitlines()
+    assert [line.split("] ")[1] for line in shown] == ["an info", "a detail"]
