@@ -18,8 +18,8 @@ from rich.console import Console
 
 from benchmarks.fresh_process import ChildFailed, Record
 from fxoffload import ConfigError, OffloadError
-from fxoffload.inspection.tables import format_table
 from fxoffload.sizes import parse_bytes
+from fxoffload.tables import format_table
 
 RESULTS = Path(__file__).parent / "results"
 Rows = list[list[str]]

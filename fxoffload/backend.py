@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,8 +14,9 @@ from torch import fx
 from fxoffload import runtime, torch_internals
 from fxoffload.artifacts import emit_plan
 from fxoffload.config import OffloadConfig
-from fxoffload.errors import OffloadError
+from fxoffload.errors import BudgetError, OffloadError
 from fxoffload.machine import find_device_limit, find_links
+from fxoffload.memory_dump import explain_failure, watch_devices
 from fxoffload.passes import Transformed
 from fxoffload.plan_cache import hash_graph, keep_plan, recall_plan
 from fxoffload.planned_sizes import SizedGraph, find_planned_sizes, warn_of_uncounted
@@ -87,6 +89,8 @@ class BoundBackend:
         """Compile one Dynamo graph. Raises as `backend`."""
         try:
             return compile_graph(gm, example_inputs, self.config)
+        except BudgetError as error:
+            raise torch_internals.as_user_error(explain_failure(error, self.config)) from None
         except OffloadError as error:
             raise torch_internals.as_user_error(error) from None
 
@@ -135,7 +139,9 @@ def compile_graph(
         device = next(x.device for x in example_inputs if isinstance(x, torch.Tensor))
         with torch_internals.outside_of_tracing():
             links, limit = find_links(config, device), find_device_limit(config, device)
-        follow_schedules(key, ScheduledGraph(model, config, links, limit))
+        explain = partial(explain_failure, config=config)
+        follow_schedules(key, ScheduledGraph(model, config, links, limit), explain)
+        watch_devices()
     if found is None or config.budget_bytes is None:
         return compiled
     warn_of_uncounted(found.plan)

@@ -8,10 +8,10 @@
     engines/        slots on a drive or in memory; transfers to and from them
 
 A folder imports only from those below it, and no module imports anything of fxoffload but config,
-endurance, errors, ops and sizes: the runtime knows no graph.
+endurance, errors, holders, ops and sizes: the runtime knows no graph.
 """
 
-from fxoffload.runtime.kernels import find_programs, forget_programs, schedule_graph
+from fxoffload.runtime.kernels import find_programs, forget_programs, list_held, schedule_graph
 from fxoffload.runtime.measurement.bandwidth import Bandwidth
 from fxoffload.runtime.measurement.choice import EngineChoice, choose_engine, probe_memory
 from fxoffload.runtime.measurement.contention import Contention, recall_contention
@@ -54,6 +54,7 @@ __all__ = [
     "find_programs",
     "find_store",
     "forget_programs",
+    "list_held",
     "probe_memory",
     "recall_contention",
     "recall_exchange",

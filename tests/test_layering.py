@@ -48,7 +48,7 @@ ROOMS = {
     "words": Room(
         (
             "errors", "hints", "sizes", "endurance", "directories", "environment", "ops",
-            "schedule", "marks",
+            "schedule", "marks", "holders", "tables",
         )
     ),
     "graph": Room(("graph",)),
@@ -69,7 +69,10 @@ ROOMS = {
         ("runtime",), ("words", "config", "engines", "devices", "store", "measurement", "program")
     ),
     "backend": Room(
-        ("backend", "in_place", "planning", "machine", "plan_cache", "step_schedules", "artifacts"),
+        (
+            "backend", "in_place", "planning", "machine", "plan_cache", "step_schedules",
+            "artifacts", "memory_dump",
+        ),
         ("words", "graph", "planner", "torch_internals", "config", "facts", "passes", "kernels"),
     ),
     "inspection": Room(

@@ -10,6 +10,7 @@ function, so that a torch release breaks only this folder, and a test names the 
     lowering        calls or loops, which results are stored, lowerings of our ops
     dynamo          recompile limits; tracing without memory; errors
     autograd        the state of autograd, and the memory of tensors
+    memory_observer when CUDA is out of memory
     nodes           random numbers, collectives, wrapper subclasses
     tensor_sizes    sizes and layouts of fake tensors
     trace_log       what TORCH_TRACE records
@@ -50,6 +51,7 @@ from fxoffload.torch_internals.marking import (
     describe_marks,
     find_marks,
 )
+from fxoffload.torch_internals.memory_observer import watch_out_of_memory
 from fxoffload.torch_internals.nodes import (
     is_collective,
     is_rng_state,
@@ -121,5 +123,6 @@ __all__ = [
     "take_as_returned",
     "trace_with_inductor",
     "unlimited_recompiles",
+    "watch_out_of_memory",
     "without_memory",
 ]

@@ -55,6 +55,7 @@ MAX_PROGRAMS = 16
 MAX_HALVES = 4096
 
 MakeSchedule = Callable[[Program, StepMeasurement], Schedule]
+ExplainFailure = Callable[[BudgetError], BudgetError]
 
 
 @dataclass(slots=True, eq=False)
@@ -133,11 +134,12 @@ class ProgramBook:
     """The programs of one thread. make_schedule: raises BudgetError where no schedule fits.
 
     The error ends a job only in its first steps. Later, such steps follow the safe rule, with a
-    warning.
+    warning. explain: what is raised or said in place of the error.
     """
 
-    def __init__(self, make_schedule: MakeSchedule) -> None:
+    def __init__(self, make_schedule: MakeSchedule, explain: ExplainFailure) -> None:
         self._make_schedule = make_schedule
+        self._explain = explain
         self._learned: dict[Program, Learned] = {}  # The latest last.
         self.step: StepRun | None = None
 
@@ -218,12 +220,14 @@ class ProgramBook:
             learned.schedule = self._make_schedule(program, measured)
         except BudgetError as error:
             if 1 < learned.steps <= FIRST_STEPS:
-                raise
+                raise self._explain(error) from None
             learned.schedule = None
             if learned.steps == 1:
                 learned.assumed = None  # What compilers held is no reason to give up.
             else:
-                log.warning("the step goes on at the lowest peak that there is: %s", error)
+                log.warning(
+                    "the step goes on at the lowest peak that there is: %s", self._explain(error)
+                )
         else:
             log.info("%s", learned.schedule)
 
@@ -232,12 +236,14 @@ class Programs:
     """The books of all threads, and the graphs whose ops follow schedules."""
 
     def __init__(self) -> None:
-        self._graphs: dict[str, tuple[MakeSchedule, bool]] = {}
+        self._graphs: dict[str, tuple[MakeSchedule, ExplainFailure, bool]] = {}
         self._books: dict[int, ProgramBook] = {}
 
-    def add_graph(self, graph: str, make_schedule: MakeSchedule, *, is_limited: bool) -> None:
-        """Let the calls of `graph` follow schedules; is_limited: see Call."""
-        self._graphs[graph] = make_schedule, is_limited
+    def add_graph(
+        self, graph: str, make_schedule: MakeSchedule, explain: ExplainFailure, *, is_limited: bool
+    ) -> None:
+        """Let the calls of `graph` follow schedules; see ProgramBook, and Call for is_limited."""
+        self._graphs[graph] = make_schedule, explain, is_limited
 
     def enter_offload(self, graph: str, name: str, device: torch.device) -> Call | None:
         """The call that the offload of the value `name` belongs to; None: follows no schedule.
@@ -247,11 +253,11 @@ class Programs:
         known = self._graphs.get(graph)
         if known is None:
             return None
-        make_schedule, is_limited = known
+        make_schedule, explain, is_limited = known
         thread = threading.get_ident()
         book = self._books.get(thread)
         if book is None:
-            book = self._books[thread] = ProgramBook(make_schedule)
+            book = self._books[thread] = ProgramBook(make_schedule, explain)
         step = book.step
         call = step.calls[-1] if step is not None and step.calls and not step.ended else None
         if call is None or call.graph != graph or call.backward or name in call.entries:
@@ -267,6 +273,11 @@ class Programs:
         """Those of the programs of this thread, the latest first."""
         book = self._books.get(threading.get_ident())
         return [] if book is None else book.records
+
+    def find_running(self) -> list[StepRun]:
+        """The steps of all threads that have begun and not ended."""
+        steps = (book.step for book in list(self._books.values()))
+        return [step for step in steps if step is not None and not step.ended]
 
     def clear(self) -> None:
         """Forget all."""
