@@ -18,13 +18,19 @@ from fxoffload.errors import BudgetError, OffloadError
 from fxoffload.machine import find_device_limit, find_links
 from fxoffload.memory_dump import explain_failure, watch_devices
 from fxoffload.passes import Transformed
+from fxoffload.passes.refusals import CONSTANT, STATIC_INPUT
 from fxoffload.plan_cache import hash_graph, keep_plan, recall_plan
 from fxoffload.planned_sizes import SizedGraph, find_planned_sizes, warn_of_uncounted
+from fxoffload.planner.plan import Plan
 from fxoffload.planning import build_partitioner, find_identity, reserve
 from fxoffload.schedule import Schedule
 from fxoffload.step_schedules import ScheduledGraph, follow_schedules
 
 log = logging.getLogger(__name__)
+
+MIB = 2**20
+# Of saved values: a graph that keeps so much is named.
+MUCH_BYTES = 64 * MIB
 
 _compiled: list[bool] = []  # Of each graph that was compiled: whether something moves.
 
@@ -135,6 +141,8 @@ def compile_graph(
     compiled, found = _compile(gm, example_inputs, config, store, key)
     model = None if found is None else found.model
     _compiled.append(model is not None)
+    if found is not None and model is None:
+        _warn_of_unmoved(found.plan)
     if model is not None:
         device = next(x.device for x in example_inputs if isinstance(x, torch.Tensor))
         with torch_internals.outside_of_tracing():
@@ -176,6 +184,23 @@ def _compile(
         emit_plan(recalled.plan)
         reserve(store, recalled.plan)
     return compiled, recalled
+
+
+def _warn_of_unmoved(plan: Plan) -> None:
+    """Say why nothing of a graph may move, if it saves much."""
+    kept = {
+        reason: nbytes
+        for reason, nbytes in plan.kept_bytes_by_reason().items()
+        if reason not in (STATIC_INPUT, CONSTANT)
+    }
+    total = sum(kept.values())
+    if total >= MUCH_BYTES:
+        reasons = "; ".join(f"{nbytes / MIB:.1f} MiB: {reason}" for reason, nbytes in kept.items())
+        log.warning(
+            "nothing may move of the %.1f MiB that a graph saves beside parameters: %s",
+            total / MIB,
+            reasons,
+        )
 
 
 def open_store(config: OffloadConfig) -> str:

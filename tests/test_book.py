@@ -378,3 +378,15 @@ def test_records_have_the_latest_step_that_did_what_the_schedule_says(book: Prog
     run_step(book, "b")
     run_step(book, "b")
     assert [each.schedule.program[0].graph for each in book.records] == ["b", "a"]
+
+
+@pytest.mark.parametrize(("exposed_seconds", "said"), [(0.01, 0), (1.0, 1)])
+def test_waits_of_a_running_job_are_said_once(
+    book: ProgramBook, exposed_seconds: float, said: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    for count in range(3 * MEASURED_EACH):
+        run_step(book, "ab", exposed_seconds=exposed_seconds)
+        if count < 5:
+            assert not caplog.records, "too few steps were measured"
+    found = [each for each in caplog.messages if "waits for transfers for" in each]
+    assert len(found) == len(caplog.messages) == said

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 import torch
 
 from fxoffload.errors import BudgetError
+from fxoffload.runtime.program.advice import JUDGED_STEPS, Adviser
 from fxoffload.runtime.program.calls import Call, StepRun
 from fxoffload.runtime.program.comparison import (
     differ,
@@ -65,6 +66,7 @@ class Learned:
     latest: the last measured step, and the schedule that it followed to its end.
     samples: what its steps took, by what they moved. limited: whether there is a budget.
     excess_bytes: the most by which a step exceeded the peak that its schedule predicted.
+    judged: measured steps that followed schedules, behind the first ones.
     doubts: whether the latest step waited for transfers that should have been hidden, or saw other
     speeds: then the next one is measured.
     """
@@ -81,6 +83,9 @@ class Learned:
     assumed: StepMeasurement | None = None
     schedule: Schedule | None = None
     latest: tuple[StepMeasurement, Schedule | None] | None = None
+    judged: deque[StepMeasurement] = field(
+        default_factory=lambda: deque[StepMeasurement](maxlen=JUDGED_STEPS)
+    )
     doubts: bool = False
     limited: bool = False
     excess_bytes: int = 0
@@ -115,6 +120,8 @@ class Learned:
             peak_bytes = latest.live_bytes - step.followed.base_bytes
             excess_bytes = peak_bytes - step.followed.peak_bytes
             self.excess_bytes = max(self.excess_bytes, excess_bytes)
+        if self.steps > 2 and step.followed is not None:
+            self.judged.append(latest)
         if self.steps > 1 and latest.step_seconds > 0.0:
             samples = self.samples.much if step.followed is None else self.samples.little
             seconds = latest.step_seconds - latest.exposed_seconds
@@ -140,6 +147,7 @@ class ProgramBook:
     def __init__(self, make_schedule: MakeSchedule, explain: ExplainFailure) -> None:
         self._make_schedule = make_schedule
         self._explain = explain
+        self._adviser = Adviser()
         self._learned: dict[Program, Learned] = {}  # The latest last.
         self.step: StepRun | None = None
 
@@ -175,6 +183,7 @@ class ProgramBook:
             if step.ended:
                 self._learn(step)
         latest = next(reversed(self._learned.values()), Learned())
+        self._adviser.judge(latest.schedule, latest.judged, is_limited=latest.limited)
         schedules = [] if latest.tries else self.schedules
         self.step = StepRun(schedules, measures=latest.measures or latest.tries)
         return self.step
