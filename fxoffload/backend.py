@@ -13,15 +13,18 @@ import torch
 from torch import fx
 
 from fxoffload import runtime, torch_internals
+from fxoffload.artifacts import emit_plan
 from fxoffload.config import OffloadConfig
 from fxoffload.cuts import RecutGraph
-from fxoffload.errors import OffloadError
+from fxoffload.errors import BudgetError, OffloadError
 from fxoffload.machine import find_device_limit, find_links
+from fxoffload.memory_dump import explain_failure, watch_devices
 from fxoffload.passes import Transformed
+from fxoffload.passes.refusals import CONSTANT, STATIC_INPUT
 from fxoffload.plan_cache import hash_graph, keep_cut, keep_plan, recall_cut, recall_plan
 from fxoffload.planned_sizes import SizedGraph, find_planned_sizes, warn_of_uncounted
 from fxoffload.planner.graph_model import GraphModel
-from fxoffload.planner.plan import Cut
+from fxoffload.planner.plan import Cut, Plan
 from fxoffload.planning import (
     build_partitioner,
     build_tracer,
@@ -34,6 +37,10 @@ from fxoffload.step_schedules import ScheduledGraph, follow_schedules, review_cu
 from fxoffload.torch_internals import DynamoGraph
 
 log = logging.getLogger(__name__)
+
+MIB = 2**20
+# Of saved values: a graph that keeps so much is named.
+MUCH_BYTES = 64 * MIB
 
 _compiled: list[bool] = []  # Of each graph that was compiled: whether something moves.
 
@@ -98,6 +105,8 @@ class BoundBackend:
         """Compile one Dynamo graph. Raises as `backend`."""
         try:
             return compile_graph(gm, example_inputs, self.config)
+        except BudgetError as error:
+            raise torch_internals.as_user_error(explain_failure(error, self.config)) from None
         except OffloadError as error:
             raise torch_internals.as_user_error(error) from None
 
@@ -175,11 +184,15 @@ def _compile_cut(
     compiled, found = _compile(gm, inputs, config, store, key, cut)
     model = None if found is None else found.model
     _compiled.append(model is not None)
+    if found is not None and model is None:
+        _warn_of_unmoved(found.plan)
     if model is not None:
         device = next(x.device for x in inputs if isinstance(x, torch.Tensor))
         with torch_internals.outside_of_tracing():
             links, limit = find_links(config, device), find_device_limit(config, device)
-        follow_schedules(key, ScheduledGraph(model, config, links, limit, recut))
+        explain = partial(explain_failure, config=config)
+        follow_schedules(key, ScheduledGraph(model, config, links, limit, recut), explain)
+        watch_devices()
     if found is not None and config.budget_bytes is not None:
         warn_of_uncounted(found.plan)
         if sizes:
@@ -217,6 +230,7 @@ def _compile(
     recalled = recall_plan(path) if config.enabled else None
     if recalled is not None:
         log.info("compiled before, from torch's cache: %s", recalled.plan)
+        emit_plan(recalled.plan)
         reserve(store, recalled.plan)
     return compiled, recalled
 
@@ -236,6 +250,23 @@ def _trace_cuts(graph: DynamoGraph, config: OffloadConfig) -> Mapping[Cut, Graph
 def _find_path(name: str, kind: str) -> Path:
     """Where what is known of a graph is kept, beside torch's compiled graphs."""
     return torch_internals.find_cache_folder() / "fxoffload" / f"{name}.{kind}"
+
+
+def _warn_of_unmoved(plan: Plan) -> None:
+    """Say why nothing of a graph may move, if it saves much."""
+    kept = {
+        reason: nbytes
+        for reason, nbytes in plan.kept_bytes_by_reason().items()
+        if reason not in (STATIC_INPUT, CONSTANT)
+    }
+    total = sum(kept.values())
+    if total >= MUCH_BYTES:
+        reasons = "; ".join(f"{nbytes / MIB:.1f} MiB: {reason}" for reason, nbytes in kept.items())
+        log.warning(
+            "nothing may move of the %.1f MiB that a graph saves beside parameters: %s",
+            total / MIB,
+            reasons,
+        )
 
 
 def open_store(config: OffloadConfig) -> str:

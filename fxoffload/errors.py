@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from fxoffload.holders import Holder
+
 
 class OffloadError(Exception):
     """Base of all errors of this package."""
@@ -24,10 +26,21 @@ class MarkError(OffloadError):
 
 
 class BudgetError(OffloadError):
-    """No plan fits memory_budget; the message states the lowest peak and what holds it."""
+    """No plan fits memory_budget; the message states the lowest peak and what holds it.
+
+    holders: all that is in memory at the lowest peak, largest first.
+    """
 
     budget_bytes: int = 0
     lowest_peak_bytes: int = 0
+    holders: tuple[Holder, ...] = ()
+
+    def rephrase(self, message: str) -> BudgetError:
+        """The same error with another message."""
+        error = BudgetError(message)
+        error.budget_bytes, error.lowest_peak_bytes = self.budget_bytes, self.lowest_peak_bytes
+        error.holders = self.holders
+        return error
 
 
 class ReportError(OffloadError):

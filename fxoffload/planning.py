@@ -14,6 +14,7 @@ from typing import Literal
 from torch import fx
 
 from fxoffload import passes, runtime
+from fxoffload.artifacts import emit_graphs, emit_plan
 from fxoffload.config import OffloadConfig
 from fxoffload.cost import CostModel
 from fxoffload.errors import BudgetError
@@ -55,6 +56,11 @@ def build_partitioner(
     """
     ranks = cost is None and is_distributed()
 
+    def show(graph: TrainingGraph) -> None:
+        emit_graphs(graph, "before")
+        if on_partitioned is not None:
+            on_partitioned(graph)
+
     def choose(
         partition: PartitionFunction, num_outputs: int, static_inputs: tuple[int, ...]
     ) -> Graphs:
@@ -70,13 +76,15 @@ def build_partitioner(
             limits = cost is None and not ranks and config.memory_budget is None
             room_bytes = find_room(config, find_device(graph)[0]) if limits else None
             others = build if cut == "best" else None
-            found, options = _transform(graph, options, room_bytes, others, on_partitioned)
+            found, options = _transform(graph, options, room_bytes, others, show)
             if cut != "best":
                 found = replace(found, plan=replace(found.plan, cut=cut))
             if found.model is None:
                 plan = _restore_order(graph, found.plan, orders[graph.forward], options)
                 found = Transformed(plan, None)
             log.info("%s", found.plan)
+            emit_graphs(graph, "after")
+            emit_plan(found.plan)
             if store:
                 reserve(store, found.plan)
             if on_transformed is not None:

@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Literal
 
 from fxoffload import runtime
+from fxoffload.artifacts import emit_schedule
 from fxoffload.config import OffloadConfig
 from fxoffload.cuts import LEAST_GAIN, RecutGraph, choose_cut
 from fxoffload.errors import BudgetError
+from fxoffload.holders import Holder
 from fxoffload.planner.bound import Bound, find_bound
 from fxoffload.planner.graph_model import GraphModel
 from fxoffload.planner.joining import join_step
 from fxoffload.planner.link import Link
-from fxoffload.planner.plan import Cut
+from fxoffload.planner.plan import Cut, Origin
 from fxoffload.planner.program import make_schedule
 from fxoffload.schedule import (
     UNKNOWN_OWNERS,
@@ -86,16 +88,39 @@ def find_steps() -> list[ScheduledStep]:
     ]
 
 
-def follow_schedules(key: str, graph: ScheduledGraph) -> None:
+def find_running() -> tuple[OffloadConfig, tuple[Holder, ...]] | None:
+    """What values of the steps in progress take from memory now, and the options of one of them.
+
+    None where they take none, as between steps.
+    """
+    held = runtime.list_held()
+    if not held:
+        return None
+    origins = {
+        (key, value.name): value.origin
+        for key in {each.graph for each in held}
+        for value in _graphs[key].model.values
+    }
+    found: list[Holder] = []
+    for each in held:
+        origin = origins.get((each.graph, each.name), Origin())
+        found.append(replace(each, module=origin.module, source=origin.source, op=origin.op))
+    return _graphs[held[0].graph].config, tuple(found)
+
+
+def follow_schedules(
+    key: str, graph: ScheduledGraph, explain: Callable[[BudgetError], BudgetError]
+) -> None:
     """Let the ops that carry `key` follow the schedules of the steps they belong to.
 
-    What was learned of another graph of this key is forgotten.
+    What was learned of another graph of this key is forgotten. explain: what is raised in place of
+    the error of a step that cannot fit.
     """
     known = _graphs.get(key)
     if known is not None and known.model != graph.model:
         runtime.forget_programs(key)
     _graphs[key] = graph
-    runtime.schedule_graph(key, schedule_program, is_limited=graph.config.is_limited)
+    runtime.schedule_graph(key, schedule_program, explain, is_limited=graph.config.is_limited)
 
 
 def schedule_program(program: Program, measured: StepMeasurement) -> Schedule:
@@ -103,9 +128,10 @@ def schedule_program(program: Program, measured: StepMeasurement) -> Schedule:
 
     Raises BudgetError where none fits, by more than TOLERANCE and NOISE_BYTES.
     """
-    return make_graph_schedule(
-        {half.graph: _graphs[half.graph] for half in program}, program, measured
-    )
+    graphs = {half.graph: _graphs[half.graph] for half in program}
+    schedule = make_graph_schedule(graphs, program, measured)
+    emit_schedule(schedule)
+    return schedule
 
 
 def make_graph_schedule(
@@ -265,10 +291,8 @@ def _explain_room(
 ) -> BudgetError:
     """`error` in terms of the device's memory."""
     limit = min(graph.device_bytes for graph in graphs if graph.device_bytes is not None)
-    said = BudgetError(
+    return error.rephrase(
         f"device_memory={limit} ({limit / MIB:.1f} MiB) cannot be kept: "
         f"{(base_bytes or 0) / MIB:.1f} MiB are in use before a step begins (parameters, states of "
         f"optimizers, other programs), and {HEADROOM:.0%} are left for fragmentation. {error}"
     )
-    said.lowest_peak_bytes, said.budget_bytes = error.lowest_peak_bytes, error.budget_bytes
-    return said

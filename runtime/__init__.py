@@ -8,13 +8,14 @@
     engines/        slots on a drive or in memory; transfers to and from them
 
 A folder imports only from those below it, and no module imports anything of fxoffload but config,
-endurance, errors, ops and sizes: the runtime knows no graph.
+endurance, errors, holders, ops and sizes: the runtime knows no graph.
 """
 
 from fxoffload.runtime.kernels import (
     find_next_schedule,
     find_programs,
     forget_programs,
+    list_held,
     schedule_graph,
 )
 from fxoffload.runtime.measurement.bandwidth import Bandwidth
@@ -60,6 +61,7 @@ __all__ = [
     "find_programs",
     "find_store",
     "forget_programs",
+    "list_held",
     "probe_memory",
     "recall_contention",
     "recall_exchange",

@@ -19,10 +19,11 @@ import numpy as np
 import torch
 
 from fxoffload.errors import StoreError
+from fxoffload.holders import Holder
 from fxoffload.ops import LIBRARY
 from fxoffload.runtime.devices.buffers import copy_values, same_layout
 from fxoffload.runtime.measurement.clocks import Mark, mark_now
-from fxoffload.runtime.program.book import MakeSchedule, Programs
+from fxoffload.runtime.program.book import ExplainFailure, MakeSchedule, Programs
 from fxoffload.runtime.program.calls import Call
 from fxoffload.runtime.program.entry import Entry
 from fxoffload.runtime.program.half_run import HalfRun
@@ -35,13 +36,15 @@ _programs = Programs()
 _ids = itertools.count(1)
 
 
-def schedule_graph(graph: str, make_schedule: MakeSchedule, *, is_limited: bool) -> None:
+def schedule_graph(
+    graph: str, make_schedule: MakeSchedule, explain: ExplainFailure, *, is_limited: bool
+) -> None:
     """Let the ops that carry `graph` follow schedules from now on, which `make_schedule` makes.
 
-    make_schedule: see ProgramBook; the latest that was given counts for all graphs of a step.
+    make_schedule, explain: see ProgramBook; those of the graph that runs first in a thread count.
     is_limited: whether the graph has a budget, so that the safe rule waits for its writes.
     """
-    _programs.add_graph(graph, make_schedule, is_limited=is_limited)
+    _programs.add_graph(graph, make_schedule, explain, is_limited=is_limited)
 
 
 def forget_programs(graph: str) -> None:
@@ -60,6 +63,19 @@ def find_next_schedule() -> Schedule | None:
 def find_programs() -> list[ProgramRecord]:
     """The programs of this thread that have a schedule, the latest first."""
     return _programs.find_records()
+
+
+def list_held() -> list[Holder]:
+    """What the values of steps in progress take from the device's memory now, largest first.
+
+    Names, graphs and calls are those of the runtime; where they come from is not known here.
+    """
+    found = [
+        Holder(name, call, step.calls[call].graph, "", "", "", nbytes)
+        for step in _programs.find_running()
+        for (call, name), nbytes in step.list_held().items()
+    ]
+    return sorted(found, key=lambda each: -each.nbytes)
 
 
 def _offload(

@@ -6,6 +6,7 @@ import atexit
 import os
 import threading
 import time
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -17,10 +18,12 @@ from fxoffload.errors import StoreError
 from fxoffload.runtime.engines.checksum import CheckedEngine, find_digest
 from fxoffload.runtime.engines.ioengine import IOEngine
 from fxoffload.runtime.engines.memory import MemoryEngine
+from fxoffload.runtime.engines.memory_limit import find_available_memory
 from fxoffload.runtime.engines.metered import MeteredEngine
 from fxoffload.runtime.measurement.choice import open_engine
 from fxoffload.runtime.store.counters import StoreStatistics, add_statistics, find_past
 from fxoffload.runtime.store.store import OffloadStore
+from fxoffload.sizes import format_bytes
 
 _lock = threading.Lock()  # Guards changes of _stores; nothing else is called under it.
 _stores: dict[str, OffloadStore] = {}
@@ -112,6 +115,8 @@ def close_stores() -> None:
 def _open_store(config: OffloadConfig, **questions: Any) -> OffloadStore:
     if config.checksum:
         find_digest()  # Raises before anything is opened.
+    if config.host_bytes is not None:
+        _warn_of_short_memory(config.host_bytes)
     engine = open_engine(config)
     nvme: IOEngine = CheckedEngine(engine) if config.checksum else engine
     if not isinstance(nvme, MemoryEngine):
@@ -120,6 +125,18 @@ def _open_store(config: OffloadConfig, **questions: Any) -> OffloadStore:
     if config.host_bytes is not None and config.ioengine != "memory":
         engines["host"] = MemoryEngine(config.host_bytes)
     return OffloadStore(engines, max_inflight_bytes=config.inflight_bytes, **questions)
+
+
+def _warn_of_short_memory(host_bytes: int) -> None:
+    available_bytes = find_available_memory()
+    if host_bytes > available_bytes:
+        warnings.warn(
+            f"host_budget allows {format_bytes(host_bytes)} of host memory, of which "
+            f"{format_bytes(available_bytes)} are available to this process now: when they are "
+            "used up, the system swaps, or kills the process; lower host_budget",
+            RuntimeWarning,
+            stacklevel=2,
+        )
 
 
 def _pause_reads() -> None:

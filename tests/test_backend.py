@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from waiting import wait_for_writes
 
 import fxoffload
-from fxoffload import config, runtime, torch_internals
+from fxoffload import backend, config, runtime, torch_internals
 
 WIDTH = 32
 
@@ -344,6 +344,26 @@ def test_graphs_are_counted(spill_directory: Path) -> None:
     )
     fxoffload.reset_statistics()
     assert fxoffload.graph_counts() == counts
+
+
+@pytest.mark.parametrize(
+    ("min_bytes", "much_bytes", "said"), [(1, 1, 0), (2**20, 2**20, 0), (2**20, 1, 1)]
+)
+def test_a_graph_that_saves_much_and_moves_nothing_is_named(
+    spill_directory: Path,
+    min_bytes: int,
+    much_bytes: int,
+    said: int,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(backend, "MUCH_BYTES", much_bytes)
+    compiled = compile_eager(make_model(), spill_directory, min_bytes=min_bytes)
+    for _ in range(2):
+        compiled(torch.randn(512, WIDTH)).sum().backward()
+    found = [text for text in caplog.messages if text.startswith("nothing may move of the 0.")]
+    assert len(found) == said
+    assert all("min_bytes" in text and "static input" not in text for text in found)
 
 
 def test_a_graph_that_fails_is_not_counted(spill_directory: Path) -> None:

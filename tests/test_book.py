@@ -64,7 +64,7 @@ def maker() -> Maker:
 
 @pytest.fixture
 def book(maker: Maker) -> ProgramBook:
-    return ProgramBook(maker)
+    return ProgramBook(maker, lambda error: error.rephrase(f"{error}; see the file"))
 
 
 def run_step(
@@ -320,7 +320,7 @@ def test_a_step_that_cannot_fit_is_an_error(book: ProgramBook, maker: Maker) -> 
     maker.errors = 2
     for _ in range(2):
         run_step(book, "ab")
-    with pytest.raises(BudgetError, match="too little"):
+    with pytest.raises(BudgetError, match="too little; see the file"):
         book.begin_step()
 
 
@@ -332,7 +332,7 @@ def test_a_job_that_runs_is_not_ended(
     maker.errors = 1
     for _ in range(3 * MEASURED_EACH):
         latest = run_step(book, "ab", held_bytes=500)
-    assert "the lowest peak that there is: too little" in caplog.text
+    assert "the lowest peak that there is: too little; see the file" in caplog.text
     assert latest.calls[0].blocks, "the safe rule"
 
 
@@ -392,3 +392,15 @@ def test_the_schedule_of_the_next_step(book: ProgramBook) -> None:
     assert book.next_schedule is None, "the step runs"
     step.note_death()
     assert book.next_schedule is book.schedules[0]
+
+
+@pytest.mark.parametrize(("exposed_seconds", "said"), [(0.01, 0), (1.0, 1)])
+def test_waits_of_a_running_job_are_said_once(
+    book: ProgramBook, exposed_seconds: float, said: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    for count in range(3 * MEASURED_EACH):
+        run_step(book, "ab", exposed_seconds=exposed_seconds)
+        if count < 5:
+            assert not caplog.records, "too few steps were measured"
+    found = [each for each in caplog.messages if "waits for transfers for" in each]
+    assert len(found) == len(caplog.messages) == said

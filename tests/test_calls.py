@@ -72,6 +72,16 @@ def test_the_first_schedule_that_foresaw_all_is_followed() -> None:
     assert step.followed is None
 
 
+def test_what_is_in_memory_counts_once(store: OffloadStore) -> None:
+    step = StepRun([], measures=False)
+    assert step.list_held() == {}
+    first, second = (step.add_call("a", CPU, is_limited=True) for _ in range(2))
+    kept, moved = keep(store, first, "kept"), offload(store, first, "moved")
+    second.add("same", Entry("same", store, kept.ticket, second.forward.half))
+    store.release(moved.ticket, True)  # Waits until it is written.
+    assert step.list_held() == {(0, "kept"): NBYTES}
+
+
 def test_what_was_kept_moves_when_more_follows_than_foreseen(store: OffloadStore) -> None:
     step = StepRun([make_schedule(CallSchedule({"x": "keep"}))], measures=False)
     entry = keep(store, step.add_call("a", CPU, is_limited=True), "x")
@@ -180,7 +190,9 @@ def test_calls_begin_where_names_come_again(store: OffloadStore) -> None:
     programs = Programs()
     assert programs.enter_offload("a", "x", CPU) is None, "it follows no schedules"
     for graph in "ab":
-        programs.add_graph(graph, lambda program, measured: make_schedule(), is_limited=True)
+        programs.add_graph(
+            graph, lambda program, measured: make_schedule(), lambda error: error, is_limited=True
+        )
 
     def enter(graph: str, name: str) -> Call:
         call = programs.enter_offload(graph, name, CPU)

@@ -48,7 +48,7 @@ ROOMS = {
     "words": Room(
         (
             "errors", "hints", "sizes", "endurance", "directories", "environment", "ops",
-            "schedule", "marks", "hardware",
+            "schedule", "marks", "hardware", "holders", "tables",
         )
     ),
     "graph": Room(("graph",)),
@@ -71,6 +71,7 @@ ROOMS = {
     "backend": Room(
         (
             "backend", "in_place", "planning", "machine", "plan_cache", "step_schedules", "cuts",
+            "artifacts", "memory_dump",
         ),
         ("words", "graph", "planner", "torch_internals", "config", "facts", "passes", "kernels"),
     ),

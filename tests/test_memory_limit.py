@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from fxoffload.runtime.engines.memory_limit import find_memory_limit
+from fxoffload.runtime.engines.memory_limit import find_available_memory, find_memory_limit
 
 PHYSICAL = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
@@ -40,3 +40,22 @@ def test_limit(cgroup: str, files: dict[str, str], expected: int, tmp_path: Path
 
 def test_limit_of_this_process() -> None:
     assert 0 < find_memory_limit() <= PHYSICAL
+
+
+@pytest.mark.parametrize(
+    ("known", "expected"), [("MemFree: 1 kB\nMemAvailable:    7 kB\n", 7168), ("", PHYSICAL)]
+)
+def test_available_memory(known: str, expected: int, tmp_path: Path) -> None:
+    (tmp_path / "proc").mkdir()
+    (tmp_path / "proc/meminfo").write_text(known)
+    assert find_available_memory(tmp_path) == expected
+    cgroup = tmp_path / "sys/fs/cgroup/memory.max"
+    cgroup.parent.mkdir(parents=True)
+    cgroup.write_text("5000\n")
+    (tmp_path / "proc/self").mkdir()
+    (tmp_path / "proc/self/cgroup").write_text("0::/\n")
+    assert find_available_memory(tmp_path) == 5000
+
+
+def test_available_memory_of_this_machine() -> None:
+    assert 0 < find_available_memory() <= find_memory_limit()

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -102,3 +105,12 @@ def test_models_of_a_graph_at_its_cuts(fresh_dynamo: None) -> None:
     assert saved_bytes[0.2] < saved_bytes[0.6] < saved_bytes[None]
     assert models[0.2].seconds > models[None].seconds
     assert {kind for (kind, _), _ in models[None].forward.ops} == {"offload", "release"}
+
+
+def test_torch_logs_turns_on_its_lines() -> None:
+    """torch imports fxoffload for that while fxoffload imports torch."""
+    code = "from fxoffload.planning import log; log.info('an info'); log.debug('a detail')"
+    environment = {**os.environ, "TORCH_LOGS": "+fxoffload"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True)
+    shown = done.stderr.decode().splitlines()
+    assert [line.split("] ")[1] for line in shown] == ["an info", "a detail"]

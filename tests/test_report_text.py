@@ -12,7 +12,6 @@ from fxoffload.inspection.report_text import (
     MAX_ROWS,
     describe_wear,
     list_comparisons,
-    shorten_source,
     write_text,
 )
 
@@ -48,8 +47,3 @@ def test_wear() -> None:
     assert describe_wear(rated) == (
         "drive: 1 GB written in a step of 500.0 ms; 600 TB of rating last 2.50 years"
     )
-
-
-def test_sources_are_short() -> None:
-    assert shorten_source("/home/x/model/block.py:3") == "model/block.py:3"
-    assert shorten_source("") == ""

@@ -134,6 +134,9 @@ def test_a_step_that_cannot_fit_is_an_error(spill_directory: Path) -> None:
     with pytest.raises(fxoffload.BudgetError, match=words) as caught:
         run_step(blocks)
     assert caught.value.lowest_peak_bytes > 32 * MIB
+    (file,) = spill_directory.glob("fxoffload-memory-*")
+    assert str(file) in str(caught.value)
+    assert "gated_blocks.py:" in file.read_text(), "lines of the program"
 
 
 def test_another_order_is_right_and_learned(spill_directory: Path) -> None:

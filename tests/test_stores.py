@@ -36,6 +36,23 @@ def test_equal_options_share_a_store(config: OffloadConfig) -> None:
     assert not find_store(key).closed
 
 
+@pytest.mark.parametrize(("available_bytes", "warnings"), [(2**40, 0), (63 * 2**20, 1)])
+def test_short_host_memory_is_said_when_the_store_opens(
+    config: OffloadConfig,
+    available_bytes: int,
+    warnings: int,
+    monkeypatch: pytest.MonkeyPatch,
+    recwarn: pytest.WarningsRecorder,
+) -> None:
+    monkeypatch.setattr(stores, "find_available_memory", lambda: available_bytes)
+    for _ in range(2):
+        register_store(config)
+    assert len(recwarn) == warnings
+    for warning in recwarn:
+        words = "host_budget allows 64.0 MiB of host memory, of which 63.0 MiB are available"
+        assert str(warning.message).startswith(words)
+
+
 def test_a_store_is_shared_by_all_budgets(config: OffloadConfig) -> None:
     """One spill file, one set of threads, and the host budget is given out once."""
     others = [

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fxoffload.inspection.tables import format_table
+from fxoffload.tables import format_table
 
 
 def test_format_table_aligns_columns() -> None:

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from fxoffload.inspection.forecast import BatchForecast, Forecast, LargestBatch
-from fxoffload.inspection.tables import format_table
 from fxoffload.planner.plan import Keep, Plan, describe_cut
 from fxoffload.schedule import Schedule
+from fxoffload.tables import format_table
 
 MIB = 2**20
 

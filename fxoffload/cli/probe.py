@@ -15,11 +15,11 @@ from fxoffload.cli.fio_fields import describe_job
 from fxoffload.cli.output import JsonOption, print_json, show_progress
 from fxoffload.config import OffloadConfig
 from fxoffload.directories import check_directory
-from fxoffload.inspection.tables import format_table
 from fxoffload.runtime.measurement.bandwidth import PROBE_BYTES, sample_transfers, take_slots
 from fxoffload.runtime.measurement.choice import open_engine
 from fxoffload.runtime.measurement.load import keep_computing
 from fxoffload.sizes import parse_bytes
+from fxoffload.tables import format_table
 
 DiskEngine = Literal["auto", "posix", "kvikio"]
 LOADS = ("alone", "beside compute")

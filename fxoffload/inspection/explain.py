@@ -16,7 +16,6 @@ from fxoffload.directories import check_directory
 from fxoffload.errors import ReportError
 from fxoffload.graph import TrainingGraph
 from fxoffload.inspection.report import Report, make_report
-from fxoffload.inspection.tables import format_table
 from fxoffload.inspection.tracing import partition_graphs
 from fxoffload.machine import count_held_bytes, find_device, find_device_limit, find_links
 from fxoffload.ops import OPS, OpEvent
@@ -32,6 +31,7 @@ from fxoffload.step_schedules import (
     predict_bound,
     predict_step,
 )
+from fxoffload.tables import format_table
 from fxoffload.torch_internals import OffloadPartitioner, outside_of_tracing
 
 MIB = 2**20

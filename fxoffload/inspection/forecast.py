@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from fxoffload.hardware import Hardware
-from fxoffload.inspection.tables import format_table
 from fxoffload.planner.plan import Plan
+from fxoffload.tables import format_table
 
 _MIB = 2**20
 

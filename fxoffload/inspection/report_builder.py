@@ -13,7 +13,6 @@ from fxoffload.inspection.report_records import (
     VERSION,
     CallRow,
     Figures,
-    Holder,
     LinkRow,
     MemoryPoint,
     ReportData,
@@ -24,9 +23,10 @@ from fxoffload.inspection.report_records import (
 from fxoffload.inspection.report_words import find_hints, write_verdict
 from fxoffload.planner.joining import JoinedStep, join_step
 from fxoffload.planner.link import find_speed
-from fxoffload.planner.plan import Origin, SavedValue
+from fxoffload.planner.peak import describe_holders
+from fxoffload.planner.plan import SavedValue
 from fxoffload.planner.selection import LINK_UTILISATION, derate_links
-from fxoffload.planner.simulation import Simulation, find_holders, simulate
+from fxoffload.planner.simulation import Simulation, simulate
 from fxoffload.planner.step import Transfer
 from fxoffload.planner.timeline import Timeline, read_transfers, replay
 from fxoffload.schedule import TierFlow
@@ -78,7 +78,13 @@ def build_report(step: ScheduledStep, ioengine: str = "") -> ReportData:
         measured=_sum_measured(found),
         memory=_trace_memory(found),
         peak_seconds=found.timeline.arrivals[found.simulation.peak_position],
-        holders=_list_holders(found),
+        holders=describe_holders(
+            found.joined.step,
+            found.simulation,
+            found.transfers,
+            found.joined.values,
+            found.graphs,
+        )[:MAX_HOLDERS],
         spans=_list_spans(found),
         calls=_list_calls(found),
         values=_list_values(found),
@@ -141,21 +147,6 @@ def _trace_memory(found: _Replayed) -> tuple[MemoryPoint, ...]:
         MemoryPoint(found.timeline.arrivals[position], moved, unmoved, measured.get(position))
         for position, (moved, unmoved) in enumerate(pairs)
     )
-
-
-def _list_holders(found: _Replayed) -> tuple[Holder, ...]:
-    origins = {value.name: value.origin for value in found.joined.step.values}
-    rows: list[Holder] = []
-    for each in find_holders(found.joined.step, found.simulation, found.transfers):
-        origin = origins.get(each.name)
-        call, name = (None, each.name) if origin is None else found.find_value(each.name)
-        origin = origin or Origin()
-        graph = "" if call is None else found.graphs[call]
-        if each.nbytes > 0:
-            rows.append(
-                Holder(name, call, graph, origin.module, origin.source, origin.op, each.nbytes)
-            )
-    return tuple(rows[:MAX_HOLDERS])
 
 
 def _list_spans(found: _Replayed) -> tuple[Span, ...]:
@@ -253,7 +244,7 @@ def _list_values(found: _Replayed) -> tuple[ValueRow, ...]:
 def _find_reason(value: SavedValue, transfer: Transfer | None, kept_for: str) -> str:
     if transfer is None:
         return value.refusal or kept_for
-    return "the program says so" if value.must_move else "makes room"
+    return value.moved_for
 
 
 def _list_links(found: _Replayed) -> tuple[LinkRow, ...]:

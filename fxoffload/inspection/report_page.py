@@ -13,13 +13,13 @@ from html import escape
 from importlib.resources import files
 from string import Template
 
+from fxoffload.holders import shorten_source
 from fxoffload.inspection.report_charts import draw_memory, draw_timeline
 from fxoffload.inspection.report_records import ReportData
 from fxoffload.inspection.report_text import (
     describe_wear,
     list_comparisons,
     list_holders,
-    shorten_source,
 )
 
 MIB = 2**20

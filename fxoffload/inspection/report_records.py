@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, fields, is_dataclass
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from fxoffload.errors import ReportError
+from fxoffload.holders import Holder
 
 # Raised when a key changes its meaning, or goes away. New keys leave it as it is.
 VERSION = 1
@@ -38,19 +39,6 @@ class MemoryPoint:
     nbytes: int
     unmoved_bytes: int
     measured_bytes: int | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Holder:
-    """What is in memory at the predicted peak. call: None for what is no saved value."""
-
-    name: str
-    call: int | None
-    graph: str
-    module: str
-    source: str
-    op: str
-    nbytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +126,7 @@ class ReportData:
     """All of a report. source: a run that was measured, or a prediction before it.
 
     steps: of this program so far. kept_for: why values that may move stay. measured: None before a
-    step that followed the schedule was measured.
+    step that followed the schedule was measured. holders: the largest at the predicted peak.
     """
 
     version: int

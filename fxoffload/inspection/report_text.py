@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from fxoffload.holders import list_rows
 from fxoffload.inspection.report_records import Figures, ReportData
-from fxoffload.inspection.tables import format_table
+from fxoffload.tables import format_table
 
 MIB = 2**20
 # Rows of the longest tables; the JSON and the page have all.
@@ -65,11 +66,6 @@ def describe_wear(data: ReportData) -> str:
     return f"{text}; {wear.rating_bytes / 1e12:g} TB of rating last {wear.years:.2f} years"
 
 
-def shorten_source(source: str) -> str:
-    """The file's name and its folder's, with the line; the JSON has the whole path."""
-    return "/".join(source.split("/")[-2:])
-
-
 def _title(title: str, rows: Sequence[tuple[str, ...]]) -> str:
     if len(rows) < 2:
         return ""
@@ -80,19 +76,7 @@ def _title(title: str, rows: Sequence[tuple[str, ...]]) -> str:
 
 def list_holders(data: ReportData) -> list[tuple[str, ...]]:
     """What is in memory at the peak, below a row of headings."""
-    rows = [("MiB", "name", "call", "module", "op", "source")]
-    rows += [
-        (
-            f"{each.nbytes / MIB:.2f}",
-            each.name,
-            "" if each.call is None else str(each.call),
-            each.module,
-            each.op,
-            shorten_source(each.source),
-        )
-        for each in data.holders
-    ]
-    return rows
+    return list_rows(data.holders)
 
 
 def _list_calls(data: ReportData) -> list[tuple[str, ...]]:

@@ -87,6 +87,11 @@ class SavedValue:
         return self.nbytes if self.base_bytes is None else self.base_bytes
 
     @property
+    def moved_for(self) -> str:
+        """Why the value moves, when it does."""
+        return "the program says so" if self.must_move else "makes room"
+
+    @property
     def counts(self) -> bool:
         """Whether a kept value is part of the peak: inputs that may not move are the caller's.
 

@@ -13,6 +13,7 @@ from fxoffload.ops import OpEvent
 from fxoffload.planner.graph_model import GraphModel
 from fxoffload.planner.joining import JoinedStep, PlacedOp, join_step
 from fxoffload.planner.link import Link
+from fxoffload.planner.peak import describe_holders
 from fxoffload.planner.plan_writer import describe_kept
 from fxoffload.planner.search import Choice
 from fxoffload.planner.selection import choose_transfers
@@ -175,12 +176,14 @@ def _explain(
     mib = 2**20
     graphs = {half.call: half.graph for half in program}
     held = ", ".join(f"{name} {nbytes / mib:.1f} MiB" for name, nbytes in sums.most_common(5))
-    said = BudgetError(
+    said = error.rephrase(
         f"memory_budget={error.budget_bytes} ({error.budget_bytes / mib:.1f} MiB) cannot be met by "
         f"a step of {len(graphs)} call(s) of {len(set(graphs.values()))} graph(s): the lowest peak "
         f"that moving saved values reaches is {error.lowest_peak_bytes / mib:.1f} MiB, where "
         f"{held} are in use{describe_kept(joined.step, lowest.simulation)}; raise the budget, or "
         "make the batch smaller"
     )
-    said.lowest_peak_bytes, said.budget_bytes = error.lowest_peak_bytes, error.budget_bytes
+    said.holders = describe_holders(
+        joined.step, lowest.simulation, lowest.transfers, joined.values, graphs
+    )
     return said

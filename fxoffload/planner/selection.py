@@ -15,6 +15,7 @@ from typing import Literal
 
 from fxoffload.errors import BudgetError
 from fxoffload.planner.link import Link
+from fxoffload.planner.peak import describe_holders
 from fxoffload.planner.placement import place_transfers
 from fxoffload.planner.plan import SavedValue, Tier
 from fxoffload.planner.plan_writer import describe_kept
@@ -209,4 +210,5 @@ def _make_budget_error(step: Step, limits: Limits, lowest: Trial) -> BudgetError
     )
     error.lowest_peak_bytes = lowest.simulation.peak_bytes
     error.budget_bytes = limits.peak_bytes or 0
+    error.holders = describe_holders(step, lowest.simulation, lowest.transfers, {}, {})
     return error

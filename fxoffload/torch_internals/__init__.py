@@ -10,8 +10,10 @@ function, so that a torch release breaks only this folder, and a test names the 
     lowering        calls or loops, which results are stored, lowerings of our ops
     dynamo          graphs that are compiled again; tracing without memory; errors
     autograd        the state of autograd, and the memory of tensors
+    memory_observer when CUDA is out of memory
     nodes           random numbers, collectives, wrapper subclasses
     tensor_sizes    sizes and layouts of fake tensors
+    trace_log       what TORCH_TRACE records
 """
 
 from fxoffload.torch_internals.autograd import (
@@ -51,6 +53,7 @@ from fxoffload.torch_internals.marking import (
     describe_marks,
     find_marks,
 )
+from fxoffload.torch_internals.memory_observer import watch_out_of_memory
 from fxoffload.torch_internals.nodes import (
     is_collective,
     is_rng_state,
@@ -75,6 +78,7 @@ from fxoffload.torch_internals.scheduling import (
     fuse_between_calls,
     mark_regions,
 )
+from fxoffload.torch_internals.trace_log import emit_artifact, emit_graph
 
 __all__ = [
     "SET_OPTIONS",
@@ -94,6 +98,8 @@ __all__ = [
     "copy_saved_meta",
     "describe_marks",
     "describe_tracing",
+    "emit_artifact",
+    "emit_graph",
     "find_backward_placeholder",
     "find_cache_folder",
     "find_marks",
@@ -121,5 +127,6 @@ __all__ = [
     "take_as_returned",
     "trace_with_inductor",
     "unlimited_recompiles",
+    "watch_out_of_memory",
     "without_memory",
 ]

@@ -21,6 +21,7 @@ from fxoffload.planner.plan import Cut
 from fxoffload.torch_internals.marking import apply_marks, is_always_saved
 from fxoffload.torch_internals.nodes import is_saved_rng_state
 from fxoffload.torch_internals.scheduling import mark_regions
+from fxoffload.torch_internals.trace_log import emit_graph
 
 _UNCHECKED = "saved_tensor_with_no_vc_check"
 _RNG_STATE = "rng_state_output"  # The prefix of the names of its placeholders in the backward.
@@ -74,6 +75,7 @@ class OffloadPartitioner(custom_graph_pass.CustomPartitionerFn):
             name_rng_states(forward.graph, backward.graph)
             return forward, backward
 
+        emit_graph("joint_graph", gm)
         static = tuple(kwargs.get("static_lifetime_input_indices") or ())
         graphs = self.choose(partition, kwargs["num_fwd_outputs"], static)
         for chosen in graphs:

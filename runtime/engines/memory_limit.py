@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,6 +22,16 @@ def find_memory_limit(root: Path = Path("/")) -> int:
     """
     physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return min([physical, *_find_limits(root)])
+
+
+def find_available_memory(root: Path = Path("/")) -> int:
+    """Bytes that programs can take before the machine swaps or kills, but no more than the limit.
+
+    Source: MemAvailable in proc_meminfo(5), which counts memory that the page cache can give back.
+    """
+    limit = find_memory_limit(root)
+    found = re.search(r"^MemAvailable:\s+(\d+) kB$", _read(root / "proc/meminfo"), re.MULTILINE)
+    return limit if found is None else min(limit, 1024 * int(found[1]))
 
 
 def _find_limits(root: Path) -> Iterator[int]:

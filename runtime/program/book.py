@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 import torch
 
 from fxoffload.errors import BudgetError
+from fxoffload.runtime.program.advice import JUDGED_STEPS, Adviser
 from fxoffload.runtime.program.calls import Call, StepRun
 from fxoffload.runtime.program.comparison import (
     differ,
@@ -55,6 +56,7 @@ MAX_PROGRAMS = 16
 MAX_HALVES = 4096
 
 MakeSchedule = Callable[[Program, StepMeasurement], Schedule]
+ExplainFailure = Callable[[BudgetError], BudgetError]
 
 
 @dataclass(slots=True, eq=False)
@@ -64,6 +66,7 @@ class Learned:
     latest: the last measured step, and the schedule that it followed to its end.
     samples: what its steps took, by what they moved. limited: whether there is a budget.
     excess_bytes: the most by which a step exceeded the peak that its schedule predicted.
+    judged: measured steps that followed schedules, behind the first ones.
     doubts: whether the latest step waited for transfers that should have been hidden, or saw other
     speeds: then the next one is measured.
     """
@@ -80,6 +83,9 @@ class Learned:
     assumed: StepMeasurement | None = None
     schedule: Schedule | None = None
     latest: tuple[StepMeasurement, Schedule | None] | None = None
+    judged: deque[StepMeasurement] = field(
+        default_factory=lambda: deque[StepMeasurement](maxlen=JUDGED_STEPS)
+    )
     doubts: bool = False
     limited: bool = False
     excess_bytes: int = 0
@@ -114,6 +120,8 @@ class Learned:
             peak_bytes = latest.live_bytes - step.followed.base_bytes
             excess_bytes = peak_bytes - step.followed.peak_bytes
             self.excess_bytes = max(self.excess_bytes, excess_bytes)
+        if self.steps > 2 and step.followed is not None:
+            self.judged.append(latest)
         if self.steps > 1 and latest.step_seconds > 0.0:
             samples = self.samples.much if step.followed is None else self.samples.little
             seconds = latest.step_seconds - latest.exposed_seconds
@@ -133,11 +141,13 @@ class ProgramBook:
     """The programs of one thread. make_schedule: raises BudgetError where no schedule fits.
 
     The error ends a job only in its first steps. Later, such steps follow the safe rule, with a
-    warning.
+    warning. explain: what is raised or said in place of the error.
     """
 
-    def __init__(self, make_schedule: MakeSchedule) -> None:
+    def __init__(self, make_schedule: MakeSchedule, explain: ExplainFailure) -> None:
         self._make_schedule = make_schedule
+        self._explain = explain
+        self._adviser = Adviser()
         self._learned: dict[Program, Learned] = {}  # The latest last.
         self.step: StepRun | None = None
 
@@ -185,6 +195,7 @@ class ProgramBook:
             if step.ended:
                 self._learn(step)
         latest = next(reversed(self._learned.values()), Learned())
+        self._adviser.judge(latest.schedule, latest.judged, is_limited=latest.limited)
         schedules = [] if latest.tries else self.schedules
         self.step = StepRun(schedules, measures=latest.measures or latest.tries)
         return self.step
@@ -230,12 +241,14 @@ class ProgramBook:
             learned.schedule = self._make_schedule(program, measured)
         except BudgetError as error:
             if 1 < learned.steps <= FIRST_STEPS:
-                raise
+                raise self._explain(error) from None
             learned.schedule = None
             if learned.steps == 1:
                 learned.assumed = None  # What compilers held is no reason to give up.
             else:
-                log.warning("the step goes on at the lowest peak that there is: %s", error)
+                log.warning(
+                    "the step goes on at the lowest peak that there is: %s", self._explain(error)
+                )
         else:
             log.info("%s", learned.schedule)
 
@@ -244,12 +257,14 @@ class Programs:
     """The books of all threads, and the graphs whose ops follow schedules."""
 
     def __init__(self) -> None:
-        self._graphs: dict[str, tuple[MakeSchedule, bool]] = {}
+        self._graphs: dict[str, tuple[MakeSchedule, ExplainFailure, bool]] = {}
         self._books: dict[int, ProgramBook] = {}
 
-    def add_graph(self, graph: str, make_schedule: MakeSchedule, *, is_limited: bool) -> None:
-        """Let the calls of `graph` follow schedules; is_limited: see Call."""
-        self._graphs[graph] = make_schedule, is_limited
+    def add_graph(
+        self, graph: str, make_schedule: MakeSchedule, explain: ExplainFailure, *, is_limited: bool
+    ) -> None:
+        """Let the calls of `graph` follow schedules; see ProgramBook, and Call for is_limited."""
+        self._graphs[graph] = make_schedule, explain, is_limited
 
     def enter_offload(self, graph: str, name: str, device: torch.device) -> Call | None:
         """The call that the offload of the value `name` belongs to; None: follows no schedule.
@@ -259,11 +274,11 @@ class Programs:
         known = self._graphs.get(graph)
         if known is None:
             return None
-        make_schedule, is_limited = known
+        make_schedule, explain, is_limited = known
         thread = threading.get_ident()
         book = self._books.get(thread)
         if book is None:
-            book = self._books[thread] = ProgramBook(make_schedule)
+            book = self._books[thread] = ProgramBook(make_schedule, explain)
         step = book.step
         call = step.calls[-1] if step is not None and step.calls and not step.ended else None
         if call is None or call.graph != graph or call.backward or name in call.entries:
@@ -284,6 +299,11 @@ class Programs:
         """Those of the programs of this thread, the latest first."""
         book = self._books.get(threading.get_ident())
         return [] if book is None else book.records
+
+    def find_running(self) -> list[StepRun]:
+        """The steps of all threads that have begun and not ended."""
+        steps = (book.step for book in list(self._books.values()))
+        return [step for step in steps if step is not None and not step.ended]
 
     def clear(self) -> None:
         """Forget all."""

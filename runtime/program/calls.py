@@ -240,6 +240,21 @@ class StepRun:
             find_step_seconds(self.runs),
         )
 
+    def list_held(self) -> dict[CallValue, int]:
+        """Bytes of the device's memory that each value takes now; none of those that take none.
+
+        What several calls have saved counts as the first of them.
+        """
+        half = self.runs[-1].half if self.runs else None
+        found: dict[CallValue, int] = {}
+        seen: set[int] = set()
+        for value, entry in self._list_entries().items():
+            nbytes = entry.count_resident_bytes(half)
+            if nbytes and id(entry.ticket) not in seen:
+                seen.add(id(entry.ticket))
+                found[value] = nbytes
+        return found
+
     def _list_entries(self) -> dict[CallValue, Entry]:
         # Copies, as a sampler asks this while the step goes on.
         return {
