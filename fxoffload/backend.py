@@ -165,8 +165,11 @@ def compile_graph(
         return compiled
 
     recut = RecutGraph(review_cuts, partial(_trace_cuts, graph, config), compile_again)
-    recut.compiled, follows = _compile_cut(gm, example_inputs, config, store, cut, recut)
-    return recut if follows else recut.compiled
+    recut.compiled, found = _compile_cut(gm, example_inputs, config, store, cut, recut)
+    if found is None or found.model is None:
+        return recut.compiled
+    recut.cut = found.plan.cut
+    return recut
 
 
 def _compile_cut(
@@ -176,8 +179,8 @@ def _compile_cut(
     store: str,
     cut: Cut | Literal["best"],
     recut: RecutGraph | None = None,
-) -> tuple[Callable[..., Any], bool]:
-    """`gm` at a cut, and whether it follows schedules; recut: what may compile it anew."""
+) -> tuple[Callable[..., Any], Transformed | None]:
+    """`gm` at a cut, and what is known of it, as _compile; recut: what may compile it anew."""
     key = hash_graph(gm, inputs, find_identity(config, cut))
     # Before the compiler, which may replace symbols by numbers.
     sizes = find_planned_sizes(inputs)
@@ -197,7 +200,7 @@ def _compile_cut(
         warn_of_uncounted(found.plan)
         if sizes:
             compiled = SizedGraph(compiled, sizes, found.plan, config.budget_bytes)
-    return compiled, model is not None
+    return compiled, found
 
 
 def _compile(

@@ -37,13 +37,15 @@ class RecutGraph:
 
     review: called before a step with the schedule that it is expected to follow, if that is another
     one than before: it settles graphs, this one among them or not. trace: the models of the graph
-    at the cuts that it may have. compile_cut(arguments, cut): the graph at another cut.
+    at the cuts that it may have. compile_cut(arguments, cut): the graph at another cut. cut: that
+    of `compiled`.
     """
 
     review: Callable[[Schedule], None]
     trace: Callable[[], Models]
     compile_cut: Callable[[Sequence[Any], Cut], Callable[..., Any]]
     compiled: Callable[..., Any] | None = None
+    cut: Cut = None
     settled: bool = False
     _chosen: list[Cut] = field(default_factory=list[Cut], init=False)
     _seen: Schedule | None = field(default=None, init=False)
@@ -61,13 +63,13 @@ class RecutGraph:
                 self._seen = schedule
                 self._review(schedule)
         if self._chosen:
-            cut = self._chosen.pop()
+            self.cut = self._chosen.pop()
             log.warning(
                 "a graph is compiled once more, as its steps take less time when it recomputes "
                 "otherwise (cut %s): this step takes as long as the first one did",
-                cut,
+                self.cut,
             )
-            self.compiled = self.compile_cut(args, cut)
+            self.compiled = self.compile_cut(args, self.cut)
         assert self.compiled is not None
         return self.compiled(*args)
 

@@ -130,7 +130,12 @@ def find_nominal_cost(links: Iterable[str], graph: TrainingGraph) -> CostModel:
     """
     device, _ = find_device(graph)
     speed = _NOMINAL_SPEEDS.get(device.type, _NOMINAL_SPEEDS["cpu"])
-    return CostModel({tier: _NOMINAL_LINKS[tier] for tier in links}, speed)
+    return CostModel(find_nominal_links(links), speed)
+
+
+def find_nominal_links(tiers: Iterable[str]) -> dict[str, Link]:
+    """Links by tier, of the same numbers."""
+    return {tier: _NOMINAL_LINKS[tier] for tier in tiers}
 
 
 def find_device(graph: TrainingGraph) -> tuple[torch.device, torch.dtype]:

@@ -69,8 +69,7 @@ def build_partitioner(
         graph = build(None if cut == "best" else cut)
         if config.enabled:
             known = cost or measure_cost(config, graph)
-            agreed = not ranks or config.stated_hardware is not None
-            cut_cost = None if agreed else find_nominal_cost(known.links, graph)
+            cut_cost = _find_agreed_cost(config, known, graph) if cost is None else None
             options = build_options(config, known, store, key, cut_cost=cut_cost)
             # Ranks hold different amounts of memory, but must choose the same cut.
             limits = cost is None and not ranks and config.memory_budget is None
@@ -94,6 +93,15 @@ def build_partitioner(
     return OffloadPartitioner(choose, f"fxoffload {key}")
 
 
+def _find_agreed_cost(
+    config: OffloadConfig, known: CostModel, graph: TrainingGraph
+) -> CostModel | None:
+    """What all ranks of a job choose cuts by; None where that is `known`."""
+    if config.stated_hardware is not None or not is_distributed():
+        return None
+    return find_nominal_cost(known.links, graph)
+
+
 def build_tracer(
     config: OffloadConfig, on_traced: Callable[[Mapping[Cut, GraphModel]], None]
 ) -> OffloadPartitioner:
@@ -108,7 +116,9 @@ def build_tracer(
     ) -> Graphs:
         build = make_builder(partition, num_outputs, static_inputs, {})
         own = build(None)
-        options = replace(build_options(config, measure_cost(config, own)), budget_bytes=2**62)
+        known = measure_cost(config, own)
+        agreed = _find_agreed_cost(config, known, own) or known
+        options = replace(build_options(config, agreed), budget_bytes=2**62)
         found: dict[Cut, GraphModel] = {}
         for cut in passes.list_cuts(own):
             graph = build(cut)
@@ -135,11 +145,11 @@ def find_identity(config: OffloadConfig, cut: Cut | Literal["best"] = "best") ->
 def may_recut(config: OffloadConfig) -> bool:
     """Whether a graph may be compiled anew at another cut, once its steps have shown that it pays.
 
-    Without a budget, and under "min", transfers that cost time are not made, or are asked for. The
-    ranks of one job must choose the same cuts, and their measurements differ.
+    Without a budget, and under "min", transfers that cost time are not made, or are asked for. What
+    `device_memory` leaves differs between the ranks of a job, which must choose the same cuts.
     """
-    limited = config.budget_bytes is not None or config.device_memory is not None
-    return config.enabled and limited and not is_distributed()
+    limited = config.device_memory is not None and not is_distributed()
+    return config.enabled and (limited or config.budget_bytes is not None)
 
 
 def build_options(

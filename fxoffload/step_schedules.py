@@ -16,6 +16,7 @@ from fxoffload.config import OffloadConfig
 from fxoffload.cuts import LEAST_GAIN, RecutGraph, choose_cut
 from fxoffload.errors import BudgetError
 from fxoffload.holders import Holder
+from fxoffload.machine import find_nominal_links, is_distributed
 from fxoffload.planner.bound import Bound, find_bound
 from fxoffload.planner.graph_model import GraphModel
 from fxoffload.planner.joining import join_step
@@ -177,7 +178,11 @@ def make_graph_schedule(
 
 
 def review_cuts(schedule: Schedule) -> None:
-    """Settle the cuts of the graphs of a step by `schedule`, if transfers cost it time."""
+    """Settle the cuts of the graphs of a step by `schedule`, if transfers cost it time.
+
+    The ranks of a job do so whatever theirs cost, and by nominal numbers: all in the same step, and
+    with the same result.
+    """
     step = next(each for each in find_steps() if each.record.schedule is schedule)
     waiting = {
         key: each.recut
@@ -185,14 +190,36 @@ def review_cuts(schedule: Schedule) -> None:
         if each.recut is not None and not each.recut.settled
     }
     taken_seconds = schedule.exposed_seconds + 2 * schedule.price * schedule.moved_bytes
-    if not waiting or taken_seconds <= LEAST_GAIN * schedule.step_seconds:
+    ranks = is_distributed()
+    if not waiting or not (ranks or taken_seconds > LEAST_GAIN * schedule.step_seconds):
         return
     start = time.perf_counter()
     others = {key: recut.trace() for key, recut in waiting.items()}
-    found = choose_cuts(step.graphs, schedule.program, step.record.assumed, others)
+    graphs, measured = step.graphs, step.record.assumed
+    if ranks:
+        graphs = _make_nominal(graphs, others)
+        measured = StepMeasurement([HalfMeasurement({})] * len(schedule.program))
+    found = choose_cuts(graphs, schedule.program, measured, others) if graphs else {}
     log.info("%.1f s to choose cuts: %s", time.perf_counter() - start, found or "as they are")
     for key, recut in waiting.items():
         recut.settle([found[key]] if key in found else ())
+
+
+def _make_nominal(
+    graphs: Mapping[str, ScheduledGraph], others: Mapping[str, Mapping[Cut, GraphModel]]
+) -> dict[str, ScheduledGraph]:
+    """`graphs` with nothing in them that one rank has measured; empty where not all were traced.
+
+    others: models by graph, of nominal numbers, at each cut.
+    """
+    found: dict[str, ScheduledGraph] = {}
+    for key, each in graphs.items():
+        if each.recut is None or each.recut.cut not in others.get(key, {}):
+            return {}
+        stated = each.config.stated_hardware is not None
+        links = each.links if stated else find_nominal_links(each.links)
+        found[key] = replace(each, model=others[key][each.recut.cut], links=links)
+    return found
 
 
 def choose_cuts(

@@ -45,3 +45,11 @@ def test_budgets_of_ranks_change_cuts(outcomes: list[list[Outcome]]) -> None:
     assert cuts["gathered False 330000"] - {None}
     # A share of what is saved: torch's knapsack then sizes process groups, too.
     assert any(isinstance(cut, float) for cut in cuts["tensor parallel False 120000"])
+
+
+def test_ranks_review_cuts_with_the_step_in_view(outcomes: list[list[Outcome]]) -> None:
+    """In the same step, with the same result: the first test compares them."""
+    for rank in outcomes:
+        graphs = {case: ast.literal_eval(found) for case, found, _ in rank}
+        cuts = [cut for cut, _ in graphs["fsdp per block False 200000"]]
+        assert cuts == [None, None, "loops", "loops"], "a block by itself is cut as it is"
