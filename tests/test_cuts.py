@@ -4,24 +4,33 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from gated_blocks import Block, compile_blocks
-from programs import make_model
+from programs import make_model, make_program
 from torch import Tensor
 
 import fxoffload
 from benchmarks.measure import record_memory
+from benchmarks.models import Shape, build_model
 from fxoffload import cuts, runtime
-from fxoffload.cuts import RecutGraph, choose_cut
+from fxoffload.config import OffloadConfig
+from fxoffload.cost import make_cost_model
+from fxoffload.cuts import Models, RecutGraph, choose_cut
 from fxoffload.errors import BudgetError
+from fxoffload.hardware import Hardware
+from fxoffload.inspection.tracing import partition_without_memory
 from fxoffload.planner.graph_model import GraphModel
 from fxoffload.planner.plan import Cut
+from fxoffload.planning import build_tracer
 from fxoffload.runtime import kernels
-from fxoffload.schedule import Schedule
+from fxoffload.schedule import HalfMeasurement, Schedule, StepMeasurement
+from fxoffload.step_schedules import ScheduledGraph, make_graph_schedule
 
 MIB = 2**20
 OWN = make_model()
@@ -199,3 +208,51 @@ def test_blocks_recompute_where_the_step_waits_for_the_drive(
         for _ in range(2):
             run_step(again, x)
         assert fxoffload.schedules()[0].program == last.program
+
+
+# --- how much it matters ------------------------------------------------------------------------
+
+GEN4 = 5e9  # Bytes per second that one drive writes.
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("fresh_dynamo")
+def test_twelve_blocks_of_a_gpu_under_half_of_their_peak() -> None:
+    """The figures of docs/planner.md: steps of a step with nothing moved, by the cost model."""
+    with torch.device("meta"):
+        model = build_model("gpt", Shape(1, 4096, 32, 8, 1024)).to(torch.bfloat16)
+        x = torch.empty(8, 1024, 4096, dtype=torch.bfloat16, requires_grad=True)
+    ((block,),) = (each for each in model.modules() if isinstance(each, torch.nn.ModuleList))
+    program = make_program(12)
+    found: dict[int, tuple[float, float]] = {}
+    for drives in (1, 4):
+        hardware = Hardware(
+            flops_per_second="780TFLOP/s",
+            memory_bytes_per_second="2.7TB/s",
+            memory_bytes="80GB",
+            drive_write_bytes_per_second=drives * GEN4,
+            drive_read_bytes_per_second=1.2 * drives * GEN4,
+            host_link_bytes_per_second="54GB/s",
+            transfer_latency_seconds=0.002,
+        )
+        config = OffloadConfig(hardware=hardware, memory_budget=2**50, directory=".")
+        traced: list[Models] = []
+        partition_without_memory(
+            block, (x,), {}, config, partial(build_tracer, config, traced.append)
+        )
+        links = make_cost_model(hardware).links
+
+        def plan(cut: Cut, budget_bytes: int) -> Schedule:
+            graph = ScheduledGraph(
+                traced[0][cut],  # noqa: B023
+                replace(config, memory_budget=budget_bytes),  # noqa: B023
+                links,  # noqa: B023
+            )
+            measured = StepMeasurement([HalfMeasurement({})] * len(program))
+            return make_graph_schedule({"block": graph}, program, measured)
+
+        kept = plan(None, 2**50)
+        half = [plan(cut, kept.unmoved_peak_bytes // 2).step_seconds for cut in traced[0]]
+        found[drives] = half[0] / kept.step_seconds, min(half) / kept.step_seconds
+    assert found[1] == pytest.approx((14.3, 1.14), rel=0.01)
+    assert found[4] == pytest.approx((3.6, 1.14), rel=0.01)
