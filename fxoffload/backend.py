@@ -15,6 +15,7 @@ from torch import fx
 from fxoffload import runtime, torch_internals
 from fxoffload.artifacts import emit_plan
 from fxoffload.config import OffloadConfig
+from fxoffload.cut_review import review_cuts
 from fxoffload.cuts import RecutGraph
 from fxoffload.errors import BudgetError, OffloadError
 from fxoffload.machine import find_device_limit, find_links
@@ -33,7 +34,7 @@ from fxoffload.planning import (
     reserve,
 )
 from fxoffload.schedule import Schedule
-from fxoffload.step_schedules import ScheduledGraph, follow_schedules, review_cuts
+from fxoffload.step_schedules import ScheduledGraph, follow_schedules
 from fxoffload.torch_internals import DynamoGraph
 
 log = logging.getLogger(__name__)

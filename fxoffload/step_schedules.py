@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -13,18 +12,16 @@ from typing import Literal
 from fxoffload import runtime
 from fxoffload.artifacts import emit_schedule
 from fxoffload.config import OffloadConfig
-from fxoffload.cuts import LEAST_GAIN, RecutGraph, choose_cut
+from fxoffload.cuts import RecutGraph
 from fxoffload.errors import BudgetError
 from fxoffload.holders import Holder
-from fxoffload.machine import find_nominal_links, is_distributed
 from fxoffload.planner.bound import Bound, find_bound
 from fxoffload.planner.graph_model import GraphModel
 from fxoffload.planner.joining import join_step
 from fxoffload.planner.link import Link
-from fxoffload.planner.plan import Cut, Origin
+from fxoffload.planner.plan import Origin
 from fxoffload.planner.program import make_schedule
 from fxoffload.schedule import (
-    UNKNOWN_OWNERS,
     Half,
     HalfMeasurement,
     Program,
@@ -175,80 +172,6 @@ def make_graph_schedule(
         found = replace(make(budget_bytes="min"), budget_bytes=error.budget_bytes)
         log.info("the budget is as low as what can be measured: %s", found)
         return found
-
-
-def review_cuts(schedule: Schedule) -> None:
-    """Settle the cuts of the graphs of a step by `schedule`, if transfers cost it time.
-
-    The ranks of a job do so whatever theirs cost, and by nominal numbers: all in the same step, and
-    with the same result.
-    """
-    step = next(each for each in find_steps() if each.record.schedule is schedule)
-    waiting = {
-        key: each.recut
-        for key, each in step.graphs.items()
-        if each.recut is not None and not each.recut.settled
-    }
-    taken_seconds = schedule.exposed_seconds + 2 * schedule.price * schedule.moved_bytes
-    ranks = is_distributed()
-    if not waiting or not (ranks or taken_seconds > LEAST_GAIN * schedule.step_seconds):
-        return
-    start = time.perf_counter()
-    others = {key: recut.trace() for key, recut in waiting.items()}
-    graphs, measured = step.graphs, step.record.assumed
-    if ranks:
-        graphs = _make_nominal(graphs, others)
-        measured = StepMeasurement([HalfMeasurement({})] * len(schedule.program))
-    found = choose_cuts(graphs, schedule.program, measured, others) if graphs else {}
-    log.info("%.1f s to choose cuts: %s", time.perf_counter() - start, found or "as they are")
-    for key, recut in waiting.items():
-        recut.settle([found[key]] if key in found else ())
-
-
-def _make_nominal(
-    graphs: Mapping[str, ScheduledGraph], others: Mapping[str, Mapping[Cut, GraphModel]]
-) -> dict[str, ScheduledGraph]:
-    """`graphs` with nothing in them that one rank has measured; empty where not all were traced.
-
-    others: models by graph, of nominal numbers, at each cut.
-    """
-    found: dict[str, ScheduledGraph] = {}
-    for key, each in graphs.items():
-        if each.recut is None or each.recut.cut not in others.get(key, {}):
-            return {}
-        stated = each.config.stated_hardware is not None
-        links = each.links if stated else find_nominal_links(each.links)
-        found[key] = replace(each, model=others[key][each.recut.cut], links=links)
-    return found
-
-
-def choose_cuts(
-    graphs: Mapping[str, ScheduledGraph],
-    program: Program,
-    measured: StepMeasurement,
-    others: Mapping[str, Mapping[Cut, GraphModel]],
-) -> Mapping[str, Cut]:
-    """The cuts by which a step takes the least time, see choose_cut; `others`: models by graph.
-
-    What other code takes was not measured, so that all cuts are compared by the cost model, at the
-    pace of the step that was. Bytes between the ops are those of the model, too.
-    """
-    own = {key: each.model for key, each in graphs.items()}
-    modelled_seconds = sum(
-        sum((own[half.graph].forward if half.forward else own[half.graph].backward).seconds)
-        for half in program
-    )
-    seconds = sum(max(half.clocks.values(), default=0.0) for half in measured.halves)
-    states = any(each.config.stated_hardware is not None for each in graphs.values())
-    pace = 1.0 if states or not seconds else seconds / modelled_seconds
-    halves = [replace(h, clocks={}, peak_bytes={}, live_bytes={}) for h in measured.halves]
-    unmeasured = replace(measured, halves=halves, owners=UNKNOWN_OWNERS)
-
-    def make(models: Mapping[str, GraphModel]) -> Schedule:
-        at_pace = {k: replace(graphs[k], model=m.scale_seconds(pace)) for k, m in models.items()}
-        return make_graph_schedule(at_pace, program, unmeasured)
-
-    return choose_cut(own, others, make)
 
 
 def predict_step(graphs: Sequence[ScheduledGraph], base_bytes: int | None) -> ScheduledStep:

@@ -71,7 +71,7 @@ ROOMS = {
     "backend": Room(
         (
             "backend", "in_place", "planning", "machine", "plan_cache", "step_schedules", "cuts",
-            "artifacts", "memory_dump",
+            "cut_review", "artifacts", "memory_dump",
         ),
         ("words", "graph", "planner", "torch_internals", "config", "facts", "passes", "kernels"),
     ),

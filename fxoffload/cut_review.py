@@ -1,0 +1,111 @@
+"""A review of cuts: a step that has run is planned at each cut that its graphs may have."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+
+from fxoffload.cuts import LEAST_GAIN, choose_cut
+from fxoffload.machine import find_nominal_links, is_distributed
+from fxoffload.planner.graph_model import GraphModel
+from fxoffload.planner.plan import Cut
+from fxoffload.schedule import (
+    UNKNOWN_OWNERS,
+    HalfMeasurement,
+    Program,
+    Schedule,
+    StepMeasurement,
+)
+from fxoffload.step_schedules import ScheduledGraph, find_steps, make_graph_schedule
+
+log = logging.getLogger(__name__)
+
+
+def review_cuts(schedule: Schedule) -> None:
+    """Settle the cuts of the graphs of a step by `schedule`, if transfers cost it time.
+
+    The ranks of a job do so whatever theirs cost, and by nominal numbers: all in the same step, and
+    with the same result.
+    """
+    step = next(each for each in find_steps() if each.record.schedule is schedule)
+    waiting = {
+        key: each.recut
+        for key, each in step.graphs.items()
+        if each.recut is not None and not each.recut.settled
+    }
+    price = step.record.assumed.price or 0.0
+    taken_seconds = schedule.exposed_seconds + 2 * price * schedule.moved_bytes
+    ranks = is_distributed()
+    if not waiting or not (ranks or taken_seconds > LEAST_GAIN * schedule.step_seconds):
+        return
+    start = time.perf_counter()
+    others = {key: recut.trace() for key, recut in waiting.items()}
+    graphs, measured = step.graphs, step.record.assumed
+    if ranks:
+        graphs = _make_nominal(graphs, others)
+        measured = StepMeasurement([HalfMeasurement({})] * len(schedule.program))
+    found = choose_cuts(graphs, schedule.program, measured, others) if graphs else {}
+    log.info("%.1f s to choose cuts: %s", time.perf_counter() - start, found or "as they are")
+    for key, recut in waiting.items():
+        recut.settle([found[key]] if key in found else ())
+
+
+def _make_nominal(
+    graphs: Mapping[str, ScheduledGraph], others: Mapping[str, Mapping[Cut, GraphModel]]
+) -> dict[str, ScheduledGraph]:
+    """`graphs` with nothing in them that one rank has measured; empty where not all were traced.
+
+    others: models by graph, of nominal numbers, at each cut.
+    """
+    found: dict[str, ScheduledGraph] = {}
+    for key, each in graphs.items():
+        if each.recut is None or each.recut.cut not in others.get(key, {}):
+            return {}
+        stated = each.config.stated_hardware is not None
+        links = each.links if stated else find_nominal_links(each.links)
+        found[key] = replace(each, model=others[key][each.recut.cut], links=links)
+    return found
+
+
+def choose_cuts(
+    graphs: Mapping[str, ScheduledGraph],
+    program: Program,
+    measured: StepMeasurement,
+    others: Mapping[str, Mapping[Cut, GraphModel]],
+) -> Mapping[str, Cut]:
+    """The cuts by which a step takes the least time, see choose_cut; `others`: models by graph.
+
+    What other code takes was not measured, so that all cuts are compared by the cost model, at the
+    pace of the step that was. Bytes between the ops are those of the model, too. What transfers
+    take from compute counts if the run has shown it: a probe may be wrong by a factor.
+    """
+    own = {key: each.model for key, each in graphs.items()}
+    modelled_seconds = sum(
+        sum((own[half.graph].forward if half.forward else own[half.graph].backward).seconds)
+        for half in program
+    )
+    seconds = sum(max(half.clocks.values(), default=0.0) for half in measured.halves)
+    states = any(each.config.stated_hardware is not None for each in graphs.values())
+    pace = 1.0 if states or not seconds else seconds / modelled_seconds
+    halves = [replace(h, clocks={}, peak_bytes={}, live_bytes={}) for h in measured.halves]
+    unmeasured = replace(measured, halves=halves, owners=UNKNOWN_OWNERS)
+
+    price = measured.price or 0.0
+
+    def make(models: Mapping[str, GraphModel]) -> Schedule:
+        at_pace = {
+            key: replace(
+                graphs[key],
+                model=model.scale_seconds(pace),
+                links={
+                    tier: replace(link, compute_seconds_per_byte=price)
+                    for tier, link in graphs[key].links.items()
+                },
+            )
+            for key, model in models.items()
+        }
+        return make_graph_schedule(at_pace, program, unmeasured)
+
+    return choose_cut(own, others, make)
