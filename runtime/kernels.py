@@ -23,10 +23,11 @@ from fxoffload.holders import Holder
 from fxoffload.ops import LIBRARY
 from fxoffload.runtime.devices.buffers import copy_values, same_layout
 from fxoffload.runtime.measurement.clocks import Mark, mark_now
-from fxoffload.runtime.program.book import ExplainFailure, MakeSchedule, Programs
+from fxoffload.runtime.program.book import ExplainFailure, MakeSchedule
 from fxoffload.runtime.program.calls import Call
 from fxoffload.runtime.program.entry import Entry
 from fxoffload.runtime.program.half_run import HalfRun
+from fxoffload.runtime.program.threads import Programs
 from fxoffload.runtime.stores import find_store
 from fxoffload.schedule import ProgramRecord, Schedule
 

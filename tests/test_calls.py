@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from fxoffload.runtime.engines.memory import MemoryEngine
-from fxoffload.runtime.program.book import Programs
 from fxoffload.runtime.program.calls import Call, Entry, StepRun
 from fxoffload.runtime.store.store import OffloadStore
 from fxoffload.runtime.store.ticket import Ticket
@@ -184,35 +183,6 @@ def test_measurements(store: OffloadStore) -> None:
     assert abs(backward.held_bytes - 2 * NBYTES) < 2**16
     assert foreign.nbytes == 2 * NBYTES
     assert x.count_resident_bytes(None) == NBYTES
-
-
-def test_calls_begin_where_names_come_again(store: OffloadStore) -> None:
-    programs = Programs()
-    assert programs.enter_offload("a", "x", CPU) is None, "it follows no schedules"
-    for graph in "ab":
-        programs.add_graph(
-            graph, lambda program, measured: make_schedule(), lambda error: error, is_limited=True
-        )
-
-    def enter(graph: str, name: str) -> Call:
-        call = programs.enter_offload(graph, name, CPU)
-        assert call is not None
-        keep(store, call, name)
-        return call
-
-    first = enter("a", "x")
-    assert enter("a", "y") is first
-    second = enter("a", "x")
-    assert second is not first
-    third = enter("b", "z")
-    assert third.number == 2
-    third.backward = third.forward
-    assert enter("b", "w") is not third, "its backward has begun"
-    for _ in range(5):
-        first.step.note_death()
-    assert enter("a", "x").step is not first.step
-    programs.clear()
-    assert programs.find_records() == []
 
 
 def test_samples_end_with_the_step(store: OffloadStore) -> None:

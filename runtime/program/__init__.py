@@ -5,5 +5,7 @@ half_run     one half of a step as it runs
 entry        one value of a call, on its way out and back
 calls        one step: its calls, when their ops ran, which schedule each call follows
 comparison   what steps have in common, and whether they have changed
-book         the programs of this process: what was measured, and the schedule of each
+advice       what a user may be told of steps that wait
+book         the programs of a thread: what was measured, and the schedule of each
+threads      the books of all threads
 """

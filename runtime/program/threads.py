@@ -1,0 +1,72 @@
+"""The programs of all threads: each thread runs steps of its own, and has a book of its own."""
+
+from __future__ import annotations
+
+import threading
+
+import torch
+
+from fxoffload.runtime.program.book import ExplainFailure, MakeSchedule, ProgramBook
+from fxoffload.runtime.program.calls import Call, StepRun
+from fxoffload.schedule import ProgramRecord, Schedule
+
+
+class Programs:
+    """The books of all threads, and the graphs whose ops follow schedules."""
+
+    def __init__(self) -> None:
+        self._graphs: dict[str, tuple[MakeSchedule, ExplainFailure, bool]] = {}
+        self._books: dict[int, ProgramBook] = {}
+
+    def add_graph(
+        self, graph: str, make_schedule: MakeSchedule, explain: ExplainFailure, *, is_limited: bool
+    ) -> None:
+        """Let the calls of `graph` follow schedules; see ProgramBook, and Call for is_limited."""
+        self._graphs[graph] = make_schedule, explain, is_limited
+
+    def enter_offload(self, graph: str, name: str, device: torch.device) -> Call | None:
+        """The call that the offload of the value `name` belongs to; None: follows no schedule.
+
+        Raises BudgetError as ProgramBook.begin_step.
+        """
+        known = self._graphs.get(graph)
+        if known is None:
+            return None
+        make_schedule, explain, is_limited = known
+        thread = threading.get_ident()
+        book = self._books.get(thread)
+        if book is None:
+            book = self._books[thread] = ProgramBook(make_schedule, explain)
+        step = book.step
+        call = step.calls[-1] if step is not None and step.calls and not step.ended else None
+        if call is None or call.graph != graph or call.backward or name in call.entries:
+            call = book.begin_step().add_call(graph, device, is_limited=is_limited)
+        return call
+
+    def forget(self, graph: str) -> None:
+        """In all threads: see ProgramBook.forget."""
+        for book in list(self._books.values()):
+            book.forget(graph)
+
+    def find_next_schedule(self) -> Schedule | None:
+        """See ProgramBook.next_schedule; None where several threads run steps."""
+        book = self._books.get(threading.get_ident())
+        return None if book is None or len(self._books) > 1 else book.next_schedule
+
+    def find_records(self) -> list[ProgramRecord]:
+        """Those of the programs of this thread, the latest first."""
+        book = self._books.get(threading.get_ident())
+        return [] if book is None else book.records
+
+    def find_running(self) -> list[StepRun]:
+        """The steps of all threads that have begun and not ended."""
+        steps = (book.step for book in list(self._books.values()))
+        return [step for step in steps if step is not None and not step.ended]
+
+    def clear(self) -> None:
+        """Forget all."""
+        for book in self._books.values():
+            if book.step is not None:
+                book.step.stop()
+        self._graphs.clear()
+        self._books.clear()

@@ -1,0 +1,83 @@
+"""Each thread has programs of its own; a call begins where a graph's first value comes again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+
+from fxoffload.runtime.engines.memory import MemoryEngine
+from fxoffload.runtime.program.calls import Call
+from fxoffload.runtime.program.entry import Entry
+from fxoffload.runtime.program.threads import Programs
+from fxoffload.runtime.store.store import OffloadStore
+from fxoffload.schedule import CallSchedule, Half, Program, Schedule, StepMeasurement
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def store() -> Iterator[OffloadStore]:
+    opened = OffloadStore(
+        {"nvme": MemoryEngine(2**27)}, max_inflight_bytes=2**30, keeps_graph=lambda: False
+    )
+    yield opened
+    opened.close()
+
+
+def make_schedule(program: Program, measured: StepMeasurement) -> Schedule:
+    calls = tuple(CallSchedule({}) for half in program if half.forward)
+    return Schedule(program, calls, 1, 1, 1, 1.0, 0.0, 1, 0)
+
+
+def make_programs(graphs: str) -> Programs:
+    programs = Programs()
+    assert programs.enter_offload("a", "x", CPU) is None, "it follows no schedules"
+    for graph in graphs:
+        programs.add_graph(graph, make_schedule, lambda error: error, is_limited=True)
+    return programs
+
+
+def enter(programs: Programs, store: OffloadStore, graph: str, name: str) -> Call:
+    call = programs.enter_offload(graph, name, CPU)
+    assert call is not None
+    ticket = store.keep(torch.ones(2**20), name, "nvme", True)
+    call.add(name, Entry(name, store, ticket, call.forward.half))
+    return call
+
+
+def test_calls_begin_where_names_come_again(store: OffloadStore) -> None:
+    programs = make_programs("ab")
+    first = enter(programs, store, "a", "x")
+    assert enter(programs, store, "a", "y") is first
+    second = enter(programs, store, "a", "x")
+    assert second is not first
+    third = enter(programs, store, "b", "z")
+    assert third.number == 2
+    third.backward = third.forward
+    assert enter(programs, store, "b", "w") is not third, "its backward has begun"
+    for _ in range(5):
+        first.step.note_death()
+    assert enter(programs, store, "a", "x").step is not first.step
+    programs.clear()
+    assert programs.find_records() == []
+
+
+def test_the_schedule_of_the_next_step_is_that_of_the_one_thread(store: OffloadStore) -> None:
+    programs = make_programs("a")
+    for _ in range(3):
+        enter(programs, store, "a", "x").step.note_death()
+    call = enter(programs, store, "a", "x")
+    assert call.step.program == (Half("a", 0, True),)
+    assert programs.find_running() == [call.step]
+    assert programs.find_next_schedule() is None, "a step runs"
+    call.step.note_death()
+    assert programs.find_running() == []
+    (record,) = programs.find_records()
+    assert programs.find_next_schedule() is record.schedule
+    with ThreadPoolExecutor(1) as threads:
+        threads.submit(enter, programs, store, "a", "x").result().step.note_death()
+        assert threads.submit(programs.find_next_schedule).result() is None
+    assert programs.find_next_schedule() is None, "no step ends for both of them"
