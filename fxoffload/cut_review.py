@@ -24,10 +24,10 @@ log = logging.getLogger(__name__)
 
 
 def review_cuts(schedule: Schedule) -> None:
-    """Settle the cuts of the graphs of a step by `schedule`, if transfers cost it time.
+    """Settle the cuts of the graphs of a step by `schedule`: others, if transfers cost it time.
 
-    The ranks of a job do so whatever theirs cost, and by nominal numbers: all in the same step, and
-    with the same result.
+    Once: what a drive does for a while later on is no reason to compile. The ranks of a job do so
+    whatever theirs cost, and by nominal numbers: all in the same step, and with the same result.
     """
     step = next(each for each in find_steps() if each.record.schedule is schedule)
     waiting = {
@@ -38,7 +38,9 @@ def review_cuts(schedule: Schedule) -> None:
     price = step.record.assumed.price or 0.0
     taken_seconds = schedule.exposed_seconds + 2 * price * schedule.moved_bytes
     ranks = is_distributed()
-    if not waiting or not (ranks or taken_seconds > LEAST_GAIN * schedule.step_seconds):
+    if not ranks and taken_seconds <= LEAST_GAIN * schedule.step_seconds:
+        for recut in waiting.values():
+            recut.settle()
         return
     start = time.perf_counter()
     others = {key: recut.trace() for key, recut in waiting.items()}

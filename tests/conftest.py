@@ -15,6 +15,7 @@ import toys
 from flaky_engine import FlakyEngine
 from round_trips import CAP, check_empty
 
+from fxoffload import backend
 from fxoffload.config import OffloadConfig
 from fxoffload.directories import find_filesystem
 from fxoffload.graph import TrainingGraph
@@ -80,6 +81,12 @@ def one_thread() -> Iterator[None]:
 def fresh_programs() -> None:
     """Nothing is known of the programs of other tests."""
     kernels._programs.clear()
+
+
+@pytest.fixture
+def one_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No graph is compiled anew, however long a busy machine waits for its drive."""
+    monkeypatch.setattr(backend, "may_recut", lambda _: False)
 
 
 @pytest.fixture

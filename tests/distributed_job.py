@@ -110,7 +110,7 @@ PROGRAMS = {
 def compute_gradients(program: Program, checkpoints: bool, **options: object) -> list[Tensor]:
     """Of the last step of a fresh model, on this rank's own batch.
 
-    The others are learned; the fourth one may begin with other cuts.
+    The others are learned; the seventh one may begin with other cuts.
     """
     torch._dynamo.reset()
     torch.manual_seed(0)
@@ -122,7 +122,7 @@ def compute_gradients(program: Program, checkpoints: bool, **options: object) ->
             block.compile(**options)
     torch.manual_seed(0 if program.wrap is split else rank)
     x = torch.randn(BATCH, WIDTH)
-    for _ in range(5):
+    for _ in range(8):
         model.zero_grad()
         fxoffload.reset_statistics()
         run(x).sum().backward()

@@ -382,9 +382,9 @@ def test_records_have_the_latest_step_that_did_what_the_schedule_says(book: Prog
 
 def test_the_schedule_of_the_next_step(book: ProgramBook) -> None:
     """It is asked for before a step, to act on it."""
-    for _ in range(2):
+    for _ in range(FIRST_STEPS):
         run_step(book, "a")
-        assert book.next_schedule is None, "compilers ran in the first step"
+        assert book.next_schedule is None, "few steps have been measured"
     step = book.begin_step()
     assert book.next_schedule is book.schedules[0], "what it follows is known, and it has no call"
     step.add_call("a", CPU, is_limited=True)

@@ -66,16 +66,15 @@ def test_blocks_recompute_where_the_step_waits_for_the_drive(
     moved_bytes: list[int] = []
     peaks: list[int] = []
     found: list[list[Tensor]] = []
-    for _ in range(6):
+    for _ in range(9):
         fxoffload.reset_statistics()
         peaks.append(record_memory(lambda: found.append(run_step(blocks, x))).peak_bytes)
         torch.testing.assert_close(found.pop(), expected)
         moved_bytes.append(fxoffload.statistics().offloaded_bytes)
-    first, *_ = (s for s in fxoffload.schedules() if s.moved_bytes == moved_bytes[2])
-    last = fxoffload.schedules()[0]
+    last, first = fxoffload.schedules()
     assert first.exposed_seconds > 0.2 * first.step_seconds
     assert last.step_seconds < 0.8 * first.step_seconds
-    assert last.moved_bytes == moved_bytes[-1] < moved_bytes[2]
+    assert last.moved_bytes == moved_bytes[-1] < first.moved_bytes
     compiled = fxoffload.graph_counts().compiled - before
     assert 3 <= compiled <= 4, "two graphs, and at most once more each"
     assert max(peaks[1:]) <= 1.03 * budget_bytes

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ from fxoffload.runtime.store.ticket import Ticket
 from fxoffload.schedule import HalfMeasurement, Schedule, StepMeasurement
 from fxoffload.step_schedules import ScheduledGraph, make_graph_schedule
 
-pytestmark = pytest.mark.usefixtures("fresh_dynamo", "one_thread", "fresh_programs")
+pytestmark = pytest.mark.usefixtures("fresh_dynamo", "one_thread", "fresh_programs", "one_cut")
 
 MIB = 2**20
 ROWS, WIDTH, BLOCKS = 2048, 512, 6  # 4 MiB for each result.
@@ -362,6 +362,33 @@ def test_a_device_that_is_full_before_a_step_is_an_error(spill_directory: Path) 
         run_step(blocks)
     with pytest.raises(fxoffload.BudgetError, match=words):
         run_step(blocks)
+
+
+def test_microbatches_in_flight_take_little_under_min(spill_directory: Path) -> None:
+    """As in GPipe: four forwards, then their backwards. A loss that is not compiled keeps x."""
+    options = {"directory": spill_directory, "memory_budget": "min", "compiler": "eager"}
+    blocks = make_blocks(spill_directory, memory_budget="min")
+    find_loss = torch.compile(lambda x: x.square().mean(), backend="fxoffload", options=options)
+
+    def run(count: int) -> None:
+        losses: list[Tensor] = []
+        for seed in range(count):
+            x = make_input(seed)
+            for block in blocks:
+                x = block(x)
+            losses.append(find_loss(x))
+            del x
+        for loss in losses:
+            loss.backward()
+        take_gradients(blocks)
+
+    peaks: list[int] = []
+    for count in (1, 4):
+        for _ in range(3):
+            run(count)
+        peaks.append(measure_peak(partial(run, count)))
+    one, four = peaks
+    assert four <= 1.3 * one
 
 
 def test_min_is_the_lowest_peak_of_the_step(spill_directory: Path, expected: list[Tensor]) -> None:

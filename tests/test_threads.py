@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from fxoffload.runtime.engines.memory import MemoryEngine
+from fxoffload.runtime.program.book import FIRST_STEPS
 from fxoffload.runtime.program.calls import Call
 from fxoffload.runtime.program.entry import Entry
 from fxoffload.runtime.program.threads import Programs
@@ -67,7 +68,7 @@ def test_calls_begin_where_names_come_again(store: OffloadStore) -> None:
 
 def test_the_schedule_of_the_next_step_is_that_of_the_one_thread(store: OffloadStore) -> None:
     programs = make_programs("a")
-    for _ in range(3):
+    for _ in range(FIRST_STEPS + 1):
         enter(programs, store, "a", "x").step.note_death()
     call = enter(programs, store, "a", "x")
     assert call.step.program == (Half("a", 0, True),)

@@ -164,13 +164,11 @@ class ProgramBook:
     def next_schedule(self) -> Schedule | None:
         """What the next step is expected to follow.
 
-        None while a step runs, and until two steps of its program have: the first one met
-        compilers.
+        None while a step runs, and until FIRST_STEPS of its program have been measured.
         """
         latest = next(reversed(self._learned.values()), None)
-        if latest is None or latest.steps < 2 or (self.step is not None and not self.step.ended):
-            return None
-        return latest.schedule
+        runs = self.step is not None and not self.step.ended
+        return None if latest is None or latest.steps < FIRST_STEPS or runs else latest.schedule
 
     def forget(self, graph: str) -> None:
         """Forget the programs that `graph` belongs to."""
