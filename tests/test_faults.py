@@ -192,10 +192,14 @@ def test_a_slow_drive_is_waited_for_and_memory_stays_in_bounds(
         monkeypatch.setattr(os, "pwrite", Faulty(os.pwrite, -1, write))
         monkeypatch.setattr(os, "preadv", Faulty(os.preadv, -1, read))
         fxoffload.reset_statistics()
+        start = time.perf_counter()
         loss = job.forward()
-        # Two values are written at a time; all others waited for one of them, which had begun.
+        forward_seconds = time.perf_counter() - start
+        # Two values are written at a time; all others waited for one of them, which had begun. On
+        # a busy machine the forward takes some of that time itself.
+        assert forward_seconds >= (job.calls - 2) // 2 * delay
         waited_seconds = fxoffload.statistics().exposed_seconds
-        assert waited_seconds >= (job.calls - 2) // 2 * delay / 2
+        assert waited_seconds > 0
         start = time.perf_counter()
         loss.backward()
         backward_seconds = time.perf_counter() - start
