@@ -93,7 +93,6 @@ def choose_cuts(
     pace = 1.0 if states or not seconds else seconds / modelled_seconds
     halves = [replace(h, clocks={}, peak_bytes={}, live_bytes={}) for h in measured.halves]
     unmeasured = replace(measured, halves=halves, owners=UNKNOWN_OWNERS)
-
     price = measured.price or 0.0
 
     def make(models: Mapping[str, GraphModel]) -> Schedule:

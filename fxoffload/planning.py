@@ -119,10 +119,11 @@ def build_tracer(
         known = measure_cost(config, own)
         agreed = _find_agreed_cost(config, known, own) or known
         options = replace(build_options(config, agreed), budget_bytes=2**62)
+        forced = passes.find_forced(own)
         found: dict[Cut, GraphModel] = {}
         for cut in passes.list_cuts(own):
             graph = build(cut)
-            if passes.saves_forced(graph, own):
+            if passes.saves(graph, forced):
                 model = passes.transform_graph(graph, options).model
                 if model is not None:
                     found[cut] = model

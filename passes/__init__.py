@@ -32,9 +32,10 @@ from fxoffload.passes.partition_choice import (
     LEGAL_CUTS,
     PassOptions,
     choose_partition,
+    find_forced,
     list_cuts,
     make_plan,
-    saves_forced,
+    saves,
 )
 from fxoffload.passes.pipeline import Transformed, run_passes, transform_graph
 from fxoffload.passes.step_model import build_step
@@ -47,6 +48,7 @@ __all__ = [
     "Transformed",
     "build_step",
     "choose_partition",
+    "find_forced",
     "find_ops",
     "find_order",
     "find_saved_values",
@@ -57,7 +59,7 @@ __all__ = [
     "make_plan",
     "restore_order",
     "run_passes",
-    "saves_forced",
+    "saves",
     "transform_graph",
     "verify_transfers",
 ]

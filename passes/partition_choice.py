@@ -118,7 +118,11 @@ class _OwnPartition:
 
     def may_become(self, graph: TrainingGraph) -> bool:
         """Whether `graph` saves all that the program says must move, and does not do without it."""
-        return saves_forced(graph, self.graph)
+        return saves(graph, self._forced)
+
+    @cached_property
+    def _forced(self) -> frozenset[str]:
+        return find_forced(self.graph)
 
     @cached_property
     def _unmoved_bytes(self) -> tuple[int, int]:
@@ -182,17 +186,16 @@ class _Tried:
 
 def list_cuts(graph: TrainingGraph) -> tuple[Cut, ...]:
     """The cuts that choose_partition may try for `graph`, the program's own partition."""
-    lifted = (ALL_SAVED,) if is_checkpointed(graph.forward.graph) else ()
-    return (None, *lifted, *CUTS)
+    lifts = is_checkpointed(graph.forward.graph)
+    return tuple(cut for cut in LEGAL_CUTS if lifts or cut != ALL_SAVED)
 
 
-def saves_forced(graph: TrainingGraph, own: TrainingGraph) -> bool:
-    """Whether `graph` saves all that the program says must move, as its `own` partition does."""
-    forced = _find_forced(own)
-    return not forced or forced <= _find_forced(graph)
+def saves(graph: TrainingGraph, forced: frozenset[str]) -> bool:
+    """Whether `graph` saves all of the values `forced`, which the program says must move."""
+    return not forced or forced <= find_forced(graph)
 
 
-def _find_forced(graph: TrainingGraph) -> frozenset[str]:
+def find_forced(graph: TrainingGraph) -> frozenset[str]:
     """Names of the values that the program says must move."""
     if not any(find_marks(node) & {MOVE, POLICY} for node in graph.forward.graph.nodes):
         return frozenset()  # As in most programs, without an analysis.

@@ -115,6 +115,16 @@ def engine(request: pytest.FixtureRequest, tmp_path: Path) -> IOEngine:
 
 
 @pytest.fixture
+def memory_store() -> Iterator[OffloadStore]:
+    """A store without a drive, for which each backward is the last one."""
+    opened = OffloadStore(
+        {"nvme": MemoryEngine(2**27)}, max_inflight_bytes=2**30, keeps_graph=lambda: False
+    )
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
 def store(engine: IOEngine) -> Iterator[OffloadStore]:
     """A store on `engine`, empty again behind the test."""
     store = OffloadStore({"nvme": engine}, max_inflight_bytes=CAP)

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator
 
 import pytest
 import torch
 
-from fxoffload.runtime.engines.memory import MemoryEngine
 from fxoffload.runtime.program.calls import Call, Entry, StepRun
 from fxoffload.runtime.store.store import OffloadStore
 from fxoffload.runtime.store.ticket import Ticket
@@ -16,15 +14,6 @@ from fxoffload.schedule import CallSchedule, Half, Schedule
 
 CPU = torch.device("cpu")
 NBYTES = 4 * 2**20
-
-
-@pytest.fixture
-def store() -> Iterator[OffloadStore]:
-    opened = OffloadStore(
-        {"nvme": MemoryEngine(2**27)}, max_inflight_bytes=2**30, keeps_graph=lambda: False
-    )
-    yield opened
-    opened.close()
 
 
 def make_schedule(*calls: CallSchedule) -> Schedule:
@@ -71,32 +60,32 @@ def test_the_first_schedule_that_foresaw_all_is_followed() -> None:
     assert step.followed is None
 
 
-def test_what_is_in_memory_counts_once(store: OffloadStore) -> None:
+def test_what_is_in_memory_counts_once(memory_store: OffloadStore) -> None:
     step = StepRun([], measures=False)
     assert step.list_held() == {}
     first, second = (step.add_call("a", CPU, is_limited=True) for _ in range(2))
-    kept, moved = keep(store, first, "kept"), offload(store, first, "moved")
-    second.add("same", Entry("same", store, kept.ticket, second.forward.half))
-    store.release(moved.ticket, True)  # Waits until it is written.
+    kept, moved = keep(memory_store, first, "kept"), offload(memory_store, first, "moved")
+    second.add("same", Entry("same", memory_store, kept.ticket, second.forward.half))
+    memory_store.release(moved.ticket, True)  # Waits until it is written.
     assert step.list_held() == {(0, "kept"): NBYTES}
 
 
-def test_what_was_kept_moves_when_more_follows_than_foreseen(store: OffloadStore) -> None:
+def test_what_was_kept_moves_when_more_follows_than_foreseen(memory_store: OffloadStore) -> None:
     step = StepRun([make_schedule(CallSchedule({"x": "keep"}))], measures=False)
-    entry = keep(store, step.add_call("a", CPU, is_limited=True), "x")
-    store.release(entry.ticket, False)
+    entry = keep(memory_store, step.add_call("a", CPU, is_limited=True), "x")
+    memory_store.release(entry.ticket, False)
     kept = entry.ticket
     step.add_call("a", CPU, is_limited=True)
     assert kept.kept is None
     assert entry.ticket is not kept
     assert entry.count_resident_bytes(None) == 0
-    assert store.statistics().written_bytes == NBYTES
-    store.prefetch(entry.ticket)
-    assert torch.equal(store.wait(entry.ticket), torch.ones(NBYTES // 4))
+    assert memory_store.statistics().written_bytes == NBYTES
+    memory_store.prefetch(entry.ticket)
+    assert torch.equal(memory_store.wait(entry.ticket), torch.ones(NBYTES // 4))
 
 
 def test_ops_wait_and_read_as_the_schedule_says(
-    store: OffloadStore, monkeypatch: pytest.MonkeyPatch
+    memory_store: OffloadStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """At an op of another call, if that is where the schedule has it."""
     first = CallSchedule({"x": "nvme"})
@@ -109,18 +98,18 @@ def test_ops_wait_and_read_as_the_schedule_says(
     call = step.add_call("a", CPU, is_limited=True)
     assert call.find_destination("x", "host") == "nvme"
     assert call.find_destination("new", "host") == "host"
-    x = offload(store, call, "x")
-    store.release(x.ticket, call.blocks)
+    x = offload(memory_store, call, "x")
+    memory_store.release(x.ticket, call.blocks)
     other = step.add_call("a", CPU, is_limited=True)
-    keep(store, other, "y")
+    keep(memory_store, other, "y")
     settled: list[Ticket] = []
-    monkeypatch.setattr(store, "settle", settled.append)
+    monkeypatch.setattr(memory_store, "settle", settled.append)
     other.act("offload", "y")
     assert settled == []
     other.act("release", "y")
     assert settled == [x.ticket]
     monkeypatch.undo()
-    store.settle(x.ticket)
+    memory_store.settle(x.ticket)
     assert x.count_resident_bytes(None) == 0
     other.find_run("prefetch", CPU)
     other.act("prefetch", "y")
@@ -136,7 +125,7 @@ def test_ops_wait_and_read_as_the_schedule_says(
     assert len(x.ticket.prefetches) == 1, "for another backward"
 
 
-def test_what_a_wait_returns_is_passed_on(store: OffloadStore) -> None:
+def test_what_a_wait_returns_is_passed_on(memory_store: OffloadStore) -> None:
     """To the call that has the same ticket, and to no other."""
     first = CallSchedule({"x": "nvme", "z": "nvme"})
     second = CallSchedule({"y": "nvme"}, passes={"y": (0, "x"), "missing": (0, "z")})
@@ -144,11 +133,11 @@ def test_what_a_wait_returns_is_passed_on(store: OffloadStore) -> None:
     call = step.add_call("a", CPU, is_limited=True)
     x, z = torch.ones(NBYTES // 4), torch.ones(NBYTES // 4)
     for name, saved in (("x", x), ("z", z)):
-        ticket = store.offload(saved, name, "nvme", False)
-        store.release(ticket, True)
-        call.add(name, Entry(name, store, ticket, call.forward.half))
+        ticket = memory_store.offload(saved, name, "nvme", False)
+        memory_store.release(ticket, True)
+        call.add(name, Entry(name, memory_store, ticket, call.forward.half))
     other = step.add_call("a", CPU, is_limited=True)
-    other.add("y", Entry("y", store, call.entries["x"].ticket, other.forward.half))
+    other.add("y", Entry("y", memory_store, call.entries["x"].ticket, other.forward.half))
     y = other.entries["y"].wait(is_measured=True)
     other.pass_on("y", y)
     assert call.entries["x"].passed is y
@@ -158,11 +147,11 @@ def test_what_a_wait_returns_is_passed_on(store: OffloadStore) -> None:
     call.pass_on("x", y)  # Nothing is to be passed on.
 
 
-def test_measurements(store: OffloadStore) -> None:
+def test_measurements(memory_store: OffloadStore) -> None:
     gc.collect()  # What other tests left must not die meanwhile.
     step = StepRun([], measures=True)
     call = step.add_call("a", CPU, is_limited=True)
-    x = keep(store, call, "x")
+    x = keep(memory_store, call, "x")
     run = call.find_run("offload", CPU)
     assert run is call.forward
     call.step.note_op(run, ("offload", "x"), 1.0, 2.0)
@@ -185,13 +174,13 @@ def test_measurements(store: OffloadStore) -> None:
     assert x.count_resident_bytes(None) == NBYTES
 
 
-def test_samples_end_with_the_step(store: OffloadStore) -> None:
+def test_samples_end_with_the_step(memory_store: OffloadStore) -> None:
     step = StepRun([], measures=True)
     call = step.add_call("a", CPU, is_limited=True)
     assert step._sample(CPU) is not None, "no ticket has been made yet"
-    entry = keep(store, call, "x")
+    entry = keep(memory_store, call, "x")
     assert step._sample(CPU) is not None
-    store.free(entry.ticket)
+    memory_store.free(entry.ticket)
     step.note_death()
     assert step.ended
     assert step._sample(CPU) is None

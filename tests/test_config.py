@@ -9,21 +9,13 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from toys import HARDWARE
 
 from fxoffload import config as config_module
 from fxoffload.config import OffloadConfig, parse_bytes
 from fxoffload.directories import DIRECTORY_VARIABLE
 from fxoffload.errors import ConfigError
 from fxoffload.hardware import Hardware
-
-HARDWARE = {
-    "flops_per_second": "1TFLOP/s",
-    "memory_bytes_per_second": "50GB/s",
-    "memory_bytes": "8GiB",
-    "drive_write_bytes_per_second": "2GB/s",
-    "drive_read_bytes_per_second": "3GB/s",
-    "host_link_bytes_per_second": "20GB/s",
-}
 
 # --- fields -------------------------------------------------------------------------------------
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -20,6 +21,7 @@ from fxoffload.cost import make_cost_model
 from fxoffload.cuts import Models
 from fxoffload.hardware import Hardware
 from fxoffload.inspection.tracing import partition_without_memory
+from fxoffload.planner.link import Link
 from fxoffload.planner.plan import Cut
 from fxoffload.planning import build_tracer
 from fxoffload.runtime import kernels
@@ -91,6 +93,16 @@ def test_blocks_recompute_where_the_step_waits_for_the_drive(
 GEN4 = 5e9  # Bytes per second that one drive writes.
 
 
+def plan_blocks(
+    models: Models, config: OffloadConfig, links: Mapping[str, Link], cut: Cut, budget_bytes: int
+) -> Schedule:
+    """A step of twelve blocks."""
+    program = make_program(12)
+    graph = ScheduledGraph(models[cut], replace(config, memory_budget=budget_bytes), links)
+    measured = StepMeasurement([HalfMeasurement({})] * len(program))
+    return make_graph_schedule({"block": graph}, program, measured)
+
+
 @pytest.mark.slow
 @pytest.mark.usefixtures("fresh_dynamo")
 def test_twelve_blocks_of_a_gpu_under_half_of_their_peak() -> None:
@@ -99,7 +111,6 @@ def test_twelve_blocks_of_a_gpu_under_half_of_their_peak() -> None:
         model = build_model("gpt", Shape(1, 4096, 32, 8, 1024)).to(torch.bfloat16)
         x = torch.empty(8, 1024, 4096, dtype=torch.bfloat16, requires_grad=True)
     ((block,),) = (each for each in model.modules() if isinstance(each, torch.nn.ModuleList))
-    program = make_program(12)
     found: dict[int, tuple[float, float]] = {}
     for drives in (1, 4):
         hardware = Hardware(
@@ -118,15 +129,7 @@ def test_twelve_blocks_of_a_gpu_under_half_of_their_peak() -> None:
         )
         links = make_cost_model(hardware).links
 
-        def plan(cut: Cut, budget_bytes: int) -> Schedule:
-            graph = ScheduledGraph(
-                traced[0][cut],  # noqa: B023
-                replace(config, memory_budget=budget_bytes),  # noqa: B023
-                links,  # noqa: B023
-            )
-            measured = StepMeasurement([HalfMeasurement({})] * len(program))
-            return make_graph_schedule({"block": graph}, program, measured)
-
+        plan = partial(plan_blocks, traced[0], config, links)
         kept = plan(None, 2**50)
         half = [plan(cut, kept.unmoved_peak_bytes // 2).step_seconds for cut in traced[0]]
         found[drives] = half[0] / kept.step_seconds, min(half) / kept.step_seconds

@@ -10,20 +10,13 @@ from typing import Any
 
 import pytest
 import torch
+from toys import HARDWARE
 
 import fxoffload
 from fxoffload.config import OffloadConfig
 from fxoffload.environment import PREFIX, name_variable, read_options
 from fxoffload.errors import ConfigError
 
-HARDWARE = {
-    "flops_per_second": "1TFLOP/s",
-    "memory_bytes_per_second": "50GB/s",
-    "memory_bytes": "8GiB",
-    "drive_write_bytes_per_second": "2GB/s",
-    "drive_read_bytes_per_second": "3GB/s",
-    "host_link_bytes_per_second": "20GB/s",
-}
 NAMES = [field.name for field in dataclasses.fields(OffloadConfig)]
 # Of each option: the text of its variable, and the same in code.
 TEXTS: dict[str, tuple[str, Any]] = {

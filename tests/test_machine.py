@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -80,14 +81,7 @@ def test_stated_hardware_is_not_measured(monkeypatch: pytest.MonkeyPatch) -> Non
 
     for probe in ("recall_contention", "recall_speed", "choose_engine", "probe_memory"):
         monkeypatch.setattr(runtime, probe, refuse)
-    hardware = Hardware(
-        flops_per_second=1e12,
-        memory_bytes_per_second=5e10,
-        memory_bytes=2**33,
-        drive_write_bytes_per_second=2e9,
-        drive_read_bytes_per_second=3e9,
-        host_link_bytes_per_second=2.5e9,
-    )
+    hardware = replace(Hardware(**toys.HARDWARE), host_link_bytes_per_second=2.5e9)
     config = OffloadConfig(hardware=hardware, host_budget="1MiB")
     cost = measure_cost(config, toys.make_chain(2))
     assert cost == make_cost_model(hardware, with_host_tier=True)

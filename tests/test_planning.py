@@ -18,7 +18,6 @@ from toys import Sketch, aten, names_of
 from fxoffload import passes
 from fxoffload.config import OffloadConfig
 from fxoffload.graph import TrainingGraph
-from fxoffload.hardware import Hardware
 from fxoffload.passes import PassOptions, find_order, hoist_saved, make_plan
 from fxoffload.planner.graph_model import GraphModel
 from fxoffload.planner.plan import Cut
@@ -81,15 +80,7 @@ def test_a_limit_of_the_device_decides_the_cut(
 
 
 def test_models_of_a_graph_at_its_cuts(fresh_dynamo: None) -> None:
-    hardware = Hardware(
-        flops_per_second=1e12,
-        memory_bytes_per_second=5e10,
-        memory_bytes=2**33,
-        drive_write_bytes_per_second=2e9,
-        drive_read_bytes_per_second=3e9,
-        host_link_bytes_per_second=2e10,
-    )
-    config = OffloadConfig(hardware=hardware, min_bytes=1, compiler="eager")
+    config = OffloadConfig(hardware=toys.HARDWARE, min_bytes=1, compiler="eager")
     found: list[Mapping[Cut, GraphModel]] = []
 
     def backend(gm: fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
-import pytest
 import torch
 
-from fxoffload.runtime.engines.memory import MemoryEngine
 from fxoffload.runtime.program.book import FIRST_STEPS
 from fxoffload.runtime.program.calls import Call
 from fxoffload.runtime.program.entry import Entry
@@ -17,15 +14,6 @@ from fxoffload.runtime.store.store import OffloadStore
 from fxoffload.schedule import CallSchedule, Half, Program, Schedule, StepMeasurement
 
 CPU = torch.device("cpu")
-
-
-@pytest.fixture
-def store() -> Iterator[OffloadStore]:
-    opened = OffloadStore(
-        {"nvme": MemoryEngine(2**27)}, max_inflight_bytes=2**30, keeps_graph=lambda: False
-    )
-    yield opened
-    opened.close()
 
 
 def make_schedule(program: Program, measured: StepMeasurement) -> Schedule:
@@ -49,28 +37,30 @@ def enter(programs: Programs, store: OffloadStore, graph: str, name: str) -> Cal
     return call
 
 
-def test_calls_begin_where_names_come_again(store: OffloadStore) -> None:
+def test_calls_begin_where_names_come_again(memory_store: OffloadStore) -> None:
     programs = make_programs("ab")
-    first = enter(programs, store, "a", "x")
-    assert enter(programs, store, "a", "y") is first
-    second = enter(programs, store, "a", "x")
+    first = enter(programs, memory_store, "a", "x")
+    assert enter(programs, memory_store, "a", "y") is first
+    second = enter(programs, memory_store, "a", "x")
     assert second is not first
-    third = enter(programs, store, "b", "z")
+    third = enter(programs, memory_store, "b", "z")
     assert third.number == 2
     third.backward = third.forward
-    assert enter(programs, store, "b", "w") is not third, "its backward has begun"
+    assert enter(programs, memory_store, "b", "w") is not third, "its backward has begun"
     for _ in range(5):
         first.step.note_death()
-    assert enter(programs, store, "a", "x").step is not first.step
+    assert enter(programs, memory_store, "a", "x").step is not first.step
     programs.clear()
     assert programs.find_records() == []
 
 
-def test_the_schedule_of_the_next_step_is_that_of_the_one_thread(store: OffloadStore) -> None:
+def test_the_schedule_of_the_next_step_is_that_of_the_one_thread(
+    memory_store: OffloadStore,
+) -> None:
     programs = make_programs("a")
     for _ in range(FIRST_STEPS + 1):
-        enter(programs, store, "a", "x").step.note_death()
-    call = enter(programs, store, "a", "x")
+        enter(programs, memory_store, "a", "x").step.note_death()
+    call = enter(programs, memory_store, "a", "x")
     assert call.step.program == (Half("a", 0, True),)
     assert programs.find_running() == [call.step]
     assert programs.find_next_schedule() is None, "a step runs"
@@ -79,6 +69,6 @@ def test_the_schedule_of_the_next_step_is_that_of_the_one_thread(store: OffloadS
     (record,) = programs.find_records()
     assert programs.find_next_schedule() is record.schedule
     with ThreadPoolExecutor(1) as threads:
-        threads.submit(enter, programs, store, "a", "x").result().step.note_death()
+        threads.submit(enter, programs, memory_store, "a", "x").result().step.note_death()
         assert threads.submit(programs.find_next_schedule).result() is None
     assert programs.find_next_schedule() is None, "no step ends for both of them"

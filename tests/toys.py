@@ -86,6 +86,15 @@ def make_input(rows: int = 16, columns: int = 16) -> Tensor:
     return torch.linspace(-1, 1, rows * columns).view(rows, columns)
 
 
+# As the option of this name takes it.
+HARDWARE = {
+    "flops_per_second": "1TFLOP/s",
+    "memory_bytes_per_second": "50GB/s",
+    "memory_bytes": "8GiB",
+    "drive_write_bytes_per_second": "2GB/s",
+    "drive_read_bytes_per_second": "3GB/s",
+    "host_link_bytes_per_second": "20GB/s",
+}
 WEIGHT = make_weight(16, 16)
 WIDE = make_weight(16, 48)
 
