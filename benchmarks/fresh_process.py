@@ -56,8 +56,10 @@ def run_fresh(
         try:
             for record in iter(receiver.recv, None):
                 if isinstance(record, ChildFailed):
+                    child.join()
                     raise record
                 yield record
+            child.join()  # Killed, it would leave its semaphores, of which Python warns.
         except EOFError:
             child.join()
             last = "".join(said.readlines()[-TAIL_LINES:])

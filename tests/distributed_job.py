@@ -187,6 +187,7 @@ if __name__ == "__main__":
     )
     rate = 2e4 if rank == 0 else 1e10
     machine.measure_links = lambda config: {"nvme": Link(rate, rate, 0.02)}
+    Link.correct = lambda link, *_: link  # What this run's transfers show hangs on other load.
     runtime.recall_contention = lambda *_: runtime.Contention(1e-12, 1e-12)
     runtime.recall_speed = lambda *_: runtime.Speed(1e8, 1e8)
     for case, graphs, moved_bytes in run_cases():
