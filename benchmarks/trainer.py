@@ -163,6 +163,7 @@ def compile_variant(
     if program == "blocks":
         for layer in layers:
             layer.compile(backend=compiler)
+        model.register_forward_pre_hook(lambda *_: fxoffload.begin_step())
         return model
     for layer in list(layers)[2:-1:3]:
         layer.register_forward_hook(_break_graph)

@@ -30,7 +30,13 @@ from fxoffload.inspection.report import Report, report
 from fxoffload.inspection.what_if import largest_batch, simulate
 from fxoffload.marks import keep, keeping, move
 from fxoffload.planner.bound import Bound
-from fxoffload.runtime import StoreStatistics, drive_lifetimes, reset_statistics, statistics
+from fxoffload.runtime import (
+    StoreStatistics,
+    begin_step,
+    drive_lifetimes,
+    reset_statistics,
+    statistics,
+)
 from fxoffload.schedule import Schedule
 
 __all__ = [
@@ -59,6 +65,7 @@ __all__ = [
     "StoreFull",
     "StoreStatistics",
     "TransferError",
+    "begin_step",
     "compile",
     "compile_in_place",
     "drive_lifetimes",

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+import torch
 from torch import nn
 
+from fxoffload import runtime
 from fxoffload.backend import BoundBackend, open_store
 from fxoffload.config import OffloadConfig
 from fxoffload.errors import ConfigError
@@ -30,6 +32,8 @@ def compile_in_place(
     each outermost instance is. None: the whole model.
     dynamic, fullgraph: as in torch.compile. mode, options: fields of OffloadConfig.
 
+    Where parts of `model` are compiled, a step begins with a forward of `model`, see begin_step: a
+    budget then holds for what runs in front of the parts, too.
     Wrappers such as DistributedDataParallel may be applied before or after, as hooks and the class
     of a module stay.
     Raises ConfigError for an option or a directory that cannot work, for a name that nothing has,
@@ -42,7 +46,15 @@ def compile_in_place(
     open_store(config)
     for module in found:
         module.compile(backend=BoundBackend(config), dynamic=dynamic, fullgraph=fullgraph)
+    if modules is not None and _begin_step not in model._forward_pre_hooks.values():
+        model.register_forward_pre_hook(_begin_step)
     return found
+
+
+def _begin_step(model: nn.Module, args: object) -> None:
+    """A function of the module, as copies and files of the model keep its hooks."""
+    if not torch.compiler.is_compiling():
+        runtime.begin_step()
 
 
 def _find_modules(model: nn.Module, name: str) -> tuple[nn.Module, ...]:

@@ -40,11 +40,11 @@ class HalfMeasurement:
     clocks: by op, seconds of compute since the first op of the half; the clock stands still while
     an op runs. gap_seconds: from the last op of the half before to the first one of this.
 
-    Bytes are those that the device holds beside our values, relative to the first op of the step:
-    None where the device does not tell. held_bytes: at the first op. gap_bytes: the most between
-    the last op of the half before and the first one of this. peak_bytes: by op, the most that was
-    seen between it and the next one of the half. live_bytes: the same of all that is on the device,
-    our values included.
+    Bytes are those that the device holds beside our values, relative to when the step began: at
+    fxoffload.begin_step, or else at its first op. None where the device does not tell.
+    held_bytes: at the first op. gap_bytes: the most between the last op of the half before and the
+    first one of this. peak_bytes: by op, the most that was seen between it and the next one of the
+    half. live_bytes: the same of all that is on the device, our values included.
     """
 
     clocks: Mapping[OpEvent, float]
@@ -114,8 +114,8 @@ UNKNOWN_OWNERS = Owners()
 class StepMeasurement:
     """What one step took: each half of its program, and the transfers of each tier.
 
-    base_bytes: what the device held at the first op of the step, of this process and others; None
-    where it does not tell. exposed_seconds: of waiting for transfers. step_seconds: from the first
+    base_bytes: what the device held when the step began, of this process and others; None where it
+    does not tell. exposed_seconds: of waiting for transfers. step_seconds: from the first
     to the last op. price: seconds of compute that each byte took that was written or read, as
     several steps showed; None where they did not. excess_bytes: by how much steps exceeded the peak
     that their schedule predicted.
@@ -132,7 +132,7 @@ class StepMeasurement:
 
     @property
     def live_bytes(self) -> int | None:
-        """The most that was seen, relative to the first op; None where the device does not tell."""
+        """The most of HalfMeasurement.live_bytes; None where the device does not tell."""
         seen = (nbytes for half in self.halves for nbytes in half.live_bytes.values())
         return max(seen, default=None)
 
@@ -163,7 +163,7 @@ class Schedule:
     """A decision for every value of every call of `program`, and what it is predicted to lead to.
 
     peak_bytes: predicted activation peak of the step. budget_bytes: the peak that was asked for;
-    None without a number. base_bytes: what is held when the step begins, relative to its first op.
+    None without a number. base_bytes: of JoinedStep.
     step_seconds: from the first to the last op of the step. saved_bytes: of all values.
     kept_for: why values that may move are kept. price: seconds of compute that it counts for each
     byte written or read. bandwidths: by tier, the bytes per second of writes

@@ -12,6 +12,7 @@ endurance, errors, holders, ops and sizes: the runtime knows no graph.
 """
 
 from fxoffload.runtime.kernels import (
+    begin_step,
     find_next_schedule,
     find_programs,
     forget_programs,
@@ -49,6 +50,7 @@ __all__ = [
     "EngineChoice",
     "Speed",
     "StoreStatistics",
+    "begin_step",
     "cache_path",
     "choose_engine",
     "close_stores",

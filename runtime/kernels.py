@@ -53,6 +53,17 @@ def forget_programs(graph: str) -> None:
     _programs.forget(graph)
 
 
+def begin_step() -> None:
+    """The next step of this thread begins here, and not with its first compiled op.
+
+    What is held from now on is the step's and counts under a budget, such as embeddings that run in
+    front of compiled layers. To be called in front of a forward, behind `zero_grad`; nothing
+    happens while a step runs, as between the micro-batches of a pipeline. compile_in_place does
+    this for a model of which it compiles parts.
+    """
+    _programs.note_begin()
+
+
 def find_next_schedule() -> Schedule | None:
     """What the next step of this thread is expected to follow, once its program is known.
 

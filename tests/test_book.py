@@ -88,7 +88,7 @@ def run_step(
     that was moved: all of them by the safe rule, a quarter by a schedule. live_bytes, peak_bytes:
     the most that was seen of all, and beside our values.
     """
-    step = book.begin_step()
+    step = book.begin_step(CPU)
     for graph in graphs:
         step.add_call(graph, CPU, is_limited=limited)
     step.note_birth()
@@ -144,7 +144,7 @@ def test_a_peak_that_one_sampler_missed_counts(book: ProgramBook, maker: Maker) 
         step = run_step(book, "a")
         record = HalfMeasurement({event: 1.0}, 0.0, 0, seen, {event: seen + 7} if seen else {})
         step.measure = lambda record=record: StepMeasurement([record])
-    book.begin_step()
+    book.begin_step(CPU)
     latest = maker.asked[-1][1][0]
     assert (latest.gap_bytes, latest.peak_bytes) == (400, {event: 407})
     assert len(maker.asked) == 2
@@ -184,7 +184,7 @@ def test_another_speed_of_a_tier_is_followed(
         run_step(book, "ab")
     assert len(maker.asked) == 1
     steps = [run_step(book, "ab", speed=factor * 1e9) for _ in range(2 * MEASURED_EACH)]
-    book.begin_step()
+    book.begin_step(CPU)
     assert len(maker.asked) == 2
     assert maker.flows[-1]["nvme"].write.speed == pytest.approx(factor * 1e9)
     measured = [step.measures for step in steps]
@@ -274,7 +274,7 @@ def test_a_peak_that_was_seen_counts_until_it_is_seen_again(
     run_step(book, "a", peak_bytes=700)
     for seconds in (*[1.0] * KEPT_STEPS, *[9.0] * KEPT_STEPS):
         run_step(book, "a", seconds=seconds)
-    book.begin_step()
+    book.begin_step(CPU)
     assert len(maker.asked) > 1
     assert [half.peak_bytes for half in maker.asked[-1][1]] == [{("offload", "x"): 700}]
 
@@ -284,7 +284,7 @@ def test_several_programs_are_remembered(book: ProgramBook) -> None:
         run_step(book, "ab")
         run_step(book, "abc")
         run_step(book, "c")
-    book.begin_step()
+    book.begin_step(CPU)
     assert [len(schedule.calls) for schedule in book.schedules] == [1, 3, 2]
     step = run_step(book, "ab")
     assert step.followed is not None
@@ -295,7 +295,7 @@ def test_several_programs_are_remembered(book: ProgramBook) -> None:
 def test_programs_of_a_graph_are_forgotten(book: ProgramBook) -> None:
     for graphs in ("ab", "ab", "c", "c"):
         run_step(book, graphs)
-    book.begin_step()
+    book.begin_step(CPU)
     book.forget("a")
     assert [len(schedule.calls) for schedule in book.schedules] == [1]
     assert run_step(book, "ab").followed is None
@@ -321,7 +321,7 @@ def test_a_step_that_cannot_fit_is_an_error(book: ProgramBook, maker: Maker) -> 
     for _ in range(2):
         run_step(book, "ab")
     with pytest.raises(BudgetError, match="too little; see the file"):
-        book.begin_step()
+        book.begin_step(CPU)
 
 
 def test_a_job_that_runs_is_not_ended(
@@ -341,25 +341,25 @@ def test_a_step_that_never_ends_is_given_up(
 ) -> None:
     """Else it would grow for ever."""
     monkeypatch.setattr(book_module, "MAX_HALVES", 3)
-    step = book.begin_step()
+    step = book.begin_step(CPU)
     step.note_birth()
     for _ in range(2):
         step.add_call("a", CPU, is_limited=True)
-        assert book.begin_step() is step
+        assert book.begin_step(CPU) is step
     step.add_call("a", CPU, is_limited=True)
-    assert book.begin_step() is not step
+    assert book.begin_step(CPU) is not step
     assert book.schedules == []
 
 
 def test_a_step_goes_on_while_a_ticket_lives(book: ProgramBook) -> None:
-    step = book.begin_step()
+    step = book.begin_step(CPU)
     step.add_call("a", CPU, is_limited=True)
     step.note_birth()
     step.note_birth()
     step.note_death()
-    assert book.begin_step() is step
+    assert book.begin_step(CPU) is step
     step.note_death()
-    assert book.begin_step() is not step
+    assert book.begin_step(CPU) is not step
 
 
 def test_records_have_the_latest_step_that_did_what_the_schedule_says(book: ProgramBook) -> None:
@@ -385,7 +385,7 @@ def test_the_schedule_of_the_next_step(book: ProgramBook) -> None:
     for _ in range(FIRST_STEPS):
         run_step(book, "a")
         assert book.next_schedule is None, "few steps have been measured"
-    step = book.begin_step()
+    step = book.begin_step(CPU)
     assert book.next_schedule is book.schedules[0], "what it follows is known, and it has no call"
     step.add_call("a", CPU, is_limited=True)
     step.note_birth()

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from fxoffload.runtime.program.calls import Call, Entry, StepRun
+from fxoffload.runtime.program.live_bytes import count_live_bytes
 from fxoffload.runtime.store.store import OffloadStore
 from fxoffload.runtime.store.ticket import Ticket
 from fxoffload.schedule import CallSchedule, Half, Schedule
@@ -172,6 +173,21 @@ def test_measurements(memory_store: OffloadStore) -> None:
     assert abs(backward.held_bytes - 2 * NBYTES) < 2**16
     assert foreign.nbytes == 2 * NBYTES
     assert x.count_resident_bytes(None) == NBYTES
+
+
+def test_a_step_may_begin_before_its_first_op() -> None:
+    """What was held then is not the step's, nor what has ended since."""
+    held_bytes = count_live_bytes(CPU)
+    assert held_bytes is not None
+    step = StepRun([], measures=True, begun_bytes=held_bytes - NBYTES)
+    step.add_call("a", CPU, is_limited=True)
+    assert step.base_bytes == held_bytes - NBYTES
+    (forward,) = step.measure().halves
+    assert forward.held_bytes is not None
+    assert abs(forward.held_bytes - NBYTES) < 2**16
+    ended = StepRun([], measures=True, begun_bytes=held_bytes + NBYTES)
+    ended.add_call("a", CPU, is_limited=True)
+    assert [half.held_bytes for half in ended.measure().halves] == [0]
 
 
 def test_samples_end_with_the_step(memory_store: OffloadStore) -> None:

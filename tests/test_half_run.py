@@ -6,7 +6,7 @@ from fxoffload.runtime.program.half_run import HalfRun, measure_halves
 from fxoffload.schedule import Half, HalfMeasurement
 
 
-def test_bytes_count_from_the_first_op_and_gaps_from_the_half_before() -> None:
+def test_bytes_count_from_the_beginning_and_gaps_from_the_half_before() -> None:
     forward = HalfRun(Half("a", 0, True), held_bytes=100)
     forward.marks = {("offload", "x"): (1.0, 2.0), ("release", "x"): (3.5, 4.0)}
     forward.peak_bytes = {("offload", "x"): 130}
@@ -16,7 +16,7 @@ def test_bytes_count_from_the_first_op_and_gaps_from_the_half_before() -> None:
     empty = HalfRun(Half("b", 1, True))
     last = HalfRun(Half("b", 1, False))
     last.marks = {("wait", "y"): (8.0, 9.0)}
-    assert measure_halves([forward, backward, empty, last]) == [
+    assert measure_halves([forward, backward, empty, last], 100) == [
         HalfMeasurement(
             {("offload", "x"): 0.0, ("release", "x"): 1.5},
             0.0,

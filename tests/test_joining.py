@@ -56,11 +56,23 @@ def test_what_runs_between_graphs_takes_its_time() -> None:
     assert sum(joined.step.seconds) == pytest.approx(20.0)
 
 
+def test_what_a_step_holds_before_its_first_op() -> None:
+    """It counts through the half, beside what is born there."""
+    plain = join_step(make_program(1), MODELS, [HalfMeasurement({}, held_bytes=0), UNMEASURED])
+    held_bytes = -plain.base_bytes + 1000
+    record = HalfMeasurement({}, held_bytes=held_bytes)
+    joined = join_step(make_program(1), MODELS, [record, UNMEASURED])
+    length = len(MODEL.forward.seconds)
+    assert (plain.base_bytes < 0, joined.base_bytes) == (True, 0)
+    expected = [nbytes + 1000 for nbytes in plain.step.fixed_bytes[:length]]
+    assert list(joined.step.fixed_bytes[:length]) == expected
+
+
 def test_what_is_held_beside_our_values() -> None:
     """By what was seen at the first op of each half, and between the ops."""
     plain = join_step(make_program(1), MODELS, [UNMEASURED] * 2).step.fixed_bytes
-    first = HalfMeasurement({}, held_bytes=1000)
-    later = HalfMeasurement({}, held_bytes=1300)
+    first = HalfMeasurement({}, held_bytes=0)
+    later = HalfMeasurement({}, held_bytes=300)
     length = len(MODEL.forward.seconds)
     found = join_step(make_program(1), MODELS, [first, later]).step.fixed_bytes
     # Nothing but `a` has been born at the first op, and that is a value of ours.
@@ -68,10 +80,10 @@ def test_what_is_held_beside_our_values() -> None:
     assert found[length:] == tuple(nbytes + 300 + 100 for nbytes in plain[length:])
     event, begin = MODEL.backward.ops[1]
     end = MODEL.backward.ops[2][1]
-    seen = replace(later, peak_bytes={event: 5000}, gap_bytes=4000)
+    seen = replace(later, peak_bytes={event: 4000}, gap_bytes=3000)
     found = join_step(make_program(1), MODELS, [first, seen]).step.fixed_bytes[length:]
-    assert found[begin:end] == (5000 - 900,) * (end - begin)
-    assert found[0] == 4000 - 900
+    assert found[begin:end] == (4000 + 100,) * (end - begin)
+    assert found[0] == 3000 + 100
     assert found[end:] == tuple(nbytes + 400 for nbytes in plain[length + end :])
 
 

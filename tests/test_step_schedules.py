@@ -116,6 +116,32 @@ def test_blocks_keep_the_budget_of_the_step(spill_directory: Path, expected: lis
     assert f"under a budget of {budget_bytes / MIB:.1f} MiB" in str(schedule)
 
 
+def test_what_runs_in_front_of_the_graphs_counts(spill_directory: Path) -> None:
+    """From begin_step on; else a step begins with its first op."""
+    budget_bytes, held_bytes = 60 * MIB, 8 * MIB
+
+    def run(begins: bool) -> list[Tensor]:
+        if begins:
+            fxoffload.begin_step()
+        held = torch.ones(2, ROWS, WIDTH)
+        loss = run_forward(blocks, make_input() * held[0])
+        del held
+        loss.backward()
+        return take_gradients(blocks)
+
+    peaks: list[int] = []
+    for begins in (False, True):
+        torch._dynamo.reset()
+        kernels._programs.clear()
+        blocks = make_blocks(spill_directory, memory_budget=budget_bytes)
+        for _ in range(4):
+            run(begins)
+        peaks.append(measure_peak(partial(run, begins)))
+    first, begun = peaks
+    assert first > budget_bytes + held_bytes // 2
+    assert 0.8 * budget_bytes < begun <= 1.03 * budget_bytes
+
+
 def test_a_budget_that_fits_keeps_everything(spill_directory: Path, expected: list[Tensor]) -> None:
     blocks = make_blocks(spill_directory, memory_budget="1GiB")
     run_step(blocks)

@@ -43,7 +43,7 @@ class JoinedStep:
 
     values: by name, which values of which calls each saved value is, in the order in which these
     are read. ops: in the order in which they run. base_bytes: what is held when the step begins,
-    relative to its first op as measured bytes are.
+    relative to what measured bytes are relative to.
     """
 
     step: Step
@@ -82,8 +82,8 @@ def join_step(
         values = models[half.graph].values if half.forward else ()
         held = _find_held(model, values, record)
         if base_bytes is None:
-            # The first half begins with nothing of the step but what is born there.
-            base_bytes = held
+            # Where the step begins with its first op, with nothing but what is born there.
+            base_bytes = min(0, held)
         seen = _find_fixed(model, values, record, held)
         fixed += [
             Residence(describe_half(half), nbytes - base_bytes, start + position, start + position)

@@ -7,6 +7,8 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+import torch
+
 from fxoffload.errors import BudgetError
 from fxoffload.runtime.program.advice import JUDGED_STEPS, Adviser
 from fxoffload.runtime.program.calls import StepRun
@@ -18,6 +20,7 @@ from fxoffload.runtime.program.comparison import (
     find_typical_flows,
     keep_seen,
 )
+from fxoffload.runtime.program.live_bytes import count_live_bytes
 from fxoffload.runtime.program.price import Sample, Samples
 from fxoffload.schedule import (
     UNKNOWN_OWNERS,
@@ -146,6 +149,8 @@ class ProgramBook:
         self._explain = explain
         self._adviser = Adviser()
         self._learned: dict[Program, Learned] = {}  # The latest last.
+        self._device: torch.device | None = None  # Of the latest step.
+        self._begun_bytes: int | None = None
         self.step: StepRun | None = None
 
     @property
@@ -176,8 +181,16 @@ class ProgramBook:
             if any(half.graph == graph for half in program):
                 del self._learned[program]
 
-    def begin_step(self) -> StepRun:
-        """The step that runs, or the next one where that has ended.
+    def note_begin(self) -> None:
+        """The next step begins here: from now on, what is held is the step's.
+
+        Nothing is noted while a step runs, nor before the first one, whose device is not known.
+        """
+        if self._device is not None and (self.step is None or self.step.ended):
+            self._begun_bytes = count_live_bytes(self._device)
+
+    def begin_step(self, device: torch.device) -> StepRun:
+        """The step that runs, or the next one where that has ended, which runs on `device`.
 
         Raises BudgetError where the step that has ended cannot be brought within its budget.
         """
@@ -192,7 +205,11 @@ class ProgramBook:
         latest = next(reversed(self._learned.values()), Learned())
         self._adviser.judge(latest.schedule, latest.judged, is_limited=latest.limited)
         schedules = [] if latest.tries else self.schedules
-        self.step = StepRun(schedules, measures=latest.measures or latest.tries)
+        begun_bytes, self._begun_bytes = self._begun_bytes, None
+        if device != self._device:
+            self._device, begun_bytes = device, None
+        measures = latest.measures or latest.tries
+        self.step = StepRun(schedules, measures=measures, begun_bytes=begun_bytes)
         return self.step
 
     def _learn(self, step: StepRun) -> None:

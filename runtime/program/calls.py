@@ -113,10 +113,14 @@ class StepRun:
     """The calls of one step in one thread.
 
     schedules: those that the step may turn out to follow, the likeliest first. measures: whether
-    ops are timed and live bytes counted. base_bytes: what the device held at the first op.
+    ops are timed and live bytes counted. begun_bytes: live bytes of the device when the step began;
+    None: it begins with its first op. base_bytes: what the device held then, others' memory
+    included.
     """
 
-    def __init__(self, schedules: list[Schedule], *, measures: bool) -> None:
+    def __init__(
+        self, schedules: list[Schedule], *, measures: bool, begun_bytes: int | None = None
+    ) -> None:
         self.calls: list[Call] = []
         self.runs: list[HalfRun] = []
         self.measures = measures
@@ -128,6 +132,7 @@ class StepRun:
         self._sampler: HeldSampler | None = None
         self._last: tuple[HalfRun, OpEvent] | None = None  # The op that ran last.
         self._highest_live: int | None = None  # Since that op.
+        self._begun_bytes = begun_bytes
         self._exposed_before: dict[OffloadStore, float] = {}
         self._windows: list[dict[str, Window]] = []
 
@@ -160,7 +165,10 @@ class StepRun:
         if self.measures or not self.runs:
             run.held_bytes = self._count_held_bytes(device, half)
             if not self.runs and run.held_bytes is not None:
-                self.base_bytes = run.held_bytes + count_foreign_bytes(device)
+                begun_bytes = run.held_bytes if self._begun_bytes is None else self._begun_bytes
+                # What ends meanwhile, such as the batch before, is not this step's.
+                self._begun_bytes = min(begun_bytes, run.held_bytes)
+                self.base_bytes = self._begun_bytes + count_foreign_bytes(device)
         if self.measures:
             if self._sampler is None:
                 self._sampler = HeldSampler(partial(self._sample, device))
@@ -232,7 +240,7 @@ class StepRun:
         self.stop()
         flows = {tier: each.close() for windows in self._windows for tier, each in windows.items()}
         return StepMeasurement(
-            measure_halves(self.runs),
+            measure_halves(self.runs, self._begun_bytes or 0),
             flows,
             self.base_bytes,
             find_owners(self._list_entries()),

@@ -30,10 +30,9 @@ def find_step_seconds(runs: Sequence[HalfRun]) -> float:
     return find_seconds(marks[0][0], marks[-1][1]) if marks else 0.0
 
 
-def measure_halves(runs: Sequence[HalfRun]) -> list[HalfMeasurement]:
-    """What each of the halves of a step took; bytes relative to the first op of the step."""
+def measure_halves(runs: Sequence[HalfRun], base_bytes: int) -> list[HalfMeasurement]:
+    """What each of the halves of a step took; bytes relative to `base_bytes`."""
     found: list[HalfMeasurement] = []
-    base = runs[0].held_bytes or 0
     left: Mark | None = None
     for run in runs:
         marks = list(run.marks.values())
@@ -42,10 +41,10 @@ def measure_halves(runs: Sequence[HalfRun]) -> list[HalfMeasurement]:
             HalfMeasurement(
                 find_clocks(run.marks),
                 gap,
-                None if run.held_bytes is None else run.held_bytes - base,
-                None if run.gap_bytes is None else run.gap_bytes - base,
-                {event: nbytes - base for event, nbytes in run.peak_bytes.items()},
-                {event: nbytes - base for event, nbytes in run.live_bytes.items()},
+                None if run.held_bytes is None else run.held_bytes - base_bytes,
+                None if run.gap_bytes is None else run.gap_bytes - base_bytes,
+                {event: nbytes - base_bytes for event, nbytes in run.peak_bytes.items()},
+                {event: nbytes - base_bytes for event, nbytes in run.live_bytes.items()},
             )
         )
         left = marks[-1][1] if marks else left

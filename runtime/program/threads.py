@@ -40,8 +40,14 @@ class Programs:
         step = book.step
         call = step.calls[-1] if step is not None and step.calls and not step.ended else None
         if call is None or call.graph != graph or call.backward or name in call.entries:
-            call = book.begin_step().add_call(graph, device, is_limited=is_limited)
+            call = book.begin_step(device).add_call(graph, device, is_limited=is_limited)
         return call
+
+    def note_begin(self) -> None:
+        """In this thread: see ProgramBook.note_begin."""
+        book = self._books.get(threading.get_ident())
+        if book is not None:
+            book.note_begin()
 
     def forget(self, graph: str) -> None:
         """In all threads: see ProgramBook.forget."""
