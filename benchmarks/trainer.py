@@ -163,11 +163,16 @@ def compile_variant(
     if program == "blocks":
         for layer in layers:
             layer.compile(backend=compiler)
-        model.register_forward_pre_hook(lambda *_: fxoffload.begin_step())
+        model.register_forward_pre_hook(_begin_step)
         return model
     for layer in list(layers)[2:-1:3]:
         layer.register_forward_hook(_break_graph)
     return torch.compile(model, backend=compiler)
+
+
+def _begin_step(*_: Any) -> None:
+    """As compile_in_place has it."""
+    fxoffload.begin_step()
 
 
 def _break_graph(*_: Any) -> None:
