@@ -19,6 +19,7 @@ LENGTH = 128
 SHAPE = LlamaConfig(
     vocab_size=256, hidden_size=64, intermediate_size=256, num_hidden_layers=4,
     num_attention_heads=4, num_key_value_heads=4, max_position_embeddings=LENGTH,
+    use_cache=False,  # Else torch compiles each layer by itself.
 )  # fmt: skip
 
 

@@ -23,7 +23,7 @@ from fxoffload.memory_dump import explain_failure, watch_devices
 from fxoffload.passes import Transformed
 from fxoffload.passes.refusals import CONSTANT, STATIC_INPUT
 from fxoffload.plan_cache import hash_graph, keep_cut, keep_plan, recall_cut, recall_plan
-from fxoffload.planned_sizes import SizedGraph, find_planned_sizes, warn_of_uncounted
+from fxoffload.planned_sizes import has_symbols, warn_of_uncounted
 from fxoffload.planner.graph_model import GraphModel
 from fxoffload.planner.plan import Cut, Plan
 from fxoffload.planning import (
@@ -184,7 +184,7 @@ def _compile_cut(
     """`gm` at a cut, and what is known of it, as _compile; recut: what may compile it anew."""
     key = hash_graph(gm, inputs, find_identity(config, cut))
     # Before the compiler, which may replace symbols by numbers.
-    sizes = find_planned_sizes(inputs)
+    is_symbolic = has_symbols(inputs)
     compiled, found = _compile(gm, inputs, config, store, key, cut)
     model = None if found is None else found.model
     _compiled.append(model is not None)
@@ -195,12 +195,11 @@ def _compile_cut(
         with torch_internals.outside_of_tracing():
             links, limit = find_links(config, device), find_device_limit(config, device)
         explain = partial(explain_failure, config=config)
-        follow_schedules(key, ScheduledGraph(model, config, links, limit, recut), explain)
+        graph = ScheduledGraph(model, config, links, limit, is_symbolic, recut)
+        follow_schedules(key, graph, explain)
         watch_devices()
     if found is not None and config.budget_bytes is not None:
         warn_of_uncounted(found.plan)
-        if sizes:
-            compiled = SizedGraph(compiled, sizes, found.plan, config.budget_bytes)
     return compiled, found
 
 

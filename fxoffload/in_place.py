@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable
 
 import torch
@@ -36,6 +37,7 @@ def compile_in_place(
     budget then holds for what runs in front of the parts, too.
     Wrappers such as DistributedDataParallel may be applied before or after, as hooks and the class
     of a module stay.
+    Warns of a model of Hugging Face that makes a cache for generation.
     Raises ConfigError for an option or a directory that cannot work, for a name that nothing has,
     and for a module of torch.nn, which torch would run without compiling it.
     """
@@ -43,6 +45,7 @@ def compile_in_place(
     found = (model,) if modules is None else _find_modules(model, modules)
     for module in found:
         _check_class(module)
+    _warn_of_cache(model)
     open_store(config)
     for module in found:
         module.compile(backend=BoundBackend(config), dynamic=dynamic, fullgraph=fullgraph)
@@ -81,6 +84,18 @@ def _find_outermost(module: nn.Module, class_name: str) -> Iterable[nn.Module]:
         return
     for child in module.children():
         yield from _find_outermost(child, class_name)
+
+
+def _warn_of_cache(model: nn.Module) -> None:
+    """Models of Hugging Face make a cache for generation in each forward, of which guards know."""
+    if getattr(getattr(model, "config", None), "use_cache", False):
+        warnings.warn(
+            f"use_cache is on in the config of {type(model).__name__}: torch then compiles each "
+            "layer by itself, and runs those beyond its limit of recompilations without "
+            "compiling them; set model.config.use_cache = False, as training needs no cache",
+            RuntimeWarning,
+            stacklevel=3,
+        )
 
 
 def _check_class(module: nn.Module) -> None:

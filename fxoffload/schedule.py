@@ -109,6 +109,9 @@ class Owners:
 
 UNKNOWN_OWNERS = Owners()
 
+# Bytes of values, by graph and name; of graphs whose sizes are symbolic only.
+Sizes = Mapping[str, Mapping[str, int]]
+
 
 @dataclass(frozen=True, slots=True)
 class StepMeasurement:
@@ -118,7 +121,7 @@ class StepMeasurement:
     does not tell. exposed_seconds: of waiting for transfers. step_seconds: from the first
     to the last op. price: seconds of compute that each byte took that was written or read, as
     several steps showed; None where they did not. excess_bytes: by how much steps exceeded the peak
-    that their schedule predicted.
+    that their schedule predicted. sizes: the largest that values of symbolic size had.
     """
 
     halves: Sequence[HalfMeasurement]
@@ -129,6 +132,7 @@ class StepMeasurement:
     step_seconds: float = 0.0
     price: float | None = None
     excess_bytes: int = 0
+    sizes: Sizes = field(default_factory=dict[str, Mapping[str, int]])
 
     @property
     def live_bytes(self) -> int | None:
@@ -167,7 +171,7 @@ class Schedule:
     step_seconds: from the first to the last op of the step. saved_bytes: of all values.
     kept_for: why values that may move are kept. price: seconds of compute that it counts for each
     byte written or read. bandwidths: by tier, the bytes per second of writes
-    and reads that it counts on.
+    and reads that it counts on. sizes: that it was made for; see StepMeasurement.
     """
 
     program: Program
@@ -185,6 +189,7 @@ class Schedule:
     bandwidths: Mapping[str, tuple[float, float]] = field(
         default_factory=dict[str, tuple[float, float]]
     )
+    sizes: Sizes = field(default_factory=dict[str, Mapping[str, int]])
 
     def __str__(self) -> str:
         mib = 2**20

@@ -47,14 +47,23 @@ class ScheduledGraph:
     """A compiled graph whose ops follow schedules.
 
     links: as transfers from its device see them. device_bytes: what everything on that device may
-    take; None is no limit. recut: what may still compile the graph at another cut.
+    take; None is no limit. is_symbolic: whether sizes of its inputs are symbols. recut: what may
+    still compile the graph at another cut.
     """
 
     model: GraphModel
     config: OffloadConfig
     links: Mapping[str, Link]
     device_bytes: int | None = None
+    is_symbolic: bool = False
     recut: RecutGraph | None = field(default=None, compare=False)
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Bytes by the model of the values that steps may move; of a limited symbolic graph."""
+        if not self.is_symbolic or not self.config.is_limited:
+            return {}
+        return {value.name: value.nbytes for value in self.model.values if value.has_ops}
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +127,8 @@ def follow_schedules(
     if known is not None and known.model != graph.model:
         runtime.forget_programs(key)
     _graphs[key] = graph
-    runtime.schedule_graph(key, schedule_program, explain, is_limited=graph.config.is_limited)
+    limited = graph.config.is_limited
+    runtime.schedule_graph(key, schedule_program, explain, is_limited=limited, sizes=graph.sizes)
 
 
 def schedule_program(program: Program, measured: StepMeasurement) -> Schedule:
@@ -146,7 +156,7 @@ def make_graph_schedule(
     make = partial(
         make_schedule,
         program,
-        {key: each.model for key, each in graphs.items()},
+        find_models(graphs, measured),
         halves,
         links,
         owners=measured.owners,
@@ -172,6 +182,16 @@ def make_graph_schedule(
         found = replace(make(budget_bytes="min"), budget_bytes=error.budget_bytes)
         log.info("the budget is as low as what can be measured: %s", found)
         return found
+
+
+def find_models(
+    graphs: Mapping[str, ScheduledGraph], measured: StepMeasurement
+) -> dict[str, GraphModel]:
+    """Of `graphs`, at the sizes that were measured."""
+    return {
+        key: each.model.resize(measured.sizes[key]) if key in measured.sizes else each.model
+        for key, each in graphs.items()
+    }
 
 
 def predict_step(graphs: Sequence[ScheduledGraph], base_bytes: int | None) -> ScheduledStep:

@@ -41,18 +41,22 @@ from fxoffload.torch_internals import (
 from fxoffload.torch_internals.tensor_sizes import (
     count_bytes,
     guess_int,
+    may_grow,
 )
 
 # The saved views of a storage are copied out of it if they have at most this share of its bytes.
 GATHER_FRACTION = 0.5
 UNREAD = "not read by the backward"
+# How many times larger than traced a value of symbolic size may become: `min_bytes` is for those.
+GROWTH = 16
 
 
 def find_saved_values(graph: TrainingGraph, *, min_bytes: int = 1) -> tuple[SavedValue, ...]:
     """One SavedValue for each storage that is saved for the backward, in order of birth.
 
     Small views of a large storage get one each, see _gather. Values below `min_bytes` get a
-    `refusal`, unless the program says that they move. Positions are indices of nodes in each graph.
+    `refusal`, unless the program says that they move, or they may grow beyond it. Positions are
+    indices of nodes in each graph.
     Raises MarkError for a value that the program says must move, if it may not.
     """
     forward = graph.forward.graph
@@ -101,6 +105,8 @@ def find_saved_values(graph: TrainingGraph, *, min_bytes: int = 1) -> tuple[Save
         gathers = _gather(value, members, backward_uses, positions, addressed)
         for candidate in gathers or (value,):
             least_bytes = 1 if candidate.must_move else max(min_bytes, 1)
+            if _may_grow(root):
+                least_bytes = max(1, least_bytes // GROWTH)
             if candidate.has_ops and candidate.nbytes < least_bytes:
                 owned = root.op != "placeholder"
                 candidate = replace(candidate, refusal="smaller than min_bytes", owned=owned)
@@ -236,6 +242,12 @@ def _tensor_bytes(node: fx.Node) -> int:
     tensor = get_tensor(node)
     assert tensor is not None
     return count_bytes(tensor)
+
+
+def _may_grow(node: fx.Node) -> bool:
+    tensor = get_tensor(node)
+    assert tensor is not None
+    return may_grow(tensor)
 
 
 def _distinct_bytes(member: fx.Node) -> int:

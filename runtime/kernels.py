@@ -11,7 +11,7 @@ from __future__ import annotations
 import itertools
 import os
 import weakref
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -38,14 +38,21 @@ _ids = itertools.count(1)
 
 
 def schedule_graph(
-    graph: str, make_schedule: MakeSchedule, explain: ExplainFailure, *, is_limited: bool
+    graph: str,
+    make_schedule: MakeSchedule,
+    explain: ExplainFailure,
+    *,
+    is_limited: bool,
+    sizes: Mapping[str, int],
 ) -> None:
     """Let the ops that carry `graph` follow schedules from now on, which `make_schedule` makes.
 
     make_schedule, explain: see ProgramBook; those of the graph that runs first in a thread count.
-    is_limited: whether the graph has a budget, so that the safe rule waits for its writes.
+    is_limited: whether the graph has a budget, so that the safe rule waits for its writes. sizes:
+    bytes of its values by name, if it has a budget and they may change from call to call; else
+    empty.
     """
-    _programs.add_graph(graph, make_schedule, explain, is_limited=is_limited)
+    _programs.add_graph(graph, make_schedule, explain, is_limited=is_limited, sizes=sizes)
 
 
 def forget_programs(graph: str) -> None:
@@ -102,7 +109,7 @@ def _offload(
     owner = find_store(store)
     call = _programs.enter_offload(graph, name, x.device)
     start = _begin(call, "offload", x.device)
-    destination = tier if call is None else call.find_destination(name, tier)
+    destination = tier if call is None else call.find_destination(name, tier, x.nbytes)
     if destination == "keep":
         ticket = owner.keep(x, name, tier, owned)
     else:

@@ -18,6 +18,7 @@ from fxoffload.schedule import (
     HalfMeasurement,
     Program,
     Schedule,
+    Sizes,
     StepMeasurement,
     TierFlow,
 )
@@ -42,12 +43,14 @@ class Maker:
         self.moved_bytes = 0
         self.base_bytes = 0
         self.excesses: list[int] = []
+        self.sizes: list[Sizes] = []
 
     def __call__(self, program: Program, measured: StepMeasurement) -> Schedule:
         self.asked.append((program, list(measured.halves)))
         self.flows.append(measured.flows)
         self.prices.append(measured.price)
         self.excesses.append(measured.excess_bytes)
+        self.sizes.append(measured.sizes)
         if self.errors:
             self.errors -= 1
             raise BudgetError("too little")
@@ -80,17 +83,22 @@ def run_step(
     price: float = 0.0,
     live_bytes: int | None = None,
     peak_bytes: int | None = None,
+    size: int = 0,
+    modelled: int = 100,
 ) -> StepRun:
     """A step of these graphs, forward and backward, that took so long and held so much.
 
     speed: bytes per second of what it moved. exposed_seconds: of waiting for that. base_bytes: what
     the device held before. limited: whether there is a budget. price: seconds that each byte took
     that was moved: all of them by the safe rule, a quarter by a schedule. live_bytes, peak_bytes:
-    the most that was seen of all, and beside our values.
+    the most that was seen of all, and beside our values. size: of the value of each call where that
+    may change; modelled: as the model of its graph has it.
     """
     step = book.begin_step(CPU)
     for graph in graphs:
-        step.add_call(graph, CPU, is_limited=limited)
+        sizes = {"x": modelled} if size else {}
+        call = step.add_call(graph, CPU, is_limited=limited, sizes=sizes)
+        call.find_destination("x", "nvme", size)
     step.note_birth()
     step.note_death()
     event = "offload", "x"
@@ -404,3 +412,55 @@ def test_waits_of_a_running_job_are_said_once(
             assert not caplog.records, "too few steps were measured"
     found = [each for each in caplog.messages if "waits for transfers for" in each]
     assert len(found) == len(caplog.messages) == said
+
+
+def test_a_schedule_grows_with_the_values(book: ProgramBook, maker: Maker) -> None:
+    """At once in proportion, and by a measurement when a step of that size is measured."""
+    for _ in range(FIRST_STEPS + 1):
+        run_step(book, "a", held_bytes=10, size=100)
+    assert len(maker.asked) == 1
+    larger = run_step(book, "a", held_bytes=10, size=300)
+    assert not larger.measures
+    assert larger.followed is None
+    measured = run_step(book, "a", seconds=2.0, held_bytes=17, size=300)
+    assert maker.asked[-1][1][0].held_bytes == 30
+    assert maker.asked[-1][1][0].clocks == {("offload", "x"): 3.0}
+    assert maker.sizes[-1] == {"a": {"x": 300}}
+    assert measured.measures
+    assert measured.followed is not None, "what grew in proportion is followed"
+    following = run_step(book, "a", seconds=2.0, held_bytes=17, size=300)
+    assert maker.asked[-1][1][0].held_bytes == 17
+    assert maker.asked[-1][1][0].clocks == {("offload", "x"): 2.0}
+    assert following.followed is book.schedules[0]
+    assert book.schedules[0].sizes == {"a": {"x": 300}}
+    asked = len(maker.asked)
+    for size in (100, 150, 300, 299):
+        assert run_step(book, "a", seconds=2.0, held_bytes=17, size=size).followed is not None
+    book.begin_step(CPU)
+    assert len(maker.asked) == asked
+
+
+def test_shorter_steps_tell_nothing(book: ProgramBook, maker: Maker) -> None:
+    for size in (100, 100, 50, 60, 50):
+        seconds, held_bytes = (1.0, 10) if size == 100 else (0.2, 500)
+        step = run_step(book, "a", seconds=seconds, held_bytes=held_bytes, size=size)
+        assert step.measures
+    book.begin_step(CPU)
+    assert len(maker.asked) == 1
+
+
+def test_a_declared_size_is_planned_for_before_it_comes(book: ProgramBook, maker: Maker) -> None:
+    run_step(book, "a", held_bytes=10, size=25, modelled=100)
+    followed = [run_step(book, "a", size=size, modelled=100).followed for size in (25, 50)]
+    assert followed == [book.schedules[0]] * 2
+    assert [halves[0].held_bytes for _, halves in maker.asked] == [40]
+    assert maker.sizes == [{"a": {"x": 100}}]
+
+
+def test_a_guess_that_does_not_fit_is_no_error(book: ProgramBook, maker: Maker) -> None:
+    """Everything moves until a step of that size has been measured."""
+    maker.errors = 1
+    run_step(book, "a", size=25, modelled=100)
+    assert run_step(book, "a", size=25, modelled=100).followed is None
+    assert run_step(book, "a", size=100, modelled=100).followed is None
+    assert run_step(book, "a", size=100, modelled=100).followed is not None

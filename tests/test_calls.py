@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+from dataclasses import replace
 
 import pytest
 import torch
@@ -97,8 +98,8 @@ def test_ops_wait_and_read_as_the_schedule_says(
     )
     step = StepRun([make_schedule(first, second)], measures=False)
     call = step.add_call("a", CPU, is_limited=True)
-    assert call.find_destination("x", "host") == "nvme"
-    assert call.find_destination("new", "host") == "host"
+    assert call.find_destination("x", "host", 1) == "nvme"
+    assert call.find_destination("new", "host", 1) == "host"
     x = offload(memory_store, call, "x")
     memory_store.release(x.ticket, call.blocks)
     other = step.add_call("a", CPU, is_limited=True)
@@ -124,6 +125,31 @@ def test_ops_wait_and_read_as_the_schedule_says(
     assert x.count_resident_bytes(None) == 0
     x.start_reading()
     assert len(x.ticket.prefetches) == 1, "for another backward"
+
+
+def test_a_value_that_is_larger_than_foreseen_ends_a_schedule(memory_store: OffloadStore) -> None:
+    schedule = make_schedule(CallSchedule({"x": "keep", "y": "keep"}), CallSchedule({}))
+    schedule = replace(schedule, sizes={"a": {"x": 200, "y": 100}})
+    step = StepRun([schedule], measures=False)
+    call = step.add_call("a", CPU, is_limited=True, sizes={"x": 20, "y": 20})
+    assert call.find_destination("x", "nvme", 200) == "keep"
+    kept = keep(memory_store, call, "x")
+    assert call.find_destination("y", "nvme", 101) == "nvme"
+    assert step.followed is None
+    assert call.blocks, "from here on by the safe rule"
+    assert kept.ticket.resident_bytes == 0, "what was kept has moved"
+    other = step.add_call("b", CPU, is_limited=True)
+    assert (other.schedule, other.limits) == (None, {})
+    assert other.find_destination("z", "nvme", 2**30) == "nvme"
+    assert step.find_sizes() == {"a": {"x": 200, "y": 101}}
+    assert step.find_limits() == {"a": {"x": 200, "y": 100}}
+    unscheduled = StepRun([], measures=False)
+    first = unscheduled.add_call("a", CPU, is_limited=True, sizes={"x": 20})
+    first.find_destination("x", "nvme", 30)
+    assert (unscheduled.find_limits(), unscheduled.find_sizes()) == (
+        {"a": {"x": 20}},
+        {"a": {"x": 30}},
+    )
 
 
 def test_what_a_wait_returns_is_passed_on(memory_store: OffloadStore) -> None:

@@ -41,6 +41,20 @@ def test_values_in_segments() -> None:
     assert (b.born, b.last_use, b.first_use, b.freed) == (3, 4, 2, 2)
 
 
+def test_sizes_of_a_call() -> None:
+    """What is not named grows in proportion, and does not shrink."""
+    model = build_graph_model(STEP, FORWARD, BACKWARD)
+    a, b = (value.nbytes for value in model.values)
+    larger = model.resize({"a": 3 * a})
+    assert [value.nbytes for value in larger.values] == [3 * a, 3 * b]
+    assert larger.forward.fixed_bytes == (0, 0, 21, 0, 0, 15)
+    assert larger.forward.seconds == model.forward.seconds
+    smaller = model.resize({"a": a // 2, "b": b // 2})
+    assert [value.nbytes for value in smaller.values] == [a // 2, b // 2]
+    assert smaller.backward.fixed_bytes == model.backward.fixed_bytes
+    assert model.resize({}) == model
+
+
 def test_a_graph_without_ops() -> None:
     model = build_graph_model(make_step([]), (), ())
     assert model.forward.seconds == model.backward.seconds == (10.0,)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import pickle
+import warnings
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -133,6 +135,17 @@ def test_a_step_begins_with_a_forward_of_the_model(
 def test_names_that_cannot_be_compiled(modules: str, words: str, options: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=words):
         compile_in_place(Model(), modules, **options)
+
+
+def test_a_cache_for_generation_is_warned_of(options: dict[str, Any]) -> None:
+    model = Model()
+    model.config = SimpleNamespace(use_cache=True)
+    with pytest.warns(RuntimeWarning, match="^use_cache is on in the config of Model: torch then"):
+        compile_in_place(model, "listed", **options)
+    model.config.use_cache = False
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        compile_in_place(model, "listed", **options)
 
 
 def test_a_chain_of_torch_cannot_be_compiled_whole(options: dict[str, Any]) -> None:

@@ -253,6 +253,13 @@ def test_small_values_are_refused() -> None:
     assert refusal == "smaller than min_bytes"
 
 
+def test_values_that_may_grow_beyond_the_least_size_are_not_refused(fresh_dynamo: None) -> None:
+    graph = toys.trace_dynamic(lambda x: (x @ WEIGHT).exp().sin())
+    (exp,) = (value for value in find_saved_values(graph) if value.name == "exp")
+    for factor, refusal in ((16, None), (17, "smaller than min_bytes")):
+        assert find_by_name(graph, "exp", min_bytes=factor * exp.nbytes).refusal == refusal
+
+
 def test_empty_values_are_refused() -> None:
     def empty(sketch: Sketch, a: fx.Node) -> fx.Node:
         return sketch.forward.call(aten.new_empty.default, a, [0, 4])

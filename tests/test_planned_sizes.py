@@ -1,4 +1,4 @@
-"""A budget holds for the largest declared size; a call that exceeds the planned size warns."""
+"""A budget holds for the largest size that is declared, or that has come."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import fxoffload
-from fxoffload.planned_sizes import SizedGraph, find_planned_sizes, warn_of_uncounted
+from fxoffload.planned_sizes import has_symbols, warn_of_uncounted
 from fxoffload.planner.plan import UNCOUNTED, Keep, Plan, SavedValue
 
 WIDTH = 64
@@ -48,24 +48,6 @@ def test_the_declared_maximum_is_planned_for(fresh_dynamo: None) -> None:
         assert run(step, LARGE, LARGE) >= 6 * LARGE * WIDTH * 4 - BUDGET
 
 
-def test_a_call_that_exceeds_what_was_planned_for_says_so_once(fresh_dynamo: None) -> None:
-    step = make_step(memory_budget=BUDGET)
-    assert run(step, SMALL) == 0
-    with pytest.warns(RuntimeWarning, match="planned for a size of 64, and this call has 512"):
-        run(step, LARGE)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", RuntimeWarning)
-        run(step, 2 * LARGE)
-
-
-def test_the_warning_has_both_peaks() -> None:
-    plan = Plan((), (), 3 * 2**20, 3 * 2**20)
-    graph = SizedGraph(lambda *args: args, {1: 10}, plan, 4 * 2**20)
-    assert graph("a", 10) == ("a", 10)
-    with pytest.warns(RuntimeWarning, match=r"4\.0 MiB .* as 3\.0 MiB, becomes about 6\.0 MiB"):
-        assert graph("a", 20) == ("a", 20)
-
-
 @pytest.mark.parametrize("budget", [None, "min"])
 def test_without_a_budget_in_bytes_nothing_is_promised(
     fresh_dynamo: None, budget: str | None
@@ -77,20 +59,18 @@ def test_without_a_budget_in_bytes_nothing_is_promised(
             run(step, rows)
 
 
-def test_sizes_are_arguments_of_the_graph(fresh_dynamo: None) -> None:
-    found: list[Any] = []
+@pytest.mark.parametrize(("dynamic", "expected"), [(True, True), (False, False)])
+def test_symbols_are_arguments_of_the_graph(
+    fresh_dynamo: None, dynamic: bool, expected: bool
+) -> None:
+    found: list[bool] = []
 
     def backend(gm: torch.fx.GraphModule, inputs: list[Any]) -> Any:
-        found.append((find_planned_sizes(inputs), inputs))
+        found.append(has_symbols(inputs))
         return gm
 
-    x = torch.randn(SMALL, WIDTH)
-    torch._dynamo.mark_dynamic(x, 0, min=2, max=LARGE)
-    torch.compile(lambda x: x + 1, backend=backend)(x)
-    ((planned, inputs),) = found
-    ((index, size),) = planned.items()
-    assert size == LARGE
-    assert inputs[index].node.hint == SMALL
+    torch.compile(lambda x: x + 1, backend=backend, dynamic=dynamic)(torch.randn(SMALL, WIDTH))
+    assert found == [expected]
 
 
 def test_a_size_without_a_bound_is_named() -> None:

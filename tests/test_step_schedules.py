@@ -142,6 +142,38 @@ def test_what_runs_in_front_of_the_graphs_counts(spill_directory: Path) -> None:
     assert 0.8 * budget_bytes < begun <= 1.03 * budget_bytes
 
 
+def test_a_budget_holds_for_lengths_that_grow(spill_directory: Path) -> None:
+    """The first step of a length moves all, the next ones what is too much; so do shorter ones."""
+    budget_bytes = 60 * MIB
+    blocks = make_blocks(spill_directory, memory_budget=budget_bytes)
+
+    def run(rows: int) -> int:
+        """Bytes that a step moves."""
+        x = make_input()[:rows]
+        torch._dynamo.mark_dynamic(x, 0)
+        fxoffload.reset_statistics()
+        run_forward(blocks, x).backward()
+        take_gradients(blocks)
+        return fxoffload.statistics().offloaded_bytes
+
+    short, long = ROWS // 4, ROWS
+    for _ in range(7):
+        moved = run(short)
+    before = fxoffload.graph_counts().compiled
+    assert moved == 0, "all of it fits"
+    first = run(long)
+    for _ in range(3):
+        later = run(long)
+    assert 0 < later < first
+    assert 0.8 * budget_bytes < measure_peak(partial(run, long)) <= 1.03 * budget_bytes
+    (schedule,) = fxoffload.schedules()
+    assert schedule.moved_bytes == later
+    assert schedule.saved_bytes == first
+    assert run(short) == later // 4
+    assert fxoffload.schedules() == (schedule,)
+    assert fxoffload.graph_counts().compiled == before
+
+
 def test_a_budget_that_fits_keeps_everything(spill_directory: Path, expected: list[Tensor]) -> None:
     blocks = make_blocks(spill_directory, memory_budget="1GiB")
     run_step(blocks)

@@ -25,7 +25,7 @@ def make_programs(graphs: str) -> Programs:
     programs = Programs()
     assert programs.enter_offload("a", "x", CPU) is None, "it follows no schedules"
     for graph in graphs:
-        programs.add_graph(graph, make_schedule, lambda error: error, is_limited=True)
+        programs.add_graph(graph, make_schedule, lambda error: error, is_limited=True, sizes={})
     return programs
 
 

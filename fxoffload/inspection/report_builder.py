@@ -30,7 +30,7 @@ from fxoffload.planner.simulation import Simulation, simulate
 from fxoffload.planner.step import Transfer
 from fxoffload.planner.timeline import Timeline, read_transfers, replay
 from fxoffload.schedule import TierFlow
-from fxoffload.step_schedules import ScheduledStep
+from fxoffload.step_schedules import ScheduledStep, find_models
 
 # Rows of the table of holders.
 MAX_HOLDERS = 30
@@ -98,8 +98,8 @@ def build_report(step: ScheduledStep, ioengine: str = "") -> ReportData:
 
 def _replay_step(step: ScheduledStep) -> _Replayed:
     record, config = step.record, step.config
-    models = {name: graph.model for name, graph in step.graphs.items()}
     assumed = record.assumed
+    models = find_models(step.graphs, assumed)
     joined = join_step(record.schedule.program, models, assumed.halves, assumed.owners)
     transfers = read_transfers(joined, record.schedule)
     # As the schedule was made, so that the times are those that it predicts.

@@ -10,7 +10,7 @@ and the runtime acts only where an op of ours stands. Between two such places no
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
@@ -44,6 +44,31 @@ class GraphModel:
     def seconds(self) -> float:
         """Of compute in both halves."""
         return sum(self.forward.seconds) + sum(self.backward.seconds)
+
+    def resize(self, sizes: Mapping[str, int]) -> GraphModel:
+        """The model of a call whose values have `sizes` by name, in bytes.
+
+        The others, and what is beside the values, grow as those do, but do not shrink.
+        """
+        before = sum(value.nbytes for value in self.values if value.name in sizes)
+        factor = max(1.0, sum(sizes.values()) / before) if before else 1.0
+
+        def scale(nbytes: int) -> int:
+            return nbytes if factor == 1.0 else int(factor * nbytes)
+
+        forward, backward = (
+            replace(half, fixed_bytes=tuple(map(scale, half.fixed_bytes)))
+            for half in (self.forward, self.backward)
+        )
+        values = tuple(
+            replace(
+                value,
+                nbytes=sizes.get(value.name, scale(value.nbytes)),
+                base_bytes=None if value.base_bytes is None else scale(value.base_bytes),
+            )
+            for value in self.values
+        )
+        return GraphModel(forward, backward, values)
 
     def scale_seconds(self, factor: float) -> GraphModel:
         """The model on a device by `factor` slower."""

@@ -100,6 +100,17 @@ def has_hints(tensor: torch.Tensor) -> bool:
     )
 
 
+def may_grow(tensor: torch.Tensor) -> bool:
+    """Whether a later call may have more elements: a size has a hint, and no declared maximum."""
+    if not is_strided(tensor):
+        return False
+    symbolic = (size for size in tensor.size() if isinstance(size, torch.SymInt))
+    return any(
+        size.node.hint is not None and not size.node.expr.free_symbols <= _find_maxima(size).keys()
+        for size in symbolic
+    )
+
+
 def is_static(tensor: torch.Tensor) -> bool:
     """Whether all sizes and strides are ints, none of them symbolic."""
     if not is_strided(tensor):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 
@@ -22,6 +22,7 @@ from fxoffload.runtime.program.comparison import (
 )
 from fxoffload.runtime.program.live_bytes import count_live_bytes
 from fxoffload.runtime.program.price import Sample, Samples
+from fxoffload.runtime.program.value_sizes import is_smaller, merge_sizes, scale_measurement
 from fxoffload.schedule import (
     UNKNOWN_OWNERS,
     HalfMeasurement,
@@ -29,6 +30,7 @@ from fxoffload.schedule import (
     Program,
     ProgramRecord,
     Schedule,
+    Sizes,
     StepMeasurement,
     TierFlow,
 )
@@ -67,8 +69,10 @@ class Learned:
     samples: what its steps took, by what they moved. limited: whether there is a budget.
     excess_bytes: the most by which a step exceeded the peak that its schedule predicted.
     judged: measured steps that followed schedules, behind the first ones.
-    doubts: whether the latest step waited for transfers that should have been hidden, or saw other
-    speeds: then the next one is measured.
+    doubts: whether the latest step waited for transfers that should have been hidden, saw other
+    speeds, or had larger values than any before: then the next one is measured.
+    sizes: the largest that values of symbolic size had; schedules are made for them. guessed:
+    whether `assumed` is scaled from a step of smaller values.
     """
 
     steps: int = 0
@@ -89,6 +93,23 @@ class Learned:
     doubts: bool = False
     limited: bool = False
     excess_bytes: int = 0
+    sizes: Sizes = field(default_factory=dict[str, Mapping[str, int]])
+    guessed: bool = False
+
+    def grow(self, sizes: Sizes) -> bool:
+        """Whether `sizes` are larger than any before, so that another schedule is needed."""
+        sizes = merge_sizes(self.sizes, sizes)
+        before, self.sizes = self.sizes, sizes
+        if self.assumed is None or sizes == before:
+            return False
+        self.assumed, self.guessed = scale_measurement(self.assumed, sizes), True
+        return True
+
+    def forget_guess(self) -> None:
+        """A step of the sizes that were guessed has been measured."""
+        if self.guessed:
+            self.assumed, self.guessed, self.excess_bytes = None, False, 0
+            self.records.clear()
 
     @property
     def tries(self) -> bool:
@@ -222,6 +243,11 @@ class ProgramBook:
             del self._learned[next(iter(self._learned))]
         learned.steps += 1
         schedule = learned.schedule
+        grows = learned.grow(merge_sizes(step.find_limits(), seen := step.find_sizes()))
+        if is_smaller(seen, learned.sizes) or (grows and not step.measures):
+            learned.doubts |= grows
+            self._guess(program, learned, step, seen)
+            return
         if schedule is not None:
             most = schedule.exposed_seconds + UNFORESEEN_WAIT * schedule.step_seconds
             learned.doubts = step.exposed_seconds > most
@@ -232,6 +258,7 @@ class ProgramBook:
             # The first step of a process met compilers and cold memory.
             learned.records.clear()
         latest = step.measure()
+        learned.forget_guess()
         learned.note(step, latest)
         halves = find_medians(program, learned.records)
         if learned.assumed is not None:
@@ -243,19 +270,40 @@ class ProgramBook:
             learned.owners,
             price=None if learned.limited else learned.samples.find_price(),
             excess_bytes=learned.excess_bytes,
+            sizes=learned.sizes,
         )
         if learned.assumed is not None:
             learned.doubts |= differ_in_flows(learned.assumed.flows, latest.flows)
         if learned.assumed is not None and not differ(learned.assumed, measured, schedule):
             return
-        learned.assumed, learned.doubts = measured, False
+        learned.doubts = False
+        self._schedule(program, learned, measured)
+
+    def _guess(self, program: Program, learned: Learned, step: StepRun, seen: Sizes) -> None:
+        """Make a schedule of larger values than those of a step that was measured."""
+        if learned.assumed is None and step.measures:
+            latest = step.measure()
+            learned.note(step, latest)
+            learned.guessed = True
+            learned.assumed = scale_measurement(replace(latest, sizes=seen), learned.sizes)
+        elif not learned.doubts:
+            return
+        if learned.assumed is not None:
+            self._schedule(program, learned, learned.assumed)
+
+    def _schedule(self, program: Program, learned: Learned, measured: StepMeasurement) -> None:
+        """Make the schedule of the next steps by `measured`."""
+        learned.assumed = measured
         try:
-            learned.schedule = self._make_schedule(program, measured)
+            schedule = self._make_schedule(program, measured)
+            learned.schedule = replace(schedule, sizes=learned.sizes)
         except BudgetError as error:
-            if 1 < learned.steps <= FIRST_STEPS:
+            if 1 < learned.steps <= FIRST_STEPS and not learned.guessed:
                 raise self._explain(error) from None
             learned.schedule = None
-            if learned.steps == 1:
+            if learned.guessed:
+                log.info("no schedule is known to fit: everything moves: %s", error)
+            elif learned.steps == 1:
                 learned.assumed = None  # What compilers held is no reason to give up.
             else:
                 log.warning(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -21,6 +22,7 @@ from fxoffload.runtime.program.entry import Entry, find_owners, sum_resident_byt
 from fxoffload.runtime.program.half_run import HalfRun, find_step_seconds, measure_halves
 from fxoffload.runtime.program.live_bytes import count_foreign_bytes, count_live_bytes
 from fxoffload.runtime.program.sampler import HeldSampler
+from fxoffload.runtime.program.value_sizes import merge_sizes
 from fxoffload.runtime.store.store import OffloadStore
 from fxoffload.schedule import (
     CallSchedule,
@@ -28,8 +30,11 @@ from fxoffload.schedule import (
     Half,
     Program,
     Schedule,
+    Sizes,
     StepMeasurement,
 )
+
+NO_SIZES: Mapping[str, int] = {}
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +44,9 @@ class Call:
     """One run of a graph's forward, with its backward.
 
     schedule: None is the safe rule: everything moves. is_limited: whether there is a budget; then
-    the safe rule has the lowest peak, as each release waits for its write.
+    the safe rule has the lowest peak, as each release waits for its write. limits: under a budget,
+    the bytes up to which `schedule` holds, of values whose size may change; else empty. seen: their
+    bytes in this call.
     """
 
     step: StepRun
@@ -48,6 +55,8 @@ class Call:
     schedule: CallSchedule | None
     forward: HalfRun
     is_limited: bool
+    limits: Mapping[str, int] = field(default_factory=dict[str, int])
+    seen: dict[str, int] = field(default_factory=dict[str, int])
     backward: HalfRun | None = None
     entries: dict[str, Entry] = field(default_factory=dict[str, Entry])
 
@@ -64,8 +73,16 @@ class Call:
             run = self.backward
         return run if self.step.measures else None
 
-    def find_destination(self, name: str, tier: str) -> str:
-        """Where the value goes: to `tier` by the safe rule."""
+    def find_destination(self, name: str, tier: str, nbytes: int) -> str:
+        """Where the value goes: to `tier` by the safe rule.
+
+        A value that is larger than the schedule foresaw ends it for the step.
+        """
+        if self.limits:
+            self.seen[name] = nbytes
+            if self.schedule is not None and nbytes > self.limits.get(name, 0):
+                self.step.leave_schedule()
+                self.schedule = None
         if self.schedule is None:
             return tier
         return self.schedule.destinations.get(name, tier)
@@ -146,8 +163,15 @@ class StepRun:
         """The halves that have run so far."""
         return tuple(run.half for run in self.runs)
 
-    def add_call(self, graph: str, device: torch.device, *, is_limited: bool) -> Call:
-        """A forward of `graph` begins; is_limited: see Call."""
+    def add_call(
+        self,
+        graph: str,
+        device: torch.device,
+        *,
+        is_limited: bool,
+        sizes: Mapping[str, int] = NO_SIZES,
+    ) -> Call:
+        """A forward of `graph` begins; is_limited: see Call. sizes: its limits by its model."""
         number = len(self.calls)
         before = self.followed
         run = self.add_half(Half(graph, number, True), device)
@@ -155,7 +179,8 @@ class StepRun:
         if before is not None and followed is None and is_limited:
             self._move_kept()
         schedule = None if followed is None else followed.calls[number]
-        call = Call(self, graph, number, schedule, run, is_limited)
+        limits = sizes if followed is None else followed.sizes.get(graph, sizes)
+        call = Call(self, graph, number, schedule, run, is_limited, limits)
         self.calls.append(call)
         return call
 
@@ -185,6 +210,19 @@ class StepRun:
         ]
         self.followed = self._schedules[0] if self._schedules else None
         return run
+
+    def leave_schedule(self) -> None:
+        """The step needs more than was foreseen: the rest of it follows the safe rule."""
+        self._schedules, self.followed = [], None
+        self._move_kept()
+
+    def find_sizes(self) -> Sizes:
+        """What values of calls took whose sizes may change: of each graph, the largest call."""
+        return merge_sizes(*({call.graph: call.seen} for call in self.calls if call.limits))
+
+    def find_limits(self) -> Sizes:
+        """The sizes of find_sizes that were foreseen."""
+        return merge_sizes(*({call.graph: call.limits} for call in self.calls if call.limits))
 
     def find_entry(self, number: int, name: str) -> Entry | None:
         """That of a value of the call `number`, if it is there."""

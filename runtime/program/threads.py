@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 import torch
 
@@ -11,18 +13,32 @@ from fxoffload.runtime.program.calls import Call, StepRun
 from fxoffload.schedule import ProgramRecord, Schedule
 
 
+@dataclass(frozen=True, slots=True)
+class _Graph:
+    make_schedule: MakeSchedule
+    explain: ExplainFailure
+    is_limited: bool
+    sizes: Mapping[str, int]
+
+
 class Programs:
     """The books of all threads, and the graphs whose ops follow schedules."""
 
     def __init__(self) -> None:
-        self._graphs: dict[str, tuple[MakeSchedule, ExplainFailure, bool]] = {}
+        self._graphs: dict[str, _Graph] = {}
         self._books: dict[int, ProgramBook] = {}
 
     def add_graph(
-        self, graph: str, make_schedule: MakeSchedule, explain: ExplainFailure, *, is_limited: bool
+        self,
+        graph: str,
+        make_schedule: MakeSchedule,
+        explain: ExplainFailure,
+        *,
+        is_limited: bool,
+        sizes: Mapping[str, int],
     ) -> None:
-        """Let the calls of `graph` follow schedules; see ProgramBook, and Call for is_limited."""
-        self._graphs[graph] = make_schedule, explain, is_limited
+        """Let the calls of `graph` follow schedules; see ProgramBook, and Call for the rest."""
+        self._graphs[graph] = _Graph(make_schedule, explain, is_limited, sizes)
 
     def enter_offload(self, graph: str, name: str, device: torch.device) -> Call | None:
         """The call that the offload of the value `name` belongs to; None: follows no schedule.
@@ -32,15 +48,15 @@ class Programs:
         known = self._graphs.get(graph)
         if known is None:
             return None
-        make_schedule, explain, is_limited = known
         thread = threading.get_ident()
         book = self._books.get(thread)
         if book is None:
-            book = self._books[thread] = ProgramBook(make_schedule, explain)
+            book = self._books[thread] = ProgramBook(known.make_schedule, known.explain)
         step = book.step
         call = step.calls[-1] if step is not None and step.calls and not step.ended else None
         if call is None or call.graph != graph or call.backward or name in call.entries:
-            call = book.begin_step(device).add_call(graph, device, is_limited=is_limited)
+            step = book.begin_step(device)
+            call = step.add_call(graph, device, is_limited=known.is_limited, sizes=known.sizes)
         return call
 
     def note_begin(self) -> None:

@@ -20,6 +20,7 @@ from fxoffload.torch_internals.tensor_sizes import (
     is_dense,
     is_static,
     is_strided,
+    may_grow,
 )
 
 
@@ -60,10 +61,14 @@ def test_symbolic_sizes_count_by_their_hint() -> None:
 def test_a_symbolic_size_is_the_largest_that_is_declared(fresh_dynamo: None) -> None:
     """Not what a guard allows: that may be far from what ever comes."""
     found: list[int] = []
+    grows: list[bool] = []
 
     def backend(gm: torch.fx.GraphModule, inputs: list[Any]) -> Any:
         rows, columns = (x for x in inputs if isinstance(x, torch.SymInt))
         found.extend(map(guess_int, (rows, columns, rows * columns + 3)))
+        example = gm.graph.find_nodes(op="placeholder")[-1].meta["example_value"]
+        made = [example.new_empty(size) for size in (rows, columns, 4)]
+        grows.extend(map(may_grow, (example, *made)))
         assert hint_int(rows) == 16
         return gm
 
@@ -75,6 +80,7 @@ def test_a_symbolic_size_is_the_largest_that_is_declared(fresh_dynamo: None) -> 
     torch._dynamo.mark_dynamic(x, 1)
     torch.compile(step, backend=backend)(x)
     assert found == [64, 8, 64 * 8 + 3]
+    assert grows == [True, False, True, False], "no largest number of columns is declared"
 
 
 def test_size_that_depends_on_data_is_the_largest_it_can_be() -> None:

@@ -1,0 +1,62 @@
+"""Sizes of values of graphs whose lengths change: what a schedule was made for, and what came.
+
+A schedule of larger values fits smaller ones, too. So a program keeps the largest sizes that it has
+seen, and only steps of about these sizes tell what the device holds and how long compute takes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from fxoffload.schedule import HalfMeasurement, Sizes, StepMeasurement
+
+# Of the bytes that a schedule was made for: steps with less tell nothing about it.
+LIKE = 0.9
+
+
+def merge_sizes(*all_sizes: Sizes) -> Sizes:
+    """Of each value of each graph the largest."""
+    found: dict[str, dict[str, int]] = {}
+    for sizes in all_sizes:
+        for graph, values in sizes.items():
+            known = found.setdefault(graph, {})
+            for name, nbytes in values.items():
+                known[name] = max(nbytes, known.get(name, 0))
+    return found
+
+
+def is_smaller(seen: Sizes, known: Sizes) -> bool:
+    """Whether a step that saved `seen` tells nothing about one that saves `known`."""
+    return _sum(seen) < LIKE * sum(
+        known.get(graph, {}).get(name, 0) for graph, values in seen.items() for name in values
+    )
+
+
+def scale_measurement(measured: StepMeasurement, sizes: Sizes) -> StepMeasurement:
+    """What a step of `sizes` is assumed to take until one is measured.
+
+    Bytes and seconds grow as the values do.
+    """
+    before = _sum(measured.sizes)
+    factor = _sum(sizes) / before if before else 1.0
+    halves = [_scale_half(half, factor) for half in measured.halves]
+    return replace(measured, halves=halves, sizes=sizes, excess_bytes=0)
+
+
+def _scale_half(half: HalfMeasurement, factor: float) -> HalfMeasurement:
+    def scale(nbytes: int | None) -> int | None:
+        return None if nbytes is None else int(max(1.0, factor) * max(0, nbytes))
+
+    return replace(
+        half,
+        clocks={event: factor * seconds for event, seconds in half.clocks.items()},
+        gap_seconds=factor * half.gap_seconds,
+        held_bytes=scale(half.held_bytes),
+        gap_bytes=scale(half.gap_bytes),
+        peak_bytes={event: scale(nbytes) or 0 for event, nbytes in half.peak_bytes.items()},
+        live_bytes={},
+    )
+
+
+def _sum(sizes: Sizes) -> int:
+    return sum(sum(values.values()) for values in sizes.values())
