@@ -40,10 +40,14 @@ class Job:
         wait_for_writes()
         return loss
 
+    def begin(self) -> Tensor:
+        """As `forward`, and statistics start with it."""
+        fxoffload.reset_statistics()
+        return self.forward()
+
     def step(self) -> fxoffload.StoreStatistics:
         """Run a step; its statistics, when its gradients are right to the last bit."""
-        fxoffload.reset_statistics()
-        self.forward().backward()
+        self.begin().backward()
         self.check_gradients()
         gc.collect()
         return fxoffload.statistics()

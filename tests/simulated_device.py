@@ -149,6 +149,10 @@ class World:
             if not self.step():
                 return
 
+    def hold(self) -> None:
+        """From here on nothing goes on by itself: the host is never busy with anything else."""
+        self.random.choice = lambda choices: choices[0]
+
     def run_until(self, done: Callable[[], bool]) -> None:
         while not done():
             assert self.step(), "deadlock: everything waits"

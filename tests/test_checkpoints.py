@@ -22,9 +22,7 @@ from benchmarks.measure import count_allocated_bytes
 
 WIDTH, BATCH, DEPTH = 128, 512, 4
 VALUE_BYTES = WIDTH * BATCH * 4
-OPTIONS: dict[str, Any] = {
-    "compiler": "eager", "ioengine": "memory", "min_bytes": 1
-}  # fmt: skip
+OPTIONS: dict[str, Any] = {"compiler": "eager", "ioengine": "memory", "min_bytes": 1}
 
 
 class Block(nn.Module):

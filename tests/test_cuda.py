@@ -211,7 +211,7 @@ def test_each_order_that_is_forgotten_is_found(
 @pytest.mark.parametrize("block", [True, False])
 def test_release_waits_only_on_the_device(run: Run, block: bool) -> None:
     """And there only where the memory is reused at once: else copies would stall what follows."""
-    run.world.random.choice = lambda choices: choices[0]  # Nothing goes on by itself.
+    run.world.hold()
     ticket = run.offload(2, block=block)
     waits = any(isinstance(command, Wait) for command in run.world.current.queue)
     assert waits == block
@@ -265,7 +265,7 @@ def test_as_much_is_written_at_a_time_as_the_engine_can(run: Run) -> None:
 
 @pytest.mark.parametrize("tier", ["host", "nvme"])
 def test_a_write_that_waits_for_its_copy_is_cancelled(run: Run, tier: str) -> None:
-    run.world.random.choice = lambda choices: choices[0]  # Nothing goes on by itself.
+    run.world.hold()
     ticket = run.offload(2, tier=tier)
     run.store.free(ticket)
     record = run.store.statistics()
@@ -340,7 +340,7 @@ def test_what_stays_where_it_is_copied_to_waits_for_no_room() -> None:
     for tier, waits in (("nvme", True), ("host", False)):
         world = World(seed=1)
         for run in open_run(world):
-            world.random.choice = lambda choices: choices[0]  # Nothing goes on by itself.
+            world.hold()
             run.store._ledger._max_inflight_bytes = 1
             first = run.offload(2, tier=tier)
 
@@ -356,7 +356,7 @@ def test_what_stays_where_it_is_copied_to_waits_for_no_room() -> None:
 
 def test_what_finds_host_memory_full_counts_towards_the_cap() -> None:
     for run in open_run(World(seed=1)):
-        run.world.random.choice = lambda choices: choices[0]  # Nothing goes on by itself.
+        run.world.hold()
         tickets = [run.offload(number, tier="host") for number in (2, 4, 6)]
         assert [ticket.tier for ticket in tickets] == ["host", "host", "nvme"]
         assert run.store._ledger._capped_bytes == tickets[2].nbytes
@@ -370,7 +370,7 @@ def test_what_finds_host_memory_full_counts_towards_the_cap() -> None:
 @pytest.mark.parametrize("tier", ["host", "nvme"])
 def test_what_comes_back_over_the_bus_is_not_forwarded(run: Run, tier: str) -> None:
     """Also where the host asks for it before the copy out has begun."""
-    run.world.random.choice = lambda choices: choices[0]  # Nothing goes on by itself.
+    run.world.hold()
     ticket = run.offload(2, tier=tier)
     run.store.prefetch(ticket)
     run.wait(ticket)
@@ -421,7 +421,7 @@ def test_a_read_that_fails_for_good_leaves_nothing(run: Run) -> None:
 def test_a_value_that_dies_unreleased_is_held_until_its_copy_is_done(run: Run) -> None:
     world = run.world
     x = world.empty_strided((LENGTH,), (1,), dtype=torch.float32)
-    world.random.choice = lambda choices: choices[0]  # Nothing goes on by itself.
+    world.hold()
     outgoing = run.device.send(x, 512)
     del x
     outgoing.close()

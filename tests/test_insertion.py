@@ -208,7 +208,7 @@ return (sum_1, offload_slice_1, offload_slice_2, t)""",
 def test_gathered_window_keeps_the_order_of_its_strides() -> None:
     """A kernel for a transposed matrix may differ from another one's in the last bits."""
     sketch = Sketch()
-    a = sketch.forward.call(aten.sin.default, sketch.forward.input("x", torch.empty(32, 8)))
+    a = sketch.begin(32, 8)
     window = sketch.forward.call(
         aten.t.default, sketch.forward.call(aten.slice.Tensor, a, 1, 0, 2), name="window"
     )
@@ -224,7 +224,7 @@ def test_gathered_window_keeps_the_order_of_its_strides() -> None:
 def test_split_whose_items_were_all_saved_goes() -> None:
     """Without its items it would count as a reader behind the release."""
     sketch = Sketch()
-    a = sketch.forward.call(aten.sin.default, sketch.forward.input("x", torch.empty(4, 6)))
+    a = sketch.begin(4, 6)
     out = sketch.forward.call(aten.cos.default, a)
     split = sketch.forward.call(aten.split.Tensor, a, 2)
     items = [sketch.forward.call(operator.getitem, split, index) for index in (0, 1)]

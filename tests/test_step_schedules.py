@@ -78,6 +78,18 @@ def assert_equal(found: list[Tensor], expected: list[Tensor]) -> None:
     assert all(map(torch.equal, found, expected))
 
 
+def measure_settled(
+    step: Callable[[], list[Tensor]], expected: list[Tensor]
+) -> tuple[int, fxoffload.StoreStatistics]:
+    """The peak, and what a step moves, once a schedule has been made; each step is right."""
+    for _ in range(4):
+        assert_equal(step(), expected)
+    peak_bytes = measure_peak(step)
+    fxoffload.reset_statistics()
+    assert_equal(step(), expected)
+    return peak_bytes, fxoffload.statistics()
+
+
 @pytest.fixture(scope="module")
 def expected() -> list[Tensor]:
     """Gradients of one microbatch with nothing compiled."""
@@ -99,12 +111,7 @@ def test_blocks_keep_the_budget_of_the_step(spill_directory: Path, expected: lis
     assert after.moving - before.moving == after.compiled - before.compiled == 2
     assert first.kept_bytes == 0, "nothing is known of the step yet: everything moves"
     assert first.offloaded_bytes > budget_bytes
-    for _ in range(3):
-        assert_equal(run_step(blocks), expected)
-    peak_bytes = measure_peak(lambda: run_step(blocks))
-    fxoffload.reset_statistics()
-    assert_equal(run_step(blocks), expected)
-    done = fxoffload.statistics()
+    peak_bytes, done = measure_settled(lambda: run_step(blocks), expected)
     assert 0 < done.offloaded_bytes < first.offloaded_bytes
     assert done.kept_bytes == first.offloaded_bytes - done.offloaded_bytes
     assert done.live_bytes == done.inflight_bytes == 0
@@ -175,12 +182,7 @@ def test_interleaved_steps_keep_the_budget(spill_directory: Path, budget_mib: in
     """With nothing moved the step takes about 200 MiB."""
     blocks = make_blocks(spill_directory, memory_budget=budget_mib * MIB)
     expected = run_interleaved(make_blocks(spill_directory, enabled=False))
-    for _ in range(4):
-        assert_equal(run_interleaved(blocks), expected)
-    peak_bytes = measure_peak(lambda: run_interleaved(blocks))
-    fxoffload.reset_statistics()
-    assert_equal(run_interleaved(blocks), expected)
-    done = fxoffload.statistics()
+    peak_bytes, done = measure_settled(lambda: run_interleaved(blocks), expected)
     (schedule,) = fxoffload.schedules()
     assert len(schedule.calls) == 3 * BLOCKS
     assert done.offloaded_bytes == schedule.moved_bytes

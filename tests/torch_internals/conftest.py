@@ -1,4 +1,4 @@
-"""What tests of torch_internals share: the order of the calls in the code of Inductor."""
+"""Fixtures of the tests of torch_internals, nearly all of which compile."""
 
 from __future__ import annotations
 
@@ -12,6 +12,11 @@ from torch import Tensor
 from toys import aten
 
 from fxoffload.torch_internals import compilation, partitioning
+
+
+@pytest.fixture(autouse=True)
+def _compiles_afresh(fresh_dynamo: None) -> None:
+    """Nothing is left of the graphs of other tests."""
 
 
 @pytest.fixture

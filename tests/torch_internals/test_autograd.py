@@ -23,8 +23,6 @@ from fxoffload.torch_internals import (
     outside_of_tracing,
 )
 
-pytestmark = pytest.mark.usefixtures("fresh_dynamo")
-
 
 def test_outside_of_tracing_tensors_are_real() -> None:
     with FakeTensorMode():

@@ -27,8 +27,6 @@ from fxoffload.torch_internals import (
     partitioning,
 )
 
-pytestmark = pytest.mark.usefixtures("fresh_dynamo")
-
 
 def test_compile_with_aot() -> None:
     recorder, results = run_compiled(two_outputs, compile_with_aot)

@@ -25,8 +25,6 @@ from fxoffload.torch_internals import (
     without_memory,
 )
 
-pytestmark = pytest.mark.usefixtures("fresh_dynamo")
-
 
 def test_a_kept_dynamo_graph_compiles_again_without_dynamo() -> None:
     """To the same results and static inputs, and what another process would then find in caches."""

@@ -31,8 +31,6 @@ from fxoffload.torch_internals import (
     take_as_returned,
 )
 
-pytestmark = pytest.mark.usefixtures("fresh_dynamo")
-
 CPU_POLICY = find_store_policy(torch.device("cpu"))
 
 

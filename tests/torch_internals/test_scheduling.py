@@ -17,8 +17,6 @@ from toys import Sketch, aten
 from fxoffload.ops import OPS, PREFETCH, WAIT
 from fxoffload.torch_internals import CountedByGraph, FusedAtLast, mark_regions
 
-pytestmark = pytest.mark.usefixtures("fresh_dynamo")
-
 
 class FakeNode:
     """A node of Inductor's scheduler: the last of its places in the graph, and what it needs."""

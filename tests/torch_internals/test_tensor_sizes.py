@@ -57,7 +57,7 @@ def test_symbolic_sizes_count_by_their_hint() -> None:
     assert count_bytes(symbolic) == 8 * 16 * 4
 
 
-def test_a_symbolic_size_is_the_largest_that_is_declared(fresh_dynamo: None) -> None:
+def test_a_symbolic_size_is_the_largest_that_is_declared() -> None:
     """Not what a guard allows: that may be far from what ever comes."""
     found: list[int] = []
 
