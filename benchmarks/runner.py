@@ -98,12 +98,10 @@ class Table:
         console.print(*filter(None, (self.title, grid, self.caption)), sep="\n")
 
 
-def make_table(
-    items: Iterable[Item], columns: Sequence[Column[Item]], title: str = "", caption: str = ""
-) -> Table:
+def make_table(items: Iterable[Item], columns: Sequence[Column[Item]], title: str = "") -> Table:
     """A table with a row for each item."""
     rows = ([describe(item) for _, describe in columns] for item in items)
-    return Table([[heading for heading, _ in columns], *rows], title, caption)
+    return Table([[heading for heading, _ in columns], *rows], title)
 
 
 @dataclass(frozen=True, slots=True)
