@@ -40,11 +40,6 @@ class GraphModel:
     backward: HalfModel
     values: tuple[SavedValue, ...]
 
-    @property
-    def seconds(self) -> float:
-        """Of compute in both halves."""
-        return sum(self.forward.seconds) + sum(self.backward.seconds)
-
     def scale_seconds(self, factor: float) -> GraphModel:
         """The model on a device by `factor` slower."""
         forward, backward = (
