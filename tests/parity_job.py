@@ -70,7 +70,7 @@ def make_data(seed: int) -> tuple[Tensor, Tensor]:
 
 
 def take_gradients(model: nn.Module) -> list[Tensor]:
-    """Of this rank; they start anew."""
+    """Return the gradients of this rank, and set them to None."""
     found = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
     assert found
     model.zero_grad(set_to_none=True)
@@ -88,7 +88,7 @@ def train(run: Callable[..., Tensor], model: nn.Module) -> list[Tensor]:
 
 
 def distribute(model: nn.Module) -> nn.Module:
-    """With a bucket for each few parameters."""
+    """Wrap `model` in DDP with buckets of a few parameters each."""
     return DistributedDataParallel(model, bucket_cap_mb=0.02)
 
 
@@ -178,7 +178,7 @@ def run_program(program: Callable[[Options], list[Tensor]], **options: object) -
 
 
 def compare(name: str) -> int:
-    """The bytes that moved."""
+    """Compare a run that moves values with one that moves none; return the bytes moved."""
     program = PROGRAMS[name]
     expected = run_program(program, enabled=False)
     assert fxoffload.statistics().offloaded_bytes == 0

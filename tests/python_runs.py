@@ -17,7 +17,7 @@ def run_python(
     folder: Path = ROOT,
     status: int = 0,
 ) -> subprocess.CompletedProcess[str]:
-    """What `python ARGUMENTS` printed in `folder`, without colours. It must exit with `status`."""
+    """Run `python ARGUMENTS` in `folder`, without colours; its exit status must be `status`."""
     done = subprocess.run(
         [sys.executable, *arguments],
         cwd=folder,

@@ -165,7 +165,7 @@ def measure_tiny(spill_directory: Path) -> dict[str, Any]:
 
 
 def test_activation_peak(spill_directory: Path) -> None:
-    """Both variants did the same, and the bytes of the second went to disk and came back."""
+    """Both variants have equal losses; the second one writes its bytes and reads them back."""
     record = measure_tiny(spill_directory)
     moved, plain = record["moved"], record["plain"]
     # The logits, an eighth, live to the end of the step for the planner; the caller drops them.
@@ -203,7 +203,7 @@ def test_activation_peak_refuses_in_words(
 
 @pytest.mark.slow
 def test_compile_time(spill_directory: Path) -> None:
-    """The graph that comes from the full cache moves what the compiled one moved."""
+    """A graph from a full cache moves the same bytes as the compiled one."""
     output = spill_directory / "results.jsonl"
     sizes = ("--layers", "1", "--hidden", "64", "--batch", "2", "--length", "64", "--rounds", "1")
     options = ("--threads", "1", "--min-bytes", "16KiB", "--memory-budget", "min")

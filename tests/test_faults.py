@@ -33,7 +33,7 @@ def warn_again(job: Job) -> None:
 
 
 class Faulty:
-    """In place of a system call: the `index`-th call since it was made goes wrong."""
+    """Replaces a system call; its `index`-th call fails."""
 
     def __init__(self, call: Callable[..., int], index: int, fault: Callable[..., int]) -> None:
         self._call = call
@@ -53,7 +53,7 @@ class Faulty:
 def step_with(
     job: Job, monkeypatch: pytest.MonkeyPatch, name: str, index: int, fault: Callable[..., int]
 ) -> tuple[fxoffload.StoreStatistics, int]:
-    """A step in which the `index`-th call of os.`name` goes wrong, and how many there were."""
+    """Run a step whose `index`-th call of os.`name` fails; return also the number of calls."""
     faulty = Faulty(getattr(os, name), index, fault)
     with monkeypatch.context() as patch:
         patch.setattr(os, name, faulty)
@@ -175,7 +175,7 @@ def test_a_drive_that_takes_nothing_any_more(job: Job, monkeypatch: pytest.Monke
 def test_a_slow_drive_is_waited_for_and_memory_stays_in_bounds(
     spill_directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Values below 64 KiB are copied, so that nothing but the cap holds the forward up."""
+    """Values below 64 KiB are copied, so the forward waits only for the cap."""
     value_bytes = 32 * 2**10
     cap, delay = 2 * value_bytes, 0.05
     bytes_per_second = value_bytes / delay

@@ -44,11 +44,11 @@ class FileSystem:
                     os.fsync(file.fileno())
 
     def break_down(self) -> None:
-        """What the kernel does when it finds the file system damaged: read-only from now on."""
+        """Make it read-only, as the kernel does when it finds the file system damaged."""
         Path(f"/sys/fs/ext4/{self.device}/trigger_fs_error").write_text("broken on purpose")
 
     def shut_down(self) -> None:
-        """As when the drive is pulled: every read and write is an error from now on."""
+        """Let every read and write fail from now on, as if the drive were pulled."""
         fd = os.open(self.directory, os.O_RDONLY)
         try:
             fcntl.ioctl(fd, SHUTDOWN, struct.pack("I", NO_LOG_FLUSH))
@@ -94,7 +94,7 @@ Mount = Callable[..., FileSystem]
 
 @pytest.fixture
 def disk(mount: Mount) -> FileSystem:
-    """One that every fault can be tried on."""
+    """A small ext4 file system with its default options."""
     return mount()
 
 
@@ -106,7 +106,7 @@ def job(disk: FileSystem) -> Iterator[Job]:
 
 
 def check_kept(job: Job, done: fxoffload.StoreStatistics, *, at_least: int) -> None:
-    """Some values could not be written: they stayed in memory, the others went there and back."""
+    """Check that values whose write failed stayed in memory, and that all others were read."""
     assert at_least <= done.write_errors <= job.calls
     kept_bytes = done.offloaded_bytes - done.written_bytes
     assert done.forwarded_bytes == kept_bytes >= done.write_errors
@@ -148,7 +148,7 @@ def test_what_a_full_disk_does_not_take_stays_in_memory(disk: FileSystem, job: J
 
 
 def test_a_full_disk_without_preallocation_fails_the_writes(mount: Mount) -> None:
-    """Where the file system has no preallocation, the space is missed by the write itself."""
+    """Without preallocation, the write itself finds that there is no space."""
     disk = mount("-t", "ext2")
     with open_job(disk.directory) as job:
         (fd,) = job.store.engines["nvme"].inner._fds

@@ -29,7 +29,7 @@ def read_planned(graph: fx.Graph) -> list[str]:
 
 
 def read_generated(code: str) -> list[str]:
-    """The same, of the `call` function that Inductor wrote."""
+    """The order of ops and matrix products in the `call` function that Inductor wrote."""
     calls = re.findall(
         r"torch\.ops\.fxoffload\.(\w+)\.default\(|extern_kernels\.(?:add)?(mm)\(|(?:_linear_pointwise)()",
         code,

@@ -23,7 +23,7 @@ def begin() -> tuple[Sketch, fx.Node]:
 
 
 def finish(sketch: Sketch, *outputs: fx.Node) -> TrainingGraph:
-    """With a backward that reads nothing that was saved."""
+    """Finish with a backward that reads no saved value."""
     tangent = sketch.backward.input("tangents_1", toys.make_input())
     return sketch.finish(outputs, [sketch.backward.call(aten.sin.default, tangent)])
 
@@ -78,7 +78,7 @@ def test_random_numbers_stay_in_their_order() -> None:
 
 
 def test_what_reads_inputs_alone_stays() -> None:
-    """They live on anyway, and early it would only take memory."""
+    """Inputs live to the end anyway; an earlier result would only take memory longer."""
     sketch = Sketch()
     x = sketch.forward.input("x", toys.make_input())
     out = sketch.forward.call(aten.relu.default, x, name="out")

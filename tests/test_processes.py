@@ -61,7 +61,7 @@ def finish(process: subprocess.Popen[str], timeout: float = 120) -> tuple[int, s
 
 
 def print_all(script: str, directory: Path) -> str:
-    """What `script` printed; it must succeed."""
+    """Run `script`, which must succeed; return what it printed."""
     code, out, err = finish(start(script, directory))
     assert code == 0, err
     return out.strip()
@@ -197,7 +197,7 @@ def test_a_fork_while_bytes_move(spill_directory: Path) -> None:
 
 
 def test_a_child_keeps_no_spill_file(spill_directory: Path) -> None:
-    """Else closing the store would free no space while a worker of a DataLoader lives."""
+    """Otherwise closing the store frees no space while a DataLoader worker lives."""
     script = """
         from pathlib import Path
         from fxoffload.config import OffloadConfig

@@ -1,4 +1,4 @@
-"""Ranks of one job train as if nothing moved, and call nothing for it."""
+"""Ranks of one job get the same gradients with values moved, without any extra call."""
 
 from __future__ import annotations
 

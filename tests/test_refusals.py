@@ -1,4 +1,4 @@
-"""Why a saved value may not be moved."""
+"""find_saved_values: the reason for which each kind of value may not be moved."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Tracer = Callable[..., TrainingGraph]
 
 
 def find_refusal(graph: TrainingGraph) -> str | None:
-    """Of the only value."""
+    """The refusal of the only saved value."""
     (value,) = find_saved_values(graph)
     return value.refusal
 
@@ -60,7 +60,7 @@ def test_input_that_gets_a_gradient_may_move_and_is_not_ours() -> None:
 
 
 def test_input_that_the_program_stashed_itself_is_refused() -> None:
-    """Autograd hands the backward what such a tensor is then, changed or not."""
+    """Autograd passes such a tensor to the backward without a check for changes."""
     graph = save_input(gradient=True)
     (x,) = graph.forward.graph.find_nodes(op="placeholder")
     x.meta["saved_tensor_with_no_vc_check"] = True
@@ -117,7 +117,7 @@ def test_data_dependent_size_is_refused(trace: Tracer) -> None:
 
 
 def test_storage_with_gaps_is_refused() -> None:
-    """An input may be a window of a storage that we do not see."""
+    """An input may be a part of a larger storage of the caller."""
     sketch = Sketch()
     x = sketch.forward.input("x", torch.empty(4, 8)[:, ::2])
     out = sketch.forward.call(aten.sin.default, x)

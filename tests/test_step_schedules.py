@@ -81,7 +81,7 @@ def assert_equal(found: list[Tensor], expected: list[Tensor]) -> None:
 def measure_settled(
     step: Callable[[], list[Tensor]], expected: list[Tensor]
 ) -> tuple[int, fxoffload.StoreStatistics]:
-    """The peak, and what a step moves, once a schedule has been made; each step is right."""
+    """Run steps until a schedule is made, check each, and return a peak and statistics."""
     for _ in range(4):
         assert_equal(step(), expected)
     peak_bytes = measure_peak(step)
@@ -246,7 +246,7 @@ def test_what_is_never_read_is_kept(spill_directory: Path, expected: list[Tensor
 def test_speeds_are_those_of_the_runs_own_transfers(
     spill_directory: Path, factor: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What probes left on disk only starts: it may be wrong by any factor."""
+    """Probed speeds only start the first plan; they may be wrong by any factor."""
     falsified = Link(factor * 1e9, factor * 1e9, 0.001)
     monkeypatch.setattr(machine, "measure_links", lambda config: {"nvme": falsified})
     monkeypatch.setattr(runtime, "recall_contention", lambda _: runtime.Contention(0.0, 0.0))
@@ -263,7 +263,7 @@ def test_speeds_are_those_of_the_runs_own_transfers(
 def test_stated_hardware_has_one_plan(
     spill_directory: Path, expected: list[Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whatever the probes, the drive and the clocks say: without it, they have another plan."""
+    """Probes, transfers and clocks do not change the plan; without stated hardware they do."""
     hardware = {
         "flops_per_second": "20 GFLOP/s", "memory_bytes_per_second": "5GB/s",
         "memory_bytes": "1GiB", "drive_write_bytes_per_second": "400MB/s",
@@ -330,7 +330,7 @@ def test_a_drive_that_slows_down_and_recovers(
 def test_everything_on_the_device_has_a_limit(
     spill_directory: Path, expected: list[Tensor]
 ) -> None:
-    """What others take, or give back, is taken from or given to the activations of the step."""
+    """Memory that others allocate or free changes the room of the activations."""
     gc.collect()
     make_input()
     cpu = torch.device("cpu")
@@ -463,7 +463,7 @@ def test_loops_fused_across_a_release_leave_what_is_kept(
 def test_what_is_the_callers_is_not_written_to(
     spill_directory: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """It comes back as itself, and the loop of the backward reads it last."""
+    """The wait returns the caller's tensor itself, which a loop of the backward reads last."""
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
     options = {"directory": spill_directory, "memory_budget": "1GiB", "min_bytes": 1}
     sin = torch.compile(lambda x: x.sin(), backend="fxoffload", options=options)
@@ -481,7 +481,7 @@ def test_what_is_the_callers_is_not_written_to(
 
 @pytest.mark.parametrize(("excess_bytes", "left_bytes"), [(0, 0), (50, 50), (349, 0)])
 def test_room_is_left_for_what_steps_exceeded(excess_bytes: int, left_bytes: int) -> None:
-    """As far as a schedule fits then."""
+    """The room is left if a schedule still fits."""
     config = fxoffload.OffloadConfig(directory="/tmp", memory_budget=350)
     graphs = {"block": ScheduledGraph(make_model(), config, {"nvme": Link(1e6, 1e6, 0.0)})}
     program = make_program(4)

@@ -106,7 +106,7 @@ def test_lifetime_of_the_drives(config: OffloadConfig) -> None:
 
 
 def test_a_rating_counts_from_the_opening_of_its_store(config: OffloadConfig) -> None:
-    """Whoever gave it; and a store that cannot be opened has none."""
+    """A later configuration may give the rating. A store that cannot be opened has none."""
     rated = dataclasses.replace(config, endurance="1TBW")
     before = len(drive_lifetimes())
     missing = dataclasses.replace(rated, directory="/nowhere", ioengine="posix")

@@ -46,7 +46,7 @@ def make_inputs(batch: int) -> tuple[Tensor, ...]:
 
 
 def flops(layers: int, batch: int) -> int:
-    """Forward, gradient of the weight, and of the input save that of the first layer."""
+    """Operations of the forward, of weight gradients, and of all but the first input gradient."""
     return (3 * layers - 1) * 2 * batch * WIDTH * WIDTH
 
 

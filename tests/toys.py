@@ -101,7 +101,7 @@ HARDWARE = {
 def make_hardware(
     *, flops: float, memory: float, transfers: float, memory_bytes: str = "1GiB"
 ) -> Hardware:
-    """What it sustains each second; the drive and the link to the host move as much each way."""
+    """flops, memory: per second. transfers: bytes per second of drive and link, each way."""
     ways = ("drive_write", "drive_read", "host_link")
     return Hardware(
         flops_per_second=flops,
@@ -173,7 +173,7 @@ def half(x: Tensor) -> Tensor:
 
 
 def complex_view(x: Tensor) -> Tensor:
-    """A complex and a real look at one storage."""
+    """A complex and a real view of one storage."""
     h = x @ WEIGHT
     z = torch.view_as_complex(h.view(16, 8, 2))
     return torch.view_as_real(z * z).sum() + (h @ WEIGHT).sum()
@@ -514,7 +514,7 @@ def position(graph: fx.Graph, name: str) -> int:
 
 
 def names_of(graph: fx.Graph, target: Any = None) -> list[str]:
-    """Names of the calls in order, of all or of one target."""
+    """Names of the calls in order: all of them, or those of one target."""
     return [
         node.name
         for node in graph.nodes

@@ -21,7 +21,7 @@ def _compiles_afresh(fresh_dynamo: None) -> None:
 
 @pytest.fixture
 def find_order(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[str]]:
-    """What the code calls that Inductor makes of a function of a matrix, ours in charge or not."""
+    """The calls in the code that Inductor makes of a function, with or without our order."""
     from torch._inductor.utils import run_and_get_code
 
     # Only what will not be trained is brought into another order by Inductor.

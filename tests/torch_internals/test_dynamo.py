@@ -157,7 +157,7 @@ def test_tied_parameters_stay_tied_without_memory() -> None:
 
 
 def test_every_size_is_traced_anew() -> None:
-    """Dynamo would stop at its limit, and run what follows in eager mode."""
+    """At its limit Dynamo would run further sizes in eager mode."""
     traced: list[int] = []
 
     def backend(gm: fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:

@@ -128,7 +128,7 @@ def test_loops_stand_where_the_graph_has_them(find_order: Callable[..., list[str
 
 @pytest.mark.slow
 def test_loops_far_apart_in_the_graph_are_not_fused(find_order: Callable[..., list[str]]) -> None:
-    """However few buffers they are apart."""
+    """The number of buffers between them does not matter."""
 
     def compute(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         first = x.sum(0)

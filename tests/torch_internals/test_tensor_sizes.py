@@ -58,7 +58,7 @@ def test_symbolic_sizes_count_by_their_hint() -> None:
 
 
 def test_a_symbolic_size_is_the_largest_that_is_declared() -> None:
-    """Not what a guard allows: that may be far from what ever comes."""
+    """The bound of a guard is not used: it may be far above the sizes that occur."""
     found: list[int] = []
 
     def backend(gm: torch.fx.GraphModule, inputs: list[Any]) -> Any:
