@@ -17,7 +17,7 @@ _SECTORS_WRITTEN = 6  # The field of a device's stat.
 
 
 class DeviceUnknown(Exception):
-    """No block device with a counter stands behind a directory; the message says why."""
+    """A directory is on no block device with a counter; the message gives the reason."""
 
 
 class BlockDevice:
@@ -36,7 +36,7 @@ class BlockDevice:
             ) from error
 
     def read_written_bytes(self) -> int:
-        """Bytes written by everyone since the system started."""
+        """Bytes that all processes have written since the system started."""
         return int(self._stat.read_text().split()[_SECTORS_WRITTEN]) * _SECTOR_BYTES
 
 
@@ -53,9 +53,9 @@ def read_process_written_bytes() -> int | None:
 def count_round(
     device: BlockDevice, write: Callable[[], None], pause_seconds: float
 ) -> dict[str, Any]:
-    """What was counted while `write()` ran, and in a pause before and one after.
+    """Count the bytes written during `write()`, and during a pause before and after it.
 
-    In the pauses the device counts what others write.
+    The counts of the pauses are the bytes that other processes write.
     """
     marks, counts = [device.read_written_bytes()], [read_process_written_bytes()]
     for work in (partial(time.sleep, pause_seconds), write, partial(time.sleep, pause_seconds)):

@@ -35,7 +35,7 @@ class CompileArguments(ModelArguments):
 
 
 def measure_compilation(workload: Workload, compilation: Compilation) -> Iterator[Record]:
-    """In a fresh process: the seconds of the first step beyond those of the second."""
+    """In a fresh process: the seconds of the first step minus those of the second."""
     trainer = workload.make_trainer(compilation)
     fxoffload.reset_statistics()
     _, seconds = trainer.step()

@@ -18,8 +18,8 @@ FIO = "fio"
 MISSING = "fio is not on PATH; install it (Debian: fio) or pass --no-fio"
 # Memory that the buffers of a job may take.
 MAX_BUFFER_BYTES = 512 * 2**20
-# fio fills its buffers first only where a job may write; a job that never does would pay for fresh
-# pages while it is timed.
+# fio fills its buffers before the timing only if a job may write. A job that only reads would
+# allocate fresh pages while it is timed.
 _SELECTORS: dict[Direction, tuple[str, ...]] = {
     "write": ("--rw=write",),
     "read": ("--rw=rw", "--rwmixread=100"),
@@ -65,8 +65,8 @@ class FioJob:
 def find_jobs(direction: Direction, block_bytes: int, total_bytes: int) -> Iterator[FioJob]:
     """The jobs to choose from: those whose buffers fit, and whose threads have enough to do.
 
-    fio takes the longest of the threads' times for that of the whole. Of threads that start one
-    after another and move a block or two each, that is too little.
+    fio reports the longest time of a thread as the time of the job. This is too short for threads
+    that start one after another and move only one or two blocks each.
     """
     most = min(total_bytes, MAX_BUFFER_BYTES) // block_bytes
     for ioengine, jobs, depth in _SHAPES:

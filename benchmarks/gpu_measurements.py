@@ -58,9 +58,9 @@ class GpuWork(NamedTuple):
 
 
 def measure_transfers(work: GpuWork) -> Iterator[Record]:
-    """Copies to and from pinned memory on a side stream: alone, and while matrices are multiplied.
+    """Copies to and from pinned memory on a side stream: alone, and beside matrix products.
 
-    `compute_ratio` is what the copies cost the products: their seconds with over without.
+    compute_ratio: the seconds of the products with the copies over those without.
     """
     width, products = (128, 2) if work.tiny else (8192, 60)
     matrix = torch.randn(width, width, device=work.device, dtype=torch.bfloat16)
@@ -164,7 +164,7 @@ def time_engine(engine: IOEngine, work: GpuWork) -> Record:
 
 
 def measure_staging(work: GpuWork) -> Iterator[Record]:
-    """Pinned memory from step to step, of steps whose backward follows at once."""
+    """The pinned memory after each of several steps."""
     nbytes, count = (4096, 4) if work.tiny else (32 * MIB, 24)
     device = torch.device("cuda", 0) if work.on_cuda else torch.device("cpu")
     engine = MemoryEngine(2 * nbytes * count)
@@ -220,7 +220,7 @@ def measure_model(workload: Workload, pairs: int, proves: bool) -> Iterator[Reco
 
 
 def time_steps(trainer: Trainer) -> tuple[float, float]:
-    """Loss of the last of some steps, and seconds of one: the host runs ahead, as in training."""
+    """The last loss of PAIRED_STEPS steps without a sync between them, and seconds per step."""
     synchronize(trainer.tokens)
     start = time.perf_counter()
     losses: list[torch.Tensor] = []

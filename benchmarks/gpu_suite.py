@@ -3,8 +3,8 @@
     python -m benchmarks.gpu_suite --output build/gpu.json
 
 `--dry-run` goes through all of it on the CPU with tiny sizes.
-It takes less than 8 minutes: what finds no time is marked as skipped. The file is written again
-after every result, so that a run that is killed loses nothing.
+It takes less than 8 minutes: sections for which no time is left are marked as skipped. The file is
+written again after every result, so a run that is killed keeps its results.
 
 Needs a CUDA device with 32 GiB, a C compiler, torch >= 2.11 with its Triton, and the packages
 networkx, numpy, transformers >= 5, rich, pytest, pytest-timeout and hypothesis; nothing from the
@@ -83,7 +83,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def plan_sections(arguments: argparse.Namespace) -> list[Section]:
-    """What is run, the most wanted first."""
+    """The sections, by descending priority."""
     tiny = arguments.dry_run
     device = "cpu" if tiny else "cuda"
 
@@ -134,7 +134,7 @@ def plan_sections(arguments: argparse.Namespace) -> list[Section]:
 
 
 def find_facts(arguments: argparse.Namespace) -> dict[str, Any]:
-    """On what all this was measured."""
+    """The facts of the machine and of the sources, for the record."""
     facts: dict[str, Any] = {
         "benchmark": "gpu_suite",
         "dry_run": arguments.dry_run,
@@ -157,7 +157,7 @@ def find_facts(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def find_commit() -> str:
-    """The commit of the sources, "+" behind it where they were changed; "unknown" without git."""
+    """The commit of the sources, with a "+" if they were changed; "unknown" without git."""
     if shutil.which("git") is None:
         return "unknown"
     command = ("git", "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty=+")

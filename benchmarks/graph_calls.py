@@ -30,9 +30,9 @@ def open_store(directory: Path | None, **options: Any) -> Generator[str]:
 def make_calls(
     store: str, values: Sequence[Tensor], results: list[Tensor], tier: str = "nvme"
 ) -> dict[str, Callable[[int], Any]]:
-    """The call of each op for the value of an index; what comes back is added to `results`."""
+    """By op: a function that calls it for the value at an index; waits append to `results`."""
     tickets: list[Tensor] = []
-    # Outside of the calls, whose time counts.
+    # Made here, as the time of the calls is measured.
     likes = [(list(x.shape), list(x.stride()), x.dtype, x.device) for x in values]
     return {
         "offload": lambda index: tickets.append(

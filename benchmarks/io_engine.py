@@ -5,8 +5,8 @@
 fio, engines and stores take turns in one process tree, on the same file system and with the same
 bytes (random, direct I/O, space already written), once alone and once beside two compute threads
 and a busy Python thread. Results are ratios of the samples of one round. fio is given the fastest
-of several jobs for each size and direction. Then the bytes that stores write are held against the
-block device's own counter.
+of several jobs for each size and direction. Then the bytes that stores write are compared with the
+counter of the block device.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ from fxoffload.runtime.store.store import OffloadStore
 Work = Literal["alone", "busy", "endurance"]
 WORKS: tuple[Work, ...] = ("alone", "busy", "endurance")
 LEAST_COUNT = 4
-# A transfer waits up to 5 ms for the GIL beside a thread that does not give it up.
+# Beside a thread that holds the GIL, each transfer waits up to 5 ms for it.
 MOST_COUNT: dict[Work, int] = {"alone": 2048, "busy": 256, "endurance": 2048}
 COMPUTE_THREADS = 2
 SIZES = tuple(2**exponent for exponent in range(16, 30, 2))
@@ -62,7 +62,7 @@ FioPlace = tuple[Path, frozenset[str]]
 
 @dataclass(frozen=True, slots=True)
 class IOArguments(Arguments):
-    """The command line. inflight: fewer transfers than `window` where they hold more than this."""
+    """The command line. inflight: a bound on the bytes of the `window` transfers in flight."""
 
     directory: str | None = option(None, "where to measure; default: see OffloadConfig")
     engines: list[Any] = option(("posix", "kvikio"), choices=["posix", "kvikio", "memory"])
@@ -79,7 +79,7 @@ class IOArguments(Arguments):
         return max(LEAST_COUNT, min(self.total // nbytes, MOST_COUNT[work]))
 
     def find_window(self, work: Work, nbytes: int) -> int:
-        """How many of `nbytes` are in flight at once; one on its way while the next is made."""
+        """The number of transfers of `nbytes` in flight at once, at least 2."""
         fitting = max(2, min(self.window, self.inflight // nbytes))
         return min(fitting, self.find_count(work, nbytes))
 
@@ -122,7 +122,7 @@ def measure_speed(arguments: IOArguments, work: Work) -> Iterator[Record]:
 def measure_size(
     arguments: IOArguments, work: Work, stores: Stores, place: FioPlace | None, nbytes: int
 ) -> Iterator[Record]:
-    """Samples: contestant, size, direction, seconds, and process time where it is ours."""
+    """Samples of each contestant: size, direction, seconds, and its processor time if known."""
     count, window = arguments.find_count(work, nbytes), arguments.find_window(work, nbytes)
     cell = {"load": work, "size": nbytes}
     values = make_values(nbytes, window)
@@ -132,7 +132,7 @@ def measure_size(
             path, ioengines = place
             rates = rate_jobs(path, ioengines, nbytes, nbytes * count)
             jobs: list[FioJob] = []
-            for direction in DIRECTIONS:  # fio's best, so that the comparison is with that.
+            for direction in DIRECTIONS:  # The fastest job of fio is the yardstick.
                 found = {job: rate for job, rate in rates.items() if job.direction == direction}
                 jobs.append(max(found, key=found.__getitem__))
                 record = {"kind": "job", **cell, "direction": direction, "job": str(jobs[-1])}
@@ -154,14 +154,14 @@ def measure_size(
                 for direction, timing in zip(DIRECTIONS, contestants[name](), strict=True):
                     record: Record = {**sample, "round": number, "direction": direction}
                     record |= timing._asdict()
-                    # Beside a load the processor time of this process is the load's.
+                    # Beside a load, the processor time of this process includes that of the load.
                     if name != FIO and work == "busy":
                         record["cpu_seconds"] = None
                     yield record
 
 
 def measure_endurance(arguments: IOArguments, work: Work) -> Iterator[Record]:
-    """In a fresh process: bytes that stores wrote, and what others counted, round by round."""
+    """In a fresh process: by round, the bytes that stores wrote and what the system counted."""
     directory = Path(arguments.directory or "")
     try:
         device = BlockDevice(directory)
@@ -169,7 +169,7 @@ def measure_endurance(arguments: IOArguments, work: Work) -> Iterator[Record]:
         yield {"kind": "device", "unknown": str(error)}
         return
     yield {"kind": "device", "name": device.name}
-    # Wear does not depend on the size; the middle one stands for all.
+    # Wear does not depend on the size, so one size is enough.
     size = arguments.sizes[len(arguments.sizes) // 2]
     count = arguments.find_count(work, size)
     stores: Stores = {}
@@ -181,7 +181,7 @@ def measure_endurance(arguments: IOArguments, work: Work) -> Iterator[Record]:
             transfers = StoreTransfers(store, values, count)
             seconds = time_work(transfers.write, 0).seconds  # First writes of new space.
             transfers.free()
-            # Many, for others may write to the device too, and a round takes half a second.
+            # Many short rounds, as other processes may write to the device during some of them.
             for number in range(3 * arguments.rounds):
                 counts = count_round(device, transfers.write, seconds)
                 record = {"kind": "endurance", "engine": name, "size": values.nbytes}

@@ -15,13 +15,14 @@ SPEED_RATIO_LIMIT = 0.95
 LEAST_BYTES = 4 * 2**20  # Smaller transfers have no limits.
 CPU_SECONDS_PER_GIB_LIMIT = 0.15
 WEAR_LIMIT = 0.02
-_QUIET_SHARE = 0.002  # Of what a round moves, written by others in a pause as long.
+# A round is quiet if others write less than this share of its bytes in a pause of equal length.
+_QUIET_SHARE = 0.002
 GIB = 2**30
 Records = Sequence[Mapping[str, Any]]
 
 
 class Cell(NamedTuple):
-    """What all contestants did: under which load, in values of which size."""
+    """A row of a table: the load, the size of the values, and the direction."""
 
     load: str
     size: int
@@ -42,7 +43,7 @@ def group_samples(records: Records) -> dict[Cell, dict[str, list[Mapping[str, An
 
 
 def find_cell(record: Mapping[str, Any]) -> Cell:
-    """That of a sample, or of fio's job."""
+    """The cell of a sample or of a job of fio."""
     return Cell(record["load"], record["size"], record["direction"])
 
 
@@ -56,7 +57,7 @@ def find_ratios(samples: Records, yardstick: Records) -> list[float]:
 
 
 def find_cpu_seconds(samples: Records) -> list[float]:
-    """Processor seconds for each GiB; empty where they could not be told from the load's."""
+    """Processor seconds per GiB; empty if the load's are not known apart."""
     return [
         sample["cpu_seconds"] / sample["nbytes"] * GIB
         for sample in samples
@@ -87,7 +88,7 @@ def make_speed_table(records: Records, load: str) -> Table:
 
 
 def describe_speed(samples: Records, yardstick: Records) -> str:
-    """GB per second, and what it is of fio's."""
+    """GB per second, and the ratio to fio."""
     if not samples:
         return "-"
     rate = statistics.median(sample["nbytes"] / sample["seconds"] for sample in samples)
@@ -107,7 +108,7 @@ def make_cpu_table(records: Records) -> Table:
 
 
 def make_endurance_table(records: Records) -> Table:
-    """Bytes of values, as moved, and as counted by others, in each round."""
+    """Bytes of values, bytes moved, and bytes counted by process and device, in each round."""
     devices = [record for record in records if record["kind"] == "device"]
     place = ", ".join(record.get("name") or record["unknown"] for record in devices)
     rows = [["engine", "values", "moved", "process", "device", "pauses", "device is off"]]
@@ -170,7 +171,7 @@ def _find_wear(rounds: Records) -> Iterator[str]:
 
 
 def find_device_difference(record: Mapping[str, Any]) -> float:
-    """What the device counted over what the store moved, minus 1."""
+    """The bytes that the device counted over those that the store moved, minus 1."""
     return record["device_bytes"] / record["moved_bytes"] - 1
 
 

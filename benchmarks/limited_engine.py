@@ -1,4 +1,4 @@
-"""Slows a drive down: an engine around another one, and the plan told of it."""
+"""Slow down a drive: wrap its engine, and plan for the lower speed."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ Transfer = Callable[[memoryview, int], IOFuture]
 
 
 class LimitedEngine:
-    """Moves no more than `bytes_per_second` in each direction, one transfer after the other.
+    """Moves at most `bytes_per_second` in each direction, one transfer after the other.
 
-    It may be changed at any time. Everything else is done by the engine within.
+    `bytes_per_second` may change at any time. The wrapped engine does everything else.
     """
 
     def __init__(self, engine: IOEngine, bytes_per_second: float) -> None:
@@ -42,7 +42,7 @@ class LimitedEngine:
         self._engine.close()
 
     def _limit(self, start: Transfer) -> Transfer:
-        """A transfer that is done no sooner than the bytes of all before it allow."""
+        """Delay the end of each transfer until all bytes up to it have had their time."""
         worker = ThreadPoolExecutor(1)
         self._workers.append(worker)
         free = 0.0
@@ -50,7 +50,7 @@ class LimitedEngine:
         def move(view: memoryview, offset: int, asked: float) -> int:
             nonlocal free
             moved = start(view, offset).result()
-            # Counted from when it was asked for: that a thread wakes late slows no drive down.
+            # The time starts at the request: a thread that wakes late does not slow the drive down.
             free = max(asked, free) + view.nbytes / self.bytes_per_second
             time.sleep(max(0.0, free - time.monotonic()))
             return moved
@@ -60,9 +60,9 @@ class LimitedEngine:
 
 @contextmanager
 def limit_drives(bytes_per_second: float | None) -> Generator[None]:
-    """Within, stores that are opened are as slow as that, and so are the links of plans.
+    """A context in which opened stores, and the links of plans, have at most this speed.
 
-    None is no limit.
+    None: no limit.
     """
     if bytes_per_second is None:
         yield

@@ -1,9 +1,10 @@
 """Measures the memory of steps and of processes, for the demo and for the benchmarks.
 
-Activation peak: the most that is allocated during forward and backward, minus what was before. On
-CUDA torch's allocator knows it. On a CPU a thread asks malloc (glibc) every SAMPLE_SECONDS: torch's
-profiler does not see what other threads free, as the store's do after a write. A peak that lasts
-less may be missed, so the highest of some steps counts; Python's own objects count as well.
+Activation peak: the highest allocated bytes during forward and backward, minus those before. On
+CUDA, torch's allocator reports it. On a CPU, a thread reads malloc's counters (glibc) every
+SAMPLE_SECONDS, as torch's profiler does not see memory that other threads free, such as those of
+the store after a write. A shorter peak may be missed, so the highest of several steps counts.
+Python's own objects count as well.
 """
 
 from __future__ import annotations
@@ -58,7 +59,7 @@ def record_step(compute_loss: Callable[[], torch.Tensor], device: torch.device) 
 def record_memory(step: Callable[[], object], device: torch.device | None = None) -> MemoryCurve:
     """The memory curve of `step()` on `device` (default: CPU)."""
     on_cuda = device is not None and device.type == "cuda"
-    gc.collect()  # Garbage that the step would free counts for nothing.
+    gc.collect()  # Otherwise the step may free garbage, which would hide memory that it allocates.
     if on_cuda:
         torch.cuda.synchronize(device)
         torch.cuda.reset_peak_memory_stats(device)
@@ -101,7 +102,7 @@ def record_highest_step(
 
 
 def count_allocated_bytes() -> int:
-    """What this process has from malloc. Raises OSError where malloc does not tell."""
+    """Bytes that this process has from malloc. Raises OSError if malloc does not report them."""
     nbytes = count_live_bytes(torch.device("cpu"))
     if nbytes is None:
         raise OSError("memory on a CPU is measured by mallinfo2, which glibc has since 2.33")

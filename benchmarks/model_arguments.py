@@ -39,7 +39,7 @@ class ModelArguments(Arguments):
     compiler: str = option("inductor", choices=["inductor", "eager"])
 
     def make_workload(self, layers: int) -> Workload:
-        """The model in training; ConfigError where there can be no such model or options."""
+        """The model in training; raises ConfigError for invalid sizes or options."""
         if self.hidden % HEADS:
             raise ConfigError(f"--hidden {self.hidden} is not a multiple of the {HEADS} heads")
         if self.model == "t5" and layers % 2:
@@ -51,7 +51,7 @@ class ModelArguments(Arguments):
         return Workload(self.model, shape, self.device, options, self.threads)
 
     def describe(self, name: str) -> Record:
-        """What every record has, and what is the same for all models."""
+        """The fields of every record, and those of every model."""
         directories = OffloadConfig(directory=self.directory).directories
         return {
             **Arguments.describe(self, name),

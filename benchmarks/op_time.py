@@ -4,9 +4,8 @@
 
 Each round takes `--values` values out and back. In "row" rounds the calls of an op follow each
 other; in "apart" rounds each call comes after some computation, which leaves the caches cold, as
-in a step. Waiting for the drive is not host time: writes and reads have ended before the calls
-that would wait for them, and a round whose counters say that a call waited all the same is left
-out.
+in a step. Waiting for the drive is not host time: writes and reads have ended before the calls that
+would wait for them, and a round in which a call waited nevertheless (by the counters) is left out.
 """
 
 from __future__ import annotations
@@ -39,7 +38,7 @@ LIMIT_SECONDS = 20e-6
 KINDS = ("row", "apart")
 COMPUTE_SECONDS = 0.001
 
-# Of each call of an op: by the clock, and what this thread had a processor for (about 1 us more).
+# Of each call of an op: wall seconds, and processor seconds of this thread (about 1 us more).
 Samples = dict[str, list[tuple[float, float]]]
 
 
@@ -96,8 +95,7 @@ def time_round(store: str, nbytes: int, kind: str, arguments: CallArguments) -> 
     times: Samples = {op: [] for op in OP_NAMES}
     drive_seconds = 0.0
     for op in OP_NAMES:
-        # Nothing tells from outside that reads have ended; the time of the writes and more is
-        # enough.
+        # The end of a read is not visible from outside; twice the time of the writes is enough.
         end = time.perf_counter() + (2 * drive_seconds + 0.002 if op == "wait" else 0.0)
         while time.perf_counter() < end:
             compute()

@@ -4,8 +4,8 @@
     python -m benchmarks.planner_truth --report --output benchmarks/results/rok.jsonl
 
 Budgets are shares of plain Inductor's activation peak, "none" and "min". See variants.py for how
-all of them are measured. Plans are by what nodes took in a process right before. rok.py measures
-the same of more variants: its records give these tables as well.
+they are measured. rok.py measures the same for more variants, and its records give these tables,
+too.
 """
 
 from __future__ import annotations

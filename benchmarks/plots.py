@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 @contextmanager
 def draw_axes(path: Path, title: str, horizontal: str, vertical: str) -> Generator[Any]:
-    """One pair of axes to draw on; both begin at 0, so that distances are what they seem."""
+    """One pair of axes to draw on; both begin at 0, so that distances are proportional."""
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes: Any = figure.subplots()
     axes.set(title=title, xlabel=horizontal, ylabel=vertical)

@@ -2,11 +2,11 @@
 
     python -m benchmarks.rok --model gpt --plot rok.png
 
-Compares what variants.py lists, and fxoffload without a budget of the checkpointed model, whose
-layers it may save instead. An fxoffload point holds its own where no other one of the same or
-a lower peak (1 % is the same) is faster by more than noise. They are compared round by round: a
-point is faster where it is in more than three quarters of the rounds, by more than the upper
-quartile of what tells plain from plain, again: the same code, in other memory.
+Compares the variants of variants.py, and fxoffload without a budget on the checkpointed model,
+whose checkpoints it may lift. A point of fxoffload is dominated if another method with the same or
+a lower peak (within 1 %) is faster by more than noise. Points are compared round by round: one is
+faster if it is so in more than three quarters of the rounds, by more than the noise. Noise is the
+upper quartile of the ratio between two runs of plain: the same code, in other memory.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ def tabulate(record: Record) -> list[Table]:
 
 
 def find_noise(found: Sequence[Measured]) -> float:
-    """The ratio of steps up to which two variants are the same."""
+    """The ratio of step times up to which two variants count as equal."""
     (again,) = (item for item in found if item.label == PLAIN_AGAIN.label)
     low, _, high = find_quartiles(again.find_ratios(found[0]))
     return max(high, 1 / low)
@@ -101,7 +101,7 @@ def judge(item: Measured, rival: Measured, noise: float) -> str:
 
 
 def find_best_rival(item: Measured, found: Sequence[Measured]) -> Measured | None:
-    """Of one of fxoffload: the fastest of the others whose peak is the same or lower."""
+    """For a point of fxoffload: the fastest other variant with the same or a lower peak."""
     if item.kind != "fxoffload" or item.refused is not None:
         return None
     rivals = [
@@ -115,7 +115,7 @@ def find_best_rival(item: Measured, found: Sequence[Measured]) -> Measured | Non
 
 
 def conclude(found: Sequence[Measured]) -> str:
-    """Whether every point of fxoffload holds its own."""
+    """A sentence that says whether a point of fxoffload is dominated."""
     noise = find_noise(found)
     points = [item for item in found if item.kind == "fxoffload"]
     reached = [item for item in points if item.refused is None]
@@ -154,7 +154,7 @@ def draw(record: Record, path: Path) -> None:
 
 
 def find_series(item: Measured) -> str:
-    """The line that a point is on: its kind, but for checkpoints that fxoffload has lifted."""
+    """The name of the point's line: its kind, or its label for lifted checkpoints."""
     return item.label if item.kind == "fxoffload" and item.share is None else item.kind
 
 

@@ -27,9 +27,9 @@ from fxoffload import ConfigError, OffloadError
 from fxoffload.sizes import parse_bytes
 
 RESULTS = Path(__file__).parent / "results"
-# Of what is measured without `--output`: git ignores it.
+# The folder of records without `--output`, which git ignores.
 OUTPUTS = Path(__file__).parent.parent / "build" / "results"
-# Of one run, or of one machine.
+# Fields that hold for one run or one machine only.
 _UNRECORDED = ("output", "report", "check", "plot", "directory")
 Item = TypeVar("Item")
 # Shows how far a measurement is.
@@ -65,7 +65,7 @@ class Arguments:
     check: bool = option(False, "exit with status 1 where a limit is missed")
 
     def describe(self, name: str) -> Record:
-        """What every record of benchmark `name` has beside what was measured."""
+        """The fields of every record of benchmark `name` beside the measurements."""
         return {
             "benchmark": name,
             **{key: value for key, value in asdict(self).items() if key not in _UNRECORDED},
@@ -93,26 +93,24 @@ class Table:
             column.justify = "right"
         for row in self.rows[1:]:
             grid.add_row(*row)
-        # No terminal is as wide: a row stays in a line.
+        # Wider than any table, so that each row stays in one line.
         console = Console(width=1000, markup=False, highlight=False)
         console.print(*filter(None, (self.title, grid, self.caption)), sep="\n")
 
 
-def make_table(
-    items: Iterable[Item], columns: Sequence[Column[Item]], title: str = "", caption: str = ""
-) -> Table:
+def make_table(items: Iterable[Item], columns: Sequence[Column[Item]], title: str = "") -> Table:
     """A table with a row for each item."""
     rows = ([describe(item) for _, describe in columns] for item in items)
-    return Table([[heading for heading, _ in columns], *rows], title, caption)
+    return Table([[heading for heading, _ in columns], *rows], title)
 
 
 @dataclass(frozen=True, slots=True)
 class Benchmark(Generic[Parsed]):
-    """What a page measures and shows; a call runs it with the arguments of the program.
+    """A benchmark; a call runs it with the arguments of the program.
 
-    name: of the file that records go to. draw: a picture of the last record,
-    where the arguments have a `plot` to draw to. find_misses: limits that a record misses, in
-    words; with the flag `check` they make the exit status 1.
+    name: of the file of its records. measure: makes a record. tabulate: makes the tables of a
+    record. draw: draws the last record, if the arguments have a path `plot`. find_misses: the
+    limits that a record misses, in words; with the flag `check` they make the exit status 1.
     """
 
     name: str

@@ -1,7 +1,7 @@
-"""Runs commands one after the other, each with a limit of time, and writes what they say to a file.
+"""Runs commands one after the other, each with a time limit, and writes their records to a file.
 
-A command says something by a line that is a JSON object or, when it is pytest -v, by the line of a
-test. The JSON file is replaced after each such line.
+A record is a line of output that is a JSON object, or the line of a test in the output of pytest
+-v. The JSON file is replaced after each record.
 """
 
 from __future__ import annotations
@@ -78,8 +78,8 @@ def run_section(
         env=environment,
         start_new_session=True,
     ) as child:
-        # A timer, as a child may hang in silence; its group, as compilers are children of it
-        # that hold the pipe open.
+        # A timer, as a child may hang without output. It kills the group of the child, as compilers
+        # that the child has started hold the pipe open.
         timer = threading.Timer(limit_seconds, os.killpg, (child.pid, signal.SIGKILL))
         timer.start()
         assert child.stdout is not None
@@ -102,11 +102,11 @@ def run_section(
 
 
 def read_record(line: str) -> dict[str, Any] | None:
-    """What a line tells: a record of a child of ours, or the outcome of a test."""
+    """The record of a line: a JSON object, or the outcome of a test; None for other lines."""
     if line.startswith("{"):
         try:
             return json.loads(line)
-        except ValueError:  # Of a library.
+        except ValueError:  # A line that a library printed.
             return None
     outcome = _OUTCOME.match(line)
     return {"test": outcome[1], "outcome": outcome[2].lower()} if outcome else None

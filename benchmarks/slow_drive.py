@@ -2,13 +2,14 @@
 
     python -m benchmarks.slow_drive --model gpt
 
-The first process measures the compute seconds of a plain step and the bytes that cross the drive
-when everything moves, both ways. At that many bytes in so many seconds all of it could hide; the
-others run at a share of that bandwidth, in each direction (limited_engine.py). The floor of a step
-is the larger of its compute seconds and of its bytes over the bandwidth. Under a budget those are
-the bytes both ways, as what moves is written before what needs its room is read back; without one
-reads run beside writes, and each direction counts alone. With a budget, "moving only" is the plan
-that may not recompute: the planner should recompute where that is faster than it.
+The first process measures the compute seconds of a plain step, and the bytes that cross the drive,
+both ways, if every value moves. At a bandwidth of these bytes per these seconds, all transfers
+could hide; the other processes run at a share of it in each direction (limited_engine.py). The
+floor of a step is its compute seconds, or its bytes over the bandwidth if that is more. Under a
+budget the bytes of both directions are added, as values are written before others are read into
+their room; without a budget reads run beside writes, and the larger direction counts. "moving
+only" is a plan under the budget that must not recompute: the planner should recompute if that is
+faster.
 """
 
 from __future__ import annotations
@@ -95,7 +96,7 @@ def tabulate_drive(record: Record) -> Table:
 
 
 def find_floor_seconds(item: Measured, plain: Measured, bytes_per_second: float) -> float:
-    """What neither compute nor the drive can do in less."""
+    """The least seconds that compute and the drive allow."""
     directions = item.written_bytes, item.read_bytes
     queued_bytes = max(directions) if item.share is None else sum(directions)
     return max(plain.median_seconds, queued_bytes / bytes_per_second)

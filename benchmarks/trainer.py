@@ -26,7 +26,7 @@ from fxoffload.runtime.program.book import FIRST_STEPS
 from fxoffload.schedule import Schedule
 
 Compilation = Literal["plain", "fxoffload"]
-# How a model is compiled: as one, each layer by itself, or with a graph break behind every third.
+# How a model is compiled: as a whole, by layer, or with a graph break after every third layer.
 Program = Literal["whole", "blocks", "breaks"]
 
 
@@ -58,9 +58,9 @@ class Workload:
 
 @dataclass(slots=True)
 class PassRecord:
-    """What the graph passes did while a model was compiled.
+    """The results and the seconds of the graph passes while a model was compiled.
 
-    plans: of each graph; steps: every one that was planned for, other partitions included.
+    plans: one for each graph. steps: all that were planned, those of other partitions included.
     """
 
     plans: list[Plan] = field(default_factory=list[Plan])
@@ -69,12 +69,12 @@ class PassRecord:
 
     @property
     def lower_bound_bytes(self) -> int:
-        """What no plan that only moves gets below; of models that were partitioned once."""
+        """The lowest peak of plans that only move values; valid for one partition per graph."""
         return max(map(find_lower_bound, self.steps), default=0)
 
     @contextmanager
     def recording(self) -> Generator[None]:
-        """Within, the passes that plan and rewrite are timed, their plans and steps kept."""
+        """A context in which the passes are timed, and their plans and steps recorded."""
         transform, build = passes.transform_graph, partition_choice.build_step
 
         def transform_graph(*args: Any, **kwargs: Any) -> Transformed:
@@ -125,7 +125,7 @@ class Trainer:
 
     @property
     def schedule(self) -> Schedule | None:
-        """That of its steps; None where nothing may move."""
+        """The schedule of the steps; None if no value may move."""
         found = (each for each in fxoffload.schedules() if each.program in self._programs)
         return next(found, None)
 
@@ -150,8 +150,8 @@ def compile_variant(
     model: LossOnly, *, compilation: Compilation, program: Program = "whole", **options: Any
 ) -> Any:
     """The compiled model; this is all that differs between the variants."""
-    # A callable of its own: under the same backend Dynamo takes the graph that it compiled for
-    # another model of that class, whatever the configuration was then.
+    # Each variant gets its own callable: for an equal backend, Dynamo reuses a graph that it has
+    # compiled for another model of the same class under another configuration.
     if compilation == "fxoffload":
         compiler = partial(backend.backend, options=options)
     else:
@@ -185,7 +185,7 @@ def pair_steps(
     pairs: int,
     time_step: Callable[[Trainer], tuple[float, float]] = Trainer.step,
 ) -> Iterator[Record]:
-    """Losses and seconds of steps taken in turn, and what moved in each."""
+    """Losses and seconds of alternating steps, and the statistics of the moving ones."""
     plain.step()
     moved.step()
     for _ in range(pairs):
@@ -197,9 +197,9 @@ def pair_steps(
 
 
 def prove_transfers(trainer: Trainer) -> Record:
-    """Statistics of a step whose backward finds nothing in memory: all was written and read.
+    """Statistics of a step that writes and reads every byte, as its backward waits for the writes.
 
-    Raises RuntimeError where that is not so.
+    Raises RuntimeError if a byte was not written or not read.
     """
     fxoffload.reset_statistics()
     trainer.step(between=wait_for_writes)
@@ -214,7 +214,7 @@ def prove_transfers(trainer: Trainer) -> Record:
 
 
 def wait_for_writes() -> None:
-    """Return when nothing is being written."""
+    """Wait until no bytes are in flight."""
     while fxoffload.statistics().inflight_bytes:
         time.sleep(0.001)
 

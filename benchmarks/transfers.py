@@ -1,8 +1,8 @@
 """Moves many values of one size, with a bounded window in flight: by an engine, and by a store.
 
-Values are written, then read, then freed, as often as wanted. Writes take them in turn from as many
-as the window has; each is free again before it is taken a second time. Reads go in the same order.
-RuntimeError is raised where a byte is missing or wrong.
+All values are written, then read, then freed; this can be repeated. The window has a few distinct
+values, which are written in turn: a write of one has ended before the next write of it starts.
+Reads have the same order. Raises RuntimeError for missing or wrong bytes.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _PHASE = 64
 class Timing(NamedTuple):
     """Wall seconds of `nbytes`, and processor seconds of all threads of the process.
 
-    Kernel threads that work for it are in no process's time.
+    The time of kernel threads is not included.
     """
 
     nbytes: int
@@ -60,9 +60,9 @@ class Values:
 
 
 def make_values(nbytes: int, window: int) -> Values:
-    """Random bytes, for some drives compress.
+    """Values of random bytes, as some drives compress.
 
-    What is read into comes in huge pages from the size on from which the store asks for them.
+    The memory for reads is in huge pages for sizes for which the store requests them, too.
     """
     memory = [_map_memory(nbytes + mmap.PAGESIZE) for _ in range(window)]
     for number, each in enumerate(memory):
@@ -117,7 +117,7 @@ class EngineTransfers:
         self._transfer(self._engine.read, self._values.targets)
 
     def free(self) -> None:
-        """Compare what the last reads brought, and wipe it."""
+        """Compare the values that were read last, and overwrite their ends."""
         for source, target in zip(self._values.sources, self._values.targets, strict=True):
             array = np.frombuffer(target, np.uint8)
             _check_value(np.frombuffer(source, np.uint8), array)
@@ -176,7 +176,7 @@ class StoreTransfers:
         def finish(number: int) -> None:
             value = self._store.wait(self._tickets[number]).numpy()
             source = self._values.tensors[number % self._values.window].numpy()
-            # The ends only: comparing all would be measured too.
+            # Only the ends are compared, as the comparison is part of the measured time.
             _check_value(source[:64], value[:64])
             _check_value(source[-64:], value[-64:])
 
@@ -201,7 +201,7 @@ class StoreTransfers:
 
 
 def _map_memory(nbytes: int, *, huge: bool = False) -> memoryview:
-    # Private, as the memory of programs is: pages of a shared map are slower to write from.
+    # A private map, as tensors have: writes from a shared map are slower.
     memory = mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     if huge:
         memory.madvise(mmap.MADV_HUGEPAGE)

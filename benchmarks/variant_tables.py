@@ -18,11 +18,12 @@ Share = float | Literal["min"] | None
 
 @dataclass(slots=True)
 class Measured:
-    """What one variant took. Where `refused` says why there is no such plan, nothing was measured.
+    """The measurements of one variant.
 
-    seconds: of its step in each round. second_peak_bytes: of the first step that learns.
-    predicted_*: by the plan. lower_bound_bytes: that of the simulator. cut: of the plan that saves
-    most, see Plan. offloaded_bytes, written_bytes, read_bytes, exposed_seconds: of a step.
+    refused: the reason why no plan fits; nothing was measured then. seconds: of a step in each
+    round. second_peak_bytes: the peak of the first learning step. predicted_*: by the plan.
+    lower_bound_bytes: see PassRecord. cut: that of the plan that saves most, see Plan.
+    offloaded_bytes, written_bytes, read_bytes, exposed_seconds: of one step.
     """
 
     label: str
@@ -63,11 +64,11 @@ Compare = Callable[[Measured, Measured], str]
 
 
 def parse_measured(record: Record) -> list[Measured]:
-    """What a record of a benchmark holds under "variants"."""
+    """The measurements in a record of a benchmark."""
     return [Measured(**item) for item in record["variants"]]
 
 
-# What tables show of a variant, beside plain.
+# The cell of each column, from a variant and plain.
 COLUMNS: Mapping[str, Compare] = {
     "budget MiB": lambda own, plain: format_mib(own.budget_bytes),
     "peak MiB": lambda own, plain: format_mib(own.peak_bytes),
@@ -94,9 +95,9 @@ def tabulate_variants(
     place: str = "",
     caption: str = "",
 ) -> Table:
-    """A row for each variant under `headings`; of one without a plan it says only that.
+    """A row for each variant, with a cell for each of `headings`; none for one without a plan.
 
-    columns: beside COLUMNS.
+    columns: more columns than those of COLUMNS.
     """
     plain, *others = parse_measured(record)
     describes = [{**COLUMNS, **(columns or {})}[heading] for heading in headings]

@@ -6,9 +6,8 @@ recompute    torch.compile with torch._functorch.config.activation_memory_budget
 checkpoint   torch.compile with each layer under torch.utils.checkpoint
 hooks        torch.compile with saved tensors saved to files, one by one, by saved-tensor hooks
 
-All run in one fresh process, whose rounds take two steps of each and time the second: what else
-the machine does hits all alike. The prediction is that of the plan, which is made before the first
-step.
+All variants run in one fresh process. Each round takes two steps of each variant and times the
+second one, so that other load on the machine affects all variants alike.
 """
 
 from __future__ import annotations
@@ -41,17 +40,18 @@ from fxoffload.passes import partition_choice
 
 # Tensors with no more elements stay in memory, as in PyTorch's tutorial on saved tensors.
 HOOK_ELEMENTS = 1000
-# Of a variant's loss from plain's: fused sums are added up in another order.
+# The largest difference from plain's loss: fused code adds in another order.
 LOSS_TOLERANCE = 1e-3
 
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """`share`: see fxoffload and recompute above. recomputes: False plans without recomputation.
+    """One way to train the model.
 
-    checkpoints: whether the model has each layer under torch.utils.checkpoint. again: nothing else
-    than what has been measured before, as another model in other memory: what differs is noise.
-    program: how the model is compiled. learning_steps: made before those that count.
+    share: see fxoffload and recompute above. recomputes: whether the plan may recompute.
+    checkpoints: whether each layer is under torch.utils.checkpoint. again: the same variant once
+    more, in other memory, to measure the noise. program: how the model is compiled.
+    learning_steps: steps before the measured ones.
     """
 
     kind: Kind
@@ -131,10 +131,10 @@ def measure_variants(
             yield asdict(measured)
         for number in range(rounds):
             seconds: dict[str, float] = {}
-            # Another order in each round, as one may disturb the next by what is yet to be written.
+            # Another order in each round: pending writes of one variant may slow the next one.
             for label in random.Random(number).sample(list(trainers), len(trainers)):
-                # A training run makes the same step again and again: the first one meets what
-                # another variant left in caches and in the heap.
+                # The first step finds the caches and the heap as another variant has left them; a
+                # training run repeats the same step. So the second step is timed.
                 trainers[label].step()
                 _, seconds[label] = trainers[label].step()
                 trainers[label].model.zero_grad()  # Its gradients are not part of another's step.
@@ -142,7 +142,7 @@ def measure_variants(
 
 
 def measure_trainer(trainer: Trainer, variant: Variant, measured: Measured) -> None:
-    """Fill in what a step of its own tells of a variant, and what was predicted."""
+    """Fill in the measurements of single steps of a variant, and its predictions."""
     device = trainer.tokens.device
     for _ in range(variant.learning_steps):
         peak_bytes = record_step(trainer.compute_loss, device).peak_bytes
@@ -181,7 +181,7 @@ def build_trainer(workload: Workload, variant: Variant, budget_bytes: int | None
             options["memory_budget"] = "min" if variant.share == "min" else budget_bytes
             if not variant.recomputes:
                 stack.enter_context(patch.object(partition_choice, "CUTS", ()))
-                # The key of AOTAutograd's cache does not know of that.
+                # This patch is not part of the key of AOTAutograd's cache.
                 stack.enter_context(functorch_config.patch(enable_autograd_cache=False))
         elif variant.kind == "recompute":
             stack.enter_context(functorch_config.patch(activation_memory_budget=variant.share))
@@ -199,7 +199,7 @@ def build_trainer(workload: Workload, variant: Variant, budget_bytes: int | None
 
 @contextmanager
 def save_to_files(directory: Path) -> Generator[None]:
-    """Within, what a forward saves goes to files, and comes back when it is asked for.
+    """A context in which saved tensors are written to files, and read when the backward needs them.
 
     Source: PyTorch's tutorial "Hooks for autograd saved tensors".
     """
@@ -215,7 +215,7 @@ def save_to_files(directory: Path) -> Generator[None]:
 
 
 class SavedFile:
-    """A tensor in a file, which goes when this does."""
+    """A tensor in a file, which is deleted together with this object."""
 
     def __init__(self, tensor: Tensor, directory: Path) -> None:
         number, self.path = tempfile.mkstemp(dir=directory, suffix=".pt")

@@ -2,14 +2,14 @@
 
 | pass               | needs                      | gives                                          |
 |--------------------|----------------------------|------------------------------------------------|
-| hoist_saved        | partitioned graphs         | nodes for the backward alone, moved up         |
+| hoist_saved        | partitioned graphs         | nodes that only the backward needs, moved up   |
 | hoist_reductions   | partitioned graphs         | reductions of the backward, moved up           |
-| restore_order      | the same nodes as before   | torch's own order, for graphs that move nothing|
+| restore_order      | the same nodes as before   | torch's own order, if nothing is moved         |
 | find_saved_values  | partitioned graphs         | a SavedValue for each saved storage            |
 | build_step         | saved values, cost model   | a Step: seconds of nodes, lifetimes of storages|
 | (choose_transfers) | a step                     | a Choice, made by fxoffload.planner            |
 | insert_transfers   | saved values               | the four ops, each at a legal place            |
-| find_op_positions  | inserted ops               | in front of which node of the step each stands |
+| find_op_positions  | inserted ops               | for each op, the node of the step after it     |
 | verify_transfers   | any graph                  | nothing; raises GraphError on a broken rule    |
 
 `choose_transfers` tries sets of values: `place_transfers` places their transfers, and

@@ -117,10 +117,11 @@ def find_saved_values(graph: TrainingGraph, *, min_bytes: int = 1) -> tuple[Save
 def find_value_marks(
     component: Iterable[fx.Node], root: fx.Node, readers: Iterable[fx.Node]
 ) -> frozenset[str]:
-    """What the program says of a storage, by the names in fxoffload/marks.py.
+    """The marks of a storage, by the names in fxoffload/marks.py.
 
-    Marks of single tensors are on `component`, which are `root` and its views; a region covers what
-    it makes, and what its part of the backward reads. readers: of the backward.
+    Marks of single tensors are on the nodes of `component`: `root` and its views. A `keeping`
+    region applies to the values that it computes, and to those that its part of the backward reads.
+    readers: the nodes of the backward that read the storage.
     """
     marks = {mark for node in component for mark in find_marks(node)} - {KEEPING}
     covered = any(KEEPING in find_marks(node) for node in (find_maker(root), *readers))
@@ -128,7 +129,7 @@ def find_value_marks(
 
 
 def _check_move(root: fx.Node, marks: frozenset[str], refusal: str | None) -> None:
-    """Raise MarkError if the storage of `root`, which must move by its marks, may not."""
+    """Raise MarkError if the storage of `root` may not move although its marks require it."""
     mark = MOVE if MOVE in marks else POLICY
     size = f"{_tensor_bytes(root) / 2**20:.1f} MiB"
     if KEEP in marks:

@@ -1,10 +1,10 @@
-"""Op positions: where the ops of ours stand among the nodes that a graph had before them.
+"""Op positions: for each inserted op, the index of the next node that the graph had before.
 
 before            after insert_transfers            positions
 relu = ...        relu = ...
 sum  = ...        t = offload(relu, "relu", ...)    offload relu: 1
 output            sum  = ...
-                  release(t, relu)            release relu: 2
+                  release(t, relu)                  release relu: 2
                   output
 """
 
@@ -30,10 +30,9 @@ def list_nodes(graph: fx.Graph) -> list[str]:
 def find_op_positions(
     graph: TrainingGraph, forward_before: Sequence[str], backward_before: Sequence[str]
 ) -> tuple[PlacedOps, PlacedOps]:
-    """The ops of the forward and of the backward in order.
+    """The inserted ops of the forward and of the backward, in order, each with its position.
 
-    Each has the index of the node in front of which it stands, among the nodes that list_nodes
-    found before the ops were inserted.
+    The position is the index of the next node among those that list_nodes found before insertion.
     """
     ops = {n: event for event, n in find_ops(graph.forward.graph, graph.backward.graph).items()}
     return (
@@ -43,7 +42,7 @@ def find_op_positions(
 
 
 def find_ops(forward: fx.Graph, backward: fx.Graph) -> dict[OpEvent, fx.Node]:
-    """The nodes that are ops of ours, by kind and name of value, each half in its order."""
+    """The nodes of the four ops, by kind and name of value, in the order of the graphs."""
     names = {
         node.name: str(node.args[2])
         for node in forward.find_nodes(op="call_function", target=OFFLOAD)
@@ -65,7 +64,7 @@ def _find_positions(
     position = 0
     found: PlacedOps = []
     for node in graph.nodes:
-        # Insertion moves views down to their readers: these change nothing.
+        # Insertion moves views to later nodes; the maximum ignores them.
         position = max(position, index.get(node.name, -1) + 1)
         if node in ops:
             found.append((ops[node], position))

@@ -117,7 +117,7 @@ class _OwnPartition:
         return replace(plan, cut=cut)
 
     def may_become(self, graph: TrainingGraph) -> bool:
-        """Whether `graph` saves all that the program says must move, and does not do without it."""
+        """Whether `graph` saves, and also reads, every value that the program says must move."""
         return saves(graph, self._forced)
 
     @cached_property

@@ -1,4 +1,4 @@
-"""Refusals: why a storage that the forward saves may not be moved. Changes nothing."""
+"""Refusals: find the reason why a saved storage may not be moved. Changes nothing."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ def find_refusal(
     component: set[fx.Node],
     mutated: set[fx.Node],
 ) -> str | None:
-    """Why the storage of `root` may not be moved; None when it may.
+    """The reason why the storage of `root` may not be moved; None if it may.
 
-    component: `root` and its views; mutated: all nodes that the forward writes to.
+    component: `root` and its views. mutated: all nodes that the forward writes to.
     """
     tensor = get_tensor(root)
     assert tensor is not None
     if root.name in graph.static_inputs:
         return STATIC_INPUT
     returned = {n for n in get_results(graph.forward.graph)[: graph.num_outputs] if n is not None}
-    # Changes in place are seen by the tensor that the caller has, and by views that the caller
-    # makes of it; not by another view of the same storage.
+    # In-place changes are detected by the version counter of the returned tensor. Views that the
+    # caller makes of it share the counter; another view that the graph returns does not.
     if returned & component and (root not in returned or root.op == "placeholder"):
         return "aliased by an output of the forward"
     if root.op == "placeholder" and not _receives_gradient(graph, root):

@@ -1,4 +1,4 @@
-"""Views of a restored storage: what saved views are to their base, made anew in the backward."""
+"""Saved views: recreate the saved views of a storage from the restored storage in the backward."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from fxoffload.torch_internals import SymbolicInts
 def replay_view(
     graph: fx.Graph, y: fx.Node, base: fx.Node, member: fx.Node, symbols: SymbolicInts
 ) -> fx.Node:
-    """Insert a view of `y` that is to `y` what `member` is to `base`."""
+    """Insert a view of `y` that has the layout and dtype that `member` has as a view of `base`."""
     source, target = _tensor(base), _tensor(member)
     if target.dtype != source.dtype:
         # `view.dtype` needs a last stride of 1 and a divisible size: flatten `y` first.

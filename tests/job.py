@@ -24,7 +24,7 @@ VALUE_BYTES = BATCH * WIDTH * 4
 
 @dataclass
 class Job:
-    """A compiled model, its store, and what a step without a fault gives."""
+    """A compiled model, its store, and the results of a step without a fault."""
 
     model: nn.Module
     compiled: Callable[[Tensor], Tensor]
@@ -34,22 +34,26 @@ class Job:
     calls: int  # Writes of a step, and reads too.
 
     def forward(self) -> Tensor:
-        """The loss, everything written: the backward finds nothing in memory."""
+        """Run the forward and wait for all writes, so that the backward reads everything."""
         self.model.zero_grad()
         loss = self.compiled(self.x).sum()
         wait_for_writes()
         return loss
 
-    def step(self) -> fxoffload.StoreStatistics:
-        """Run a step; its statistics, when its gradients are right to the last bit."""
+    def begin(self) -> Tensor:
+        """Reset the statistics, then run `forward`."""
         fxoffload.reset_statistics()
-        self.forward().backward()
+        return self.forward()
+
+    def step(self) -> fxoffload.StoreStatistics:
+        """Run a step, check its gradients bit by bit, and return its statistics."""
+        self.begin().backward()
         self.check_gradients()
         gc.collect()
         return fxoffload.statistics()
 
     def overfill(self) -> None:
-        """Forwards before any backward until a write fails; then their backwards, all right."""
+        """Run forwards until a write fails; then run their backwards and check the gradients."""
         fxoffload.reset_statistics()
         losses: list[Tensor] = []
         while not fxoffload.statistics().write_errors:

@@ -11,6 +11,7 @@ import datetime
 import os
 import sys
 from collections.abc import Callable
+from functools import partial
 
 rank, port, directory = int(sys.argv[1]), sys.argv[2], sys.argv[3]
 os.environ["XDG_CACHE_HOME"] = f"{directory}/cache{rank}"
@@ -69,7 +70,7 @@ def make_data(seed: int) -> tuple[Tensor, Tensor]:
 
 
 def take_gradients(model: nn.Module) -> list[Tensor]:
-    """Of this rank; they start anew."""
+    """Return the gradients of this rank, and set them to None."""
     found = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
     assert found
     model.zero_grad(set_to_none=True)
@@ -87,7 +88,7 @@ def train(run: Callable[..., Tensor], model: nn.Module) -> list[Tensor]:
 
 
 def distribute(model: nn.Module) -> nn.Module:
-    """With a bucket for each few parameters."""
+    """Wrap `model` in DDP with buckets of a few parameters each."""
     return DistributedDataParallel(model, bucket_cap_mb=0.02)
 
 
@@ -108,22 +109,28 @@ def train_ddp_inside(options: Options) -> list[Tensor]:
     return train(distribute(fxoffload.compile(model, **options)), model)
 
 
-def train_ddp_blocks(options: Options) -> list[Tensor]:
+def make_compiled_blocks(options: Options) -> Model:
     model = Model()
     fxoffload.compile_in_place(model, "blocks", **options)
-    return train(distribute(model), model)
+    return model
 
 
-def train_ddp_compiled_later(options: Options) -> list[Tensor]:
+def train_blocks(wrap: Callable[[Model], nn.Module], options: Options) -> list[Tensor]:
+    model = make_compiled_blocks(options)
+    return train(wrap(model), model)
+
+
+def train_compiled_later(
+    wrap: Callable[[Model], nn.Module], modules: str, options: Options
+) -> list[Tensor]:
     model = Model()
-    run = distribute(model)
-    fxoffload.compile_in_place(run, "Block", **options)
+    run = wrap(model)
+    fxoffload.compile_in_place(run, modules, **options)
     return train(run, model)
 
 
 def train_accelerate(options: Options) -> list[Tensor]:
-    model = Model()
-    fxoffload.compile_in_place(model, "blocks", **options)
+    model = make_compiled_blocks(options)
     accelerator = Accelerator(cpu=True)
     run = accelerator.prepare(model)
     assert isinstance(run, DistributedDataParallel)
@@ -133,19 +140,6 @@ def train_accelerate(options: Options) -> list[Tensor]:
 def train_fsdp(options: Options) -> list[Tensor]:
     model = Model()
     return train(fxoffload.compile(shard(model), **options), model)
-
-
-def train_fsdp_blocks(options: Options) -> list[Tensor]:
-    model = Model()
-    fxoffload.compile_in_place(model, "blocks", **options)
-    return train(shard(model), model)
-
-
-def train_fsdp_compiled_later(options: Options) -> list[Tensor]:
-    model = Model()
-    run = shard(model)
-    fxoffload.compile_in_place(model, "blocks", **options)
-    return train(run, model)
 
 
 def train_pipeline(make_schedule: Callable[..., object], options: Options) -> list[Tensor]:
@@ -163,19 +157,18 @@ def train_pipeline(make_schedule: Callable[..., object], options: Options) -> li
     return found
 
 
-def train_gpipe(options: Options) -> list[Tensor]:
-    return train_pipeline(ScheduleGPipe, options)
-
-
-def train_1f1b(options: Options) -> list[Tensor]:
-    return train_pipeline(Schedule1F1B, options)
-
-
-PROGRAMS = (
-    train_ddp_outside, train_ddp_inside, train_ddp_blocks, train_ddp_compiled_later,
-    train_accelerate, train_fsdp, train_fsdp_blocks, train_fsdp_compiled_later,
-    train_gpipe, train_1f1b,
-)  # fmt: skip
+PROGRAMS: dict[str, Callable[[Options], list[Tensor]]] = {
+    "DDP outside": train_ddp_outside,
+    "DDP inside": train_ddp_inside,
+    "DDP of blocks": partial(train_blocks, distribute),
+    "DDP compiled later": partial(train_compiled_later, distribute, "Block"),
+    "accelerate": train_accelerate,
+    "FSDP": train_fsdp,
+    "FSDP of blocks": partial(train_blocks, shard),
+    "FSDP compiled later": partial(train_compiled_later, shard, "blocks"),
+    "GPipe": partial(train_pipeline, ScheduleGPipe),
+    "1F1B": partial(train_pipeline, Schedule1F1B),
+}
 
 
 def run_program(program: Callable[[Options], list[Tensor]], **options: object) -> list[Tensor]:
@@ -184,16 +177,17 @@ def run_program(program: Callable[[Options], list[Tensor]], **options: object) -
     return program({"directory": directory, "compiler": "eager", "min_bytes": 1, **options})
 
 
-def compare(program: Callable[[Options], list[Tensor]]) -> int:
-    """The bytes that moved."""
+def compare(name: str) -> int:
+    """Compare a run that moves values with one that moves none; return the bytes moved."""
+    program = PROGRAMS[name]
     expected = run_program(program, enabled=False)
     assert fxoffload.statistics().offloaded_bytes == 0
     found = run_program(program, memory_budget="min")
     assert len(found) == len(expected)
-    assert all(map(torch.equal, found, expected)), program.__name__
+    assert all(map(torch.equal, found, expected)), name
     wait_for_writes()
     done = fxoffload.statistics()
-    assert (done.live_bytes, done.inflight_bytes) == (0, 0), program.__name__
+    assert (done.live_bytes, done.inflight_bytes) == (0, 0), name
     return done.offloaded_bytes
 
 
@@ -207,6 +201,6 @@ if __name__ == "__main__":
         world_size=2,
         timeout=datetime.timedelta(seconds=60),
     )
-    for each in PROGRAMS:
-        print(each.__name__, compare(each), flush=True)
+    for name in PROGRAMS:
+        print(name, compare(name), sep=": ", flush=True)
     dist.destroy_process_group()

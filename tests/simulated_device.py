@@ -144,10 +144,14 @@ class World:
     # Time
 
     def progress(self) -> None:
-        """Some steps, perhaps none: the host was busy for a while."""
+        """Run a random number of steps, as if the host were busy for a while."""
         for _ in range(self.random.choice((0, 0, 1, 5))):
             if not self.step():
                 return
+
+    def hold(self) -> None:
+        """From now on run a step only if something waits for it (see progress)."""
+        self.random.choice = lambda choices: choices[0]
 
     def run_until(self, done: Callable[[], bool]) -> None:
         while not done():
@@ -167,7 +171,7 @@ class World:
         return True
 
     def submit(self, run: Callable[[], int]) -> JobFuture:
-        """Run `run` in a thread, some time."""
+        """Queue `run` as a job of a thread, which a later step runs."""
         future = JobFuture(self)
 
         def job() -> None:
@@ -303,7 +307,7 @@ class World:
 
 
 class JobFuture(Future[int]):
-    """A future whose waiter makes the world go on."""
+    """A future; waiting for it runs steps of the world."""
 
     def __init__(self, world: World) -> None:
         super().__init__()
@@ -315,7 +319,7 @@ class JobFuture(Future[int]):
 
 
 class JobWorkers:
-    """In place of Workers."""
+    """Replaces Workers: a started transfer becomes a job of the world."""
 
     def __init__(self, world: World) -> None:
         self._world = world
@@ -376,7 +380,7 @@ class JobEngine:
 
 
 class WatchedArena(StagingArena):
-    """Poisons a buffer at once when it comes back, and notes that it has a new owner."""
+    """An arena that overwrites a buffer when it is returned, and records its new owner."""
 
     def __init__(self, world: World, allocate: AllocateFunction, max_bytes: int) -> None:
         super().__init__(allocate, max_bytes)

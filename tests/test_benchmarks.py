@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import importlib
 import json
-import os
-import subprocess
 import sys
 import threading
 import time
@@ -16,17 +14,17 @@ from typing import Any
 
 import pytest
 import torch
+from python_runs import run_python
 from torch import nn
 
 sys.path.append(str(Path(__file__).parent.parent))
 
-from benchmarks import activation_peak, compile_time, drive_contention, measure
+from benchmarks import activation_peak, compile_time, measure
 from benchmarks.fresh_process import ChildFailed, run_fresh
 from benchmarks.measure import MIB
 from benchmarks.models import BUILDERS, Shape, build_model, make_tokens
 from benchmarks.runner import RESULTS
 
-ROOT = Path(__file__).parent.parent
 CPU = torch.device("cpu")
 
 
@@ -153,33 +151,21 @@ def test_kept_records_are_reported(path: Path, capsys: pytest.CaptureFixture[str
     assert path.read_text() == kept
 
 
-def run_benchmark(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "benchmarks.activation_peak", *arguments],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=400,
-        env={**os.environ, "COLUMNS": "120", "NO_COLOR": "1"},
-        check=False,
-    )
-
-
 def measure_tiny(spill_directory: Path) -> dict[str, Any]:
     """The JSON record of a tiny GPT; no such size can keep the limits, so --check must fail."""
     output = spill_directory / "results.jsonl"
     sizes = ("--layers", "1", "--hidden", "64", "--batch", "32", "--length", "64", "--steps", "2")
     options = ("--threads", "1", "--min-bytes", "1", "--memory-budget", "min", "--check")
-    places = ("--directory", str(spill_directory), "--output", str(output))
-    done = run_benchmark("--model", "gpt", "--compiler", "eager", *sizes, *options, *places)
-    assert done.returncode == 1, done.stderr
-    assert "beyond the limits: peak ratio" in done.stdout, done.stdout + done.stderr
+    places = ("--directory", spill_directory, "--output", output)
+    model = ("-m", "benchmarks.activation_peak", "--model", "gpt", "--compiler", "eager")
+    done = run_python(*model, *sizes, *options, *places, status=1)
+    assert "beyond the limits: peak ratio" in done.stdout
     (line,) = output.read_text().splitlines()
     return json.loads(line)
 
 
 def test_activation_peak(spill_directory: Path) -> None:
-    """Both variants did the same, and the bytes of the second went to disk and came back."""
+    """Both variants have equal losses; the second one writes its bytes and reads them back."""
     record = measure_tiny(spill_directory)
     moved, plain = record["moved"], record["plain"]
     # The logits, an eighth, live to the end of the step for the planner; the caller drops them.
@@ -215,35 +201,9 @@ def test_activation_peak_refuses_in_words(
     assert message in capsys.readouterr().err
 
 
-def test_drive_contention(spill_directory: Path) -> None:
-    output = spill_directory / "results.jsonl"
-    sizes = ("--pairs", "2", "--products", "3", "--threads", "1")
-    places = ("--directory", str(spill_directory), "--output", str(output))
-    before = torch.get_num_threads()
-    try:
-        drive_contention.main([*sizes, *places])
-    finally:
-        torch.set_num_threads(before)
-    assert list(spill_directory.iterdir()) == [output]
-    record = json.loads(output.read_text())
-    assert [item["direction"] for item in record["results"]] == ["neither", "write", "read"]
-    for item in record["results"]:
-        assert len(item["moved_gib"]) == len(item["beside_seconds"]) == 2
-        assert min(item["moved_gib"]) > 0
-        assert min(item["alone_seconds"]) > 0
-
-
-def test_drive_contention_in_figures() -> None:
-    """Two threads that take 3 s in place of 2 for half a GiB lost 4 core-seconds per GiB."""
-    samples = zip(drive_contention.SAMPLES, ([2.0], [3.0], [0.5], [0.25]), strict=True)
-    item = {"direction": "read", **dict(samples)}
-    row = drive_contention.make_row(item, threads=2)
-    assert row == ["read", "1.500 (1.500 to 1.500)", "4.000", "0.500"]
-
-
 @pytest.mark.slow
 def test_compile_time(spill_directory: Path) -> None:
-    """The graph that comes from the full cache moves what the compiled one moved."""
+    """A graph from a full cache moves the same bytes as the compiled one."""
     output = spill_directory / "results.jsonl"
     sizes = ("--layers", "1", "--hidden", "64", "--batch", "2", "--length", "64", "--rounds", "1")
     options = ("--threads", "1", "--min-bytes", "16KiB", "--memory-budget", "min")

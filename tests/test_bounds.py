@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from toys import make_hardware
 
 import fxoffload
 from fxoffload.inspection.bounds import ALL_CUTS
@@ -16,14 +17,7 @@ pytestmark = pytest.mark.usefixtures("fresh_dynamo")
 
 OPTIONS: dict[str, Any] = {"compiler": "eager", "min_bytes": 1}
 # The drive moves a tenth of what the memory of the device does.
-HARDWARE = fxoffload.Hardware(
-    flops_per_second=1e15,
-    memory_bytes_per_second=1e9,
-    memory_bytes="1GiB",
-    drive_write_bytes_per_second=1e8,
-    drive_read_bytes_per_second=1e8,
-    host_link_bytes_per_second=1e8,
-)
+HARDWARE = make_hardware(flops=1e15, memory=1e9, transfers=1e8)
 
 
 class Waves(nn.Module):

@@ -22,9 +22,7 @@ from benchmarks.measure import count_allocated_bytes
 
 WIDTH, BATCH, DEPTH = 128, 512, 4
 VALUE_BYTES = WIDTH * BATCH * 4
-OPTIONS: dict[str, Any] = {
-    "compiler": "eager", "ioengine": "memory", "min_bytes": 1
-}  # fmt: skip
+OPTIONS: dict[str, Any] = {"compiler": "eager", "ioengine": "memory", "min_bytes": 1}
 
 
 class Block(nn.Module):
@@ -68,7 +66,7 @@ def compile_broken(options: dict[str, Any]) -> nn.Module:
 def measure_held_bytes(
     build: Callable[[dict[str, Any]], nn.Module], **options: Any
 ) -> tuple[int, list[Tensor]]:
-    """What is allocated between the forward and the backward of the second step; its gradients."""
+    """The bytes allocated between forward and backward of the second step, and its gradients."""
     torch._dynamo.reset()
     torch.manual_seed(0)
     model = build(OPTIONS | options)
@@ -122,7 +120,7 @@ class Selective(nn.Module):
 
 
 def count_products_moved(policy: str, *, steps: int = 1, **options: Any) -> int:
-    """How many products the last step moves; its gradients are those of nothing moved."""
+    """The number of products that the last step moves; checks its gradients."""
     torch.manual_seed(0)
     model = nn.Sequential(*(Selective(CheckpointPolicy[policy]) for _ in range(DEPTH)))
     x = torch.randn(BATCH, WIDTH)
@@ -161,7 +159,7 @@ def test_what_a_policy_must_offload_moves(options: dict[str, Any], steps: int) -
 
 
 def test_what_a_policy_prefers_to_offload_moves_by_plan() -> None:
-    """It is saved in any case."""
+    """Such a value is always saved; the plan decides whether it moves."""
     own = count_products_moved("MUST_SAVE", memory_budget="min")
     assert count_products_moved("PREFER_CPU_OFFLOAD", memory_budget="min") == own >= 2 * DEPTH
     assert count_products_moved("PREFER_CPU_OFFLOAD", min_bytes="1GiB") == 0

@@ -5,11 +5,10 @@ from __future__ import annotations
 import errno
 import itertools
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from python_runs import run_python
 
 from fxoffload.config import IOEngineName, OffloadConfig
 from fxoffload.errors import ConfigError, StoreFull
@@ -141,9 +140,7 @@ def test_another_process_finds_the_numbers(
         "choice = choose_engine(OffloadConfig(directory=sys.argv[1], ioengine='posix'));"
         "print(*choice.bandwidth)"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", program, spill_directory], capture_output=True, text=True, check=True
-    )
+    done = run_python("-c", program, spill_directory)
     monkeypatch.delattr(choice, "measure_bandwidth")
     chosen = choose_engine(OffloadConfig(directory=spill_directory, ioengine="posix"))
     assert tuple(map(float, done.stdout.split())) == chosen.bandwidth

@@ -64,7 +64,7 @@ class Run:
         self.world.launch(lambda: self.seen.append((expected, raw.min().item(), raw.max().item())))
 
     def check(self) -> None:
-        """Everything that was seen was right, and all memory is free again."""
+        """Check that every value read was right, and that all memory is free again."""
         self.world.run_all()
         assert self.world.errors == []
         for number, least, most in self.seen:
@@ -210,8 +210,8 @@ def test_each_order_that_is_forgotten_is_found(
 
 @pytest.mark.parametrize("block", [True, False])
 def test_release_waits_only_on_the_device(run: Run, block: bool) -> None:
-    """And there only where the memory is reused at once: else copies would stall what follows."""
-    run.world.random.choice = lambda choices: choices[0]  # Nothing goes on by itself.
+    """The device waits only with `block`: otherwise each copy would delay later work."""
+    run.world.hold()
     ticket = run.offload(2, block=block)
     waits = any(isinstance(command, Wait) for command in run.world.current.queue)
     assert waits == block
@@ -223,7 +223,7 @@ def test_release_waits_only_on_the_device(run: Run, block: bool) -> None:
 
 
 def test_settling_orders_the_device_and_waits_for_no_write(run: Run) -> None:
-    """What comes next on the stream may reuse the memory of x."""
+    """Later work on the stream may then reuse the memory of x."""
     ticket = run.offload(3, block=False)
     (hold,) = run.device._holds
     assert len(hold.tensors) == 1
@@ -241,7 +241,7 @@ def test_settling_orders_the_device_and_waits_for_no_write(run: Run) -> None:
 
 
 def test_as_much_is_written_at_a_time_as_the_engine_can(run: Run) -> None:
-    """A thread that waited for each end would have one drive of several idle."""
+    """If a thread waited for each write, all drives but one would be idle."""
     writing: list[Future[int]] = []
     run.engine.write = lambda view, offset: writing.append(Future()) or writing[-1]
     tickets = [run.offload(number) for number in range(5)]
@@ -265,7 +265,7 @@ def test_as_much_is_written_at_a_time_as_the_engine_can(run: Run) -> None:
 
 @pytest.mark.parametrize("tier", ["host", "nvme"])
 def test_a_write_that_waits_for_its_copy_is_cancelled(run: Run, tier: str) -> None:
-    run.world.random.choice = lambda choices: choices[0]  # Nothing goes on by itself.
+    run.world.hold()
     ticket = run.offload(2, tier=tier)
     run.store.free(ticket)
     record = run.store.statistics()
@@ -289,7 +289,7 @@ def test_a_reload_is_copied_before_anybody_waits(run: Run) -> None:
 
 
 def test_memory_of_a_value_is_not_held_after_its_wait(run: Run) -> None:
-    """The program's last reference frees it, although nothing asks for a buffer any more."""
+    """The last reference of the program frees it, even if no buffer is requested later."""
     ticket = run.offload(2)
     for forwarded in (True, False):
         run.store.prefetch(ticket)
@@ -304,7 +304,7 @@ def test_memory_of_a_value_is_not_held_after_its_wait(run: Run) -> None:
 
 
 def test_what_goes_to_host_memory_stays_where_it_was_copied_to(run: Run) -> None:
-    """No second copy on the host: the slot only says how much of that memory is taken."""
+    """There is no second copy on the host; the slot only counts the bytes used."""
     tickets = [run.offload(number, tier="host") for number in (2, 4, 6)]
     run.world.run_all()
     done = run.store.statistics()
@@ -329,7 +329,7 @@ def test_what_goes_to_host_memory_stays_where_it_was_copied_to(run: Run) -> None
 
 
 def run_without(lock: threading.Lock, world: World) -> None:
-    """What a condition's wait does while others go on."""
+    """Replaces a condition's wait: releases the lock while the world runs."""
     lock.release()
     world.run_all()
     lock.acquire()
@@ -340,7 +340,7 @@ def test_what_stays_where_it_is_copied_to_waits_for_no_room() -> None:
     for tier, waits in (("nvme", True), ("host", False)):
         world = World(seed=1)
         for run in open_run(world):
-            world.random.choice = lambda choices: choices[0]  # Nothing goes on by itself.
+            world.hold()
             run.store._ledger._max_inflight_bytes = 1
             first = run.offload(2, tier=tier)
 
@@ -356,7 +356,7 @@ def test_what_stays_where_it_is_copied_to_waits_for_no_room() -> None:
 
 def test_what_finds_host_memory_full_counts_towards_the_cap() -> None:
     for run in open_run(World(seed=1)):
-        run.world.random.choice = lambda choices: choices[0]  # Nothing goes on by itself.
+        run.world.hold()
         tickets = [run.offload(number, tier="host") for number in (2, 4, 6)]
         assert [ticket.tier for ticket in tickets] == ["host", "host", "nvme"]
         assert run.store._ledger._capped_bytes == tickets[2].nbytes
@@ -369,8 +369,8 @@ def test_what_finds_host_memory_full_counts_towards_the_cap() -> None:
 
 @pytest.mark.parametrize("tier", ["host", "nvme"])
 def test_what_comes_back_over_the_bus_is_not_forwarded(run: Run, tier: str) -> None:
-    """Also where the host asks for it before the copy out has begun."""
-    run.world.random.choice = lambda choices: choices[0]  # Nothing goes on by itself.
+    """The same holds if the host requests it before the copy out has begun."""
+    run.world.hold()
     ticket = run.offload(2, tier=tier)
     run.store.prefetch(ticket)
     run.wait(ticket)
@@ -384,7 +384,7 @@ def test_what_comes_back_over_the_bus_is_not_forwarded(run: Run, tier: str) -> N
 
 
 def test_expanded_values_come_back(run: Run) -> None:
-    """What was one row comes back as many: its own memory is copied to, then spread."""
+    """An expanded row is copied once, and expanded again."""
     world = run.world
     x = world.empty_strided((4, LENGTH), (0, 1), dtype=torch.float32)
     raw = world.alias(x)
@@ -421,7 +421,7 @@ def test_a_read_that_fails_for_good_leaves_nothing(run: Run) -> None:
 def test_a_value_that_dies_unreleased_is_held_until_its_copy_is_done(run: Run) -> None:
     world = run.world
     x = world.empty_strided((LENGTH,), (1,), dtype=torch.float32)
-    world.random.choice = lambda choices: choices[0]  # Nothing goes on by itself.
+    world.hold()
     outgoing = run.device.send(x, 512)
     del x
     outgoing.close()
@@ -431,7 +431,7 @@ def test_a_value_that_dies_unreleased_is_held_until_its_copy_is_done(run: Run) -
 
 
 def test_steps_alike_pin_nothing_new() -> None:
-    """And what finds no room in the bound goes through pageable memory, with the same values."""
+    """Equal steps pin no new memory; buffers beyond the bound are pageable, with equal values."""
     for staging_bytes, least_pinned_bytes in ((2**20, 2**16), (2**14, 2**12), (0, 0)):
         world = World(seed=3)
         for run in open_run(world, staging_bytes):
@@ -447,7 +447,7 @@ def test_steps_alike_pin_nothing_new() -> None:
 
 @pytest.mark.parametrize("seed", range(3))
 def test_two_users_of_one_read_copy_once(seed: int) -> None:
-    """The end of the read and the end of the wait may come in two threads at once."""
+    """The end of the read and the end of the wait may happen in two threads at once."""
     world = World(seed)
     for run in open_run(world):
         ticket = run.offload(2)

@@ -35,7 +35,8 @@ def choose(
 
     def make(models: Mapping[str, GraphModel]) -> Schedule:
         assert list(models) == ["a", "b"]
-        found = seconds[tuple(round(model.seconds / OWN.seconds) for model in models.values())]
+        first = OWN.forward.seconds[0]
+        found = seconds[tuple(round(it.forward.seconds[0] / first) for it in models.values())]
         if found is None:
             raise BudgetError("it does not fit")
         return make_step(found)

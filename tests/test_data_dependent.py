@@ -12,9 +12,7 @@ from torch import Tensor, nn
 import fxoffload
 
 ROWS, WIDTH, EXPERTS = 64, 16, 3
-OPTIONS: dict[str, Any] = {
-    "compiler": "eager", "ioengine": "memory", "min_bytes": 1
-}  # fmt: skip
+OPTIONS: dict[str, Any] = {"compiler": "eager", "ioengine": "memory", "min_bytes": 1}
 
 
 class Experts(nn.Module):

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 import re
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from matplotlib import image
+from python_runs import run_python
 
 sys.path.append(str(Path(__file__).parent.parent / "examples"))
 
@@ -22,21 +22,15 @@ TINY_GPT = (
 )
 
 
-def run_example(name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, str(EXAMPLES / name), *arguments],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        env={**os.environ, "COLUMNS": "120", "NO_COLOR": "1"},
-        check=False,
-    )
-
-
 def succeed(name: str, *arguments: str) -> str:
-    done = run_example(name, *arguments)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    return run_python(EXAMPLES / name, *arguments).stdout
+
+
+def refuse(name: str, *arguments: str, status: int) -> str:
+    """What the example printed on stderr."""
+    words = run_python(EXAMPLES / name, *arguments, status=status).stderr
+    assert "Traceback" not in words
+    return words
 
 
 def read_row(table: str, name: str) -> list[float]:
@@ -100,10 +94,9 @@ def test_train_gpt_refuses_in_words(
 
 def test_train_gpt_names_a_missing_directory(tmp_path: Path) -> None:
     missing = tmp_path / "missing"
-    done = run_example("train_gpt.py", "--directory", str(missing), "--output", str(tmp_path))
-    assert done.returncode == 2
-    assert f"directory='{missing}' does not exist" in done.stderr
-    assert "Traceback" not in done.stderr
+    arguments = ("--directory", str(missing), "--output", str(tmp_path))
+    words = refuse("train_gpt.py", *arguments, status=2)
+    assert f"directory='{missing}' does not exist" in words
 
 
 def test_train_mlp(spill_directory: Path) -> None:
@@ -139,7 +132,5 @@ def test_explain_plan(spill_directory: Path) -> None:
 
 
 def test_explain_plan_refuses_in_words() -> None:
-    done = run_example("explain_plan.py", "--memory-budget", "3 apples")
-    assert done.returncode == 1
-    assert "memory_budget='3 apples' is not a size" in done.stderr
-    assert "Traceback" not in done.stderr
+    words = refuse("explain_plan.py", "--memory-budget", "3 apples", status=1)
+    assert "memory_budget='3 apples' is not a size" in words

@@ -33,7 +33,7 @@ def warn_again(job: Job) -> None:
 
 
 class Faulty:
-    """In place of a system call: the `index`-th call since it was made goes wrong."""
+    """Replaces a system call; its `index`-th call fails."""
 
     def __init__(self, call: Callable[..., int], index: int, fault: Callable[..., int]) -> None:
         self._call = call
@@ -48,6 +48,16 @@ class Faulty:
         if index == self._index or self._index < 0:
             return self._fault(self._call, *args)
         return self._call(*args)
+
+
+def step_with(
+    job: Job, monkeypatch: pytest.MonkeyPatch, name: str, index: int, fault: Callable[..., int]
+) -> tuple[fxoffload.StoreStatistics, int]:
+    """Run a step whose `index`-th call of os.`name` fails; return also the number of calls."""
+    faulty = Faulty(getattr(os, name), index, fault)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, name, faulty)
+        return job.step(), faulty.calls
 
 
 def fail(number: int) -> Callable[..., int]:
@@ -89,12 +99,9 @@ def test_each_write_in_turn_fails(
 ) -> None:
     for index in range(job.calls):
         job.store._ledger._warned = False
-        with monkeypatch.context() as patch:
-            faulty = Faulty(os.pwrite, index, fault)
-            patch.setattr(os, "pwrite", faulty)
-            with pytest.warns(RuntimeWarning) as caught:
-                done = job.step()
-        assert faulty.calls == job.calls
+        with pytest.warns(RuntimeWarning) as caught:
+            done, calls = step_with(job, monkeypatch, "pwrite", index, fault)
+        assert calls == job.calls
         (warning,) = caught
         assert "could not be offloaded" in str(warning.message)
         assert "nothing is lost" in str(warning.message)
@@ -111,11 +118,8 @@ def test_each_write_in_turn_takes_longer(
     job: Job, fault: Callable[..., int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for index in range(job.calls):
-        with monkeypatch.context() as patch:
-            faulty = Faulty(os.pwrite, index, fault)
-            patch.setattr(os, "pwrite", faulty)
-            done = job.step()
-        assert faulty.calls == job.calls + (fault is write_half)
+        done, calls = step_with(job, monkeypatch, "pwrite", index, fault)
+        assert calls == job.calls + (fault is write_half)
         assert done.write_errors == 0
         assert done.offloaded_bytes == done.written_bytes == done.read_bytes
 
@@ -129,11 +133,8 @@ def test_each_read_in_turn_fails_once(
     job: Job, fault: Callable[..., int], errors: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for index in range(job.calls):
-        with monkeypatch.context() as patch:
-            faulty = Faulty(os.preadv, index, fault)
-            patch.setattr(os, "preadv", faulty)
-            done = job.step()
-        assert faulty.calls == job.calls + (fault is not stall)
+        done, calls = step_with(job, monkeypatch, "preadv", index, fault)
+        assert calls == job.calls + (fault is not stall)
         assert done.read_errors == errors
         assert done.offloaded_bytes == done.written_bytes == done.read_bytes
         assert (done.live_bytes, done.inflight_bytes) == (0, 0)
@@ -142,8 +143,7 @@ def test_each_read_in_turn_fails_once(
 def test_a_read_that_fails_for_good_is_an_error_in_the_backward(
     job: Job, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    fxoffload.reset_statistics()
-    loss = job.forward()
+    loss = job.begin()
     with monkeypatch.context() as patch:
         patch.setattr(os, "preadv", Faulty(os.preadv, -1, fail(errno.EIO)))
         with pytest.raises(fxoffload.TransferError) as caught:
@@ -175,7 +175,7 @@ def test_a_drive_that_takes_nothing_any_more(job: Job, monkeypatch: pytest.Monke
 def test_a_slow_drive_is_waited_for_and_memory_stays_in_bounds(
     spill_directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Values below 64 KiB are copied, so that nothing but the cap holds the forward up."""
+    """Values below 64 KiB are copied, so the forward waits only for the cap."""
     value_bytes = 32 * 2**10
     cap, delay = 2 * value_bytes, 0.05
     bytes_per_second = value_bytes / delay
@@ -241,8 +241,7 @@ def test_a_quota_that_is_used_up_when_the_spill_file_grows(
 
 def test_a_bit_that_flips_on_disk_is_named(spill_directory: Path) -> None:
     with open_job(spill_directory, checksum=True) as job:
-        fxoffload.reset_statistics()
-        loss = job.forward()
+        loss = job.begin()
         engine = job.store.engines["nvme"].inner
         assert isinstance(engine, CheckedEngine)
         (fd,) = engine._inner._fds

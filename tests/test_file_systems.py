@@ -44,11 +44,11 @@ class FileSystem:
                     os.fsync(file.fileno())
 
     def break_down(self) -> None:
-        """What the kernel does when it finds the file system damaged: read-only from now on."""
+        """Make it read-only, as the kernel does when it finds the file system damaged."""
         Path(f"/sys/fs/ext4/{self.device}/trigger_fs_error").write_text("broken on purpose")
 
     def shut_down(self) -> None:
-        """As when the drive is pulled: every read and write is an error from now on."""
+        """Let every read and write fail from now on, as if the drive were pulled."""
         fd = os.open(self.directory, os.O_RDONLY)
         try:
             fcntl.ioctl(fd, SHUTDOWN, struct.pack("I", NO_LOG_FLUSH))
@@ -92,8 +92,21 @@ def run(*command: str | Path) -> str:
 Mount = Callable[..., FileSystem]
 
 
+@pytest.fixture
+def disk(mount: Mount) -> FileSystem:
+    """A small ext4 file system with its default options."""
+    return mount()
+
+
+@pytest.fixture
+def job(disk: FileSystem) -> Iterator[Job]:
+    """A job on `disk`."""
+    with open_job(disk.directory) as job:
+        yield job
+
+
 def check_kept(job: Job, done: fxoffload.StoreStatistics, *, at_least: int) -> None:
-    """Some values could not be written: they stayed in memory, the others went there and back."""
+    """Check that values whose write failed stayed in memory, and that all others were read."""
     assert at_least <= done.write_errors <= job.calls
     kept_bytes = done.offloaded_bytes - done.written_bytes
     assert done.forwarded_bytes == kept_bytes >= done.write_errors
@@ -109,37 +122,33 @@ def check_one_warning(caught: list[warnings.WarningMessage], reason: str) -> Non
     assert "nothing is lost" in message
 
 
-def test_a_disk_that_others_fill_harms_no_running_job(mount: Mount) -> None:
+def test_a_disk_that_others_fill_harms_no_running_job(disk: FileSystem, job: Job) -> None:
     """The space of a step was preallocated."""
-    disk = mount()
-    with open_job(disk.directory) as job:
-        disk.fill()
-        done = job.step()  # A warning would be an error here.
-        assert done.offloaded_bytes == done.written_bytes == done.read_bytes
-        assert done.write_errors == 0
+    disk.fill()
+    done = job.step()  # A warning would be an error here.
+    assert done.offloaded_bytes == done.written_bytes == done.read_bytes
+    assert done.write_errors == 0
 
 
-def test_what_a_full_disk_does_not_take_stays_in_memory(mount: Mount) -> None:
+def test_what_a_full_disk_does_not_take_stays_in_memory(disk: FileSystem, job: Job) -> None:
     """Two forwards before their backwards need twice the space of a step."""
-    disk = mount()
-    with open_job(disk.directory) as job:
-        disk.fill()
-        with pytest.warns(RuntimeWarning) as caught:
-            job.overfill()
-        check_one_warning(list(caught), "the spill file needs")
-        gc.collect()
-        done = fxoffload.statistics()
-        assert done.write_errors > 0
-        assert done.forwarded_bytes == done.offloaded_bytes - done.written_bytes > 0
-        assert done.read_bytes == done.written_bytes > 0
-        assert (done.read_errors, done.live_bytes, done.inflight_bytes) == (0, 0, 0)
-        (disk.directory / "others").unlink()
-        done = job.step()
-        assert done.offloaded_bytes == done.written_bytes == done.read_bytes
+    disk.fill()
+    with pytest.warns(RuntimeWarning) as caught:
+        job.overfill()
+    check_one_warning(list(caught), "the spill file needs")
+    gc.collect()
+    done = fxoffload.statistics()
+    assert done.write_errors > 0
+    assert done.forwarded_bytes == done.offloaded_bytes - done.written_bytes > 0
+    assert done.read_bytes == done.written_bytes > 0
+    assert (done.read_errors, done.live_bytes, done.inflight_bytes) == (0, 0, 0)
+    (disk.directory / "others").unlink()
+    done = job.step()
+    assert done.offloaded_bytes == done.written_bytes == done.read_bytes
 
 
 def test_a_full_disk_without_preallocation_fails_the_writes(mount: Mount) -> None:
-    """Where the file system has no preallocation, the space is missed by the write itself."""
+    """Without preallocation, the write itself finds that there is no space."""
     disk = mount("-t", "ext2")
     with open_job(disk.directory) as job:
         (fd,) = job.store.engines["nvme"].inner._fds
@@ -173,58 +182,50 @@ def test_a_limit_of_the_file_size_is_as_a_full_disk(spill_directory: Path) -> No
         assert done.offloaded_bytes == done.written_bytes == done.read_bytes
 
 
-def test_a_file_system_that_goes_read_only(mount: Mount) -> None:
-    disk = mount()
-    with open_job(disk.directory) as job:
-        fxoffload.reset_statistics()
-        loss = job.forward()
-        disk.break_down()
-        loss.backward()  # What was written can still be read.
-        job.check_gradients()
-        done = fxoffload.statistics()
-        assert done.offloaded_bytes == done.written_bytes == done.read_bytes
-        assert done.read_errors == 0
-        with pytest.warns(RuntimeWarning) as caught:
-            steps = [job.step() for _ in range(3)]
-        check_one_warning(list(caught), "Read-only file system")
-        for done in steps:
-            check_kept(job, done, at_least=job.calls)
-            assert done.written_bytes == 0
-
-
-def test_a_running_job_keeps_its_file_system_writable(mount: Mount) -> None:
-    """The kernel refuses to make it read-only in an orderly way while the spill file is open."""
-    disk = mount()
-    with open_job(disk.directory) as job:
-        command = ["mount", "-o", "remount,ro", str(disk.directory)]
-        refused = subprocess.run(command, capture_output=True, text=True)
-        assert refused.returncode != 0
-        assert "busy" in refused.stderr
-        done = job.step()
-        assert done.offloaded_bytes == done.written_bytes == done.read_bytes
-
-
-def test_a_drive_that_is_pulled(mount: Mount) -> None:
-    disk = mount()
-    with open_job(disk.directory) as job:
-        fxoffload.reset_statistics()
-        loss = job.forward()
-        disk.shut_down()
-        with pytest.raises(fxoffload.TransferError) as caught:
-            loss.backward()
-        message = str(caught.value)
-        for part in ("Input/output error", "twice", f"{VALUE_BYTES} bytes", str(disk.directory)):
-            assert part in message
-        del loss, caught
-        gc.collect()
-        done = fxoffload.statistics()
-        assert done.read_errors >= 2
-        assert (done.live_bytes, done.inflight_bytes) == (0, 0)
-        with pytest.warns(RuntimeWarning) as warned:
-            done = job.step()  # The process goes on, in memory.
-        check_one_warning(list(warned), "Input/output error")
+def test_a_file_system_that_goes_read_only(disk: FileSystem, job: Job) -> None:
+    loss = job.begin()
+    disk.break_down()
+    loss.backward()  # What was written can still be read.
+    job.check_gradients()
+    done = fxoffload.statistics()
+    assert done.offloaded_bytes == done.written_bytes == done.read_bytes
+    assert done.read_errors == 0
+    with pytest.warns(RuntimeWarning) as caught:
+        steps = [job.step() for _ in range(3)]
+    check_one_warning(list(caught), "Read-only file system")
+    for done in steps:
         check_kept(job, done, at_least=job.calls)
         assert done.written_bytes == 0
+
+
+def test_a_running_job_keeps_its_file_system_writable(disk: FileSystem, job: Job) -> None:
+    """The kernel refuses to make it read-only in an orderly way while the spill file is open."""
+    command = ["mount", "-o", "remount,ro", str(disk.directory)]
+    refused = subprocess.run(command, capture_output=True, text=True)
+    assert refused.returncode != 0
+    assert "busy" in refused.stderr
+    done = job.step()
+    assert done.offloaded_bytes == done.written_bytes == done.read_bytes
+
+
+def test_a_drive_that_is_pulled(disk: FileSystem, job: Job) -> None:
+    loss = job.begin()
+    disk.shut_down()
+    with pytest.raises(fxoffload.TransferError) as caught:
+        loss.backward()
+    message = str(caught.value)
+    for part in ("Input/output error", "twice", f"{VALUE_BYTES} bytes", str(disk.directory)):
+        assert part in message
+    del loss, caught
+    gc.collect()
+    done = fxoffload.statistics()
+    assert done.read_errors >= 2
+    assert (done.live_bytes, done.inflight_bytes) == (0, 0)
+    with pytest.warns(RuntimeWarning) as warned:
+        done = job.step()  # The process goes on, in memory.
+    check_one_warning(list(warned), "Input/output error")
+    check_kept(job, done, at_least=job.calls)
+    assert done.written_bytes == 0
 
 
 def test_a_directory_that_is_deleted_under_a_job(spill_directory: Path) -> None:

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 from steps import make_value
+from toys import make_hardware
 
-from fxoffload import Hardware
 from fxoffload.inspection.forecast import (
     BatchForecast,
     Forecast,
@@ -17,14 +17,7 @@ from fxoffload.inspection.forecast import (
 from fxoffload.planner.plan import Keep, Offload, Plan, Tier
 
 MIB = 2**20
-HARDWARE = Hardware(
-    flops_per_second=1.0,
-    memory_bytes_per_second=1.0,
-    memory_bytes="10MiB",
-    drive_write_bytes_per_second=1.0,
-    drive_read_bytes_per_second=1.0,
-    host_link_bytes_per_second=1.0,
-)
+HARDWARE = make_hardware(flops=1.0, memory=1.0, transfers=1.0, memory_bytes="10MiB")
 
 
 def make_plan(*tiers: Tier | None, peak_mib: int = 4, **fields: Any) -> Plan:

@@ -7,26 +7,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor, fx, nn
+from torch import fx
+from zoo import TanhLayers
 
 import fxoffload
 from fxoffload.ops import OPS
 
 LAYERS = 6
 WIDTH = 1024
-
-
-class Chain(nn.Module):
-    """Products of matrices: each is an extern kernel, whose call can be found in the code."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.layers = nn.ModuleList(nn.Linear(WIDTH, WIDTH) for _ in range(LAYERS))
-
-    def forward(self, x: Tensor) -> Tensor:
-        for layer in self.layers:
-            x = layer(x).tanh()
-        return x.square().mean()
 
 
 def read_planned(graph: fx.Graph) -> list[str]:
@@ -41,7 +29,7 @@ def read_planned(graph: fx.Graph) -> list[str]:
 
 
 def read_generated(code: str) -> list[str]:
-    """The same, of the `call` function that Inductor wrote."""
+    """The order of ops and matrix products in the `call` function that Inductor wrote."""
     calls = re.findall(
         r"torch\.ops\.fxoffload\.(\w+)\.default\(|extern_kernels\.(?:add)?(mm)\(|(?:_linear_pointwise)()",
         code,
@@ -55,7 +43,8 @@ def test_order_in_generated_code(spill_directory: Path) -> None:
 
     torch._dynamo.reset()
     torch.manual_seed(0)
-    model = Chain()
+    # Each product of matrices is an extern kernel, whose call can be found in the code.
+    model = TanhLayers(LAYERS, WIDTH)
     x = torch.randn(1024, WIDTH)
     options = {"directory": spill_directory, "memory_budget": "min", "min_bytes": 1}
     (graph,) = fxoffload.explain(model, x, options=options).graphs

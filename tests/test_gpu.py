@@ -15,9 +15,9 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from waiting import wait_for_writes
-from zoo import CASES
+from zoo import CASES, TanhLayers
 
 import fxoffload
 from fxoffload.runtime.devices.cuda import CudaDevice
@@ -169,21 +169,8 @@ def test_compute_on_a_stream_of_the_user(spill_directory: Path) -> None:
     assert_moved_and_freed()
 
 
-class Chain(nn.Module):
-    """Layers that each save one activation as large as their input."""
-
-    def __init__(self, layers: int, width: int) -> None:
-        super().__init__()
-        self.layers = nn.ModuleList(nn.Linear(width, width) for _ in range(layers))
-
-    def forward(self, x: Tensor) -> Tensor:
-        for layer in self.layers:
-            x = layer(x).tanh()
-        return x.square().mean()
-
-
 def test_retain_graph(spill_directory: Path) -> None:
-    model = Chain(4, 256).to(CUDA)
+    model = TanhLayers(4, 256).to(CUDA)
     x = torch.randn(512, 256, device=CUDA)
     options = {"compiler": "eager", "directory": spill_directory, "memory_budget": "min"}
     compiled = fxoffload.compile(model, min_bytes=1, **options)
@@ -205,7 +192,7 @@ def test_peak_falls_by_what_is_moved(spill_directory: Path) -> None:
     def find_peak(**options: Any) -> int:
         torch._dynamo.reset()
         torch.manual_seed(0)
-        model = Chain(12, 2048).to(CUDA)
+        model = TanhLayers(12, 2048).to(CUDA)
         compiled = fxoffload.compile(
             model, compiler="eager", directory=spill_directory, memory_budget="min", **options
         )
@@ -242,7 +229,7 @@ def read_kernels(code: str) -> list[tuple[list[str], list[int]]]:
 def test_reloaded_values_are_aligned_in_generated_code(spill_directory: Path) -> None:
     from torch._inductor.utils import run_fw_bw_and_get_code
 
-    model = Chain(4, 512).to(CUDA)
+    model = TanhLayers(4, 512).to(CUDA)
     x = torch.randn(512, 512, device=CUDA)
     compiled = fxoffload.compile(model, directory=spill_directory, memory_budget="min", min_bytes=1)
     _, (_, backward) = run_fw_bw_and_get_code(lambda: compiled(x))

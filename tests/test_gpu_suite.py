@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from python_runs import run_python
 
 ROOT = Path(__file__).parent.parent
 sys.path.append(str(ROOT))
@@ -98,14 +98,7 @@ def test_packages_are_found_without_an_installation(tmp_path: Path) -> None:
         "print(fxoffload.runtime.__file__)\n"
     )
     with link_packages(tmp_path) as environment:
-        done = subprocess.run(
-            [sys.executable, "-c", script],
-            env=environment,
-            cwd=tmp_path,
-            capture_output=True,
-            text=True,
-            check=True,
-        )
+        done = run_python("-c", script, environment=environment, folder=tmp_path)
         assert done.stdout.startswith(str(tmp_path))
 
 

@@ -15,18 +15,27 @@ from fxoffload.graph import TrainingGraph, get_tensor, is_view
 from fxoffload.passes.hoisting import find_order, hoist_reductions, hoist_saved, restore_order
 
 
-def make_late(target: object, *args: object, returned: bool = False) -> TrainingGraph:
-    """relu, two layers, and at the end `late`: `target` of relu, which is saved."""
+def begin() -> tuple[Sketch, fx.Node]:
+    """A graph with a relu of its input."""
     sketch = Sketch()
     x = sketch.forward.input("x", toys.make_input())
-    relu = sketch.forward.call(aten.relu.default, x, name="relu")
+    return sketch, sketch.forward.call(aten.relu.default, x, name="relu")
+
+
+def finish(sketch: Sketch, *outputs: fx.Node) -> TrainingGraph:
+    """Finish with a backward that reads no saved value."""
+    tangent = sketch.backward.input("tangents_1", toys.make_input())
+    return sketch.finish(outputs, [sketch.backward.call(aten.sin.default, tangent)])
+
+
+def make_late(target: object, *args: object, returned: bool = False) -> TrainingGraph:
+    """relu, two layers, and at the end `late`: `target` of relu, which is saved."""
+    sketch, relu = begin()
     sin = sketch.forward.call(aten.sin.default, relu, name="sin")
     out = sketch.forward.call(aten.cos.default, sin, name="out")
     late = sketch.forward.call(target, relu, *args, name="late")
     sketch.save(late)
-    tangent = sketch.backward.input("tangents_1", toys.make_input())
-    gradient = sketch.backward.call(aten.sin.default, tangent)
-    return sketch.finish([out, late] if returned else [out], [gradient])
+    return finish(sketch, out, late) if returned else finish(sketch, out)
 
 
 def hoist(graph: TrainingGraph) -> list[str]:
@@ -69,44 +78,34 @@ def test_random_numbers_stay_in_their_order() -> None:
 
 
 def test_what_reads_inputs_alone_stays() -> None:
-    """They live on anyway, and early it would only take memory."""
+    """Inputs live to the end anyway; an earlier result would only take memory longer."""
     sketch = Sketch()
     x = sketch.forward.input("x", toys.make_input())
     out = sketch.forward.call(aten.relu.default, x, name="out")
     sketch.save(sketch.forward.call(aten.le.Scalar, x, 0, name="late"))
-    tangent = sketch.backward.input("tangents_1", toys.make_input())
-    graph = sketch.finish([out], [sketch.backward.call(aten.sin.default, tangent)])
-    assert hoist(graph) == ["out", "late"]
+    assert hoist(finish(sketch, out)) == ["out", "late"]
 
 
 def test_chain_of_saved_nodes_moves_together() -> None:
-    sketch = Sketch()
-    x = sketch.forward.input("x", toys.make_input())
-    relu = sketch.forward.call(aten.relu.default, x, name="relu")
+    sketch, relu = begin()
     out = sketch.forward.call(aten.cos.default, relu, name="out")
     first = sketch.forward.call(aten.t.default, relu, name="first")
     second = sketch.forward.call(aten.sin.default, first, name="second")
     other = sketch.forward.call(aten.le.Scalar, relu, 0, name="other")
     sketch.save(second, other)
-    tangent = sketch.backward.input("tangents_1", toys.make_input())
-    graph = sketch.finish([out], [sketch.backward.call(aten.sin.default, tangent)])
-    names = hoist(graph)
+    names = hoist(finish(sketch, out))
     assert names[0] == "relu"
     assert names[-1] == "out"
     assert names.index("first") < names.index("second")
 
 
 def test_node_that_the_forward_reads_stays() -> None:
-    sketch = Sketch()
-    x = sketch.forward.input("x", toys.make_input())
-    relu = sketch.forward.call(aten.relu.default, x, name="relu")
+    sketch, relu = begin()
     sin = sketch.forward.call(aten.sin.default, relu, name="sin")
     late = sketch.forward.call(aten.cos.default, relu, name="late")
     out = sketch.forward.call(aten.mul.Tensor, sin, late, name="out")
     sketch.save(late)
-    tangent = sketch.backward.input("tangents_1", toys.make_input())
-    graph = sketch.finish([out], [sketch.backward.call(aten.sin.default, tangent)])
-    assert hoist(graph) == ["relu", "sin", "late", "out"]
+    assert hoist(finish(sketch, out)) == ["relu", "sin", "late", "out"]
 
 
 def test_zoo_computes_the_same_bits(zoo_graph: TrainingGraph) -> None:

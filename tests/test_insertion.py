@@ -74,7 +74,7 @@ def test_offload_stands_behind_loops_that_are_fused(fuses: bool, expected: list[
 
 
 def test_offload_waits_no_longer_than_loops_are_fused() -> None:
-    """Or programs of many loops and no call would hold everything to the end."""
+    """Otherwise a program of many loops and no call would keep every value to its end."""
     layers = FUSION_REACH + 10
     graph = toys.make_chain(layers)
     insert_transfers(graph, find_saved_values(graph), store="store", fuses=True)
@@ -208,7 +208,7 @@ return (sum_1, offload_slice_1, offload_slice_2, t)""",
 def test_gathered_window_keeps_the_order_of_its_strides() -> None:
     """A kernel for a transposed matrix may differ from another one's in the last bits."""
     sketch = Sketch()
-    a = sketch.forward.call(aten.sin.default, sketch.forward.input("x", torch.empty(32, 8)))
+    a = sketch.begin(32, 8)
     window = sketch.forward.call(
         aten.t.default, sketch.forward.call(aten.slice.Tensor, a, 1, 0, 2), name="window"
     )
@@ -222,9 +222,9 @@ def test_gathered_window_keeps_the_order_of_its_strides() -> None:
 
 
 def test_split_whose_items_were_all_saved_goes() -> None:
-    """Without its items it would count as a reader behind the release."""
+    """If the split stayed without its items, it would count as a reader after the release."""
     sketch = Sketch()
-    a = sketch.forward.call(aten.sin.default, sketch.forward.input("x", torch.empty(4, 6)))
+    a = sketch.begin(4, 6)
     out = sketch.forward.call(aten.cos.default, a)
     split = sketch.forward.call(aten.split.Tensor, a, 2)
     items = [sketch.forward.call(operator.getitem, split, index) for index in (0, 1)]
@@ -266,7 +266,7 @@ def test_outputs_of_the_program_stay(zoo_graph: TrainingGraph) -> None:
 
 
 def test_descriptors_stay_with_their_results(zoo_graph: TrainingGraph) -> None:
-    """One for each result: AOTAutograd pairs them."""
+    """Each result has one descriptor; AOTAutograd pairs them."""
     outputs = [
         next(iter(module.graph.find_nodes(op="output")))
         for module in (zoo_graph.forward, zoo_graph.backward)

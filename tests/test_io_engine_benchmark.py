@@ -6,7 +6,6 @@ import json
 import os
 import re
 import shutil
-import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from python_runs import run_python
 
 sys.path.append(str(Path(__file__).parent.parent))
 
@@ -30,7 +30,6 @@ from benchmarks.transfers import TIER, EngineTransfers, StoreTransfers, Timing, 
 from fxoffload.runtime.engines.memory import MemoryEngine
 from fxoffload.runtime.store.store import OffloadStore
 
-ROOT = Path(__file__).parent.parent
 MIB = 2**20
 KIB = 2**10
 
@@ -374,19 +373,10 @@ def test_the_best_engine_counts() -> None:
 def test_tiny_run(spill_directory: Path) -> None:
     output = spill_directory / "results.jsonl"
     # No transfer of so few bytes, which is not held against fio either, is slower than allowed.
-    command = [sys.executable, "-m", "benchmarks.io_engine", "--no-fio"]
-    sizes = ["--sizes", "64KiB", "256KiB", "--total", "1MiB", "--rounds", "2", "--window", "3"]
-    places = ["--directory", str(spill_directory), "--output", str(output)]
-    done = subprocess.run(
-        [*command, *sizes, *places, "--engines", "posix"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=200,
-        env={**os.environ, "COLUMNS": "150", "NO_COLOR": "1"},
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+    command = ("-m", "benchmarks.io_engine", "--no-fio", "--engines", "posix")
+    sizes = ("--sizes", "64KiB", "256KiB", "--total", "1MiB", "--rounds", "2", "--window", "3")
+    places = ("--directory", spill_directory, "--output", output)
+    done = run_python(*command, *sizes, *places)
     for title in ("alone: GB/s", "busy: GB/s", "core-seconds per GiB", "bytes written"):
         assert title in done.stdout
     record = json.loads(output.read_text())

@@ -7,12 +7,11 @@ Those run in a separate process: a driver library stays loaded, and would change
 from __future__ import annotations
 
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from fake_cuda import environment_with_driver
+from python_runs import run_python
 
 import fxoffload
 from fxoffload.config import OffloadConfig
@@ -27,14 +26,8 @@ CASES = Path(__file__).with_name("kvikio_cases.py")
 def test_cases_on_a_driver_without_a_gpu(tmp_path: Path) -> None:
     environment = environment_with_driver(tmp_path)
     environment["XDG_CACHE_HOME"] = str(tmp_path / "cache")
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", CASES],
-        cwd=CASES.parent.parent,
-        env=environment,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+    arguments = ("-m", "pytest", "-q", "-p", "no:cacheprovider", CASES)
+    done = run_python(*arguments, environment=environment)
     summary = done.stdout.splitlines()[-1]
     passed = re.match(r"(\d+) passed", summary)
     assert passed is not None, summary

@@ -139,12 +139,11 @@ def test_positions() -> None:
 
 def test_last_use_looks_through_views() -> None:
     sketch = Sketch()
-    a = sketch.forward.call(aten.sin.default, sketch.forward.input("x", torch.empty(4, 4)))
+    a = sketch.begin(4, 4)
     view = sketch.forward.call(aten.t.default, sketch.forward.call(aten.t.default, a))
     early = sketch.forward.call(aten.cos.default, a)
     late = sketch.forward.call(aten.exp.default, view, name="late")
-    (saved,) = sketch.save(a)
-    graph = sketch.finish([early, late], [sketch.backward.call(aten.exp.default, saved)])
+    graph = sketch.finish_saving(a, early, late)
     (value,) = find_saved_values(graph)
     assert value.last_use == toys.position(graph.forward.graph, "late")
 
@@ -159,7 +158,7 @@ def test_a_view_is_no_reader() -> None:
 
 def test_backward_uses_look_through_views() -> None:
     sketch = Sketch()
-    a = sketch.forward.call(aten.sin.default, sketch.forward.input("x", torch.empty(4, 4)))
+    a = sketch.begin(4, 4)
     (saved,) = sketch.save(a)
     tangent = sketch.backward.input("tangents_1", torch.empty(4, 4))
     view = sketch.backward.call(aten.t.default, saved)
@@ -174,7 +173,7 @@ def test_backward_uses_look_through_views() -> None:
 
 def test_value_that_the_backward_returns_is_read_by_its_end() -> None:
     sketch = Sketch()
-    a = sketch.forward.call(aten.sin.default, sketch.forward.input("x", torch.empty(4, 4)))
+    a = sketch.begin(4, 4)
     b = sketch.forward.call(aten.cos.default, a)
     (saved,) = sketch.save(a)
     graph = sketch.finish([b], [sketch.backward.call(aten.t.default, saved)])
@@ -223,7 +222,7 @@ def test_covering_views_move_the_whole_storage() -> None:
 def test_window_that_is_read_by_absolute_offsets_is_not_gathered() -> None:
     """as_strided looks at the storage: a dense copy of the window has another one."""
     sketch = Sketch()
-    a = sketch.forward.call(aten.sin.default, sketch.forward.input("x", torch.empty(8, 16)))
+    a = sketch.begin(8, 16)
     window = sketch.forward.call(aten.slice.Tensor, a, 0, 2, 4)
     b = sketch.forward.call(aten.cos.default, a)
     (saved,) = sketch.save(window)
@@ -235,7 +234,7 @@ def test_window_that_is_read_by_absolute_offsets_is_not_gathered() -> None:
 
 def test_window_that_nobody_reads_is_refused() -> None:
     sketch = Sketch()
-    a = sketch.forward.call(aten.sin.default, sketch.forward.input("x", torch.empty(8, 16)))
+    a = sketch.begin(8, 16)
     windows = [take(start, start + 2)(sketch, a) for start in (0, 8)]
     b = sketch.forward.call(aten.cos.default, a)
     (read, _) = sketch.save(*windows)
@@ -374,7 +373,7 @@ def test_what_may_not_move_is_an_error(
 
 def test_value_that_nobody_reads_is_refused() -> None:
     sketch = Sketch()
-    a = sketch.forward.call(aten.sin.default, sketch.forward.input("x", torch.empty(4, 4)))
+    a = sketch.begin(4, 4)
     out = sketch.forward.call(aten.cos.default, a)
     sketch.save(a)
     tangent = sketch.backward.input("tangents_1", torch.empty(4, 4))

@@ -222,6 +222,16 @@ def make_checkpointed_chain(num_layers: int) -> TrainingGraph:
     return graph
 
 
+def plan_both(
+    graph: TrainingGraph, budget: int | Literal["min"] | None, transfer_seconds: float
+) -> tuple[Plan, Plan, list[Cut]]:
+    """Plans of a checkpointed chain of 6: as it is, and of its best cut; the cuts asked for."""
+    asked, repartition = record_cuts(lambda: toys.make_chain(6))
+    options = dataclasses.replace(OPTIONS, cost=make_cost(transfer_seconds), budget_bytes=budget)
+    own = make_plan(toys.copy_graph(graph), options)
+    return own, plan_graph(graph, options, repartition=repartition), asked
+
+
 @pytest.mark.parametrize(
     ("budget", "transfer_seconds", "share"),
     [
@@ -238,12 +248,8 @@ def make_checkpointed_chain(num_layers: int) -> TrainingGraph:
 def test_what_checkpoints_recompute_moves_where_that_is_better(
     budget: int | Literal["min"] | None, transfer_seconds: float, share: float | None
 ) -> None:
-    asked, repartition = record_cuts(lambda: toys.make_chain(6))
-
     graph = make_checkpointed_chain(6)
-    options = dataclasses.replace(OPTIONS, cost=make_cost(transfer_seconds), budget_bytes=budget)
-    own = make_plan(toys.copy_graph(graph), options)
-    plan = plan_graph(graph, options, repartition=repartition)
+    own, plan, asked = plan_both(graph, budget, transfer_seconds)
     assert plan.cut == share
     assert asked == [ALL_SAVED], "no more is recomputed where what is costs no waiting"
     assert plan.budget_bytes == own.budget_bytes
@@ -261,13 +267,9 @@ def test_checkpoints_are_lifted_only_for_what_moves_out(
     budget: int | Literal["min"] | None, transfer_seconds: float
 ) -> None:
     """What a graph holds between forward and backward adds up over the graphs of a program."""
-    _, repartition = record_cuts(lambda: toys.make_chain(6))
-
-    graph = make_checkpointed_chain(6)
-    options = dataclasses.replace(OPTIONS, cost=make_cost(transfer_seconds), budget_bytes=budget)
-    own = make_plan(toys.copy_graph(graph), options)
-    plan = plan_graph(graph, options, repartition=repartition)
-    assert own.unmoved_held_bytes < make_plan(toys.make_chain(6), options).unmoved_held_bytes
+    own, plan, _ = plan_both(make_checkpointed_chain(6), budget, transfer_seconds)
+    free = make_plan(toys.make_chain(6), OPTIONS)
+    assert own.unmoved_held_bytes < free.unmoved_held_bytes
     assert plan.held_bytes <= own.unmoved_held_bytes
 
 

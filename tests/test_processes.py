@@ -60,6 +60,13 @@ def finish(process: subprocess.Popen[str], timeout: float = 120) -> tuple[int, s
     return process.returncode, out, err
 
 
+def print_all(script: str, directory: Path) -> str:
+    """Run `script`, which must succeed; return what it printed."""
+    code, out, err = finish(start(script, directory))
+    assert code == 0, err
+    return out.strip()
+
+
 def free_bytes(directory: Path) -> int:
     status = os.statvfs(directory)
     return status.f_bavail * status.f_frsize
@@ -83,8 +90,7 @@ def test_killed_at_any_moment_leaves_nothing(spill_directory: Path) -> None:
             assert os.listdir(sys.argv[1]) == []
         print("done")
         """
-    code, out, err = finish(start(script, spill_directory))
-    assert (code, out.strip()) == (0, "done"), err
+    assert print_all(script, spill_directory) == "done"
     assert list(spill_directory.iterdir()) == []
 
 
@@ -187,12 +193,11 @@ def test_a_fork_while_bytes_move(spill_directory: Path) -> None:
         done = statistics()
         print(codes, done.live_bytes, done.write_errors + done.read_errors)
         """
-    code, out, err = finish(start(script, spill_directory))
-    assert (code, out.strip()) == (0, "{7} 0 0"), err
+    assert print_all(script, spill_directory) == "{7} 0 0"
 
 
 def test_a_child_keeps_no_spill_file(spill_directory: Path) -> None:
-    """Else closing the store would free no space while a worker of a DataLoader lives."""
+    """Otherwise closing the store frees no space while a DataLoader worker lives."""
     script = """
         from pathlib import Path
         from fxoffload.config import OffloadConfig
@@ -209,8 +214,7 @@ def test_a_child_keeps_no_spill_file(spill_directory: Path) -> None:
         y = torch.ops.fxoffload.wait(kept, (500_000,), (1,), torch.float32, torch.device("cpu"))
         print(len(find_spill_files()), y.sum().item())
         """
-    code, out, err = finish(start(script, spill_directory))
-    assert (code, out.strip()) == (0, "1 500000.0"), err
+    assert print_all(script, spill_directory) == "1 500000.0"
 
 
 def test_a_fork_waits_for_the_reads_under_way(spill_directory: Path) -> None:
@@ -256,8 +260,7 @@ def test_a_fork_waits_for_the_reads_under_way(spill_directory: Path) -> None:
             assert torch.equal(y, torch.full((500_000,), float(number)))
         print(len(reading), sum(start < at < end for start, end in reading for at in forked))
         """
-    code, out, err = finish(start(script, spill_directory))
-    assert (code, out.strip()) == (0, "6 0"), err
+    assert print_all(script, spill_directory) == "6 0"
 
 
 def test_spawned_workers_have_stores_of_their_own(spill_directory: Path) -> None:
@@ -275,8 +278,7 @@ def test_spawned_workers_have_stores_of_their_own(spill_directory: Path) -> None
         assert torch.equal(y, value)
         print(other.stdout.strip())
         """
-    code, out, err = finish(start(script, spill_directory))
-    assert (code, out.strip()) == (0, "0"), err
+    assert print_all(script, spill_directory) == "0"
 
 
 @pytest.mark.parametrize("method", ["fork", "spawn"])
@@ -326,8 +328,7 @@ def test_data_loader_workers_that_start_while_a_step_writes(
             assert done.read_bytes + done.forwarded_bytes == done.offloaded_bytes > 0
             print(done.live_bytes, done.inflight_bytes, done.write_errors + done.read_errors)
         """
-    code, out, err = finish(start(script, spill_directory))
-    assert (code, out.strip()) == (0, "0 0 0"), err
+    assert print_all(script, spill_directory) == "0 0 0"
     assert list(spill_directory.iterdir()) == []
 
 
@@ -366,5 +367,4 @@ def test_another_user_cannot_reach_the_values(spill_directory: Path) -> None:
             os._exit(1)
         print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
         """
-    code, out, err = finish(start(script, spill_directory))
-    assert (code, out.strip()) == (0, "7"), err
+    assert print_all(script, spill_directory) == "7"

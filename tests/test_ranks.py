@@ -1,4 +1,4 @@
-"""Ranks of one job train as if nothing moved, and call nothing for it."""
+"""Ranks of one job get the same gradients with values moved, without any extra call."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import pytest
 from ranks import run_ranks
 
 PROGRAMS = (
-    "ddp_outside", "ddp_inside", "ddp_blocks", "ddp_compiled_later", "accelerate",
-    "fsdp", "fsdp_blocks", "fsdp_compiled_later", "gpipe", "1f1b",
+    "DDP outside", "DDP inside", "DDP of blocks", "DDP compiled later", "accelerate",
+    "FSDP", "FSDP of blocks", "FSDP compiled later", "GPipe", "1F1B",
 )  # fmt: skip
 
 
@@ -16,8 +16,8 @@ def moved(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, int]]:
     """Of each of two ranks, the bytes that moved by program; the job itself compares gradients."""
     folder = tmp_path_factory.mktemp("ranks")
     printed = run_ranks("parity_job.py", folder, timeout_seconds=300)
-    rows = [[line.split() for line in lines] for lines in printed]
-    return [{name.removeprefix("train_"): int(nbytes) for name, nbytes in each} for each in rows]
+    rows = [[line.split(": ") for line in lines] for lines in printed]
+    return [{name: int(nbytes) for name, nbytes in each} for each in rows]
 
 
 def test_every_program_ran_on_both_ranks(moved: list[dict[str, int]]) -> None:

@@ -1,4 +1,4 @@
-"""Why a saved value may not be moved."""
+"""find_saved_values: the reason for which each kind of value may not be moved."""
 
 from __future__ import annotations
 
@@ -12,6 +12,12 @@ from fxoffload.graph import TrainingGraph
 from fxoffload.passes.lifetimes import find_saved_values
 
 Tracer = Callable[..., TrainingGraph]
+
+
+def find_refusal(graph: TrainingGraph) -> str | None:
+    """The refusal of the only saved value."""
+    (value,) = find_saved_values(graph)
+    return value.refusal
 
 
 def test_parameters_and_buffers_are_refused(trace: Tracer) -> None:
@@ -29,12 +35,9 @@ def test_parameters_and_buffers_are_refused(trace: Tracer) -> None:
 
 def test_output_alias_is_refused() -> None:
     sketch = Sketch()
-    a = sketch.forward.call(aten.sin.default, sketch.forward.input("x", torch.empty(4, 4)))
+    a = sketch.begin(4, 4)
     view = sketch.forward.call(aten.t.default, a)
-    (saved,) = sketch.save(a)
-    graph = sketch.finish([view], [sketch.backward.call(aten.exp.default, saved)])
-    (value,) = find_saved_values(graph)
-    assert value.refusal == "aliased by an output of the forward"
+    assert find_refusal(sketch.finish_saving(a, view)) == "aliased by an output of the forward"
 
 
 def save_input(gradient: bool) -> TrainingGraph:
@@ -57,7 +60,7 @@ def test_input_that_gets_a_gradient_may_move_and_is_not_ours() -> None:
 
 
 def test_input_that_the_program_stashed_itself_is_refused() -> None:
-    """Autograd hands the backward what such a tensor is then, changed or not."""
+    """Autograd passes such a tensor to the backward without a check for changes."""
     graph = save_input(gradient=True)
     (x,) = graph.forward.graph.find_nodes(op="placeholder")
     x.meta["saved_tensor_with_no_vc_check"] = True
@@ -68,7 +71,7 @@ def test_input_that_the_program_stashed_itself_is_refused() -> None:
 
 def test_constant_is_refused() -> None:
     sketch = Sketch()
-    out = sketch.forward.call(aten.sin.default, sketch.forward.input("x", torch.empty(4, 4)))
+    out = sketch.begin(4, 4)
     with sketch.forward.graph.inserting_before(out):
         constant = sketch.forward.graph.get_attr("constant")
     constant.meta["val"] = out.meta["val"].clone()
@@ -76,21 +79,17 @@ def test_constant_is_refused() -> None:
     backward = sketch.backward.finish([sketch.backward.call(aten.exp.default, saved)])
     sketch.forward.graph.output((out, constant))
     forward = fx.GraphModule({"constant": torch.ones(4, 4)}, sketch.forward.graph)
-    (value,) = find_saved_values(TrainingGraph(forward, backward, 1))
-    assert value.refusal == "constant of the graph"
+    assert find_refusal(TrainingGraph(forward, backward, 1)) == "constant of the graph"
 
 
 def test_mutated_storage_is_refused() -> None:
     """Written to through a view; the saved value is the base."""
     sketch = Sketch()
-    a = sketch.forward.call(aten.sin.default, sketch.forward.input("x", torch.empty(4, 4)))
+    a = sketch.begin(4, 4)
     view = sketch.forward.call(aten.t.default, a)
     sketch.forward.call(aten.add_.Scalar, view, 1)
     out = sketch.forward.call(aten.cos.default, a)
-    (saved,) = sketch.save(a)
-    graph = sketch.finish([out], [sketch.backward.call(aten.exp.default, saved)])
-    (value,) = find_saved_values(graph)
-    assert value.refusal == "mutated in the forward"
+    assert find_refusal(sketch.finish_saving(a, out)) == "mutated in the forward"
 
 
 def test_random_state_is_refused() -> None:
@@ -102,8 +101,7 @@ def test_random_state_is_refused() -> None:
     (saved, *_) = graph.backward.graph.find_nodes(op="placeholder")
     saved.name = placeholder.name
     # A gradient for it, so that it does not count as the caller's.
-    (value,) = find_saved_values(graph)
-    assert value.refusal == "state of a random number generator"
+    assert find_refusal(graph) == "state of a random number generator"
 
 
 def test_data_dependent_size_is_refused(trace: Tracer) -> None:
@@ -119,35 +117,28 @@ def test_data_dependent_size_is_refused(trace: Tracer) -> None:
 
 
 def test_storage_with_gaps_is_refused() -> None:
-    """An input may be a window of a storage that we do not see."""
+    """An input may be a part of a larger storage of the caller."""
     sketch = Sketch()
     x = sketch.forward.input("x", torch.empty(4, 8)[:, ::2])
     out = sketch.forward.call(aten.sin.default, x)
     (saved,) = sketch.save(x)
     graph = sketch.finish([out], [sketch.backward.call(aten.cos.default, saved)])
-    (value,) = find_saved_values(graph)
-    assert value.refusal == "storage with gaps or overlaps"
+    assert find_refusal(graph) == "storage with gaps or overlaps"
 
 
 def test_conjugated_view_is_refused() -> None:
     sketch = Sketch()
-    a = sketch.forward.call(
-        aten.sin.default, sketch.forward.input("x", torch.empty(4, 4, dtype=torch.complex64))
-    )
+    a = sketch.begin(4, 4, dtype=torch.complex64)
     view = sketch.forward.call(aten._conj.default, a)
     out = sketch.forward.call(aten.cos.default, a)
-    (saved,) = sketch.save(view)
-    graph = sketch.finish([out], [sketch.backward.call(aten.exp.default, saved)])
-    (value,) = find_saved_values(graph)
-    assert value.refusal == "lazily conjugated or negated view"
+    assert find_refusal(sketch.finish_saving(view, out)) == "lazily conjugated or negated view"
 
 
 def test_foreign_device_is_refused() -> None:
     def on_meta(sketch: Sketch, a: fx.Node) -> fx.Node:
         return sketch.forward.call(aten.empty.memory_format, [4, 4], device="meta")
 
-    (value,) = find_saved_values(make_viewed(on_meta))
-    assert value.refusal == "device meta is not supported"
+    assert find_refusal(make_viewed(on_meta)) == "device meta is not supported"
 
 
 def test_sparse_layout_is_refused() -> None:
@@ -155,5 +146,4 @@ def test_sparse_layout_is_refused() -> None:
     for node in graph.forward.graph.find_nodes(op="call_function", target=aten.sin.default):
         with node.meta["val"].fake_mode:
             node.meta["val"] = torch.eye(4).to_sparse()
-    (value,) = find_saved_values(graph)
-    assert value.refusal == "tensor subclass or layout that is not understood"
+    assert find_refusal(graph) == "tensor subclass or layout that is not understood"

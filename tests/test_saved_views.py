@@ -18,7 +18,7 @@ Tracer = Callable[..., TrainingGraph]
 
 def test_view_of_another_dtype() -> None:
     sketch = Sketch()
-    a = sketch.forward.call(aten.sin.default, sketch.forward.input("x", torch.empty(4, 6)))
+    a = sketch.begin(4, 6)
     bits = sketch.forward.call(aten.view.dtype, a, torch.int16)
     part = sketch.forward.call(aten.slice.Tensor, bits, 1, 3, 11)
     out = sketch.forward.call(aten.cos.default, a)
@@ -60,7 +60,7 @@ def test_complex_look_at_a_real_storage(trace: Tracer) -> None:
 def test_views_sink_to_their_readers() -> None:
     """A view at the top of the backward does not pull the wait up to it."""
     sketch = Sketch()
-    a = sketch.forward.call(aten.sin.default, sketch.forward.input("x", torch.empty(4, 4)))
+    a = sketch.begin(4, 4)
     out = sketch.forward.call(aten.cos.default, a)
     (saved,) = sketch.save(a)
     tangent = sketch.backward.input("tangents_1", torch.empty(4, 4))

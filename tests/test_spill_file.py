@@ -39,12 +39,16 @@ def refuse_tmpfile(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(spill_file.os, "open", fake)
 
 
-@pytest.mark.parametrize("tmpfile", [True, False])
-def test_file_is_private_and_has_no_name(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tmpfile: bool
-) -> None:
-    if not tmpfile:
+@pytest.fixture(params=[True, False])
+def tmpfile(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """Whether the system makes files that never have a name."""
+    if not request.param:
         refuse_tmpfile(monkeypatch)
+    return request.param
+
+
+@pytest.mark.usefixtures("tmpfile")
+def test_file_is_private_and_has_no_name(tmp_path: Path) -> None:
     file = SpillFile(tmp_path)
     try:
         status = os.fstat(file.fd)
@@ -57,13 +61,10 @@ def test_file_is_private_and_has_no_name(
         file.close()
 
 
-@pytest.mark.parametrize("tmpfile", [True, False])
 def test_a_planted_symlink_is_not_followed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tmpfile: bool
 ) -> None:
-    """Where a file needs a name for a moment, somebody may have guessed it."""
-    if not tmpfile:
-        refuse_tmpfile(monkeypatch)
+    """Somebody may have guessed the name that a file has for a moment."""
     victim, directory = tmp_path / "victim", tmp_path / "spill"
     victim.write_text("precious")
     directory.mkdir()

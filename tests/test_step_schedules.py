@@ -78,6 +78,18 @@ def assert_equal(found: list[Tensor], expected: list[Tensor]) -> None:
     assert all(map(torch.equal, found, expected))
 
 
+def measure_settled(
+    step: Callable[[], list[Tensor]], expected: list[Tensor]
+) -> tuple[int, fxoffload.StoreStatistics]:
+    """Run steps until a schedule is made, check each, and return a peak and statistics."""
+    for _ in range(4):
+        assert_equal(step(), expected)
+    peak_bytes = measure_peak(step)
+    fxoffload.reset_statistics()
+    assert_equal(step(), expected)
+    return peak_bytes, fxoffload.statistics()
+
+
 @pytest.fixture(scope="module")
 def expected() -> list[Tensor]:
     """Gradients of one microbatch with nothing compiled."""
@@ -99,12 +111,7 @@ def test_blocks_keep_the_budget_of_the_step(spill_directory: Path, expected: lis
     assert after.moving - before.moving == after.compiled - before.compiled == 2
     assert first.kept_bytes == 0, "nothing is known of the step yet: everything moves"
     assert first.offloaded_bytes > budget_bytes
-    for _ in range(3):
-        assert_equal(run_step(blocks), expected)
-    peak_bytes = measure_peak(lambda: run_step(blocks))
-    fxoffload.reset_statistics()
-    assert_equal(run_step(blocks), expected)
-    done = fxoffload.statistics()
+    peak_bytes, done = measure_settled(lambda: run_step(blocks), expected)
     assert 0 < done.offloaded_bytes < first.offloaded_bytes
     assert done.kept_bytes == first.offloaded_bytes - done.offloaded_bytes
     assert done.live_bytes == done.inflight_bytes == 0
@@ -233,12 +240,7 @@ def test_interleaved_steps_keep_the_budget(spill_directory: Path, budget_mib: in
     """With nothing moved the step takes about 200 MiB."""
     blocks = make_blocks(spill_directory, memory_budget=budget_mib * MIB)
     expected = run_interleaved(make_blocks(spill_directory, enabled=False))
-    for _ in range(4):
-        assert_equal(run_interleaved(blocks), expected)
-    peak_bytes = measure_peak(lambda: run_interleaved(blocks))
-    fxoffload.reset_statistics()
-    assert_equal(run_interleaved(blocks), expected)
-    done = fxoffload.statistics()
+    peak_bytes, done = measure_settled(lambda: run_interleaved(blocks), expected)
     (schedule,) = fxoffload.schedules()
     assert len(schedule.calls) == 3 * BLOCKS
     assert done.offloaded_bytes == schedule.moved_bytes
@@ -302,7 +304,7 @@ def test_what_is_never_read_is_kept(spill_directory: Path, expected: list[Tensor
 def test_speeds_are_those_of_the_runs_own_transfers(
     spill_directory: Path, factor: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What probes left on disk only starts: it may be wrong by any factor."""
+    """Probed speeds only start the first plan; they may be wrong by any factor."""
     falsified = Link(factor * 1e9, factor * 1e9, 0.001)
     monkeypatch.setattr(machine, "measure_links", lambda config: {"nvme": falsified})
     monkeypatch.setattr(runtime, "recall_contention", lambda _: runtime.Contention(0.0, 0.0))
@@ -319,7 +321,7 @@ def test_speeds_are_those_of_the_runs_own_transfers(
 def test_stated_hardware_has_one_plan(
     spill_directory: Path, expected: list[Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whatever the probes, the drive and the clocks say: without it, they have another plan."""
+    """Probes, transfers and clocks do not change the plan; without stated hardware they do."""
     hardware = {
         "flops_per_second": "20 GFLOP/s", "memory_bytes_per_second": "5GB/s",
         "memory_bytes": "1GiB", "drive_write_bytes_per_second": "400MB/s",
@@ -386,7 +388,7 @@ def test_a_drive_that_slows_down_and_recovers(
 def test_everything_on_the_device_has_a_limit(
     spill_directory: Path, expected: list[Tensor]
 ) -> None:
-    """What others take, or give back, is taken from or given to the activations of the step."""
+    """Memory that others allocate or free changes the room of the activations."""
     gc.collect()
     make_input()
     cpu = torch.device("cpu")
@@ -519,7 +521,7 @@ def test_loops_fused_across_a_release_leave_what_is_kept(
 def test_what_is_the_callers_is_not_written_to(
     spill_directory: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """It comes back as itself, and the loop of the backward reads it last."""
+    """The wait returns the caller's tensor itself, which a loop of the backward reads last."""
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
     options = {"directory": spill_directory, "memory_budget": "1GiB", "min_bytes": 1}
     sin = torch.compile(lambda x: x.sin(), backend="fxoffload", options=options)
@@ -537,7 +539,7 @@ def test_what_is_the_callers_is_not_written_to(
 
 @pytest.mark.parametrize(("excess_bytes", "left_bytes"), [(0, 0), (50, 50), (349, 0)])
 def test_room_is_left_for_what_steps_exceeded(excess_bytes: int, left_bytes: int) -> None:
-    """As far as a schedule fits then."""
+    """The room is left if a schedule still fits."""
     config = fxoffload.OffloadConfig(directory="/tmp", memory_budget=350)
     graphs = {"block": ScheduledGraph(make_model(), config, {"nvme": Link(1e6, 1e6, 0.0)})}
     program = make_program(4)

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from op_calls import OPS, fetch, live_bytes, offload
+from python_runs import run_python
 
 from fxoffload.config import OffloadConfig
 from fxoffload.errors import ConfigError, StoreClosed, StoreError
@@ -107,7 +106,7 @@ def test_lifetime_of_the_drives(config: OffloadConfig) -> None:
 
 
 def test_a_rating_counts_from_the_opening_of_its_store(config: OffloadConfig) -> None:
-    """Whoever gave it; and a store that cannot be opened has none."""
+    """A later configuration may give the rating. A store that cannot be opened has none."""
     rated = dataclasses.replace(config, endurance="1TBW")
     before = len(drive_lifetimes())
     missing = dataclasses.replace(rated, directory="/nowhere", ioengine="posix")
@@ -185,13 +184,7 @@ if sys.argv[2] == "fork":
 
 @pytest.mark.parametrize("mode", ["plain", "fork"])
 def test_the_process_ends_with_values_in_flight(tmp_path: Path, mode: str) -> None:
-    run = subprocess.run(
-        [sys.executable, "-c", SCRIPT, str(tmp_path), mode],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert (run.returncode, run.stderr) == (0, "")
+    run = run_python("-c", SCRIPT, tmp_path, mode)
+    assert run.stderr == ""
     assert ("is not open in this process" in run.stdout) is (mode == "fork")
     assert list(tmp_path.iterdir()) == []

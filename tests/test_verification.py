@@ -47,6 +47,11 @@ def add(
     return new
 
 
+def check_refused(graph: TrainingGraph, words: str) -> None:
+    with pytest.raises(GraphError, match=words):
+        verify_transfers(graph)
+
+
 def test_legal_graphs_pass(zoo_graph: TrainingGraph) -> None:
     verify_transfers(zoo_graph)
     insert_transfers(zoo_graph, find_saved_values(zoo_graph), store="store")
@@ -59,33 +64,28 @@ def test_legal_graphs_pass(zoo_graph: TrainingGraph) -> None:
 def test_rule_1_ticket_that_is_not_saved(graph: TrainingGraph) -> None:
     output = get_output(graph.forward.graph)
     output.args = ((output.args[0][0],),)  # pyright: ignore
-    with pytest.raises(GraphError, match="ticket offload_layer0 is not saved"):
-        verify_transfers(graph)
+    check_refused(graph, "ticket offload_layer0 is not saved")
 
 
 def test_rule_1_ticket_that_is_an_output_of_the_program(graph: TrainingGraph) -> None:
     graph.num_outputs = 2
-    with pytest.raises(GraphError, match="ticket offload_layer0 is not saved"):
-        verify_transfers(graph)
+    check_refused(graph, "ticket offload_layer0 is not saved")
 
 
 def test_rule_1_no_release(graph: TrainingGraph) -> None:
     graph.forward.graph.erase_node(find_by_target(graph.forward.graph, RELEASE))
-    with pytest.raises(GraphError, match="ticket offload_layer0 is released 0 times, not once"):
-        verify_transfers(graph)
+    check_refused(graph, "ticket offload_layer0 is released 0 times, not once")
 
 
 def test_rule_1_two_releases(graph: TrainingGraph) -> None:
     ticket, base = find(graph, "offload_layer0"), find(graph, "layer0")
     add(graph, "release_default", RELEASE, ticket, base)
-    with pytest.raises(GraphError, match="ticket offload_layer0 is released 2 times, not once"):
-        verify_transfers(graph)
+    check_refused(graph, "ticket offload_layer0 is released 2 times, not once")
 
 
 def test_rule_1_release_of_another_value(graph: TrainingGraph) -> None:
     find_by_target(graph.forward.graph, RELEASE).update_arg(1, find(graph, "out"))
-    with pytest.raises(GraphError, match="release_default names out, not what offload_layer0"):
-        verify_transfers(graph)
+    check_refused(graph, "release_default names out, not what offload_layer0")
 
 
 # --- 2: no reader of a released value after its release -----------------------------------------
@@ -93,8 +93,7 @@ def test_rule_1_release_of_another_value(graph: TrainingGraph) -> None:
 
 def test_rule_2_reader_after_release(graph: TrainingGraph) -> None:
     add(graph, "release_default", aten.exp.default, find(graph, "layer0"))
-    with pytest.raises(GraphError, match="intruder reads layer0 after release_default"):
-        verify_transfers(graph)
+    check_refused(graph, "intruder reads layer0 after release_default")
 
 
 def test_rule_2_reader_through_views_after_release(graph: TrainingGraph) -> None:
@@ -102,8 +101,7 @@ def test_rule_2_reader_through_views_after_release(graph: TrainingGraph) -> None
     again = add(graph, "release_default", aten.t.default, view, name="again")
     verify_transfers(graph)  # a view reads nothing
     add(graph, "again", aten.exp.default, again)
-    with pytest.raises(GraphError, match="intruder reads layer0 after release_default"):
-        verify_transfers(graph)
+    check_refused(graph, "intruder reads layer0 after release_default")
 
 
 # --- 3: nothing writes to a value between its offload and its release ---------------------------
@@ -132,22 +130,19 @@ def test_rule_4_write_before_offload_is_legal(graph: TrainingGraph) -> None:
 def test_rule_5_no_placeholder(graph: TrainingGraph) -> None:
     (placeholder, _) = graph.backward.graph.find_nodes(op="placeholder")
     placeholder.name = "something_else"
-    with pytest.raises(GraphError, match="no placeholder for ticket offload_layer0"):
-        verify_transfers(graph)
+    check_refused(graph, "no placeholder for ticket offload_layer0")
 
 
 def test_rule_5_no_prefetch(graph: TrainingGraph) -> None:
     graph.backward.graph.erase_node(find_by_target(graph.backward.graph, PREFETCH))
-    with pytest.raises(GraphError, match="ticket offload_layer0 has 0 prefetches and 1 waits"):
-        verify_transfers(graph)
+    check_refused(graph, "ticket offload_layer0 has 0 prefetches and 1 waits")
 
 
 def test_rule_5_no_wait(graph: TrainingGraph) -> None:
     wait = find_by_target(graph.backward.graph, WAIT)
     wait.replace_all_uses_with(find(graph, "tangents_1"))
     graph.backward.graph.erase_node(wait)
-    with pytest.raises(GraphError, match="ticket offload_layer0 has 1 prefetches and 0 waits"):
-        verify_transfers(graph)
+    check_refused(graph, "ticket offload_layer0 has 1 prefetches and 0 waits")
 
 
 @pytest.mark.parametrize(("target", "counts"), [(PREFETCH, (2, 1)), (WAIT, (1, 2))])
@@ -155,15 +150,13 @@ def test_rule_5_twice(graph: TrainingGraph, target: Any, counts: tuple[int, int]
     node = find_by_target(graph.backward.graph, target)
     add(graph, node.name, target, *node.args)
     words = f"offload_layer0 has {counts[0]} prefetches and {counts[1]} waits"
-    with pytest.raises(GraphError, match=words):
-        verify_transfers(graph)
+    check_refused(graph, words)
 
 
 def test_rule_5_other_use_of_the_ticket(graph: TrainingGraph) -> None:
     (ticket, _) = graph.backward.graph.find_nodes(op="placeholder")
     add(graph, "grad0", aten.clone.default, ticket)
-    with pytest.raises(GraphError, match=r"ticket offload_layer0 .* among 3 users"):
-        verify_transfers(graph)
+    check_refused(graph, r"ticket offload_layer0 .* among 3 users")
 
 
 @pytest.mark.parametrize("target", [PREFETCH, WAIT])
@@ -172,8 +165,7 @@ def test_rule_5_transfer_without_offload(graph: TrainingGraph, target: Any) -> N
     node = find_by_target(graph.backward.graph, target)
     tangent = find(graph, "tangents_1")
     add(graph, node.name, target, tangent, *node.args[1:])
-    with pytest.raises(GraphError, match="intruder names a value that was not offloaded"):
-        verify_transfers(graph)
+    check_refused(graph, "intruder names a value that was not offloaded")
 
 
 # --- 5: the prefetch stands before the wait -----------------------------------------------------
@@ -182,8 +174,7 @@ def test_rule_5_transfer_without_offload(graph: TrainingGraph, target: Any) -> N
 def test_rule_6_wait_before_prefetch(graph: TrainingGraph) -> None:
     wait = find_by_target(graph.backward.graph, WAIT)
     wait.append(find_by_target(graph.backward.graph, PREFETCH))
-    with pytest.raises(GraphError, match="wait_layer0 stands before prefetch_default"):
-        verify_transfers(graph)
+    check_refused(graph, "wait_layer0 stands before prefetch_default")
 
 
 # --- 6: size, stride, dtype and device are restored ---------------------------------------------
@@ -200,15 +191,13 @@ def test_rule_6_wait_before_prefetch(graph: TrainingGraph) -> None:
 )
 def test_rule_7_other_argument(graph: TrainingGraph, index: int, value: Any) -> None:
     find_by_target(graph.backward.graph, WAIT).update_arg(index, value)
-    with pytest.raises(GraphError, match=r"wait_layer0 asks for .*, but layer0 is"):
-        verify_transfers(graph)
+    check_refused(graph, r"wait_layer0 asks for .*, but layer0 is")
 
 
 def test_rule_7_other_result(graph: TrainingGraph) -> None:
     wait = find_by_target(graph.backward.graph, WAIT)
     wait.meta["val"] = wait.meta["val"].t()
-    with pytest.raises(GraphError, match=r"wait_layer0 restores .*, but layer0 is"):
-        verify_transfers(graph)
+    check_refused(graph, r"wait_layer0 restores .*, but layer0 is")
 
 
 # --- 7: fx's own lint ---------------------------------------------------------------------------
@@ -218,8 +207,7 @@ def test_rule_7_other_result(graph: TrainingGraph) -> None:
 def test_rule_8_argument_after_its_user(graph: TrainingGraph, part: str, name: str) -> None:
     node = find(graph, name)
     get_output(node.graph).prepend(node)
-    with pytest.raises(GraphError, match=rf"{part}: .*'{name}'"):
-        verify_transfers(graph)
+    check_refused(graph, rf"{part}: .*'{name}'")
 
 
 def test_verification_changes_nothing(graph: TrainingGraph) -> None:

@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from toys import make_hardware
 from zoo import CASES
 
 import fxoffload
-from fxoffload import BudgetError, ConfigError, Hardware, largest_batch, simulate
+from fxoffload import BudgetError, ConfigError, largest_batch, simulate
 from fxoffload.inspection.what_if import find_largest
 
 pytestmark = pytest.mark.usefixtures("fresh_dynamo")
@@ -22,15 +23,8 @@ WEIGHT_BYTES = 4 * WIDTH * WIDTH
 ROW_BYTES = 4 * WIDTH  # Of one sample, in any layer.
 OPTIONS: dict[str, Any] = {"compiler": "eager", "min_bytes": 1}
 # One operation a second, so that seconds count them; and one byte a second.
-COUNTS_FLOPS = Hardware(
-    flops_per_second=1.0,
-    memory_bytes_per_second=1e30,
-    memory_bytes="1GiB",
-    drive_write_bytes_per_second=1e30,
-    drive_read_bytes_per_second=1e30,
-    host_link_bytes_per_second=1e30,
-)
-COUNTS_BYTES = dataclasses.replace(COUNTS_FLOPS, flops_per_second=1e30, memory_bytes_per_second=1.0)
+COUNTS_FLOPS = make_hardware(flops=1.0, memory=1e30, transfers=1e30)
+COUNTS_BYTES = make_hardware(flops=1e30, memory=1.0, transfers=1e30)
 
 
 class Chain(nn.Module):
@@ -52,7 +46,7 @@ def make_inputs(batch: int) -> tuple[Tensor, ...]:
 
 
 def flops(layers: int, batch: int) -> int:
-    """Forward, gradient of the weight, and of the input save that of the first layer."""
+    """Operations of the forward, of weight gradients, and of all but the first input gradient."""
     return (3 * layers - 1) * 2 * batch * WIDTH * WIDTH
 
 

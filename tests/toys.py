@@ -23,6 +23,7 @@ from torch.nn import functional
 
 from fxoffload.cost import CostModel, DeviceSpeed
 from fxoffload.graph import TrainingGraph, get_saved, get_tensor, is_view
+from fxoffload.hardware import Hardware
 from fxoffload.ops import OFFLOAD, OPS, PREFETCH, RELEASE, WAIT
 from fxoffload.passes import PassOptions
 from fxoffload.planner.link import Link
@@ -95,6 +96,21 @@ HARDWARE = {
     "drive_read_bytes_per_second": "3GB/s",
     "host_link_bytes_per_second": "20GB/s",
 }
+
+
+def make_hardware(
+    *, flops: float, memory: float, transfers: float, memory_bytes: str = "1GiB"
+) -> Hardware:
+    """flops, memory: per second. transfers: bytes per second of drive and link, each way."""
+    ways = ("drive_write", "drive_read", "host_link")
+    return Hardware(
+        flops_per_second=flops,
+        memory_bytes_per_second=memory,
+        memory_bytes=memory_bytes,
+        **{f"{way}_bytes_per_second": transfers for way in ways},
+    )
+
+
 WEIGHT = make_weight(16, 16)
 WIDE = make_weight(16, 48)
 
@@ -157,7 +173,7 @@ def half(x: Tensor) -> Tensor:
 
 
 def complex_view(x: Tensor) -> Tensor:
-    """A complex and a real look at one storage."""
+    """A complex and a real view of one storage."""
     h = x @ WEIGHT
     z = torch.view_as_complex(h.view(16, 8, 2))
     return torch.view_as_real(z * z).sum() + (h @ WEIGHT).sum()
@@ -223,6 +239,11 @@ class Sketch:
         self.forward, self.backward = Half(mode), Half(mode)
         self._saved: list[fx.Node] = []
 
+    def begin(self, *shape: int, dtype: torch.dtype = torch.float32) -> fx.Node:
+        """An activation of that shape: the sine of the input."""
+        x = self.forward.input("x", torch.empty(shape, dtype=dtype))
+        return self.forward.call(aten.sin.default, x)
+
     def save(self, *nodes: fx.Node) -> list[fx.Node]:
         """Save forward nodes; returns their placeholders in the backward."""
         self._saved += nodes
@@ -232,6 +253,11 @@ class Sketch:
             placeholder.meta["val"] = node.meta["val"]
             placeholders.append(placeholder)
         return placeholders
+
+    def finish_saving(self, node: fx.Node, *outputs: fx.Node) -> TrainingGraph:
+        """Save `node` alone; the backward reads it once."""
+        (saved,) = self.save(node)
+        return self.finish(outputs, [self.backward.call(aten.exp.default, saved)])
 
     def finish(
         self, outputs: Sequence[Any], gradients: Sequence[Any], static: Sequence[str] = ()
@@ -309,7 +335,7 @@ OPTIONS = PassOptions(
 def make_viewed(*views: Callable[[Sketch, fx.Node], fx.Node]) -> TrainingGraph:
     """One 8 x 16 activation `a`, saved only through `views`, each read once by the backward."""
     sketch = Sketch()
-    a = sketch.forward.call(aten.sin.default, sketch.forward.input("x", torch.empty(8, 16)))
+    a = sketch.begin(8, 16)
     b = sketch.forward.call(aten.cos.default, a)
     placeholders = sketch.save(*[view(sketch, a) for view in views])
     tangent = sketch.backward.input("tangents_1", torch.empty(8, 16))
@@ -488,7 +514,7 @@ def position(graph: fx.Graph, name: str) -> int:
 
 
 def names_of(graph: fx.Graph, target: Any = None) -> list[str]:
-    """Names of the calls in order, of all or of one target."""
+    """Names of the calls in order: all of them, or those of one target."""
     return [
         node.name
         for node in graph.nodes

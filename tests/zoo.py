@@ -26,6 +26,19 @@ class Mlp(nn.Module):
         return self.layers(x).square().mean()
 
 
+class TanhLayers(nn.Module):
+    """Layers that each save one activation as large as their input. Not one of CASES."""
+
+    def __init__(self, layers: int, width: int) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(width, width) for _ in range(layers))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers:
+            x = layer(x).tanh()
+        return x.square().mean()
+
+
 class Attention(nn.Module):
     """q, k and v are three chunks of one projection; SDPA returns several tensors."""
 

@@ -40,11 +40,6 @@ class GraphModel:
     backward: HalfModel
     values: tuple[SavedValue, ...]
 
-    @property
-    def seconds(self) -> float:
-        """Of compute in both halves."""
-        return sum(self.forward.seconds) + sum(self.backward.seconds)
-
     def resize(self, sizes: Mapping[str, int]) -> GraphModel:
         """The model of a call whose values have `sizes` by name, in bytes.
 

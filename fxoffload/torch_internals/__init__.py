@@ -10,7 +10,7 @@ function, so that a torch release breaks only this folder, and a test names the 
     lowering        calls or loops, which results are stored, lowerings of our ops
     dynamo          graphs that are compiled again; tracing without memory; errors
     autograd        the state of autograd, and the memory of tensors
-    memory_observer when CUDA is out of memory
+    memory_observer a call when CUDA is out of memory
     nodes           random numbers, collectives, wrapper subclasses
     tensor_sizes    sizes and layouts of fake tensors
     trace_log       what TORCH_TRACE records

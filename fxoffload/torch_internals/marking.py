@@ -1,4 +1,4 @@
-"""Marks in AOTAutograd's joint graph: what the program says of a value, found on its node.
+"""Marks in AOTAutograd's joint graph: turn the program's annotations into marks on nodes.
 
     h   = aten.tanh(x)                               h  = aten.tanh(x)   MUST_SAVE, marked MOVE
     h_1 = aten.alias(h)  {"fxoffload.move"}    ->
@@ -33,14 +33,14 @@ _CONTEXT = "_checkpoint_context_fn"  # The key in the meta of the body of a chec
 
 
 def apply_marks(graph: fx.Graph) -> None:
-    """Note the marks of the joint graph on the nodes that they are about, which are then saved.
+    """Put the marks of the joint graph on the nodes that make the marked values.
 
-    The nodes that `keep` and `move` have made are removed, except where they are results. A policy
-    of MUST_CPU_OFFLOAD marks the storage that its op makes; on a view of an input it marks nothing,
-    as the program did not compute the input. PREFER_CPU_OFFLOAD only says that the value is saved.
-    MUST_SAVE is the one tag with which torch's partitioner never recomputes a node. A second call
-    changes nothing. Source: torch._functorch.partitioners.solve_min_cut,
-    torch.utils.checkpoint.CheckpointPolicy.
+    The partitioner then saves these values. The nodes that `keep` and `move` have made are removed,
+    unless they are results. A policy of MUST_CPU_OFFLOAD marks the storage that its op makes; on a
+    view of an input it marks nothing, as the program did not compute the input. PREFER_CPU_OFFLOAD
+    makes the value saved, without a mark. MUST_SAVE is the only tag with which torch's partitioner
+    never recomputes a node. A second call changes nothing. Source:
+    torch._functorch.partitioners.solve_min_cut, torch.utils.checkpoint.CheckpointPolicy.
     """
     named = [node for node in graph.nodes if _is_marker(node) or _find_policy(node) in _OFFLOADS]
     survivors = _find_survivors(graph) if named else {}
@@ -61,7 +61,7 @@ def apply_marks(graph: fx.Graph) -> None:
 def find_marks(node: fx.Node) -> frozenset[str]:
     """The marks of `node`, by the names in fxoffload/marks.py.
 
-    The nodes of the backward of an op have its KEEPING, too. Source:
+    The backward nodes of an op inherit its KEEPING mark. Source:
     torch._functorch._aot_autograd.utils.copy_fwd_metadata_to_bw_nodes.
     """
     marks: frozenset[str] = node.meta.get(_MARKS, frozenset())
@@ -74,10 +74,10 @@ def is_always_saved(node: fx.Node) -> bool:
 
 
 def describe_marks(gm: fx.GraphModule) -> str:
-    """The marks of a Dynamo graph as text, which its code does not show, for keys of caches.
+    """The marks of a Dynamo graph as text for cache keys; the code of the graph does not show them.
 
-    Also the hashes by which torch's caches tell policies of selective checkpointing apart; a policy
-    without one is in no cache, and is told apart within the process alone. Source:
+    The text includes the hashes that torch's caches use for policies of selective checkpointing. A
+    policy without a hash is in no cache, and is distinguished within this process only. Source:
     torch._functorch._aot_autograd.autograd_cache._collect_context_fn_hashes.
     """
     lines: list[str] = []
@@ -93,10 +93,11 @@ def describe_marks(gm: fx.GraphModule) -> str:
 
 @contextmanager
 def outside_of_regions() -> Generator[None, None, None]:
-    """A context in which AOTAutograd does not see the region that this code runs in.
+    """A context that hides the annotated region around this code from AOTAutograd.
 
-    It would annotate the nodes of the backward with it, and Dynamo has no guard on it: the same
-    compiled code is called outside of the region, too. Source: torch.fx.traceback.annotate.
+    AOTAutograd would annotate the nodes of the backward with the region. Dynamo has no guard on it,
+    so code that was compiled inside the region also runs outside of it. Source:
+    torch.fx.traceback.annotate.
     """
     custom: dict[str, Any] = get_current_meta().get("custom", {})
     region = custom.pop(ANNOTATION, None)
@@ -108,9 +109,9 @@ def outside_of_regions() -> Generator[None, None, None]:
 
 
 class MarkPass(custom_graph_pass.CustomGraphPass):
-    """apply_marks as a pass of Inductor, whose own passes would remove the nodes of marks.
+    """apply_marks as a pass of Inductor, before its own passes remove the marking nodes.
 
-    then: passes that the user has set in its place; they run behind it. Source:
+    then: the passes that the user has set in the same option; they run after this one. Source:
     torch._inductor.config.joint_custom_pre_pass, torch._inductor.fx_passes.joint_graph.
     """
 
@@ -140,7 +141,7 @@ def _find_annotation(node: fx.Node) -> object:
 
 
 def _find_survivors(graph: fx.Graph) -> dict[fx.Node, fx.Node]:
-    """By node: the one that torch's partitioner takes for it, the first that computes the same.
+    """By node: the first node that computes the same, by which torch's partitioner replaces it.
 
     Source: torch._functorch.compile_utils.fx_graph_cse.
     """
@@ -163,7 +164,7 @@ def _is_no_output(node: fx.Node) -> bool:
 
 
 def _find_policy(node: fx.Node) -> str:
-    """The name of its policy: not every supported torch has those of offloading."""
+    """The name of the node's policy; not every supported torch has the offloading policies."""
     return getattr(node.meta.get(_RECOMPUTE), "name", "")
 
 

@@ -1,4 +1,4 @@
-"""CUDA's allocator: a call when a device is out of memory."""
+"""Observe CUDA's allocator: call a function when a device runs out of memory."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ Observer = Callable[[int, int, int, int], None]
 
 
 def watch_out_of_memory(observer: Observer) -> bool:
-    """Call observer(device index, bytes asked for, bytes of the device, bytes free) each time.
+    """Call observer(device index, requested bytes, device bytes, free bytes) at each failure.
 
-    It is called before torch.OutOfMemoryError is raised, in the thread that asked, without a lock
-    of the allocator, and cannot be taken away. Returns False where torch is built without CUDA.
+    The call precedes torch.OutOfMemoryError, in the allocating thread, without a lock of the
+    allocator. An observer cannot be removed. Returns False if torch is built without CUDA.
     Source: OutOfMemoryObserver in c10/cuda/CUDACachingAllocator.h.
     """
     attach = getattr(torch._C, "_cuda_attach_out_of_memory_observer", None)

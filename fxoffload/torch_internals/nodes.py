@@ -11,7 +11,7 @@ from torch._ops import OpOverload
 from torch._prims.rng_prims import run_and_save_rng_state
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
-# The names, in schemas, of the results by which a random op tells its backward what it drew.
+# The names, in schemas, of the results with which a random op passes its state to its backward.
 _RNG_RESULTS = ("rng_state", "philox_seed", "philox_offset", "unused")
 _COLLECTIVES = ("c10d", "_c10d_functional", "_c10d_functional_autograd", "_dtensor", "symm_mem")
 

@@ -1,4 +1,4 @@
-"""torch's structured trace, which the variable TORCH_TRACE turns on and tlparse shows."""
+"""Add artifacts to torch's structured trace, which TORCH_TRACE enables and tlparse shows."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ from torch._logging import trace_structured
 def emit_artifact(
     name: str, encoding: Literal["string", "json"], make_payload: Callable[[], Any]
 ) -> None:
-    """Add the artifact "fxoffload_`name`" to what the trace has of the graph that is compiled.
+    """Add the artifact "fxoffload_`name`" to the trace of the graph that is being compiled.
 
-    make_payload: returns text, or for "json" what JSON can hold; it is called only if somebody
-    traces. Source: torch._logging.trace_structured, "artifact" in torch._inductor.compile_fx.
+    make_payload: returns text, or for "json" an object that JSON can represent; it is called only
+    if the trace is enabled. Source: torch._logging.trace_structured, "artifact" in
+    torch._inductor.compile_fx.
     """
     trace_structured(
         "artifact",

@@ -7,5 +7,5 @@ cuda            tensors on a GPU
 cuda_write      the write of a GPU tensor: copy to the host, then the engine
 streams         the side streams of a GPU, and their order
 staging         a bounded arena of pinned staging buffers
-buffers         raw bytes of tensors, aligned memory
+buffers         raw bytes of tensors, aligned memory, reusable staging buffers
 """

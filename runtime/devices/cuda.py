@@ -1,4 +1,4 @@
-"""CUDA tensors: copies between device and pinned staging buffers on side streams.
+"""Move CUDA tensors: copy between device and pinned staging buffers on side streams.
 
 The tests run it with streams that are simulated on the CPU; test_gpu.py runs it on a device.
 
@@ -159,7 +159,7 @@ class CudaOutgoing:
             self._device.hold(self._held)
 
     def settle(self) -> bool:
-        """Order what follows on the current stream behind the copy; no host wait."""
+        """Make the current stream wait for the copy; the host does not wait."""
         held, self._held = self._held, None
         if held is not None:
             self._device.streams.join(self._copied)

@@ -1,4 +1,4 @@
-"""Host tensors: large ones are written from, and read into, their own memory.
+"""Move host tensors: write large ones from, and read them into, their own memory.
 
 The engine moves the interior, which is aligned for direct I/O; the few bytes before it and
 after it stay with the ticket, in Layout. The restored tensor gets an address with the same
@@ -74,7 +74,7 @@ class HostOutgoing:
         """Do nothing: the store waits for the write if the memory is shared."""
 
     def settle(self) -> bool:
-        """Whether nothing but the staging buffer is being written."""
+        """Whether the write reads a staging buffer, not the tensor's own memory."""
         return not self.shares_memory
 
     def keep_copy(self) -> None:

@@ -1,4 +1,4 @@
-"""The protocols of devices and of values on their way, and the layout of a value in its slot."""
+"""The protocols of devices and of values in transfer, and the layout of a value in its slot."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class Present:
 
 
 class Outgoing(Protocol):
-    """A value on its way out, as long as its bytes are in memory."""
+    """A value that is being stored, as long as its bytes are in memory."""
 
     layout: Layout
     shares_memory: bool  # Whether write() reads the tensor's own memory.
@@ -74,7 +74,7 @@ class Outgoing(Protocol):
         ...
 
     def settle(self) -> bool:
-        """Free the tensor's memory behind what has been started; False where the write reads it."""
+        """Free the tensor's memory after the started copies; False if the write reads it."""
         ...
 
     def keep_copy(self) -> None:

@@ -6,6 +6,7 @@ kvikio_engine   the library KvikIO
 memory          slots in host memory, in place of a drive
 memory_limit    the host memory that this process may use
 checksum        wraps another engine and compares digests
+metered         wraps another engine and measures its transfers
 striping        slots over several files, for posix and kvikio_engine
 spill_file      one unlinked, preallocated file
 slots           allocates extents of a file or of memory

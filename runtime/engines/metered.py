@@ -1,4 +1,4 @@
-"""An engine that notes how long the transfers of another one take, as long as somebody asks."""
+"""An engine that wraps another one and measures its transfers while a window is open."""
 
 from __future__ import annotations
 
@@ -10,25 +10,25 @@ from functools import partial
 from fxoffload.runtime.engines.ioengine import IOEngine, IOFuture, find_outcome
 from fxoffload.schedule import Flow, TierFlow
 
-_Record = tuple[float, float, int]  # Start and end of a transfer, and its bytes.
+_Record = tuple[float, float, int]  # Start and end of a transfer in seconds, and its bytes.
 
 
 class Window:
-    """The transfers of one engine that begin while this is open."""
+    """Records the transfers of one engine that start while the window is open."""
 
     def __init__(self, engine: MeteredEngine) -> None:
-        self.writes: list[_Record] = []  # Grow in any thread, in single steps.
+        self.writes: list[_Record] = []  # Any thread appends, which is atomic.
         self.reads: list[_Record] = []
         self._engine = engine
 
     def close(self) -> TierFlow:
-        """What has been moved; transfers that have not ended do not count."""
+        """End the recording; return the flow of the transfers that have ended."""
         self._engine.close_window(self)
         return TierFlow(find_flow(self.writes), find_flow(self.reads))
 
 
 class MeteredEngine:
-    """The engine `inner`, whose transfers can be watched."""
+    """The engine `inner`, whose transfers windows can record."""
 
     def __init__(self, inner: IOEngine) -> None:
         self.inner = inner
@@ -44,14 +44,14 @@ class MeteredEngine:
         return self.inner.name
 
     def open_window(self) -> Window:
-        """Watch the transfers that begin from now on."""
+        """Record the transfers that start from now on."""
         window = Window(self)
         with self._lock:
             self.windows = (*self.windows, window)
         return window
 
     def close_window(self, window: Window) -> None:
-        """Watch no more for `window`."""
+        """Record no further transfers in `window`."""
         with self._lock:
             self.windows = tuple(each for each in self.windows if each is not window)
 
@@ -67,7 +67,7 @@ class MeteredEngine:
 
 
 def open_windows(engines: Mapping[str, IOEngine]) -> dict[str, Window]:
-    """A window for each tier whose engine can be watched."""
+    """Open a window for each tier whose engine is a MeteredEngine."""
     return {
         tier: engine.open_window()
         for tier, engine in engines.items()
@@ -76,7 +76,7 @@ def open_windows(engines: Mapping[str, IOEngine]) -> dict[str, Window]:
 
 
 def find_flow(records: list[_Record]) -> Flow:
-    """Bytes, and the periods in which at least one transfer was on its way."""
+    """The bytes, and the total time and number of periods with at least one transfer."""
     seconds, periods = 0.0, 0
     end = float("-inf")
     for start, stop, _ in sorted(records):
@@ -93,7 +93,7 @@ def _watch(
     view: memoryview,
     offset: int,
 ) -> IOFuture:
-    """Start `move`, whose end is noted in each of `records`."""
+    """Start `move`; when it ends, add a record to each of `records`."""
     start = time.perf_counter()
     future = move(view, offset)
     for each in records:

@@ -59,18 +59,20 @@ class Round(NamedTuple):
     read: Batch
 
 
-def measure_bandwidth(engine: IOEngine, *, rounds: int = ROUNDS) -> Bandwidth:
+def measure_bandwidth(engine: IOEngine) -> Bandwidth:
     """Bytes per second of writes and of reads, rounded down to two significant digits.
 
-    The upper quartile of the rounds, as disturbances only make a round slower. Runs `rounds`
-    rounds, or fewer if they take longer than LIMIT_SECONDS. Nothing else may use the engine.
+    The upper quartile of the rounds, as disturbances only make a round slower. Runs ROUNDS rounds,
+    or fewer if they take longer than LIMIT_SECONDS. Nothing else may use the engine.
     """
     slots = take_slots(engine)
     try:
-        return time_transfers(engine, slots, rounds=rounds)
+        rounds = sample_transfers(engine, slots, rounds=ROUNDS)
     finally:
         for offset in slots.offsets:
             engine.free(offset)
+    nbytes = slots.nbytes * len(slots.offsets)
+    return Bandwidth(*(_find_speed(nbytes, batches) for batches in zip(*rounds, strict=True)))
 
 
 def take_slots(engine: IOEngine, nbytes: int | None = None) -> ProbeSlots:
@@ -94,14 +96,7 @@ def take_slots(engine: IOEngine, nbytes: int | None = None) -> ProbeSlots:
             return ProbeSlots(tuple(offsets), nbytes)
 
 
-def time_transfers(engine: IOEngine, slots: ProbeSlots, *, rounds: int) -> Bandwidth:
-    """Like measure_bandwidth, with slots that the caller has allocated and will free."""
-    samples = sample_transfers(engine, slots, rounds=rounds)
-    nbytes = slots.nbytes * len(slots.offsets)
-    return Bandwidth(*(find_typical(nbytes, batches) for batches in zip(*samples, strict=True)))
-
-
-def find_typical(nbytes: int, batches: Sequence[Batch]) -> float:
+def _find_speed(nbytes: int, batches: Sequence[Batch]) -> float:
     """Bytes per second of a quick batch of `nbytes`, as in measure_bandwidth."""
     seconds = _find_lower_quartile([batch.seconds for batch in batches])
     return round_down(nbytes / seconds, digits=2)

@@ -1,10 +1,11 @@
-"""The store: one value from its offload to its wait.
+"""The store: keeps each offloaded value, from its offload to its wait.
 
-store           offload, release, prefetch, wait, free
-ticket          what is known of one value
-storing         the way out: a slot, and a write
-loading         the way back: forwarded from memory, or read
-ledger          the lock, bytes in flight, the end of transfers
-callers         tensors of the caller's: changed meanwhile, or kept anyway
-counters        what the store did
+store           the OffloadStore: offload, release, prefetch, wait, free
+ticket          the record of one offloaded value
+storing         the way out: allocates a slot and starts the write
+loading         the way back: forwards the value from memory, or reads it
+ledger          the lock, the bytes in flight, and the end of transfers
+callers         tensors that belong to the caller: detects in-place changes and shared memory
+sharing         gives graphs that save one tensor of the caller one ticket
+counters        the statistics of a store
 """

@@ -1,7 +1,7 @@
-"""Tensors that belong to the caller: detects in-place changes, and memory that is saved twice.
+"""Track tensors that belong to the caller: detect in-place changes, and memory saved twice.
 
-A graph may save what another graph made, returned and saved as well: the output of one and the
-input of the next are one storage, which moves once.
+Two graphs may save the same storage: the first one returns and saves a value that is also an input
+of the second one. Such a storage is moved once.
 """
 
 from __future__ import annotations
@@ -13,9 +13,10 @@ from fxoffload.errors import ModifiedError
 
 
 class CallersTensor:
-    """What is known of a tensor of the caller's, without holding its memory.
+    """The identity, layout and version of a tensor of the caller, without holding its memory.
 
-    counter: has the version of `x`, and none of its memory; without it changes are not seen.
+    counter: a tensor without memory that shares the version counter of `x`; if it is None, changes
+    in place are not detected.
     """
 
     def __init__(self, x: torch.Tensor, counter: torch.Tensor | None = None) -> None:
@@ -29,11 +30,11 @@ class CallersTensor:
 
     @property
     def alive(self) -> bool:
-        """Whether anybody still holds the memory."""
+        """Whether a tensor still uses the storage."""
         return not self._storage.expired()
 
     def is_same(self, x: torch.Tensor) -> bool:
-        """Whether `x`, of the same key, has the same elements in the same place, unchanged."""
+        """Whether `x`, which has the same key, is the same tensor, unchanged since."""
         if self._counter is None or x.is_inference():
             return False
         versions = {self._counter._version, x._version}

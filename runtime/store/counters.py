@@ -1,4 +1,4 @@
-"""What a store did: the counters while it runs, and the record that a user reads."""
+"""The statistics of a store: its counters, and their sum over several stores."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ _PRESENT = ("inflight_bytes", "live_bytes", "host_live_bytes")
 
 @dataclass(slots=True)
 class StoreStatistics:
-    """Counters of one store, or of several added up.
+    """Counters of one store, or the sum over several stores.
 
-    A store counts in one of its own, under its lock; what a user gets is a copy as of then.
+    A store changes its own record under its lock; a user gets a copy.
 
     Bytes are bytes of values, without the padding that a transfer may add. `inflight_bytes` (being
-    written), `live_bytes` and `host_live_bytes` (slots held) are what is true now; all else is a
-    sum or a peak since the start or the last reset. The `host_` counters are the host tier's part
-    of the counters of all tiers; `host_overflow_bytes` were meant for the host tier, which was
-    full, and went to nvme. `checksum_errors` are those of `read_errors` that a digest found.
-    `forwarded_bytes` were handed back from memory and crossed no link; `staged_bytes` came back
-    over a GPU's bus from a staging buffer, before a drive had them. `pageable_bytes` are those of
-    staging buffers for which no pinned memory was to be had; the devices count them. `kept_bytes`
-    were not offloaded, as other graphs or the program itself keep them in memory anyway.
+    written), `live_bytes` and `host_live_bytes` (slots in use) are present values; every other
+    counter is a sum or a peak since the start or the last reset. The `host_` counters are the part
+    of the host tier. `host_overflow_bytes` were written to nvme because the host tier was full.
+    `checksum_errors` are the read errors that a digest detected. `forwarded_bytes` were returned
+    from memory, without a transfer; `staged_bytes` were copied to a GPU from a staging buffer,
+    without a read from a drive. `pageable_bytes` are bytes of staging buffers that could not be
+    pinned; the devices count them. `kept_bytes` were not offloaded: the schedule keeps them, or
+    another graph or the program holds them in memory anyway.
     """
 
     offloads: int = 0
@@ -50,7 +50,7 @@ class StoreStatistics:
 
     @property
     def nvme_written_bytes(self) -> int:
-        """What wears the drives: bytes written to the nvme tier."""
+        """Bytes written to the nvme tier, which wear its drives."""
         return self.written_bytes - self.host_written_bytes
 
     @property
@@ -65,7 +65,7 @@ class StoreStatistics:
 
 
 def reset_sums(counters: StoreStatistics) -> None:
-    """Set every sum to zero; what is true now (in flight, live) stays."""
+    """Set every sum to zero; present values (in flight, live) stay."""
     kept = {name: getattr(counters, name) for name in _PRESENT}
     for field in fields(counters):
         setattr(counters, field.name, kept.get(field.name, field.default))
@@ -73,7 +73,7 @@ def reset_sums(counters: StoreStatistics) -> None:
 
 
 def find_past(record: StoreStatistics) -> StoreStatistics:
-    """What stays of `record` when its store is gone: all but what was true at the moment."""
+    """`record` without its present values, for a store that has been closed."""
     return replace(record, **dict.fromkeys(_PRESENT, 0))
 
 

@@ -1,13 +1,15 @@
-"""What holds for all values of a store: one lock, bytes in flight, and how transfers end.
+"""The ledger: the state that all values of a store share, and the lock that guards it.
 
-Locking: one plain lock guards tickets, slots and counters. Under it nothing is submitted and
-nothing is waited for, so whoever waits for the lock gets it soon. A finalizer may run at any
-allocation, also in a thread that holds this lock or that of an executor: so `bury` only queues
-the ticket, and frees it where the lock can be had at once. Otherwise the queue is emptied at the
-next call or end of a transfer.
+It counts the bytes in flight, ends transfers, and frees tickets.
 
-A fork copies memory that a drive writes to by itself: on older kernels a read under way may then
-end in the pages of the child (open(2), O_DIRECT). So reads pause while the process forks.
+Locking: one plain lock guards tickets, slots and counters. A thread that holds it neither submits
+a transfer nor waits for one, so it releases the lock soon. A finalizer may run at any allocation,
+also in a thread that already holds this lock or an executor's lock. Therefore `bury` queues the
+ticket, and frees it only if the lock is free. Otherwise the next call, or the end of a transfer,
+empties the queue.
+
+Forks: a direct read that is in progress during a fork may end in memory pages of the child on older
+kernels (open(2), O_DIRECT). Therefore reads pause while the process forks.
 """
 
 from __future__ import annotations
@@ -27,23 +29,24 @@ from fxoffload.sizes import format_bytes
 
 log = logging.getLogger(__name__)
 
-PAUSE_SECONDS = 60.0  # A drive that has not ended its reads by then hangs.
+PAUSE_SECONDS = 60.0  # After this time a drive that has not ended its reads is taken to hang.
 POLL_SECONDS = 0.0005
 
 
 class Ledger:
-    """The lock of a store and the state under it; `counters` too are read and changed under it."""
+    """The lock of a store, and the state that it guards, `counters` included."""
 
     def __init__(self, max_inflight_bytes: int) -> None:
         self.lock = threading.Lock()
         self.counters = StoreStatistics()
         self.closed = False
         self._max_inflight_bytes = max_inflight_bytes
-        self._changed = threading.Condition(self.lock)  # Less in flight, starting or paused.
-        self._capped_bytes = 0  # Of those in flight.
+        # Notified when there are fewer bytes in flight, fewer starts, or no pause.
+        self._changed = threading.Condition(self.lock)
+        self._capped_bytes = 0  # The part of the bytes in flight that the cap limits.
         self._starting = 0  # Transfers that are being handed to an engine.
         self._paused = False
-        self._reads: set[IOFuture] = set()  # Changed in single steps, without the lock.
+        self._reads: set[IOFuture] = set()  # Changed by atomic operations, without the lock.
         self._dead: deque[Ticket] = deque()
         self.shared = SharedTickets()
         self._failure: str | None = None
@@ -57,7 +60,7 @@ class Ledger:
             )
 
     def close(self) -> bool:
-        """Let nothing start any more, and wait for what is starting; False when closed before."""
+        """Refuse new transfers and wait for those that are starting; False if already closed."""
         with self.lock:
             if self.closed:
                 return False
@@ -68,14 +71,14 @@ class Ledger:
             return True
 
     def catch_up(self) -> None:
-        """Free what died and warn of a failed write; called where no lock is held."""
+        """Free the queued tickets and warn of a failed write; call it without holding the lock."""
         if self._dead:
             self._free_dead(wait=True)
         if self._failure is not None:
             self.warn_once()
 
     def warn_once(self) -> None:
-        """Warn of the first failed write, in the caller's thread, once in the store's life."""
+        """Warn of the first failed write, in the caller's thread, once per store."""
         with self.lock:
             message, self._failure = self._failure, None
             if message is None or self._warned:
@@ -86,7 +89,7 @@ class Ledger:
     # What is in flight
 
     def enter_flight(self, subject: str, nbytes: int, *, capped: bool) -> None:
-        """Count `nbytes` as being written; at the cap, wait until earlier writes have ended."""
+        """Add `nbytes` to the bytes in flight; wait for earlier writes if the cap is reached."""
         counters = self.counters
         with self.lock:
             self.check_open(subject)
@@ -103,13 +106,13 @@ class Ledger:
             )
 
     def leave_flight(self, nbytes: int, *, capped: bool) -> None:
-        """`nbytes` are no longer being written. Needs the lock."""
+        """Subtract `nbytes` from the bytes in flight. Needs the lock."""
         self.counters.inflight_bytes -= nbytes
         self._capped_bytes -= nbytes if capped else 0
         self._changed.notify_all()
 
     def end_flight(self, ticket: Ticket) -> None:
-        """The bytes of `ticket` are no longer being written; once. Needs the lock."""
+        """Subtract the bytes of `ticket` from those in flight, once. Needs the lock."""
         if ticket.in_flight:
             ticket.in_flight = False
             self.leave_flight(ticket.nbytes, capped=ticket.capped)
@@ -123,24 +126,24 @@ class Ledger:
     # The start of transfers
 
     def enter_start(self, subject: str) -> None:
-        """A transfer is about to be handed to an engine. Needs the lock."""
+        """Note that a transfer is about to be passed to an engine. Needs the lock."""
         self.check_open(subject)
         self._starting += 1
 
     def leave_start(self) -> None:
-        """The engine has the transfer, or has refused it. Needs the lock."""
+        """Note that the engine has accepted or refused the transfer. Needs the lock."""
         self._starting -= 1
         if self.closed:
             self._changed.notify_all()
 
     def start_read(self, ticket: Ticket, view: memoryview) -> IOFuture:
-        """Read the slot of `ticket` into `view`, behind a fork that is under way."""
+        """Start to read the slot of `ticket` into `view`; wait for the end of a fork first."""
         with self.lock:
             while self._paused:
                 self._changed.wait()
             self.enter_start(ticket.name)
         try:
-            # What is not in memory was written: no read can overtake its write.
+            # A value that is not in memory has been written, so the write has ended.
             assert ticket.stored
             assert ticket.slot is not None
             future = ticket.engine.read(view, ticket.slot)
@@ -152,7 +155,7 @@ class Ledger:
         return future
 
     def pause_reads(self) -> None:
-        """Start no read until `resume_reads`, and wait for those that were started."""
+        """Start no read until `resume_reads`, and wait for the started ones."""
         with self.lock:
             self._paused = True
         deadline = time.monotonic() + PAUSE_SECONDS
@@ -163,7 +166,7 @@ class Ledger:
             time.sleep(POLL_SECONDS)
 
     def resume_reads(self) -> None:
-        """The fork is over."""
+        """Allow reads again, after the fork."""
         with self.lock:
             self._paused = False
             self._changed.notify_all()
@@ -171,7 +174,7 @@ class Ledger:
     # The end of transfers
 
     def wait_exposed(self, future: IOFuture) -> int | Exception | None:
-        """As find_outcome; the time that it takes is exposed."""
+        """find_outcome, whose waiting time counts as exposed."""
         if future.done():
             return find_outcome(future)
         start = time.perf_counter()
@@ -186,8 +189,8 @@ class Ledger:
         self.finish_write(ticket, future)
 
     def finish_write(self, ticket: Ticket, future: IOFuture) -> None:
-        """Account for the end of a write, once: `future` is done. A second call does nothing."""
-        if ticket.write is not future:  # Also true while `_free` cancels it with the lock held.
+        """Account for the end of the write `future`, which is done; a second call does nothing."""
+        if ticket.write is not future:  # `_free` clears it before it cancels the write.
             return
         outcome = find_outcome(future)
         with self.lock:
@@ -197,14 +200,14 @@ class Ledger:
         self._free_dead(wait=False)
 
     def finish_read(self, ticket: Ticket) -> None:
-        """A read has ended, perhaps after its ticket died."""
-        if ticket.freed:  # Otherwise the thread that frees it later finds the read done.
+        """Free the slot after a read whose ticket was freed meanwhile."""
+        if ticket.freed:  # If not, the thread that frees the ticket later finds the read done.
             with self.lock:
                 self.tidy(ticket)
         self._free_dead(wait=False)
 
     def note_failure(self, ticket: Ticket, reason: str) -> None:
-        """The bytes of `ticket` could not be written and stay in memory. Needs the lock."""
+        """Count a failed write, whose value stays in memory; prepare a warning. Needs the lock."""
         self.counters.write_errors += 1
         self._failure = (
             f"{ticket.name}: {format_bytes(ticket.nbytes)} ({ticket.nbytes} bytes) could not be "
@@ -213,7 +216,7 @@ class Ledger:
         )
 
     def tidy(self, ticket: Ticket) -> None:
-        """Give back whatever of `ticket` is no longer needed. Needs the lock."""
+        """Free the memory, slot and prefetches of `ticket` that nothing uses. Needs the lock."""
         if ticket.outgoing is not None and ticket.outgoing_is_idle:
             ticket.outgoing.close()
             ticket.outgoing = None
@@ -227,22 +230,22 @@ class Ledger:
                 ticket.prefetches.pop().arrival.close()
 
     def bury(self, ticket: Ticket) -> None:
-        """Nobody will ask for `ticket` again; safe in a finalizer, in any thread, at any time."""
+        """Free `ticket`, now or later; safe in a finalizer, in any thread."""
         self._dead.append(ticket)
         self._free_dead(wait=False)
 
     def _free_dead(self, *, wait: bool) -> None:
         while self._dead and self.lock.acquire(blocking=wait):
             try:
-                if self._dead:  # Only who has the lock takes one out.
+                if self._dead:  # Only the holder of the lock removes a ticket.
                     self._free(self._dead.popleft())
             finally:
                 self.lock.release()
 
     def _free(self, ticket: Ticket) -> None:
-        """Free one ticket if this was the last that held it.
+        """Drop one holder of `ticket`; free it with the last one. Needs the lock.
 
-        Needs the lock, which callbacks of cancelled transfers do not take.
+        It cancels transfers, whose callbacks do not take the lock.
         """
         ticket.holders -= 1
         if ticket.holders:
@@ -264,7 +267,7 @@ class Ledger:
         self.tidy(ticket)
 
     def _end_write(self, ticket: Ticket, outcome: int | Exception | None) -> None:
-        """Needs the lock."""
+        """Count the outcome of a write, see find_outcome. Needs the lock."""
         ticket.write = None
         self.end_flight(ticket)
         if outcome is None:

@@ -1,4 +1,4 @@
-"""The way back of a value: from memory while it still is there, else from its slot."""
+"""Load a value: forward it from memory if it is still there, else read its slot."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ def start_prefetch(
     *,
     taken: bool = False,
 ) -> Prefetch:
-    """Start to bring the value back: what was kept, what is in memory still, or a read.
+    """Start to load the value: hand it back if it was kept, else forward it, else read it.
 
-    taken: whether the caller waits for it, so that no other wait takes it. Raises ModifiedError for
-    what belongs to the caller and was changed in place.
+    taken: whether the calling `wait` takes this prefetch, so that no other one does. Raises
+    ModifiedError for a tensor of the caller that was changed in place.
     """
     if ticket.caller is not None:
         ticket.caller.check_unchanged(ticket.name)
@@ -46,10 +46,10 @@ def start_prefetch(
 
 
 def hand_back(ledger: Ledger, ticket: Ticket, keeps_graph: Callable[[], bool]) -> Prefetch | None:
-    """The value itself where it was kept, or a copy; None where it was not kept.
+    """Return the kept value or a copy of it; None if the value was not kept.
 
-    A backward may overwrite what is ours, so that where another one follows it gets a copy. It
-    never overwrites what belongs to the caller.
+    A backward may overwrite a value that the graph owns. If another backward may follow, this one
+    gets a copy. A backward never overwrites a tensor of the caller, which is returned itself.
     """
     with ledger.lock:
         ledger.check_open(ticket.name)
@@ -69,13 +69,13 @@ def hand_back(ledger: Ledger, ticket: Ticket, keeps_graph: Callable[[], bool]) -
 def forward_value(
     ledger: Ledger, ticket: Ticket, keeps_graph: Callable[[], bool]
 ) -> Prefetch | None:
-    """The value from memory, or None when it is only in its slot.
+    """Return the value from memory; None if only its slot has it.
 
-    `keeps_graph` tells whether another backward may follow: if not, a queued write is cancelled,
-    and a tensor that is ours is handed back itself.
+    keeps_graph: whether another backward may follow. If not, a queued write is cancelled, and a
+    tensor that the graph owns is returned without a copy.
     """
     if ticket.outgoing is None and not ticket.lent:
-        return None  # For good, so that this needs no lock.
+        return None  # This never changes back, so it needs no lock.
     with ledger.lock:
         ledger.check_open(ticket.name)
         if ticket.lent:
@@ -128,7 +128,7 @@ def start_read(ledger: Ledger, device: Device, ticket: Ticket) -> Prefetch:
 
 
 def finish_prefetch(ledger: Ledger, ticket: Ticket, prefetch: Prefetch) -> torch.Tensor:
-    """Wait for the value; a read that fails is tried once more, then TransferError is raised."""
+    """Wait for the value and return it; retry a failed read once, then raise TransferError."""
     read, arrival = prefetch.read, prefetch.arrival
     error = None
     if read is not None:
@@ -163,18 +163,18 @@ def finish_prefetch(ledger: Ledger, ticket: Ticket, prefetch: Prefetch) -> torch
 
 def _lend(ledger: Ledger, ticket: Ticket, outgoing: Outgoing) -> Arrival | None:
     with ledger.lock:
-        # Before release the program may still read the tensor, or reuse its memory after it.
+        # Before the release, the program may still read the tensor or reuse its memory.
         y = outgoing.lend() if ticket.released and not ticket.lent else None
         if y is None:
             return None
-        # The backward may write to it from now on, so the slot's bytes may become wrong.
+        # From here on the backward may write to it, so the bytes in the slot may become stale.
         ticket.lent = True
         ticket.stored = False
         return Present(y)
 
 
 def _find_read_error(ledger: Ledger, ticket: Ticket, read: Read) -> Exception | None:
-    """Wait for the read; None when every byte came."""
+    """Wait for the read and return its error; None if it has read every byte."""
     expected = len(read.incoming.view)
     outcome = ledger.wait_exposed(read.future)
     if outcome == expected:

@@ -1,4 +1,4 @@
-"""Tickets of what belongs to the caller: several graphs that save one tensor have one ticket."""
+"""Share tickets: graphs that save the same tensor of the caller get the same ticket."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from fxoffload.runtime.store.ticket import Ticket
 
 
 class SharedTickets:
-    """By storage of the caller's, the latest ticket. Every method needs the lock of the store."""
+    """The latest ticket of each storage of the caller. Every method needs the store's lock."""
 
     def __init__(self) -> None:
         self._tickets: dict[int, Ticket] = {}
 
     def add(self, ticket: Ticket) -> None:
-        """Let others that save what `ticket` has find it, if that is the caller's."""
+        """Register `ticket`, if its tensor belongs to the caller, for other graphs to find."""
         if ticket.caller is not None:
             self._tickets[ticket.caller.key] = ticket
 
     def find(self, x: torch.Tensor, *, kept: bool) -> Ticket | None:
-        """The ticket of `x`, which has one holder more now, if there is one.
+        """The ticket of `x`, with one more holder; None if there is none.
 
-        kept: whether the memory of `x` stays where it is.
+        kept: whether to look for a ticket that keeps the value in memory, or for one that moves it.
         """
         ticket = self._tickets.get(find_key(x))
         if ticket is None or ticket.lent or (ticket.kept is not None) is not kept:
@@ -33,6 +33,6 @@ class SharedTickets:
         return ticket
 
     def remove(self, ticket: Ticket) -> None:
-        """Nobody holds `ticket` any more."""
+        """Remove `ticket`, which has lost its last holder."""
         if ticket.caller is not None and self._tickets.get(ticket.caller.key) is ticket:
             del self._tickets[ticket.caller.key]

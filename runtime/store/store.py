@@ -1,10 +1,10 @@
-"""The asynchronous store: values go out, come back, and are forwarded while still in memory.
+"""The asynchronous store: writes values out, reads them back, forwards those still in memory.
 
-    offload    a slot is taken, and the write to it starts
-    release    the memory of x is the program's again, at once or when the write has ended
-    prefetch   in memory still: forwarded from there;  in the slot alone: the read starts
-    wait       the value
-    free       the slot is given back when no transfer uses it any more
+    offload    allocates a slot and starts the write to it
+    release    frees the memory of x, at once or when the write has ended
+    prefetch   forwards the value if it is still in memory, else starts to read the slot
+    wait       returns the value
+    free       frees the slot once no transfer uses it
 
 `fxoffload.runtime.store.ledger` has the rules of locking.
 """
@@ -29,15 +29,14 @@ from fxoffload.runtime.store.ticket import Ticket
 
 
 class OffloadStore:
-    """Moves values to engines and back; every method may be called by any thread.
+    """Moves values to engines and back; any thread may call any method.
 
-    `engines` maps each tier to its engine, which the store owns; what finds the "host" tier full
-    goes to "nvme". `max_inflight_bytes` caps the bytes being written: at the cap an offload waits,
-    and one value larger than the cap goes alone. `keeps_graph` tells inside a backward whether a
-    second one may follow; only when it says no is the offloaded tensor itself handed back instead
-    of a copy. `is_shared` tells whether another tensor than the one given holds its memory.
-    `make_counter` makes a tensor that has the version of the one given, and none of its memory;
-    None where changes in place need not be seen.
+    engines: the engine of each tier, which the store owns. A value that finds the "host" tier full
+    goes to "nvme". max_inflight_bytes: the cap on bytes being written. At the cap an offload waits;
+    a value larger than the cap is written alone. keeps_graph(): whether another backward may follow
+    the one that runs; if not, the store returns the offloaded tensor itself instead of a copy.
+    is_shared(x): whether another tensor holds the memory of `x`. make_counter(x): a tensor without
+    memory that shares the version counter of `x`; None if changes in place need no detection.
     """
 
     def __init__(
@@ -50,7 +49,7 @@ class OffloadStore:
         make_counter: Callable[[torch.Tensor], torch.Tensor | None] = lambda _: None,
     ) -> None:
         self.engines = dict(engines)
-        # One for all tiers, so that a value prepared for one can go to another.
+        # All tiers use the largest alignment, so a value prepared for one tier fits another.
         self._alignment = max(engine.alignment for engine in self.engines.values())
         self._keeps_graph = keeps_graph
         self._is_shared = is_shared
@@ -66,7 +65,7 @@ class OffloadStore:
 
     @property
     def exposed_seconds(self) -> float:
-        """As in `statistics`, without anything else that this does."""
+        """As in `statistics`, but without freeing anything first."""
         return self._ledger.counters.exposed_seconds
 
     def offload(
@@ -79,8 +78,8 @@ class OffloadStore:
     ) -> Ticket:
         """Start to copy `x` out; `x` must not change before `release`.
 
-        `owned` is False when `x` belongs to the caller and may never be handed back itself. If that
-        is on its way out already, unchanged since, the ticket is the one that it has.
+        owned: False if `x` belongs to the caller; then it is never returned itself. If another
+        offload of the same tensor, unchanged since, is in progress, both get one ticket.
         """
         self._ledger.catch_up()
         if owned:
@@ -106,10 +105,10 @@ class OffloadStore:
         )
 
     def move_kept(self, ticket: Ticket) -> Ticket | None:
-        """Another ticket for what `ticket` keeps, which moves now; None where nothing is kept.
+        """Move the value that `ticket` keeps; return its new ticket, or None if it keeps nothing.
 
-        Each holder of `ticket` asks for it, and frees `ticket`. Returns when the value has been
-        written.
+        Each holder of `ticket` calls this and frees `ticket`; all get the same new ticket. The call
+        returns when the value has been written.
         """
         with self._ledger.lock:
             kept, ticket.kept = ticket.kept, None
@@ -126,9 +125,9 @@ class OffloadStore:
         return moved
 
     def is_held(self, ticket: Ticket) -> bool | None:
-        """Whether the caller still has the memory of the value, which is kept or was the caller's.
+        """Whether the program still holds the memory of a tensor that belongs to the caller.
 
-        None where that cannot be told.
+        None for other values, and while that is unknown.
         """
         caller = ticket.caller
         if caller is None:
@@ -137,13 +136,13 @@ class OffloadStore:
             kept, outgoing = ticket.kept, ticket.outgoing
         if kept is not None:
             return self._is_shared(kept)
-        # As long as it is written from, the store has it too.
+        # While a write reads the tensor's own memory, the store holds it, too.
         return None if outgoing is not None and outgoing.shares_memory else caller.alive
 
     def settle(self, ticket: Ticket) -> None:
-        """Return when the memory of a value that was released without `block` is free.
+        """Wait until the memory of a value that was released without `block` is free.
 
-        A value that could not be written stays in memory.
+        A value whose write has failed stays in memory.
         """
         ledger = self._ledger
         with ledger.lock:
@@ -154,10 +153,11 @@ class OffloadStore:
         ledger.catch_up()
 
     def release(self, ticket: Ticket, block: bool) -> None:
-        """The program no longer reads x; with `block` its memory may be overwritten on return.
+        """Free the memory of x, which the program has finished reading.
 
-        Without `block` the store lets go of x when it has been written. A value that could not
-        be written stays in memory: as a copy with `block`, else as x itself.
+        block: whether the memory may be overwritten when this returns; if not, the store frees x
+        when it has been written. A value whose write has failed stays in memory: as a copy with
+        `block`, else as x itself.
         """
         ledger = self._ledger
         ledger.catch_up()
@@ -178,19 +178,20 @@ class OffloadStore:
             ledger.catch_up()
 
     def prefetch(self, ticket: Ticket) -> None:
-        """Start to bring the value back; `wait` returns it.
+        """Start to load the value, which `wait` returns.
 
-        Raises ModifiedError for what belongs to the caller and was changed in place.
+        Raises ModifiedError for a tensor of the caller that was changed in place.
         """
         self._ledger.catch_up()
         start_prefetch(self._ledger, self._devices, ticket, self._keeps_graph)
 
     def wait(self, ticket: Ticket) -> torch.Tensor:
-        """The value that the latest `prefetch` started to bring back, or is brought back now.
+        """Return the value that the latest `prefetch` started to load; without one, load it now.
 
-        As it went out, in memory of its own, but for dimensions that were expanded; a value of the
-        caller's that was kept is the caller's tensor, and raises as `prefetch`. A read that
-        fails is tried once more; then TransferError is raised.
+        The result has the layout of the offloaded tensor, in memory of its own; expanded dimensions
+        stay expanded. For a tensor of the caller that was kept, the result is that tensor; this
+        raises ModifiedError as `prefetch` does. A failed read is retried once; then this raises
+        TransferError.
         """
         ledger = self._ledger
         ledger.catch_up()
@@ -207,17 +208,17 @@ class OffloadStore:
         return finish_prefetch(ledger, ticket, prefetch)
 
     def free(self, ticket: Ticket) -> None:
-        """Nobody will ask for `ticket` again; safe in a finalizer, in any thread, at any time."""
+        """Free `ticket`, which must not be used again; safe in a finalizer, in any thread."""
         self._ledger.bury(ticket)
 
     def reserve(self, nbytes: int, tier: str) -> None:
-        """Make sure that `tier` can hold `nbytes` in all; StoreFull otherwise."""
+        """Make sure that `tier` can hold `nbytes` in all; raise StoreFull otherwise."""
         with self._ledger.lock:
             self._ledger.check_open("reserve")
             self._find_engine(tier, "reserve").reserve(nbytes)
 
     def statistics(self) -> StoreStatistics:
-        """The counters now, after everything that is dead has been freed."""
+        """A copy of the counters, after queued tickets have been freed."""
         self._ledger.catch_up()
         names = dict.fromkeys(engine.name for engine in self.engines.values())
         pageable_bytes = self._devices.pageable_bytes
@@ -234,7 +235,7 @@ class OffloadStore:
         self._devices.reset_statistics()
 
     def close(self) -> None:
-        """Finish what is in flight and close the engines; later calls raise StoreClosed."""
+        """Finish the transfers in flight and close the engines; later calls raise StoreClosed."""
         if not self._ledger.close():
             return
         self._devices.close()
@@ -243,15 +244,15 @@ class OffloadStore:
         self._ledger.catch_up()
 
     def pause_reads(self) -> None:
-        """Before a fork: start no read until `resume_reads`, and wait for those under way."""
+        """Before a fork: start no read until `resume_reads`, and wait for those in progress."""
         self._ledger.pause_reads()
 
     def resume_reads(self) -> None:
-        """Behind a fork, in the parent."""
+        """After a fork, in the parent: allow reads again."""
         self._ledger.resume_reads()
 
     def abandon(self) -> None:
-        """In a forked child: let go of the parent's files, without waiting for its threads."""
+        """In a forked child: close the parent's files, without waiting for its threads."""
         for engine in self.engines.values():
             engine.abandon()
 

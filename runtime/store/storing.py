@@ -1,4 +1,4 @@
-"""The way out of a value: a slot in its tier, or in the next one, and a write."""
+"""Store a value: allocate a slot in its tier, or in the nvme tier, and start the write."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def send_value(
     if x.requires_grad:
         x = x.detach()
     nbytes = min(find_span(x), x.nbytes)
-    # The cap limits memory that transfers take in addition to the value; here there is none.
+    # The cap limits memory that transfers need in addition to the value; such a device needs none.
     capped = not device.keeps(engine)
     ledger.enter_flight(name, nbytes, capped=capped)
     ticket: Ticket | None = None
@@ -66,8 +66,8 @@ def keep_value(
     alignment: int,
     caller: CallersTensor | None,
 ) -> Ticket:
-    """A ticket for `x`, which stays where it is; tier and engine: where it moves after all."""
-    # A tensor of our own: to `is_shared` the caller's is then another holder of the memory.
+    """A ticket for `x`, which stays in memory. tier, engine: used if it moves later (move_kept)."""
+    # A tensor of the store's own, so that `is_shared` counts the caller's tensor as another one.
     kept = x.detach()
     layout = find_layout(kept)
     nbytes = min(layout.span, x.nbytes)
@@ -84,9 +84,9 @@ def keep_value(
 def start_write(
     ticket: Ticket, spare: IOEngine | None, ledger: Ledger, *, duplicate_bytes: int
 ) -> None:
-    """Take a slot and start to write; the value stays in memory where there is no room.
+    """Allocate a slot and start the write; without room, the value stays in memory.
 
-    `spare` is the engine of the nvme tier, which takes what finds the host tier full.
+    spare: the engine of the nvme tier, for values that do not fit the host tier.
     """
     outgoing, counters = ticket.outgoing, ledger.counters
     assert outgoing is not None
@@ -107,7 +107,7 @@ def start_write(
             if ticket.slot is None:
                 ledger.leave_start()
     try:
-        # On an exception (Ctrl-C) the write may have begun, and nothing tracks its end. So the slot
+        # If this raises (Ctrl-C), the write may have begun, and nothing tracks its end. So the slot
         # and the buffer are never reused.
         ticket.write = outgoing.write(ticket.engine, slot)
     finally:
@@ -116,7 +116,7 @@ def start_write(
 
 
 def _find_slot(ticket: Ticket, nbytes: int, spare: IOEngine | None, ledger: Ledger) -> int | None:
-    """None where there is nothing to write, or no room; needs the lock."""
+    """Allocate a slot; None if there are no bytes to write, or no room. Needs the lock."""
     if ticket.nbytes == 0:
         return None
     try:

@@ -1,4 +1,4 @@
-"""What the store knows of one offloaded value."""
+"""The ticket: the store's record of one offloaded value, and of its reads."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from fxoffload.runtime.store.callers import CallersTensor
 
 @dataclass(slots=True, eq=False)
 class Read:
-    """One read: what its bytes go to, and its future; another one when it is tried again."""
+    """One read: its destination, and its future, which a retry replaces."""
 
     incoming: Incoming
     future: IOFuture
@@ -21,10 +21,10 @@ class Read:
 
 @dataclass(slots=True, eq=False)
 class Prefetch:
-    """One way back of a value, from `prefetch` until `wait` has returned it.
+    """One load of a value, from `prefetch` until `wait` has returned it.
 
-    `read` is None where the value comes from memory. `taken`: a `wait` has it. `shared`: the
-    arrival is the caller's tensor itself.
+    read: None if the value comes from memory. taken: whether a `wait` has taken it. shared:
+    whether the arrival is the caller's tensor itself.
     """
 
     arrival: Arrival
@@ -34,7 +34,7 @@ class Prefetch:
 
     @property
     def done(self) -> bool:
-        """Whether no transfer uses the slot on its behalf."""
+        """Whether this load has no read in progress."""
         return self.read is None or self.read.future.done()
 
 
@@ -42,11 +42,11 @@ class Prefetch:
 class Ticket:
     """One offloaded value; changed only under the lock of its store.
 
-    `outgoing` is there as long as the bytes are in memory, `slot` as long as the engine holds a
-    place for them, `write` until the end of the write has been noted. `kept` is the tensor itself
-    where the value does not move; there is neither of the others then. `caller` is there for what
-    belongs to the caller; graphs that save the same share the ticket, of which they are `holders`.
-    `successor`: the ticket of the same value where it moved after all.
+    outgoing: set while the bytes are in memory. slot: set while the engine has a slot for them.
+    write: set until the end of the write has been counted. kept: the tensor itself if the value
+    stays in memory; the three others are None then. caller: set if the tensor belongs to the
+    caller; graphs that save the same tensor share the ticket. holders: the number of these graphs.
+    successor: the new ticket of a kept value that was moved later (OffloadStore.move_kept).
     """
 
     name: str
@@ -54,28 +54,28 @@ class Ticket:
     nbytes: int
     tier: str
     engine: IOEngine
-    alignment: int  # Of the bytes between head and tail, enough for every tier of the store.
+    alignment: int  # Of the bytes between head and tail; the largest of all tiers.
     layout: Layout
     caller: CallersTensor | None
     outgoing: Outgoing | None
     kept: torch.Tensor | None = None
-    write_bytes: int = 0  # What a complete write moves.
+    write_bytes: int = 0  # The bytes of a complete write.
     slot: int | None = None
     write: IOFuture | None = None
     prefetches: list[Prefetch] = field(default_factory=list[Prefetch])
-    stored: bool = False  # The slot has the bytes.
-    lent: bool = False  # The tensor itself went to the last backward; the bytes are nobody's.
-    in_flight: bool = False  # Whether its bytes count as being written,
-    capped: bool = False  # and towards the cap on those.
+    stored: bool = False  # Whether the slot has the bytes.
+    lent: bool = False  # Whether the last backward got the tensor itself and may overwrite it.
+    in_flight: bool = False  # Whether its bytes count as in flight.
+    capped: bool = False  # Whether they count towards the cap on bytes in flight.
     released: bool = False
     freed: bool = False
     holders: int = 1
     successor: Ticket | None = None
-    copies: int = 0  # Copies from `outgoing` that are being made.
+    copies: int = 0  # The number of copies from `outgoing` in progress.
 
     @property
     def resident_bytes(self) -> int:
-        """Bytes of the device's memory that the value takes, on its way out or back included."""
+        """Bytes that the value takes in the device's memory, while it is stored or loaded, too."""
         if self.kept is not None or self.prefetches:
             return self.nbytes
         outgoing = self.outgoing
@@ -84,7 +84,7 @@ class Ticket:
 
     @property
     def outgoing_is_idle(self) -> bool:
-        """Whether the bytes in memory are no longer needed."""
+        """Whether the bytes in memory can be freed."""
         if self.outgoing is None or self.write is not None or self.copies:
             return False
         if self.freed or self.lent:
@@ -95,7 +95,7 @@ class Ticket:
 
     @property
     def slot_is_idle(self) -> bool:
-        """Whether nobody will read the slot again and no transfer uses it."""
+        """Whether the slot can be freed: no transfer uses it, and none will read it."""
         if self.write is not None:
             return False
         if self.freed:
@@ -104,9 +104,9 @@ class Ticket:
 
     @property
     def host_bytes(self) -> int:
-        """What the host tier's counters count of this value."""
+        """The bytes of this value in the counters of the host tier."""
         return self.nbytes if self.tier == "host" else 0
 
     def describe_place(self) -> str:
-        """Where the slot lies, for messages."""
+        """The place of the slot in words, for messages."""
         return self.engine.name if self.slot is None else self.engine.describe(self.slot)

@@ -1,4 +1,4 @@
-"""What tests of torch_internals share: the order of the calls in the code of Inductor."""
+"""Fixtures of the tests of torch_internals, nearly all of which compile."""
 
 from __future__ import annotations
 
@@ -14,9 +14,14 @@ from toys import aten
 from fxoffload.torch_internals import compilation, partitioning
 
 
+@pytest.fixture(autouse=True)
+def _compiles_afresh(fresh_dynamo: None) -> None:
+    """Nothing is left of the graphs of other tests."""
+
+
 @pytest.fixture
 def find_order(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[str]]:
-    """What the code calls that Inductor makes of a function of a matrix, ours in charge or not."""
+    """The calls in the code that Inductor makes of a function, with or without our order."""
     from torch._inductor.utils import run_and_get_code
 
     # Only what will not be trained is brought into another order by Inductor.

@@ -23,8 +23,6 @@ from fxoffload.torch_internals import (
     outside_of_tracing,
 )
 
-pytestmark = pytest.mark.usefixtures("fresh_dynamo")
-
 
 def test_outside_of_tracing_tensors_are_real() -> None:
     with FakeTensorMode():
@@ -45,7 +43,7 @@ def test_whether_tangents_live_until_the_backward_has_returned() -> None:
     seen: list[bool] = []
 
     class Looking(torch.autograd.Function):
-        """The last op of the backward looks whether the gradient that came in is still there."""
+        """The last op of its backward records whether the incoming gradient is still alive."""
 
         @staticmethod
         def forward(ctx: Any, x: Tensor) -> Tensor:
@@ -56,7 +54,7 @@ def test_whether_tangents_live_until_the_backward_has_returned() -> None:
             return torch.ops.fxoffload_test.look(2 * gradient)
 
     class Sum(torch.autograd.Function):
-        """Its gradient is one that tells when it dies."""
+        """The gradient that its backward makes records when it dies."""
 
         @staticmethod
         def forward(ctx: Any, x: Tensor) -> Tensor:
@@ -93,7 +91,7 @@ def test_keeps_graph(options: dict[str, bool], expected: bool) -> None:
 
 
 def test_make_version_counter() -> None:
-    """Also within the kernel of an op, below autograd."""
+    """It works within the kernel of an op, too, below autograd."""
     library = torch.library.Library("counters", "FRAGMENT")
     library.define("look(Tensor x) -> ()")
     counters: list[Tensor | None] = []
@@ -129,7 +127,7 @@ def test_keeps_graph_outside_of_a_backward() -> None:
 
 
 def test_keeps_graph_of_the_inner_backward() -> None:
-    """A backward inside a backward is asked for itself."""
+    """For a backward inside another one, the result is that of the inner one."""
     x = torch.ones(2, requires_grad=True)
     seen: list[bool] = []
 

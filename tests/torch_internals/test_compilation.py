@@ -27,8 +27,6 @@ from fxoffload.torch_internals import (
     partitioning,
 )
 
-pytestmark = pytest.mark.usefixtures("fresh_dynamo")
-
 
 def test_compile_with_aot() -> None:
     recorder, results = run_compiled(two_outputs, compile_with_aot)
@@ -144,7 +142,7 @@ def test_what_is_set_is_no_option() -> None:
 
 @pytest.mark.slow
 def test_trace_with_inductor_does_not_take_a_cached_graph() -> None:
-    """It would come back without a call of the partitioner."""
+    """For a cached graph the partitioner would not be called."""
     with torch._inductor.utils.fresh_cache():
         for compiler in (compile_with_inductor, trace_only):
             torch._dynamo.reset()

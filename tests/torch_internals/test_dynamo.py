@@ -25,8 +25,6 @@ from fxoffload.torch_internals import (
     without_memory,
 )
 
-pytestmark = pytest.mark.usefixtures("fresh_dynamo")
-
 
 def test_a_kept_dynamo_graph_compiles_again_without_dynamo() -> None:
     """To the same results and static inputs, and what another process would then find in caches."""
@@ -159,7 +157,7 @@ def test_tied_parameters_stay_tied_without_memory() -> None:
 
 
 def test_every_size_is_traced_anew() -> None:
-    """Dynamo would stop at its limit, and run what follows in eager mode."""
+    """At its limit Dynamo would run further sizes in eager mode."""
     traced: list[int] = []
 
     def backend(gm: fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:

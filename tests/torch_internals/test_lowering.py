@@ -31,8 +31,6 @@ from fxoffload.torch_internals import (
     take_as_returned,
 )
 
-pytestmark = pytest.mark.usefixtures("fresh_dynamo")
-
 CPU_POLICY = find_store_policy(torch.device("cpu"))
 
 
@@ -113,7 +111,7 @@ def test_thresholds_of_other_devices_and_releases() -> None:
 
 
 def lower(function: Callable[..., object], *inputs: Tensor) -> GraphLowering:
-    """What Inductor makes of `function` before it writes code, as if passes had written its ops."""
+    """Lower `function` by Inductor without code generation, as if passes had inserted its ops."""
     mode = FakeTensorMode(shape_env=ShapeEnv(), allow_non_fake_inputs=True)
     fakes = [mode.from_tensor(x) for x in inputs]
     gm = make_fx(function)(*fakes)
@@ -154,7 +152,7 @@ def lower_offload() -> list[tuple[list[int], list[int]]]:
 
 @pytest.fixture
 def unknown_ops() -> Iterator[None]:
-    """Inductor as if it had never met the ops."""
+    """Remove the lowerings of our ops from Inductor."""
     before = {op: lowering.lowerings.pop(op, None) for op in (OFFLOAD, WAIT)}
     yield
     for op, function in before.items():
@@ -164,7 +162,7 @@ def unknown_ops() -> Iterator[None]:
 
 
 def test_values_are_stored_with_the_strides_of_the_graph(unknown_ops: None) -> None:
-    """Left to itself, Inductor stores the heads as they were, and copies them for the product."""
+    """By default Inductor stores the heads with other strides, and copies them for the product."""
     sizes = [2, 3, 5, 4]
     (first, *copies) = lower_offload()
     assert first == (sizes, [60, 4, 12, 1])

@@ -33,8 +33,6 @@ from fxoffload.torch_internals import (
     trace_with_inductor,
 )
 
-pytestmark = pytest.mark.usefixtures("fresh_dynamo")
-
 Decide = Callable[..., CheckpointPolicy]
 
 

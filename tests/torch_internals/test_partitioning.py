@@ -36,8 +36,6 @@ from fxoffload.torch_internals import (
     set_results,
 )
 
-pytestmark = pytest.mark.usefixtures("fresh_dynamo")
-
 
 def test_static_inputs_are_parameters_and_buffers() -> None:
     module = torch.nn.BatchNorm1d(16)

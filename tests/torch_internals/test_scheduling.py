@@ -17,8 +17,6 @@ from toys import Sketch, aten
 from fxoffload.ops import OPS, PREFETCH, WAIT
 from fxoffload.torch_internals import CountedByGraph, FusedAtLast, mark_regions
 
-pytestmark = pytest.mark.usefixtures("fresh_dynamo")
-
 
 class FakeNode:
     """A node of Inductor's scheduler: the last of its places in the graph, and what it needs."""
@@ -130,7 +128,7 @@ def test_loops_stand_where_the_graph_has_them(find_order: Callable[..., list[str
 
 @pytest.mark.slow
 def test_loops_far_apart_in_the_graph_are_not_fused(find_order: Callable[..., list[str]]) -> None:
-    """However few buffers they are apart."""
+    """The number of buffers between them does not matter."""
 
     def compute(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         first = x.sum(0)
