@@ -22,7 +22,7 @@ from fxoffload.passes import Transformed, partition_choice
 from fxoffload.planner.plan import Plan
 from fxoffload.planner.residences import find_lower_bound
 from fxoffload.planner.step import Step
-from fxoffload.runtime.program.book import FIRST_STEPS
+from fxoffload.runtime.program.learned import FIRST_STEPS
 from fxoffload.schedule import Schedule
 
 Compilation = Literal["plain", "fxoffload"]

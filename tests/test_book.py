@@ -10,8 +10,10 @@ import torch
 
 from fxoffload.errors import BudgetError
 from fxoffload.runtime.program import book as book_module
-from fxoffload.runtime.program.book import FIRST_STEPS, KEPT_STEPS, MEASURED_EACH, ProgramBook
+from fxoffload.runtime.program import learned
+from fxoffload.runtime.program.book import ProgramBook
 from fxoffload.runtime.program.calls import StepRun
+from fxoffload.runtime.program.learned import FIRST_STEPS, KEPT_STEPS, MEASURED_EACH
 from fxoffload.schedule import (
     CallSchedule,
     Flow,
@@ -278,7 +280,7 @@ def test_a_peak_that_was_seen_counts_until_it_is_seen_again(
     book: ProgramBook, maker: Maker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also when the steps in which it was seen are forgotten."""
-    monkeypatch.setattr(book_module, "FIRST_STEPS", 100)
+    monkeypatch.setattr(learned, "FIRST_STEPS", 100)
     run_step(book, "a", peak_bytes=700)
     for seconds in (*[1.0] * KEPT_STEPS, *[9.0] * KEPT_STEPS):
         run_step(book, "a", seconds=seconds)

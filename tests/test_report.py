@@ -14,7 +14,7 @@ from torch import Tensor
 
 import fxoffload
 from benchmarks.measure import record_memory
-from fxoffload.runtime.program.book import MEASURED_EACH
+from fxoffload.runtime.program.learned import MEASURED_EACH
 
 pytestmark = pytest.mark.usefixtures("fresh_dynamo", "one_thread", "fresh_programs")
 

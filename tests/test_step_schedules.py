@@ -22,7 +22,7 @@ from benchmarks.measure import record_memory
 from fxoffload import machine, runtime
 from fxoffload.planner.link import Link
 from fxoffload.runtime import kernels, stores
-from fxoffload.runtime.program.book import MEASURED_EACH
+from fxoffload.runtime.program.learned import MEASURED_EACH
 from fxoffload.runtime.store.store import OffloadStore
 from fxoffload.runtime.store.ticket import Ticket
 from fxoffload.schedule import HalfMeasurement, Schedule, StepMeasurement

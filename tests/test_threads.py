@@ -6,9 +6,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import torch
 
-from fxoffload.runtime.program.book import FIRST_STEPS
 from fxoffload.runtime.program.calls import Call
 from fxoffload.runtime.program.entry import Entry
+from fxoffload.runtime.program.learned import FIRST_STEPS
 from fxoffload.runtime.program.threads import Programs
 from fxoffload.runtime.store.store import OffloadStore
 from fxoffload.schedule import CallSchedule, Half, Program, Schedule, StepMeasurement

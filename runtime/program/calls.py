@@ -18,10 +18,15 @@ import torch
 from fxoffload.ops import OpEvent
 from fxoffload.runtime.engines.metered import Window, open_windows
 from fxoffload.runtime.measurement.clocks import Mark
-from fxoffload.runtime.program.entry import Entry, find_owners, sum_resident_bytes
+from fxoffload.runtime.program.entry import (
+    Entry,
+    find_owners,
+    list_resident_bytes,
+    sum_resident_bytes,
+)
 from fxoffload.runtime.program.half_run import HalfRun, find_step_seconds, measure_halves
 from fxoffload.runtime.program.live_bytes import count_foreign_bytes, count_live_bytes
-from fxoffload.runtime.program.sampler import HeldSampler
+from fxoffload.runtime.program.live_watch import Held, LiveWatch
 from fxoffload.runtime.program.value_sizes import merge_sizes
 from fxoffload.runtime.store.store import OffloadStore
 from fxoffload.schedule import (
@@ -146,9 +151,7 @@ class StepRun:
         self._schedules = schedules
         self._alive = 0
         self._dead: deque[None] = deque()  # Grows in any thread, in single steps.
-        self._sampler: HeldSampler | None = None
-        self._last: tuple[HalfRun, OpEvent] | None = None  # The op that ran last.
-        self._highest_live: int | None = None  # Since that op.
+        self._watch: LiveWatch | None = None
         self._begun_bytes = begun_bytes
         self._exposed_before: dict[OffloadStore, float] = {}
         self._windows: list[dict[str, Window]] = []
@@ -188,19 +191,17 @@ class StepRun:
         """A half begins: from here on the step follows the first schedule that foresaw all."""
         run = HalfRun(half)
         if self.measures or not self.runs:
-            run.held_bytes = self._count_held_bytes(device, half)
+            found = self._count_held(device, half)
+            run.held_bytes = None if found is None else found.held_bytes
             if not self.runs and run.held_bytes is not None:
                 begun_bytes = run.held_bytes if self._begun_bytes is None else self._begun_bytes
                 # What ends meanwhile, such as the batch before, is not this step's.
                 self._begun_bytes = min(begun_bytes, run.held_bytes)
                 self.base_bytes = self._begun_bytes + count_foreign_bytes(device)
-        if self.measures:
-            if self._sampler is None:
-                self._sampler = HeldSampler(partial(self._sample, device))
-            else:
-                run.gap_bytes = self._sampler.take()
-                self._note_live_bytes()
-            self._last = None
+            if self._watch is not None:
+                self._watch.note_half(run, found)
+            elif self.measures:
+                self._watch = LiveWatch(partial(self._count_held, device))
         position = len(self.runs)
         self.runs.append(run)
         self._schedules = [
@@ -216,13 +217,11 @@ class StepRun:
         self._schedules, self.followed = [], None
         self._move_kept()
 
-    def find_sizes(self) -> Sizes:
-        """What values of calls took whose sizes may change: of each graph, the largest call."""
-        return merge_sizes(*({call.graph: call.seen} for call in self.calls if call.limits))
-
-    def find_limits(self) -> Sizes:
-        """The sizes of find_sizes that were foreseen."""
-        return merge_sizes(*({call.graph: call.limits} for call in self.calls if call.limits))
+    def find_sizes(self) -> tuple[Sizes, Sizes]:
+        """Of values whose size may change, the largest: what was foreseen, and what came."""
+        calls = [call for call in self.calls if call.limits]
+        foreseen = merge_sizes(*({call.graph: call.limits} for call in calls))
+        return foreseen, merge_sizes(*({call.graph: call.seen} for call in calls))
 
     def find_entry(self, number: int, name: str) -> Entry | None:
         """That of a value of the call `number`, if it is there."""
@@ -253,25 +252,13 @@ class StepRun:
     def note_op(self, run: HalfRun, event: OpEvent, enter: Mark, leave: Mark) -> None:
         """An op of a measured step ran from `enter` to `leave`."""
         run.marks[event] = enter, leave
-        if self._sampler is not None:
-            highest = self._sampler.take()
-            if highest is not None and self._last is not None:
-                last, before = self._last
-                last.peak_bytes[before] = highest
-            self._note_live_bytes()
-        self._last = run, event
-
-    def _note_live_bytes(self) -> None:
-        """What was seen since the op that ran last belongs to it."""
-        highest, self._highest_live = self._highest_live, None
-        if highest is not None and self._last is not None:
-            last, before = self._last
-            last.live_bytes[before] = highest
+        if self._watch is not None:
+            self._watch.note_op(run, event)
 
     def stop(self) -> None:
         """Look no more at what is held."""
-        if self._sampler is not None:
-            self._sampler.stop()
+        if self._watch is not None:
+            self._watch.stop()
 
     def measure(self) -> StepMeasurement:
         """What the step took. To be called once, when it has ended."""
@@ -287,19 +274,9 @@ class StepRun:
         )
 
     def list_held(self) -> dict[CallValue, int]:
-        """Bytes of the device's memory that each value takes now; none of those that take none.
-
-        What several calls have saved counts as the first of them.
-        """
+        """See list_resident_bytes."""
         half = self.runs[-1].half if self.runs else None
-        found: dict[CallValue, int] = {}
-        seen: set[int] = set()
-        for value, entry in self._list_entries().items():
-            nbytes = entry.count_resident_bytes(half)
-            if nbytes and id(entry.ticket) not in seen:
-                seen.add(id(entry.ticket))
-                found[value] = nbytes
-        return found
+        return list_resident_bytes(self._list_entries(), half)
 
     def _list_entries(self) -> dict[CallValue, Entry]:
         # Copies, as a sampler asks this while the step goes on.
@@ -315,19 +292,15 @@ class StepRun:
         for entry in self._list_entries().values():
             entry.move_kept()
 
-    def _sample(self, device: torch.device) -> int | None:
-        """As _count_held_bytes; None, which ends the sampling, when the step has ended."""
-        ended = self._alive > 0 and self.ended
-        return None if ended else self._count_held_bytes(device, None)
+    def _count_held(self, device: torch.device, half: Half | None = None) -> Held | None:
+        """What is held in `half`; without one in the half that runs, until the step has ended.
 
-    def _count_held_bytes(self, device: torch.device, half: Half | None) -> int | None:
-        """What is held beside our values in `half`; None: in the one that runs."""
+        None where the device does not tell.
+        """
         live_bytes = count_live_bytes(device)
-        if live_bytes is None:
+        if live_bytes is None or (half is None and self._alive and self.ended):
             return None
-        self._highest_live = max(live_bytes, self._highest_live or 0)
-        if half is None and self.runs:
-            half = self.runs[-1].half
+        half = self.runs[-1].half if half is None and self.runs else half
         resident_bytes = sum_resident_bytes(self._list_entries().values(), half)
         # A value that has died meanwhile is in the first count only.
-        return min(live_bytes, count_live_bytes(device) or 0) - resident_bytes
+        return Held(live_bytes, min(live_bytes, count_live_bytes(device) or 0) - resident_bytes)

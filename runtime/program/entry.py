@@ -84,6 +84,23 @@ def sum_resident_bytes(entries: Iterable[Entry], half: Half | None) -> int:
     return sum(found.values())
 
 
+def list_resident_bytes(
+    entries: Mapping[CallValue, Entry], half: Half | None
+) -> dict[CallValue, int]:
+    """Bytes of the device's memory that each value takes now; none of those that take none.
+
+    What several calls have saved counts as the first of them.
+    """
+    found: dict[CallValue, int] = {}
+    seen: set[int] = set()
+    for value, entry in entries.items():
+        nbytes = entry.count_resident_bytes(half)
+        if nbytes and id(entry.ticket) not in seen:
+            seen.add(id(entry.ticket))
+            found[value] = nbytes
+    return found
+
+
 def find_owners(entries: Mapping[CallValue, Entry]) -> Owners:
     """Who else has the values of a step that has ended."""
     shared: dict[int, list[CallValue]] = {}

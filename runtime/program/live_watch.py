@@ -1,0 +1,63 @@
+"""What a device holds while a measured step runs, by the op since which it was seen."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from fxoffload.ops import OpEvent
+from fxoffload.runtime.program.half_run import HalfRun
+from fxoffload.runtime.program.sampler import HeldSampler
+
+
+class Held(NamedTuple):
+    """Bytes of the device's memory: all that are live, and those that are not values of ours."""
+
+    live_bytes: int
+    held_bytes: int
+
+
+class LiveWatch:
+    """Looks again and again, until `stop`. count: None ends the sampling."""
+
+    def __init__(self, count: Callable[[], Held | None]) -> None:
+        self._count = count
+        self._last: tuple[HalfRun, OpEvent] | None = None  # The op that ran last.
+        self._highest_live: int | None = None  # Since that op.
+        self._sampler = HeldSampler(self._sample)
+
+    def note_half(self, run: HalfRun, found: Held | None) -> None:
+        """A half begins; found: what is held now."""
+        run.gap_bytes = self._sampler.take()
+        self._note(found)
+        self._note_live_bytes()
+        self._last = None
+
+    def note_op(self, run: HalfRun, event: OpEvent) -> None:
+        """An op of the half has run."""
+        highest = self._sampler.take()
+        if highest is not None and self._last is not None:
+            last, before = self._last
+            last.peak_bytes[before] = highest
+        self._note_live_bytes()
+        self._last = run, event
+
+    def stop(self) -> None:
+        """Look no more."""
+        self._sampler.stop()
+
+    def _note_live_bytes(self) -> None:
+        """What was seen since the op that ran last belongs to it."""
+        highest, self._highest_live = self._highest_live, None
+        if highest is not None and self._last is not None:
+            last, before = self._last
+            last.live_bytes[before] = highest
+
+    def _note(self, found: Held | None) -> None:
+        if found is not None:
+            self._highest_live = max(found.live_bytes, self._highest_live or 0)
+
+    def _sample(self) -> int | None:
+        found = self._count()
+        self._note(found)
+        return None if found is None else found.held_bytes
