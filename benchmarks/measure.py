@@ -19,6 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Protocol
 
 import torch
 
@@ -42,7 +43,19 @@ class MemoryCurve:
     backward_seconds: float | None = None
 
 
-def record_step(compute_loss: Callable[[], torch.Tensor], device: torch.device) -> MemoryCurve:
+class Loss(Protocol):
+    """What the forward of a step returns."""
+
+    def backward(self) -> None:
+        """The backward."""
+        ...
+
+    def detach(self) -> torch.Tensor:
+        """The loss without its graph."""
+        ...
+
+
+def record_step(compute_loss: Callable[[], Loss], device: torch.device) -> MemoryCurve:
     """The memory curve of one forward and backward; gradients should be None before it."""
     marks: list[float] = []
 
@@ -90,7 +103,7 @@ def record_memory(step: Callable[[], object], device: torch.device | None = None
 
 
 def record_highest_step(
-    compute_loss: Callable[[], torch.Tensor], model: torch.nn.Module, device: torch.device
+    compute_loss: Callable[[], Loss], model: torch.nn.Module, device: torch.device
 ) -> MemoryCurve:
     """The curve of the highest peak of PEAK_STEPS steps of `model`, whose gradients are dropped."""
     curves: list[MemoryCurve] = []

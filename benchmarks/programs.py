@@ -1,10 +1,10 @@
 """Measures steps that are made of many graphs: is one budget kept for all of them, at what price?
 
-    python -m benchmarks.programs --program blocks --budgets none 0.7 0.35
+    python -m benchmarks.programs --program blocks --budgets none 0.7 0.35 --peers
 
 blocks: each layer is compiled by itself. breaks: the model is compiled as one, with a graph break
-behind every third layer. Plain Inductor and fxoffload at each budget run in one fresh process, in
-turn.
+behind every third layer. whole: the model is one graph. Plain Inductor and fxoffload at each budget
+run in one fresh process, in turn; with --peers also what others offer, see variants.py.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from benchmarks.fresh_process import Record
 from benchmarks.model_arguments import LAYERS, ModelArguments
 from benchmarks.runner import Benchmark, Show, Table, option
 from benchmarks.trainer import Program
-from benchmarks.variant_tables import Share, parse_share, tabulate_variants
+from benchmarks.variant_tables import Kind, Share, parse_share, tabulate_variants
 from benchmarks.variants import PLAIN, Variant, run_variants
 
 HEADINGS = (
@@ -28,6 +28,7 @@ HEADINGS = (
     "moved MiB",
     "exposed s",
 )
+PEERS: tuple[Kind, ...] = ("checkpoint", "hooks", "save_on_cpu")
 LEARNING_STEPS = 6  # Then a schedule has been made that knows the price of a byte.
 
 
@@ -36,18 +37,24 @@ class ProgramArguments(ModelArguments):
     """The command line."""
 
     layers: int = LAYERS(12)
-    program: Program = option("blocks", choices=["blocks", "breaks"])
+    program: Program = option("blocks", choices=["blocks", "breaks", "whole"])
     budgets: Sequence[Share] = option(
         (None, 0.7, 0.5, 0.35, "min"), "shares of plain's peak, none or min", type=parse_share
     )
+    microbatches: int = option(1, "of a step; several run in the order 1F1B")
+    peers: bool = option(False, "measure checkpoint, hooks and save_on_cpu, too")
     rounds: int = option(5)
 
 
 def measure(arguments: ProgramArguments, show: Show) -> Record:
-    """The variants: plain, and fxoffload at each budget."""
+    """The variants: plain, fxoffload at each budget, and peers."""
+    ours = (
+        Variant("fxoffload", share, learning_steps=LEARNING_STEPS) for share in arguments.budgets
+    )
+    peers = map(Variant, PEERS if arguments.peers else ())
+    program, microbatches = arguments.program, arguments.microbatches
     variants = [
-        replace(each, program=arguments.program, learning_steps=LEARNING_STEPS)
-        for each in (PLAIN, *(Variant("fxoffload", share) for share in arguments.budgets))
+        replace(each, program=program, microbatches=microbatches) for each in (PLAIN, *ours, *peers)
     ]
     workload = arguments.make_workload(arguments.layers)
     return {"variants": run_variants(workload, variants, arguments.rounds, show)}

@@ -16,6 +16,7 @@ from torch._dynamo import lookup_backend
 
 import fxoffload
 from benchmarks.fresh_process import Record
+from benchmarks.microbatches import Microbatches
 from benchmarks.models import LossOnly, Shape, build_model, make_tokens
 from fxoffload import backend, passes
 from fxoffload.passes import Transformed, partition_choice
@@ -99,6 +100,7 @@ class Trainer:
     """One variant of a model, compiled; `step` is a forward and a backward.
 
     compile_model: makes the variant of it. hooks: a context in which every forward runs.
+    microbatches: parts of the batch, in the order of Microbatches if there are several.
     Steps are made until the schedule rests on steps that no compiler disturbed.
     """
 
@@ -109,8 +111,10 @@ class Trainer:
         compile_model: Callable[[LossOnly], Any],
         *,
         hooks: Callable[[], AbstractContextManager[Any]] = nullcontext,
+        microbatches: int = 1,
     ) -> None:
         self.model, self.tokens, self._hooks = model, tokens, hooks
+        self._microbatches = microbatches
         self.passes = PassRecord()
         start, core_start = time.perf_counter(), time.process_time()
         self.compiled = compile_model(model)
@@ -129,10 +133,15 @@ class Trainer:
         found = (each for each in fxoffload.schedules() if each.program in self._programs)
         return next(found, None)
 
-    def compute_loss(self) -> Tensor:
+    def compute_loss(self) -> Tensor | Microbatches:
         """The forward."""
+        if self._microbatches > 1:
+            return Microbatches(self._forward, self.tokens.chunk(self._microbatches))
+        return self._forward(self.tokens)
+
+    def _forward(self, tokens: Tensor) -> Tensor:
         with self._hooks():
-            return self.compiled(self.tokens)
+            return self.compiled(tokens)
 
     def step(self, between: Callable[[], None] = lambda: None) -> tuple[float, float]:
         """Loss and seconds of one step; `between` runs between forward and backward."""

@@ -5,6 +5,7 @@ fxoffload    at a memory budget: a share of plain's activation peak, "min", or n
 recompute    torch.compile with torch._functorch.config.activation_memory_budget
 checkpoint   torch.compile with each layer under torch.utils.checkpoint
 hooks        torch.compile with saved tensors saved to files, one by one, by saved-tensor hooks
+save_on_cpu  torch.compile with torch.autograd.graph.save_on_cpu; on a CPU this only copies
 
 All variants run in one fresh process. Each round takes two steps of each variant and times the
 second one, so that other load on the machine affects all variants alike.
@@ -51,7 +52,7 @@ class Variant:
     share: see fxoffload and recompute above. recomputes: whether the plan may recompute.
     checkpoints: whether each layer is under torch.utils.checkpoint. again: the same variant once
     more, in other memory, to measure the noise. program: how the model is compiled.
-    learning_steps: steps before the measured ones.
+    learning_steps: steps before the measured ones. microbatches: of a step, see microbatches.py.
     """
 
     kind: Kind
@@ -61,6 +62,7 @@ class Variant:
     again: bool = False
     program: Program = "whole"
     learning_steps: int = 0
+    microbatches: int = 1
 
     @property
     def label(self) -> str:
@@ -185,6 +187,8 @@ def build_trainer(workload: Workload, variant: Variant, budget_bytes: int | None
                 stack.enter_context(functorch_config.patch(enable_autograd_cache=False))
         elif variant.kind == "recompute":
             stack.enter_context(functorch_config.patch(activation_memory_budget=variant.share))
+        elif variant.kind == "save_on_cpu":
+            hooks = torch.autograd.graph.save_on_cpu
         elif variant.kind == "hooks":
             (directory, *_) = OffloadConfig(directory=options["directory"]).directories
             hooks = partial(save_to_files, directory)
@@ -194,7 +198,8 @@ def build_trainer(workload: Workload, variant: Variant, budget_bytes: int | None
             program=variant.program,
             **options,
         )
-        return Trainer(model, tokens, compile_model, hooks=hooks)
+        microbatches = variant.microbatches
+        return Trainer(model, tokens, compile_model, hooks=hooks, microbatches=microbatches)
 
 
 @contextmanager

@@ -402,13 +402,18 @@ def test_programs(
 ) -> None:
     monkeypatch.setattr(programs, "LEARNING_STEPS", 2)
     sizes = ("--layers", "2", "--rounds", "1", "--budgets", "min", *EAGER)
-    record = run(programs, spill_directory, *sizes)
-    plain, lowest = record["variants"]
+    record = run(programs, spill_directory, *sizes, "--microbatches", "2", "--peers")
+    plain, lowest, *peers = record["variants"]
     assert (plain["label"], lowest["label"]) == ("plain", "fxoffload min")
-    assert 0 < lowest["second_peak_bytes"] < plain["second_peak_bytes"]
+    assert 0 < lowest["second_peak_bytes"] < plain["peak_bytes"]
     assert lowest["peak_bytes"] < 0.8 * plain["peak_bytes"]
     assert lowest["offloaded_bytes"] > 0
     assert len(lowest["seconds"]) == len(plain["seconds"]) == 1
+    assert [each["label"] for each in peers] == list(programs.PEERS)
+    checkpoint, hooks, copies = (each["peak_bytes"] / plain["peak_bytes"] for each in peers)
+    assert checkpoint < 0.9
+    assert hooks < 0.9
+    assert copies > 0.9, "what is copied within one memory is not freed"
 
 
 def test_planning_time(spill_directory: Path, capsys: pytest.CaptureFixture[str]) -> None:
