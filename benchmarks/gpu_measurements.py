@@ -20,7 +20,6 @@ from torch import Tensor
 from benchmarks.fresh_process import Record
 from benchmarks.graph_calls import make_calls, open_store
 from benchmarks.measure import MIB, record_step
-from benchmarks.models import Shape
 from benchmarks.trainer import (
     Trainer,
     Workload,
@@ -31,6 +30,7 @@ from benchmarks.trainer import (
 )
 from benchmarks.transfers import DIRECTIONS, EngineTransfers, Values, time_transfers
 from fxoffload import OffloadConfig, OffloadError, runtime
+from fxoffload.cli.byte_models import Shape
 from fxoffload.runtime.devices.cuda import CudaDevice
 from fxoffload.runtime.devices.staging import StagingArena
 from fxoffload.runtime.engines.ioengine import IOEngine

@@ -86,7 +86,8 @@ ROOMS = {
     "command line": Room(
         ("cli", "__main__"),
         (
-            "words", "planner", "config", "engines", "measurement", "kernels", "inspection",
+            "words", "planner", "config", "engines", "measurement", "program", "kernels",
+            "backend", "inspection",
         ),
     ),
     "public names": Room(

@@ -12,6 +12,7 @@ from fxoffload.cli.output import report_errors
 from fxoffload.cli.plan import plan
 from fxoffload.cli.probe import probe
 from fxoffload.cli.report import report
+from fxoffload.cli.train import train
 
 # Errors of the user are one line (report_errors); a fault of ours is an ordinary traceback.
 app = typer.Typer(
@@ -42,5 +43,5 @@ def set_up(
     """
 
 
-for _command in (doctor, probe, plan, report):
+for _command in (doctor, probe, plan, train, report):
     app.command()(report_errors()(_command))

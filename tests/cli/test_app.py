@@ -5,11 +5,13 @@ from __future__ import annotations
 import pytest
 from command_line import run
 
+COMMANDS = ("doctor", "probe", "plan", "train", "report")
+
 
 def test_help_names_every_command() -> None:
     result = run("--help")
     assert result.exit_code == 0
-    for command in ("doctor", "probe", "plan"):
+    for command in COMMANDS:
         assert command in result.stdout
     assert "--install-completion" in result.stdout
 
@@ -20,7 +22,7 @@ def test_version() -> None:
     assert len(result.stdout.split()) == 2
 
 
-@pytest.mark.parametrize("command", ["doctor", "probe", "plan"])
+@pytest.mark.parametrize("command", COMMANDS)
 def test_each_command_has_its_help_and_json(command: str) -> None:
     result = run(command, "--help")
     assert result.exit_code == 0
