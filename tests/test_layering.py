@@ -66,7 +66,11 @@ ROOMS = {
     "measurement": Room(("runtime.measurement",), ("words", "config", "engines", "store")),
     "program": Room(("runtime.program",), ("words", "engines", "store", "measurement")),
     "kernels": Room(
-        ("runtime",), ("words", "config", "engines", "devices", "store", "measurement", "program")
+        ("runtime",),
+        (
+            "words", "torch_internals", "config", "engines", "devices", "store", "measurement",
+            "program",
+        ),
     ),
     "backend": Room(
         (
