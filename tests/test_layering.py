@@ -338,5 +338,14 @@ def test_declared_dependencies_are_the_imports() -> None:
     declared = {text.split(">")[0] for text in project["dependencies"]}
     used = {item.split(".")[0] for name in MODULES for item in find_imports(name)}
     foreign = used - set(sys.stdlib_module_names) - {"fxoffload", "functorch", "sympy"}
-    optional = {"kvikio", "cufile", "xxhash", "transformers", "lightning", "typer", "rich"}
+    optional = {
+        "kvikio",
+        "cufile",
+        "xxhash",
+        "transformers",
+        "lightning",
+        "typer",
+        "rich",
+        "matplotlib",
+    }
     assert foreign - optional <= declared
