@@ -10,6 +10,7 @@ import typer
 
 from fxoffload.cli.output import BudgetOption, JsonOption, print_json, show_progress
 from fxoffload.cli.planned_hardware import find_device
+from fxoffload.cli.software_checks import check_compiler, find_compiler
 from fxoffload.cli.training import SETTLING_STEPS, Training, TrainingRecord
 from fxoffload.config import OffloadConfig
 from fxoffload.errors import ConfigError, ReportError
@@ -50,7 +51,7 @@ def train(
     options: dict[str, Any] = {"memory_budget": memory_budget, "min_bytes": min_bytes}
     if directory:
         options["directory"] = [str(path) for path in directory]
-    OffloadConfig.from_options(options)
+    config = OffloadConfig.from_options(options)
     if plain and save is not None:
         raise ConfigError("--plain makes no report; leave out --plain or --report")
     training = Training(
@@ -68,6 +69,8 @@ def train(
     content = read_text(text, length)
     if save is not None:
         save_report(save, "")  # A file that cannot be written is named before the training.
+    if plain or config.compiler == "inductor":
+        require_compiler()
     with show_progress() as progress:
         task = progress.add_task("compile", total=SETTLING_STEPS + steps)
 
@@ -101,6 +104,13 @@ def choose_device(name: str | None) -> torch.device:
     if device.type not in ("cpu", "cuda"):
         raise ConfigError(f"device={name!r} is not supported; name cpu or cuda")
     return device
+
+
+def require_compiler() -> None:
+    """Raise ConfigError without the C++ compiler that Inductor needs, also beside a GPU."""
+    found = check_compiler(find_compiler())
+    if found.state == "problem":
+        raise ConfigError(f"{found.subject}: {found.fact}; {found.remedy}")
 
 
 def read_text(path: Path, length: int) -> bytes:

@@ -79,6 +79,13 @@ def test_wrong_use(text: str, tmp_path: Path) -> None:
     check_usage_error(run("train", text, "--plain", "--report", nowhere), "--plain")
 
 
+def test_without_a_compiler(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    for flags in ((), ("--plain",)):
+        result = run("train", text, "--length", "64", *flags)
+        check_usage_error(result, "'no-such-compiler' is not found", "g++")
+
+
 def test_a_gpu_that_is_not_there(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     check_usage_error(run("train", text, "--device", "cuda"), "0 GPU(s)", "fxoffload doctor")
