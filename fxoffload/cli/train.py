@@ -68,16 +68,10 @@ def train(
     )
     content = read_text(text, length)
     if save is not None:
-        save_report(save, "")  # A file that cannot be written is named before the training.
+        save_report(save, "", mode="a")  # What cannot be written is named before the training.
     if plain or config.compiler == "inductor":
         require_compiler()
-    with show_progress() as progress:
-        task = progress.add_task("compile", total=SETTLING_STEPS + steps)
-
-        def show(loss: float) -> None:
-            progress.update(task, advance=1, description=f"loss {loss:.4f}")
-
-        found = training.run(content, show)
+    found = run_training(training, content)
     made = None if plain else report()
     if save is not None and made is not None:
         save_report(save, made.to_json())
@@ -86,6 +80,17 @@ def train(
         print_json(found.describe() | {"verdict": verdict})
     else:
         typer.echo("\n".join(filter(None, (format_training(found), verdict))))
+
+
+def run_training(training: Training, text: bytes) -> TrainingRecord:
+    """Train, with a bar that shows the loss."""
+    with show_progress() as progress:
+        task = progress.add_task("compile", total=SETTLING_STEPS + training.steps)
+
+        def show(loss: float) -> None:
+            progress.update(task, advance=1, description=f"loss {loss:.4f}")
+
+        return training.run(text, show)
 
 
 def choose_device(name: str | None) -> torch.device:
@@ -127,10 +132,11 @@ def read_text(path: Path, length: int) -> bytes:
     return content
 
 
-def save_report(path: Path, text: str) -> None:
-    """Write `text`; ReportError where that fails."""
+def save_report(path: Path, text: str, mode: Literal["w", "a"] = "w") -> None:
+    """Write `text`, or append it; ReportError where that fails."""
     try:
-        path.write_text(text, encoding="utf-8")
+        with path.open(mode, encoding="utf-8") as file:
+            file.write(text)
     except OSError as error:
         raise ReportError(f"{path}: {error.strerror}; name another file") from error
 

@@ -95,9 +95,14 @@ def test_a_gpu_that_is_not_there(monkeypatch: pytest.MonkeyPatch, text: str) -> 
 
 
 @pytest.mark.usefixtures("fresh_dynamo", "fresh_programs", "quick")
-def test_a_budget_that_cannot_be_met_exits_with_1(text: str, spill_directory: Path) -> None:
+def test_a_budget_that_cannot_be_met_exits_with_1(
+    text: str, spill_directory: Path, tmp_path: Path
+) -> None:
+    saved = tmp_path / "report.json"
+    saved.write_text("of another run")
     where = ("--directory", str(spill_directory), "--memory-budget", "1KiB")
-    result = run("train", text, *SMALL, *where)
+    result = run("train", text, *SMALL, *where, "--report", str(saved))
     assert result.exit_code == 1
+    assert saved.read_text() == "of another run"
     assert "cannot be met" in result.stderr
     assert "Traceback" not in result.output
