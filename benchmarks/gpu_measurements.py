@@ -19,8 +19,7 @@ from torch import Tensor
 
 from benchmarks.fresh_process import Record
 from benchmarks.graph_calls import make_calls, open_store
-from benchmarks.measure import MIB, record_step
-from benchmarks.models import Shape
+from benchmarks.measure import MIB, Loss, record_step
 from benchmarks.trainer import (
     Trainer,
     Workload,
@@ -31,6 +30,7 @@ from benchmarks.trainer import (
 )
 from benchmarks.transfers import DIRECTIONS, EngineTransfers, Values, time_transfers
 from fxoffload import OffloadConfig, OffloadError, runtime
+from fxoffload.cli.byte_models import Shape
 from fxoffload.runtime.devices.cuda import CudaDevice
 from fxoffload.runtime.devices.staging import StagingArena
 from fxoffload.runtime.engines.ioengine import IOEngine
@@ -223,13 +223,13 @@ def time_steps(trainer: Trainer) -> tuple[float, float]:
     """The last loss of PAIRED_STEPS steps without a sync between them, and seconds per step."""
     synchronize(trainer.tokens)
     start = time.perf_counter()
-    losses: list[torch.Tensor] = []
+    losses: list[Loss] = []
     for _ in range(PAIRED_STEPS):
         trainer.model.zero_grad()
         losses.append(trainer.compute_loss())
         losses[-1].backward()
     synchronize(trainer.tokens)
-    return losses[-1].item(), (time.perf_counter() - start) / PAIRED_STEPS
+    return losses[-1].detach().item(), (time.perf_counter() - start) / PAIRED_STEPS
 
 
 def main() -> None:

@@ -22,9 +22,9 @@ from typing import Any
 import torch
 
 from benchmarks.fresh_process import Record
-from benchmarks.models import Shape, build_model, make_tokens
 from benchmarks.runner import Arguments, Benchmark, Column, Show, Table, make_table, option
 from fxoffload import BudgetError, Hardware, find_bounds, simulate
+from fxoffload.cli.byte_models import Shape, build_model, make_tokens
 from fxoffload.config import OffloadConfig
 from fxoffload.cost import make_cost_model
 from fxoffload.inspection.bounds import ALL_CUTS, trace_steps

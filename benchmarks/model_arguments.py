@@ -11,10 +11,10 @@ from typing import Any
 import torch
 
 from benchmarks.fresh_process import Record
-from benchmarks.models import BUILDERS, Shape
 from benchmarks.runner import Arguments, option
 from benchmarks.trainer import Workload
-from fxoffload import ConfigError, OffloadConfig
+from fxoffload import OffloadConfig
+from fxoffload.cli.byte_models import BUILDERS, Shape, check_shape
 from fxoffload.directories import find_filesystem
 
 HEADS = 8
@@ -40,14 +40,11 @@ class ModelArguments(Arguments):
 
     def make_workload(self, layers: int) -> Workload:
         """The model in training; raises ConfigError for invalid sizes or options."""
-        if self.hidden % HEADS:
-            raise ConfigError(f"--hidden {self.hidden} is not a multiple of the {HEADS} heads")
-        if self.model == "t5" and layers % 2:
-            raise ConfigError(f"--layers {layers} is odd; a T5 has half of them on each side")
+        shape = Shape(layers, self.hidden, HEADS, self.batch, self.length)
+        check_shape(self.model, shape)
         names = ("directory", "memory_budget", "min_bytes", "compiler")
         options = {name: getattr(self, name) for name in names if hasattr(self, name)}
         OffloadConfig(**options)
-        shape = Shape(layers, self.hidden, HEADS, self.batch, self.length)
         return Workload(self.model, shape, self.device, options, self.threads)
 
     def describe(self, name: str) -> Record:

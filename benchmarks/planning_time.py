@@ -22,9 +22,9 @@ import torch
 from benchmarks.fresh_process import Record
 from benchmarks.limits import make_hardware
 from benchmarks.model_arguments import LAYERS, ModelArguments, describe_sizes
-from benchmarks.models import build_model, make_tokens
 from benchmarks.runner import Benchmark, Show, Table, describe_spread, option
 from fxoffload import BudgetError, OffloadConfig
+from fxoffload.cli.byte_models import build_model, make_tokens
 from fxoffload.cost import make_cost_model
 from fxoffload.graph import TrainingGraph
 from fxoffload.inspection.tracing import partition_without_memory

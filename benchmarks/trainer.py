@@ -17,8 +17,8 @@ from torch._dynamo import lookup_backend
 import fxoffload
 from benchmarks.fresh_process import Record
 from benchmarks.microbatches import Microbatches
-from benchmarks.models import LossOnly, Shape, build_model, make_tokens
 from fxoffload import backend, passes
+from fxoffload.cli.byte_models import LossOnly, Shape, build_model, make_tokens
 from fxoffload.passes import Transformed, partition_choice
 from fxoffload.planner.plan import Plan
 from fxoffload.planner.residences import find_lower_bound

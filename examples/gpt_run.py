@@ -15,6 +15,7 @@ from gpt import GPT, GPTShape
 from torch import Tensor
 
 import fxoffload
+from fxoffload.cli.text_windows import sample_windows
 
 sys.path.append(str(Path(__file__).resolve().parent.parent))
 
@@ -63,14 +64,12 @@ def load_text(path: str | None) -> bytes:
 
 def sample_batches(text: bytes, settings: RunSettings) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield pairs (tokens, targets) without end, the same ones for the same seed."""
-    data = torch.frombuffer(bytearray(text), dtype=torch.uint8)
-    generator = torch.Generator().manual_seed(settings.seed)
-    while True:
-        starts = torch.randint(
-            len(data) - settings.length, (settings.batch, 1), generator=generator
-        )
-        window = data[starts + torch.arange(settings.length + 1)].long().to(settings.device)
-        yield window[:, :-1], window[:, 1:]
+    windows = sample_windows(
+        text, batch=settings.batch, length=settings.length + 1, seed=settings.seed
+    )
+    for window in windows:
+        on_device = window.to(settings.device)
+        yield on_device[:, :-1], on_device[:, 1:]
 
 
 class Run:

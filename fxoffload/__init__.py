@@ -26,6 +26,8 @@ from fxoffload.in_place import compile_in_place
 from fxoffload.inspection.bounds import find_bounds
 from fxoffload.inspection.explain import Explanation, explain
 from fxoffload.inspection.forecast import BatchForecast, Forecast, LargestBatch
+from fxoffload.inspection.graph_diff import GraphDiff, diff_pass
+from fxoffload.inspection.lifetime_chart import draw_lifetimes
 from fxoffload.inspection.report import Report, report
 from fxoffload.inspection.what_if import largest_batch, simulate
 from fxoffload.marks import keep, keeping, move
@@ -49,6 +51,7 @@ __all__ = [
     "Explanation",
     "Forecast",
     "GraphCounts",
+    "GraphDiff",
     "GraphError",
     "Hardware",
     "LargestBatch",
@@ -68,6 +71,8 @@ __all__ = [
     "begin_step",
     "compile",
     "compile_in_place",
+    "diff_pass",
+    "draw_lifetimes",
     "drive_lifetimes",
     "explain",
     "find_bounds",

@@ -13,10 +13,11 @@ import os
 import weakref
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from torch.profiler import record_function
 
 from fxoffload.errors import StoreError
 from fxoffload.holders import Holder
@@ -30,6 +31,7 @@ from fxoffload.runtime.program.half_run import HalfRun
 from fxoffload.runtime.program.threads import Programs
 from fxoffload.runtime.stores import find_store
 from fxoffload.schedule import ProgramRecord, Schedule
+from fxoffload.torch_internals.profiling import is_profiling
 
 _arrays: dict[int, weakref.ref[Any]] = {}  # The memory of ticket tensors, by their ids.
 _entries: dict[int, tuple[Entry, Call | None]] = {}
@@ -108,7 +110,7 @@ def _offload(
 ) -> torch.Tensor:
     owner = find_store(store)
     call = _programs.enter_offload(graph, name, x.device)
-    start = _begin(call, "offload", x.device)
+    start = _begin(call, "offload", name, x.device)
     destination = tier if call is None else call.find_destination(name, tier, x.nbytes)
     if destination == "keep":
         ticket = owner.keep(x, name, tier, owned)
@@ -129,7 +131,7 @@ def _offload(
 def _release(ticket: torch.Tensor, x: torch.Tensor) -> None:
     entry, call = _find_entry(ticket)
     name = entry.name
-    start = _begin(call, "release", x.device)
+    start = _begin(call, "release", name, x.device)
     entry.store.release(entry.ticket, call is None or call.blocks)
     if call is not None:
         call.act("release", name)
@@ -140,7 +142,7 @@ def _prefetch(ticket: torch.Tensor) -> None:
     entry, call = _find_entry(ticket)
     name = entry.name
     device = entry.ticket.layout.device
-    start = _begin(call, "prefetch", device)
+    start = _begin(call, "prefetch", name, device)
     if call is not None:
         call.act("prefetch", name)
     if call is None or call.reads_early:
@@ -158,10 +160,10 @@ def _wait(
 ) -> torch.Tensor:
     entry, call = _find_entry(ticket)
     name = entry.name
-    start = _begin(call, "wait", device)
+    start = _begin(call, "wait", name, device)
     if call is not None:
         call.act("wait", name)
-    y = entry.wait(is_measured=start is not None)
+    y = entry.wait(is_measured=start is not None and start.run is not None)
     if call is not None:
         call.pass_on(name, y)
     _end(call, start, "wait", name, device)
@@ -180,23 +182,44 @@ def _wait(
     return other
 
 
-def _begin(call: Call | None, kind: str, device: torch.device) -> tuple[HalfRun, Mark] | None:
-    """The op `kind` begins: of which half, and when; None where the step is not measured."""
+class _Start(NamedTuple):
+    """An op that somebody looks at has begun.
+
+    run, enter: its half, and when; None where the step is not measured. shown: its range in the
+    trace of a profiler, or in that of NVTX; None where neither is made.
+    """
+
+    run: HalfRun | None
+    enter: Mark | None
+    shown: record_function | None
+
+
+def _begin(call: Call | None, kind: str, name: str, device: torch.device) -> _Start | None:
+    """The op `kind` of the value `name` begins; None where nobody looks at it."""
     run = None if call is None else call.find_run(kind, device)
-    return None if run is None else (run, mark_now(device))
+    shown = _open_range(kind, name) if is_profiling() else None
+    if run is None and shown is None:
+        return None
+    return _Start(run, None if run is None else mark_now(device), shown)
+
+
+def _open_range(kind: str, name: str) -> record_function:
+    """It ends by its `__exit__`, or where it dies because the op fails."""
+    shown = record_function(f"fxoffload {kind} {name}")
+    shown.__enter__()
+    return shown
 
 
 def _end(
-    call: Call | None,
-    start: tuple[HalfRun, Mark] | None,
-    kind: str,
-    name: str,
-    device: torch.device,
+    call: Call | None, start: _Start | None, kind: str, name: str, device: torch.device
 ) -> None:
     """The op `kind` of the value `name` ends, which began at `start`."""
-    if call is not None and start is not None:
-        run, enter = start
-        call.step.note_op(run, (kind, name), enter, mark_now(device))
+    if start is None:
+        return
+    if call is not None and start.run is not None and start.enter is not None:
+        call.step.note_op(start.run, (kind, name), start.enter, mark_now(device))
+    if start.shown is not None:
+        start.shown.__exit__(None, None, None)
 
 
 def _find_entry(tensor: torch.Tensor) -> tuple[Entry, Call | None]:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 import fxoffload
 from benchmarks.measure import record_memory
-from benchmarks.models import Shape, build_model
+from fxoffload.cli.byte_models import Shape, build_model
 from fxoffload.config import OffloadConfig
 from fxoffload.cost import make_cost_model
 from fxoffload.cuts import Models

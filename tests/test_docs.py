@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 import torch
+from drawings import check_drawing
 from torch import nn
 
 import fxoffload
@@ -25,7 +26,9 @@ ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
 PAGES = (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(DOCS.glob("*.md")))
 # A block of Python, with the block of what it prints if there is one.
-BLOCK = re.compile(r"^```python\n(.*?)^```\n(?:\n```text\n(.*?)^```\n)?", re.MULTILINE | re.DOTALL)
+BLOCK = re.compile(
+    r"^```python\n(.*?)^```\n(?:\n```(?:text|diff)\n(.*?)^```\n)?", re.MULTILINE | re.DOTALL
+)
 INVENTED = {"toyplan.py", "config.json"}  # Files of users.
 MEASURED = re.compile(r"\d+\.\d+(?:e[+-]\d+)?|\d+(?:e\+\d+)?(?= GB/s)|(?<=back at )\S+")
 
@@ -157,3 +160,5 @@ def test_blocks_run_and_print_what_the_page_says(
             exec(compile(code, page.name, "exec"), vars(module))
         if expected:
             assert MEASURED.sub("#", printed.getvalue()) == MEASURED.sub("#", expected)
+    for drawn in spill_directory.glob("*.svg"):
+        check_drawing(DOCS / drawn.name, drawn.read_text())

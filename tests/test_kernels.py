@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import gc
+import json
 import threading
+from pathlib import Path
 
 import pytest
 import torch
 from op_calls import OPS, fetch, live_bytes, offload
+from torch import nn
+from torch.profiler import ProfilerActivity, profile
+from toys import HARDWARE
 
+import fxoffload
 from fxoffload.config import OffloadConfig
 from fxoffload.errors import StoreError
 from fxoffload.runtime import (
@@ -230,3 +236,56 @@ def test_many_threads_bring_one_value_back(key: str) -> None:
     assert not errors
     assert len({y.data_ptr() for y in found}) == len(found) == 80
     assert all(torch.equal(y, expected) for y in found)
+
+
+class Layer(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(64, 64)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.linear(x).tanh().sum()
+
+
+@pytest.mark.usefixtures("fresh_dynamo", "fresh_programs")
+def test_a_profiler_shows_each_op_with_the_name_of_its_value(tmp_path: Path) -> None:
+    step = fxoffload.compile(
+        Layer(), compiler="eager", ioengine="memory", hardware=HARDWARE, memory_budget="min",
+        min_bytes=1,
+    )  # fmt: skip
+    x = torch.randn(32, 64)
+    for _ in range(3):
+        step(x).backward()
+    with profile(activities=[ProfilerActivity.CPU]) as profiler:
+        step(x).backward()
+    trace = tmp_path / "trace.json"
+    profiler.export_chrome_trace(str(trace))
+    events = json.loads(trace.read_text())["traceEvents"]
+    names = [each["name"] for each in events if each.get("cat") == "user_annotation"]
+    ours = [name for name in names if name.startswith("fxoffload ")]
+    assert ours == [f"fxoffload {kind} tanh" for kind in ("offload", "release", "prefetch", "wait")]
+
+
+def test_without_a_profiler_no_range_is_made(key: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[str] = []
+    monkeypatch.setattr(kernels, "_open_range", lambda kind, _: opened.append(kind))
+    x = torch.randn(1000)
+    ticket = offload(key, x)
+    OPS.release(ticket, x)
+    fetch(ticket, x)
+    assert opened == []
+
+
+def test_the_range_of_an_op_that_fails_ends(key: str) -> None:
+    x = torch.randn(1000)
+    ticket = offload(key, x)
+    OPS.release(ticket, x)
+    find_store(key).close()
+    with profile(activities=[ProfilerActivity.CPU]) as profiler:
+        with pytest.raises(StoreError):
+            OPS.wait(ticket, x.shape, x.stride(), x.dtype, CPU)
+        gc.collect()
+        x.sum()
+    events = {each.name: each for each in profiler.events()}
+    assert events["aten::sum"].cpu_parent is None
+    assert "fxoffload wait value" in events

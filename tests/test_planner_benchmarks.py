@@ -33,12 +33,12 @@ from benchmarks import (
     variants,
 )
 from benchmarks.limited_engine import LimitedEngine, limit_drives
-from benchmarks.models import BUILDERS, VOCABULARY, Shape
 from benchmarks.runner import Table
 from benchmarks.trainer import PassRecord
 from benchmarks.variant_tables import Kind, Measured
 from benchmarks.variants import PLAIN, PLAIN_AGAIN, Variant, save_to_files
 from fxoffload import OffloadConfig, machine, runtime
+from fxoffload.cli.byte_models import BUILDERS, VOCABULARY, Shape
 from fxoffload.runtime.engines.memory import MemoryEngine
 from fxoffload.step_schedules import NOISE_BYTES
 

@@ -14,5 +14,11 @@ model_source        a model by the name of a callable, or of a configuration of 
 transformers_models models of transformers from a configuration
 planned_hardware    named hardware, a file, or this machine
 plan_tables         plans as tables
+train               the command that trains a small model on a text
+training            the steps of that, and what they took
+byte_models         small language models over bytes
+text_windows        batches of random windows of a text
+bench               the command that runs the benchmarks of a clone
+report              the command that shows a saved report
 output              tables, JSON, progress, errors and exit codes
 """

@@ -17,6 +17,10 @@ MISSED = 1  # A budget or a check was missed.
 USAGE = 2  # As typer and click have it.
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
+BudgetOption = Annotated[
+    str | None,
+    typer.Option("--memory-budget", "--budget", help='Of the activation peak: "8GiB" or min.'),
+]
 
 
 @contextmanager

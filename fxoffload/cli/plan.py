@@ -11,7 +11,7 @@ import typer
 from rich.progress import Progress, TaskID
 
 from fxoffload.cli.model_source import DTYPES, Source, load_model
-from fxoffload.cli.output import MISSED, JsonOption, print_json, show_progress
+from fxoffload.cli.output import MISSED, BudgetOption, JsonOption, print_json, show_progress
 from fxoffload.cli.plan_tables import (
     describe_batches,
     describe_forecast,
@@ -54,7 +54,7 @@ def plan(
     batch: Annotated[int, typer.Option(min=1, help="Samples of a step.")] = 1,
     sequence: Annotated[int, typer.Option(min=1, help="Tokens of a sample.")] = 512,
     dtype: Annotated[str, typer.Option(help="Of parameters and activations.")] = "float32",
-    budget: Annotated[str | None, typer.Option(help='memory_budget: "8GiB" or min.')] = None,
+    budget: BudgetOption = None,
     hardware: Annotated[
         str | None,
         typer.Option(

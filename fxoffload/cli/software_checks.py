@@ -28,7 +28,7 @@ def check_software() -> Iterator[Finding]:
     yield check_torch(torch.__version__)
     yield Finding("fxoffload", "ok", find_version("fxoffload") or "not installed as a package")
     yield check_triton(find_version("triton"), has_gpu=has_gpu)
-    yield check_compiler(os.environ.get("CXX") or "g++")
+    yield check_compiler(find_compiler())
     yield check_cuda()
     yield check_kvikio(has_gpu=has_gpu)
 
@@ -65,6 +65,11 @@ def check_triton(version: str | None, *, has_gpu: bool) -> Finding:
             "triton", "problem", "not installed; Inductor needs it for a GPU", "pip install triton"
         )
     return Finding("triton", "ok", "not installed, and not needed without a GPU")
+
+
+def find_compiler() -> str:
+    """The command by which Inductor calls the C++ compiler."""
+    return os.environ.get("CXX") or "g++"
 
 
 def check_compiler(command: str) -> Finding:

@@ -16,7 +16,10 @@ class LossOnly(nn.Module):
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
-        self.model = model
+        self.model: Any = model
+        if getattr(model, "loss_type", "") is None:
+            # What transformers falls back to at each call, with a warning that breaks the graph.
+            self.model.loss_type = "ForCausalLM"
 
     def forward(self, tokens: Tensor) -> Tensor:
         """The loss with `tokens` (batch, sequence) as both input and labels."""
@@ -52,9 +55,6 @@ def build_model(name: str, sequence: int) -> tuple[nn.Module, str]:
     else:
         raise ConfigError(f"{name!r} is no language model; name module:callable that builds it")
     model = builder.from_config(config)
-    if getattr(model, "loss_type", "") is None:
-        # What transformers falls back to at each call, with a warning that breaks the graph.
-        model.loss_type = "ForCausalLM"
     return LossOnly(model), f"{type(model).__name__} from {origin}"
 
 

@@ -15,6 +15,7 @@ from fxoffload.config import OffloadConfig
 from fxoffload.directories import check_directory
 from fxoffload.errors import ReportError
 from fxoffload.graph import TrainingGraph
+from fxoffload.inspection.graph_diff import GraphDiff, diff_graphs
 from fxoffload.inspection.report import Report, make_report
 from fxoffload.inspection.tracing import partition_graphs
 from fxoffload.machine import count_held_bytes, find_device, find_device_limit, find_links
@@ -54,6 +55,11 @@ class GraphExplanation:
     backward_after: fx.GraphModule
     plan: Plan
     index: int | None
+
+    def diff(self) -> GraphDiff:
+        """What the passes changed in the code of both graphs."""
+        before = self.forward_before, self.backward_before
+        return diff_graphs(before, (self.forward_after, self.backward_after))
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ function, so that a torch release breaks only this folder, and a test names the 
     dynamo          graphs that are compiled again; tracing without memory; errors
     autograd        the state of autograd, and the memory of tensors
     memory_observer a call when CUDA is out of memory
+    profiling       whether a profiler runs
     nodes           random numbers, collectives, wrapper subclasses
     tensor_sizes    sizes and layouts of fake tensors
     trace_log       what TORCH_TRACE records
@@ -72,6 +73,7 @@ from fxoffload.torch_internals.partitioning import (
     name_rng_states,
     set_results,
 )
+from fxoffload.torch_internals.profiling import is_profiling
 from fxoffload.torch_internals.scheduling import (
     CountedByGraph,
     FusedAtLast,
@@ -107,6 +109,7 @@ __all__ = [
     "fuse_between_calls",
     "is_checkpointed",
     "is_collective",
+    "is_profiling",
     "is_rng_state",
     "is_shared",
     "is_unchecked",

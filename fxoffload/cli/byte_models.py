@@ -1,6 +1,7 @@
-"""Builds the models of the benchmarks: classes of transformers with random weights.
+"""Small language models over bytes: classes of transformers with random weights.
 
-Nothing is downloaded. Tokens are bytes; dropout is off; an MLP is four times as wide as its model.
+The command `train` and the benchmarks use them. Nothing is downloaded. Tokens are bytes; dropout is
+off; an MLP is four times as wide as its model. Importing this needs the package transformers.
 """
 
 from __future__ import annotations
@@ -17,11 +18,13 @@ from transformers import (
     AutoModelForSeq2SeqLM,
     BertConfig,
     GPT2Config,
+    LlamaConfig,
     PreTrainedModel,
     T5Config,
 )
 
 from fxoffload.cli.transformers_models import LossOnly
+from fxoffload.errors import ConfigError
 
 VOCABULARY = 256
 
@@ -35,6 +38,14 @@ class Shape:
     heads: int
     batch: int
     length: int
+
+
+def check_shape(name: str, shape: Shape) -> None:
+    """Raise ConfigError where there is no model called `name` of these sizes."""
+    if shape.hidden % shape.heads:
+        raise ConfigError(f"--hidden {shape.hidden} is not a multiple of the {shape.heads} heads")
+    if name == "t5" and shape.layers % 2:
+        raise ConfigError(f"--layers {shape.layers} is odd; a T5 has half of them on each side")
 
 
 def build_model(name: str, shape: Shape) -> LossOnly:
@@ -60,6 +71,13 @@ def _build_bert(shape: Shape) -> PreTrainedModel:
     sizes = {"intermediate_size": 4 * shape.hidden, "max_position_embeddings": shape.length}
     config = _make_config(BertConfig, shape, shape.layers, **sizes, **dropout)
     return AutoModelForMaskedLM.from_config(config)
+
+
+def _build_llama(shape: Shape) -> PreTrainedModel:
+    tokens = {"bos_token_id": 0, "eos_token_id": 0}
+    sizes = {"intermediate_size": 4 * shape.hidden, "max_position_embeddings": shape.length}
+    config = _make_config(LlamaConfig, shape, shape.layers, **sizes, **tokens)
+    return AutoModelForCausalLM.from_config(config)
 
 
 def _build_t5(shape: Shape) -> PreTrainedModel:
@@ -88,4 +106,5 @@ BUILDERS: dict[str, Callable[[Shape], PreTrainedModel]] = {
     "gpt": _build_gpt,
     "bert": _build_bert,
     "t5": _build_t5,
+    "llama": _build_llama,
 }
