@@ -64,10 +64,11 @@ def choose_hidden(
     contended_seconds: float,
     max_trials: int,
 ) -> list[SavedValue]:
-    """The longest prefixes of `candidates` that hide, skipping what would not.
+    """A set that hides, with a low peak: the longest prefixes of `candidates`, then made better.
 
     least: `attempt(())`, which holds what must move. A set hides if nobody waits for it, and if it
-    takes at most `contended_seconds` from compute, both beside what `least` costs.
+    takes at most `contended_seconds` from compute, both beside what `least` costs. Of sets that
+    hide, those with the lower peak are better, then those that move more.
     """
     waited = least.simulation.exposed_seconds + ROUNDING * least.simulation.step_seconds
     taken = least.simulation.contended_seconds + contended_seconds
@@ -76,19 +77,32 @@ def choose_hidden(
         for value in candidates
         if idle[value.name] >= links["nvme"].round_trip_seconds(value.nbytes)
     ]
+    if not useful:
+        return []
+
+    def find_cost(trial: Trial) -> float:
+        exposed_seconds = trial.simulation.exposed_seconds - waited
+        contended_seconds = trial.simulation.contended_seconds - taken
+        return max(0.0, exposed_seconds) + max(0.0, contended_seconds)
+
     chosen: list[SavedValue] = []
+    rest = useful
     trials = 0
-    while useful and trials < max_trials:
-        low, high = 0, len(useful)
+    while rest and trials < max_trials:
+        low, high = 0, len(rest)
         while low < high:  # The most of what is left that still hides.
             middle = (low + high + 1) // 2
             trials += 1
-            found = attempt([*chosen, *useful[:middle]]).simulation
-            hides = found.exposed_seconds <= waited and found.contended_seconds <= taken
+            hides = not find_cost(attempt([*chosen, *rest[:middle]]))
             low, high = (middle, high) if hides else (low, middle - 1)
-        chosen += useful[:low]
-        useful = useful[low + 1 :]
-    return chosen
+        chosen += rest[:low]
+        rest = rest[low + 1 :]
+
+    def score(trial: Trial) -> tuple[float, int, int]:
+        simulation = trial.simulation
+        return find_cost(trial), simulation.peak_bytes, -simulation.written_bytes
+
+    return _improve(chosen, useful, score, attempt, max_trials - trials)
 
 
 def choose_to_fit(
@@ -129,7 +143,7 @@ def choose_to_fit(
 def _improve(
     chosen: list[SavedValue],
     candidates: Sequence[SavedValue],
-    score: Callable[[Trial], tuple[int, float, int]],
+    score: Callable[[Trial], tuple[float, float, int]],
     attempt: Callable[[Iterable[SavedValue]], Trial],
     max_trials: int,
 ) -> list[SavedValue]:

@@ -14,6 +14,7 @@ from functools import partial
 from typing import Literal
 
 from fxoffload.errors import BudgetError
+from fxoffload.planner.condensing import condense
 from fxoffload.planner.link import Link
 from fxoffload.planner.peak import describe_holders
 from fxoffload.planner.placement import place_transfers
@@ -30,9 +31,11 @@ from fxoffload.planner.step import Step, Transfer
 LINK_UTILISATION = 0.95
 # Without a budget, the part of the unmoved step that transfers may take from compute beside them.
 HIDDEN_SHARE = 0.02
-# Nodes that may be simulated in one selection, about a second's worth: small steps are searched
-# through, large ones get thirty trials.
-MAX_NODE_VISITS = 150_000
+# Nodes, or segments of them, that may be simulated in one selection, at most a second's worth:
+# small steps are searched through, large ones get some dozens of trials.
+MAX_NODE_VISITS = 300_000
+# What a value adds to them: its transfers are placed and queued.
+VISITS_OF_VALUE = 4
 _MIB = 2**20
 
 
@@ -45,17 +48,19 @@ def choose_transfers(
     host_bytes: int = 0,
     max_inflight_bytes: int = 2**62,
     utilisation: float = LINK_UTILISATION,
+    max_node_visits: int = MAX_NODE_VISITS,
 ) -> Choice:
     """The values of `step` to move, with their transfers; those that must move are among them.
 
     held_bytes: what may be on the device when the forward ends, as other graphs may run before the
     backward; None is no limit. host_bytes: capacity of the host tier; it takes the values reused
     soonest, the rest goes to NVMe. utilisation: part of the bandwidth of `links` that the plan
-    counts on. Raises BudgetError naming the lowest reachable peak when `budget_bytes` or
-    `held_bytes` cannot be kept.
+    counts on. max_node_visits: nodes that may be simulated in the search. Raises BudgetError naming
+    the lowest reachable peak when `budget_bytes` or `held_bytes` cannot be kept.
     """
-    movable = step.movable
-    idle = _find_idle_seconds(step, movable)
+    condensed = condense(step)
+    movable = condensed.step.movable
+    idle = _find_idle_seconds(condensed.step, movable)
     # What the program says must move is part of every set that is tried.
     forced = [value for value in movable if value.must_move]
     candidates = [value for value in movable if not value.must_move]
@@ -63,23 +68,21 @@ def choose_transfers(
     limit = find_lower_bound(step) if budget_bytes == "min" else budget_bytes
     used = derate_links(links, utilisation)
     place = partial(
-        place_transfers, step, links=used, budget_bytes=limit, held_bytes=held_bytes,
+        place_transfers, condensed.step, links=used, budget_bytes=limit, held_bytes=held_bytes,
         max_inflight_bytes=max_inflight_bytes,
     )  # fmt: skip
     known: dict[frozenset[str], Trial] = {}
 
     def attempt(chosen: Iterable[SavedValue]) -> Trial:
-        return try_exactly([*forced, *chosen])
-
-    def try_exactly(chosen: Iterable[SavedValue]) -> Trial:
-        tiers = _assign_tiers(chosen, idle, host_bytes if "host" in links else 0)
+        tiers = _assign_tiers([*forced, *chosen], idle, host_bytes if "host" in links else 0)
         names = frozenset(tiers)
         if names not in known:
-            known[names] = _try(step, place(tiers=tiers), used, max_inflight_bytes)
+            known[names] = _try(condensed.step, place(tiers=tiers), used, max_inflight_bytes)
         return known[names]
 
-    trials = max(1, MAX_NODE_VISITS // max(1, len(step.seconds)))
-    unmoved, least = try_exactly(()), attempt(())
+    visits = len(condensed.step.seconds) + VISITS_OF_VALUE * len(movable)
+    trials = max(1, max_node_visits // max(1, visits))
+    unmoved, least = _try(step, {}, used, max_inflight_bytes), attempt(())
     limits = Limits(budget_bytes if isinstance(budget_bytes, int) else None, held_bytes)
     chosen: list[SavedValue] = []
     reason = "moving it would cost step time"
@@ -92,8 +95,12 @@ def choose_transfers(
     elif limit is not None or limits.find_excess(attempt(chosen)):
         chosen = choose_to_fit(_find_orders(candidates, idle), limits, least, attempt, trials)
         reason = "fits the budget where it is"
-    if limits.find_excess(best := attempt(chosen)):
-        raise _make_budget_error(step, limits, attempt(candidates))
+
+    def expand(trial: Trial) -> Trial:
+        return _try(step, condensed.expand(trial.transfers), used, max_inflight_bytes)
+
+    if limits.find_excess(best := expand(attempt(chosen))):
+        raise _make_budget_error(step, limits, expand(attempt(candidates)))
     best = _loosen(step, best, used, limits=limits, max_inflight_bytes=max_inflight_bytes)
     return Choice(best, unmoved, reason)
 
