@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
 
 from fxoffload.planner.link import Link
 from fxoffload.planner.plan import SavedValue
@@ -54,6 +53,11 @@ class Limits:
         )
         return sum(max(0, nbytes - limit) for nbytes, limit in pairs if limit is not None)
 
+    def rate(self, trial: Trial) -> tuple[int, float, int]:
+        """What is least of the best trial: the excess, then seconds, then bytes written."""
+        simulation = trial.simulation
+        return self.find_excess(trial), simulation.step_seconds, simulation.written_bytes
+
 
 def choose_hidden(
     candidates: Sequence[SavedValue],
@@ -98,11 +102,11 @@ def choose_hidden(
         chosen += rest[:low]
         rest = rest[low + 1 :]
 
-    def score(trial: Trial) -> tuple[float, int, int]:
+    def rate(trial: Trial) -> tuple[float, int, int]:
         simulation = trial.simulation
         return find_cost(trial), simulation.peak_bytes, -simulation.written_bytes
 
-    return _improve(chosen, useful, score, attempt, max_trials - trials)
+    return improve(chosen, useful, rate, attempt, max_trials - trials)
 
 
 def choose_to_fit(
@@ -120,10 +124,6 @@ def choose_to_fit(
     if not limits.find_excess(least):
         return []
 
-    def score(trial: Trial) -> tuple[int, float, int]:
-        simulation = trial.simulation
-        return limits.find_excess(trial), simulation.step_seconds, simulation.written_bytes
-
     starts = [list(orders[0])]
     for order in orders:
         low, high = 1, len(order)
@@ -133,29 +133,33 @@ def choose_to_fit(
             low, high = (low, middle) if fits else (middle + 1, high)
         starts.append(list(order[:low]))
     # What starts furthest behind does not catch up: the trials are worth more elsewhere.
-    starts = sorted(starts, key=lambda chosen: score(attempt(chosen)))[:-1]
-    found = [
-        _improve(start, orders[0], score, attempt, max_trials // len(starts)) for start in starts
-    ]
-    return min(found, key=lambda chosen: score(attempt(chosen)))
+    starts = sorted(starts, key=lambda chosen: limits.rate(attempt(chosen)))[:-1]
+    share = max_trials // len(starts)
+    found = [improve(start, orders[0], limits.rate, attempt, share) for start in starts]
+    return min(found, key=lambda chosen: limits.rate(attempt(chosen)))
 
 
-def _improve(
+def improve(
     chosen: list[SavedValue],
     candidates: Sequence[SavedValue],
-    score: Callable[[Trial], tuple[float, float, int]],
+    rate: Callable[[Trial], tuple[float, float, int]],
     attempt: Callable[[Iterable[SavedValue]], Trial],
     max_trials: int,
 ) -> list[SavedValue]:
     """Local search: drop, add and exchange values while that makes the set better."""
-    best = score(attempt(chosen))
-    trials = 0
+    best = rate(attempt(chosen))
+    tried = {frozenset(value.name for value in chosen)}
     improved = True
-    while improved and trials < max_trials:
+    while improved:
         improved = False
-        for neighbour in islice(_find_neighbours(chosen, candidates), max_trials - trials):
-            trials += 1
-            found = score(attempt(neighbour))
+        for neighbour in _find_neighbours(chosen, candidates):
+            if len(tried) > max_trials:
+                return chosen
+            names = frozenset(value.name for value in neighbour)
+            if names in tried:
+                continue
+            tried.add(names)
+            found = rate(attempt(neighbour))
             if found < best:
                 chosen, best, improved = neighbour, found, True
                 break

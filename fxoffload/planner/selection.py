@@ -21,7 +21,7 @@ from fxoffload.planner.placement import place_transfers
 from fxoffload.planner.plan import SavedValue, Tier
 from fxoffload.planner.plan_writer import describe_kept
 from fxoffload.planner.residences import find_lower_bound
-from fxoffload.planner.search import Choice, Limits, Trial, choose_hidden, choose_to_fit
+from fxoffload.planner.search import Choice, Limits, Trial, choose_hidden, choose_to_fit, improve
 from fxoffload.planner.simulation import Simulation, find_holders, simulate
 from fxoffload.planner.slack import add_slack
 from fxoffload.planner.step import Step, Transfer
@@ -71,20 +71,22 @@ def choose_transfers(
         place_transfers, condensed.step, links=used, budget_bytes=limit, held_bytes=held_bytes,
         max_inflight_bytes=max_inflight_bytes,
     )  # fmt: skip
-    known: dict[frozenset[str], Trial] = {}
+    known: dict[tuple[frozenset[str], bool], Trial] = {}
 
-    def attempt(chosen: Iterable[SavedValue]) -> Trial:
+    def attempt(chosen: Iterable[SavedValue], overtakes: bool = False) -> Trial:
         tiers = _assign_tiers([*forced, *chosen], idle, host_bytes if "host" in links else 0)
-        names = frozenset(tiers)
-        if names not in known:
-            known[names] = _try(condensed.step, place(tiers=tiers), used, max_inflight_bytes)
-        return known[names]
+        key = frozenset(tiers), overtakes
+        if key not in known:
+            transfers = place(tiers=tiers, overtakes=overtakes)
+            known[key] = _try(condensed.step, transfers, used, max_inflight_bytes)
+        return known[key]
 
     visits = len(condensed.step.seconds) + VISITS_OF_VALUE * len(movable)
     trials = max(1, max_node_visits // max(1, visits))
     unmoved, least = _try(step, {}, used, max_inflight_bytes), attempt(())
     limits = Limits(budget_bytes if isinstance(budget_bytes, int) else None, held_bytes)
     chosen: list[SavedValue] = []
+    found: list[Trial] = []
     reason = "moving it would cost step time"
     if limit is None:
         taken = HIDDEN_SHARE * unmoved.simulation.step_seconds
@@ -93,13 +95,20 @@ def choose_transfers(
         # Also what does not count at the peak of this graph: it does when graphs follow each other.
         chosen, reason = candidates, ""
     elif limit is not None or limits.find_excess(attempt(chosen)):
-        chosen = choose_to_fit(_find_orders(candidates, idle), limits, least, attempt, trials)
+        orders = _find_orders(candidates, idle)
+        chosen = choose_to_fit(orders, limits, least, attempt, trials)
+        # Another order of reads is worth trials only where something is waited for.
+        if attempt(chosen).simulation.exposed_seconds > least.simulation.exposed_seconds:
+            overtake = partial(attempt, overtakes=True)
+            better = improve(chosen, candidates, limits.rate, overtake, trials // 3)
+            found = [overtake(better)]
         reason = "fits the budget where it is"
 
     def expand(trial: Trial) -> Trial:
         return _try(step, condensed.expand(trial.transfers), used, max_inflight_bytes)
 
-    if limits.find_excess(best := expand(attempt(chosen))):
+    best = expand(min([attempt(chosen), *found], key=limits.rate))
+    if limits.find_excess(best):
         raise _make_budget_error(step, limits, expand(attempt(candidates)))
     best = _loosen(step, best, used, limits=limits, max_inflight_bytes=max_inflight_bytes)
     return Choice(best, unmoved, reason)
