@@ -11,8 +11,9 @@ from benchmarks.fresh_process import Record
 from benchmarks.runner import Column
 from fxoffload import BudgetError
 from fxoffload.planner.link import Link
+from fxoffload.planner.placement import place_transfers
 from fxoffload.planner.search import Trial
-from fxoffload.planner.selection import choose_transfers
+from fxoffload.planner.selection import LINK_UTILISATION, choose_transfers, derate_links
 from fxoffload.planner.simulation import simulate
 from fxoffload.planner.step import Step, Transfer
 
@@ -28,7 +29,7 @@ def disturb(
 
     A schedule says at which op a write is waited for and a read is started, so a slow link costs
     time and no memory. Time lost is against a schedule that is made for the other link, over the
-    same nodes.
+    same nodes: one of its own values, and one that moves the same values.
     """
     unmoved_bytes = simulate(step, {}, links).peak_bytes
     random = Random(0)
@@ -41,12 +42,18 @@ def disturb(
         real = {tier: scale(link, speed) for tier, link in links.items()}
         limits = {"budget_bytes": int(share * unmoved_bytes), **inflight}
         try:
-            chosen = (choose_transfers(step, assumed, **limits).best for assumed in (links, real))
-            found, made = (
-                simulate(noisy, write_waits(step, best), real, **inflight) for best in chosen
+            assumed, other = (
+                choose_transfers(step, known, **limits).best for known in (links, real)
             )
         except BudgetError:
             continue  # The table of limits says that none fits.
+        tiers = {name: transfer.tier for name, transfer in assumed.transfers.items()}
+        used = derate_links(real, LINK_UTILISATION)
+        placed = place_transfers(step, tiers, used, **limits)
+        found, made, same = (
+            simulate(noisy, transfers, real, **inflight)
+            for transfers in (write_waits(step, assumed), write_waits(step, other), placed)
+        )
         rows.append(
             {
                 "budget": share,
@@ -54,6 +61,9 @@ def disturb(
                 "peak": found.peak_bytes / unmoved_bytes,
                 "step": found.step_seconds / noisy.compute_seconds,
                 "made for": made.step_seconds / noisy.compute_seconds,
+                "same values": same.step_seconds / noisy.compute_seconds,
+                "moved": found.written_bytes / unmoved_bytes,
+                "moved for": made.written_bytes / unmoved_bytes,
             }
         )
     return rows
@@ -88,7 +98,10 @@ COLUMNS: Sequence[Column[Record]] = (
     ("speed of links", lambda row: str(row["speed"])),
     ("peak", lambda row: f"{row['peak']:.3f}"),
     ("step", lambda row: f"{row['step']:.3f}"),
+    ("moved", lambda row: f"{row['moved']:.3f}"),
     ("of a schedule for these", lambda row: f"{row['made for']:.3f}"),
+    ("that moves", lambda row: f"{row['moved for']:.3f}"),
+    ("of the same values for these", lambda row: f"{row['same values']:.3f}"),
     ("lost", lambda row: f"{row['step'] - row['made for']:+.3f}"),
 )
 

@@ -462,6 +462,7 @@ def test_schedules_keep_their_budgets_on_other_links(
     assert all(row["peak"] <= 0.7 for row in rows)
     slow, _, fast = rows
     assert slow["step"] > fast["step"] >= 1.0
+    assert all(row["same values"] >= 1.0 for row in rows)
     (table,) = limits.tabulate({"rows": rows})
     assert [row[3] for row in table.rows] == ["speed of links", "0.6", "1.0", "1.4"]
     wrong = {**slow, "peak": 0.71, "step": slow["made for"] + 0.04}

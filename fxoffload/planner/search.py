@@ -142,7 +142,7 @@ def choose_to_fit(
 def improve(
     chosen: list[SavedValue],
     candidates: Sequence[SavedValue],
-    rate: Callable[[Trial], tuple[float, float, int]],
+    rate: Callable[[Trial], tuple[float, ...]],
     attempt: Callable[[Iterable[SavedValue]], Trial],
     max_trials: int,
 ) -> list[SavedValue]:

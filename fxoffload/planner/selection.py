@@ -34,6 +34,8 @@ HIDDEN_SHARE = 0.02
 # Nodes, or segments of them, that may be simulated in one selection, at most a second's worth:
 # small steps are searched through, large ones get some dozens of trials.
 MAX_NODE_VISITS = 300_000
+# Of sets that take as long and write as much, the one that is faster on such a share of the links.
+INSURED_SPEED = 0.6
 # What a value adds to them: its transfers are placed and queued.
 VISITS_OF_VALUE = 4
 _MIB = 2**20
@@ -85,6 +87,8 @@ def choose_transfers(
     trials = max(1, max_node_visits // max(1, visits))
     unmoved, least = _try(step, {}, used, max_inflight_bytes), attempt(())
     limits = Limits(budget_bytes if isinstance(budget_bytes, int) else None, held_bytes)
+    inflight = {"max_inflight_bytes": max_inflight_bytes}
+    loosen = partial(_loosen, links=used, limits=limits, **inflight)
     chosen: list[SavedValue] = []
     found: list[Trial] = []
     reason = "moving it would cost step time"
@@ -97,11 +101,21 @@ def choose_transfers(
     elif limit is not None or limits.find_excess(attempt(chosen)):
         orders = _find_orders(candidates, idle)
         chosen = choose_to_fit(orders, limits, least, attempt, trials)
-        # Another order of reads is worth trials only where something is waited for.
+        # Where something is waited for, other orders of reads are tried, else sets that are as good
+        # and lose less on slow links.
         if attempt(chosen).simulation.exposed_seconds > least.simulation.exposed_seconds:
             overtake = partial(attempt, overtakes=True)
             better = improve(chosen, candidates, limits.rate, overtake, trials // 3)
             found = [overtake(better)]
+        else:
+            slow = derate_links(used, INSURED_SPEED)
+
+            def insure(trial: Trial) -> tuple[float, ...]:
+                loose = loosen(condensed.step, trial)
+                run = simulate(condensed.step, loose.transfers, slow, **inflight)
+                return (*limits.rate(trial), run.step_seconds)
+
+            chosen = improve(chosen, candidates, insure, attempt, trials // 3)
         reason = "fits the budget where it is"
 
     def expand(trial: Trial) -> Trial:
@@ -110,8 +124,7 @@ def choose_transfers(
     best = expand(min([attempt(chosen), *found], key=limits.rate))
     if limits.find_excess(best):
         raise _make_budget_error(step, limits, expand(attempt(candidates)))
-    best = _loosen(step, best, used, limits=limits, max_inflight_bytes=max_inflight_bytes)
-    return Choice(best, unmoved, reason)
+    return Choice(loosen(step, best), unmoved, reason)
 
 
 def _find_orders(
@@ -128,8 +141,8 @@ def _find_orders(
 def _loosen(
     step: Step,
     tight: Trial,
-    links: Mapping[str, Link],
     *,
+    links: Mapping[str, Link],
     limits: Limits,
     max_inflight_bytes: int,
 ) -> Trial:
