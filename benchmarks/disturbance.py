@@ -47,9 +47,13 @@ def disturb(
             )
         except BudgetError:
             continue  # The table of limits says that none fits.
-        tiers = {name: transfer.tier for name, transfer in assumed.transfers.items()}
-        used = derate_links(real, LINK_UTILISATION)
-        placed = place_transfers(step, tiers, used, **limits)
+        placed = place_transfers(
+            step,
+            {name: transfer.tier for name, transfer in assumed.transfers.items()},
+            derate_links(real, LINK_UTILISATION),
+            budget_bytes=limits["budget_bytes"],
+            max_inflight_bytes=max_inflight_bytes,
+        )
         found, made, same = (
             simulate(noisy, transfers, real, **inflight)
             for transfers in (write_waits(step, assumed), write_waits(step, other), placed)
