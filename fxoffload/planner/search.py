@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from fxoffload.planner.link import Link
 from fxoffload.planner.plan import SavedValue
@@ -106,7 +107,7 @@ def choose_hidden(
         simulation = trial.simulation
         return find_cost(trial), simulation.peak_bytes, -simulation.written_bytes
 
-    return improve(chosen, useful, rate, attempt, max_trials - trials)
+    return _improve(chosen, useful, rate, attempt, max_trials - trials)
 
 
 def choose_to_fit(
@@ -135,11 +136,39 @@ def choose_to_fit(
     # What starts furthest behind does not catch up: the trials are worth more elsewhere.
     starts = sorted(starts, key=lambda chosen: limits.rate(attempt(chosen)))[:-1]
     share = max_trials // len(starts)
-    found = [improve(start, orders[0], limits.rate, attempt, share) for start in starts]
+    found = [_improve(start, orders[0], limits.rate, attempt, share) for start in starts]
     return min(found, key=lambda chosen: limits.rate(attempt(chosen)))
 
 
-def improve(
+def refine(
+    chosen: list[SavedValue],
+    candidates: Sequence[SavedValue],
+    limits: Limits,
+    least: Trial,
+    attempt: Callable[..., Trial],
+    lose: Callable[[Trial], float],
+    max_trials: int,
+) -> Trial:
+    """The best that is found from `chosen` by what the search before it did not look at.
+
+    Where something is waited for, that is `attempt(..., overtakes=True)`, else what sets that are
+    as good take on slow links, which is `lose(trial)`. least: `attempt(())`.
+    """
+    best = attempt(chosen)
+    if not chosen:
+        return best
+    if best.simulation.exposed_seconds > least.simulation.exposed_seconds:
+        overtake = partial(attempt, overtakes=True)
+        found = overtake(_improve(chosen, candidates, limits.rate, overtake, max_trials))
+        return min(best, found, key=limits.rate)
+
+    def insure(trial: Trial) -> tuple[float, ...]:
+        return (*limits.rate(trial), lose(trial))
+
+    return attempt(_improve(chosen, candidates, insure, attempt, max_trials))
+
+
+def _improve(
     chosen: list[SavedValue],
     candidates: Sequence[SavedValue],
     rate: Callable[[Trial], tuple[float, ...]],

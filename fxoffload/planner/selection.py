@@ -21,7 +21,7 @@ from fxoffload.planner.placement import place_transfers
 from fxoffload.planner.plan import SavedValue, Tier
 from fxoffload.planner.plan_writer import describe_kept
 from fxoffload.planner.residences import find_lower_bound
-from fxoffload.planner.search import Choice, Limits, Trial, choose_hidden, choose_to_fit, improve
+from fxoffload.planner.search import Choice, Limits, Trial, choose_hidden, choose_to_fit, refine
 from fxoffload.planner.simulation import Simulation, find_holders, simulate
 from fxoffload.planner.slack import add_slack
 from fxoffload.planner.step import Step, Transfer
@@ -83,46 +83,32 @@ def choose_transfers(
             known[key] = _try(condensed.step, transfers, used, max_inflight_bytes)
         return known[key]
 
+    def lose(trial: Trial) -> float:
+        loose = loosen(condensed.step, trial).transfers
+        slow = derate_links(used, INSURED_SPEED)
+        return simulate(condensed.step, loose, slow, **inflight).step_seconds
+
+    def expand(trial: Trial) -> Trial:
+        return _try(step, condensed.expand(trial.transfers), used, max_inflight_bytes)
+
     visits = len(condensed.step.seconds) + VISITS_OF_VALUE * len(movable)
     trials = max(1, max_node_visits // max(1, visits))
     unmoved, least = _try(step, {}, used, max_inflight_bytes), attempt(())
     limits = Limits(budget_bytes if isinstance(budget_bytes, int) else None, held_bytes)
     inflight = {"max_inflight_bytes": max_inflight_bytes}
     loosen = partial(_loosen, links=used, limits=limits, **inflight)
-    chosen: list[SavedValue] = []
-    found: list[Trial] = []
-    reason = "moving it would cost step time"
+    best, reason = least, "moving it would cost step time"
     if limit is None:
         taken = HIDDEN_SHARE * unmoved.simulation.step_seconds
-        chosen = choose_hidden(candidates, idle, used, attempt, least, taken, trials)
+        best = attempt(choose_hidden(candidates, idle, used, attempt, least, taken, trials))
     if budget_bytes == "min":
         # Also what does not count at the peak of this graph: it does when graphs follow each other.
-        chosen, reason = candidates, ""
-    elif limit is not None or limits.find_excess(attempt(chosen)):
-        orders = _find_orders(candidates, idle)
-        chosen = choose_to_fit(orders, limits, least, attempt, trials)
-        # Where something is waited for, other orders of reads are tried, else sets that are as good
-        # and lose less on slow links.
-        if attempt(chosen).simulation.exposed_seconds > least.simulation.exposed_seconds:
-            overtake = partial(attempt, overtakes=True)
-            better = improve(chosen, candidates, limits.rate, overtake, trials // 3)
-            found = [overtake(better)]
-        else:
-            slow = derate_links(used, INSURED_SPEED)
-
-            def insure(trial: Trial) -> tuple[float, ...]:
-                loose = loosen(condensed.step, trial)
-                run = simulate(condensed.step, loose.transfers, slow, **inflight)
-                return (*limits.rate(trial), run.step_seconds)
-
-            chosen = improve(chosen, candidates, insure, attempt, trials // 3)
+        best, reason = attempt(candidates), ""
+    elif limit is not None or limits.find_excess(best):
+        chosen = choose_to_fit(_find_orders(candidates, idle), limits, least, attempt, trials)
+        best = refine(chosen, candidates, limits, least, attempt, lose, trials // 3)
         reason = "fits the budget where it is"
-
-    def expand(trial: Trial) -> Trial:
-        return _try(step, condensed.expand(trial.transfers), used, max_inflight_bytes)
-
-    best = expand(min([attempt(chosen), *found], key=limits.rate))
-    if limits.find_excess(best):
+    if limits.find_excess(best := expand(best)):
         raise _make_budget_error(step, limits, expand(attempt(candidates)))
     return Choice(loosen(step, best), unmoved, reason)
 
