@@ -172,10 +172,10 @@ def _place_prefetches(
             for name in reads.start(position, room_bytes[position], tail if in_backward else None):
                 prefetches[name] = position + 1
             reads.clock += step.seconds[position]
-            used = first_uses.get(position, ())
-            excess = reads.nbytes + sum(v.nbytes for v in used) - room_bytes[position - 1]
-            for value in _order_reads(used, excess):
-                reads.add(value, tiers[value.name])
+            if used := first_uses.get(position):
+                excess = reads.nbytes + sum(v.nbytes for v in used) - room_bytes[position - 1]
+                for value in _order_reads(used, excess):
+                    reads.add(value, tiers[value.name])
     return prefetches
 
 
