@@ -20,9 +20,9 @@ from typing import Literal, TypeVar
 import torch
 
 from benchmarks.fresh_process import Record
-from benchmarks.limits import make_hardware
 from benchmarks.model_arguments import LAYERS, ModelArguments, describe_sizes
 from benchmarks.runner import Benchmark, Show, Table, describe_spread, option
+from benchmarks.simulated import make_hardware
 from fxoffload import BudgetError, OffloadConfig
 from fxoffload.cli.byte_models import build_model, make_tokens
 from fxoffload.cost import make_cost_model

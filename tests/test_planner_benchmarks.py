@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 from matplotlib import image
+from steps import make_step, make_value
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
@@ -24,21 +25,26 @@ sys.path.append(str(Path(__file__).parent.parent))
 
 from benchmarks import (
     depth,
+    layerwise,
     limits,
     planner_truth,
     planning_time,
     programs,
     rok,
     slow_drive,
+    switches,
     variants,
 )
 from benchmarks.limited_engine import LimitedEngine, limit_drives
 from benchmarks.runner import Table
+from benchmarks.simulated import LLAMA, Workload, choose_shape
 from benchmarks.trainer import PassRecord
 from benchmarks.variant_tables import Kind, Measured
 from benchmarks.variants import PLAIN, PLAIN_AGAIN, Variant, save_to_files
 from fxoffload import OffloadConfig, machine, runtime
 from fxoffload.cli.byte_models import BUILDERS, VOCABULARY, Shape
+from fxoffload.planner.link import Link
+from fxoffload.planner.step import Residence
 from fxoffload.runtime.engines.memory import MemoryEngine
 from fxoffload.step_schedules import NOISE_BYTES
 
@@ -441,7 +447,7 @@ def test_what_cannot_be_built_is_refused_in_words(
 def test_limits(fresh_dynamo: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits, "SHARES", (0.6,))
     monkeypatch.setattr(limits, "ALL_CUTS", (None, "loops"))
-    rows = limits.forecast_rows("gpt", Shape(1, 256, 2, 16, 512), "A100")
+    rows = limits.forecast_rows(Workload("gpt", Shape(1, 256, 2, 16, 512), "A100"))
     free, limited = rows
     assert (free["budget"], limited["budget"]) == (None, 0.6)
     assert 0.0 < free["any cut"] <= free["moving"] <= free["peak"] <= 1.0
@@ -456,17 +462,64 @@ def test_schedules_keep_their_budgets_on_other_links(
     fresh_dynamo: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(limits, "SHARES", (0.7, 0.01))
-    rows = limits.disturb_rows("gpt", Shape(2, 256, 2, 16, 512), "A100")
+    rows = limits.disturb_rows(Workload("gpt", Shape(2, 256, 2, 16, 512), "A100"))
     assert [(row["budget"], row["speed"]) for row in rows] == [(0.7, 0.6), (0.7, 1.0), (0.7, 1.4)]
     assert all(row["peak"] <= 0.7 for row in rows)
     slow, _, fast = rows
     assert slow["step"] > fast["step"] >= 1.0
+    assert all(row["same values"] >= 1.0 for row in rows)
     (table,) = limits.tabulate({"rows": rows})
     assert [row[3] for row in table.rows] == ["speed of links", "0.6", "1.0", "1.4"]
     wrong = {**slow, "peak": 0.71, "step": slow["made for"] + 0.04}
     assert len(limits.find_misses({"rows": [wrong]})) == 2
     right = {**slow, "peak": 0.7, "step": slow["made for"] + 0.02}
     assert limits.find_misses({"rows": [right]}) == []
+
+
+def test_limits_switches_off_one_cause_after_the_other() -> None:
+    """Three values of 400 bytes; one hides if it has the whole link, or a part if it may part."""
+    values = [make_value(f"v{index}", nbytes=400) for index in range(3)]
+    step = make_step(values, fixed=[Residence("t", 800, 9, 12)])
+    rows = switches.switch_off(step, {"nvme": Link(80.0, 80.0, 0.0)}, (None, 0.6, 0.01), 2**62)
+    free, limited, impossible = rows
+    assert (free["plan"], free["all of the bandwidth"], free["values in 8 pieces"]) == (
+        1,
+        0.8,
+        0.825,
+    )
+    assert free["all four"] == pytest.approx(free["bound"], abs=1e-3)
+    assert limited["all four"] == pytest.approx(limited["bound"], abs=1e-3)
+    assert limited["plan"] > limited["all of the bandwidth"] > 1.0
+    assert impossible["bound"] is impossible["plan"] is None
+    common = {"model": "gpt", "device": "A100"}
+    found = [{**common, **row} for row in rows]
+    (table,) = limits.tabulate({"rows": found})
+    assert table.rows[-1][-1] == "none fits"
+    assert limits.find_misses({"rows": found}) == []
+
+
+def test_layerwise_recomputation_beside_plans(fresh_dynamo: None) -> None:
+    row = layerwise.compare_layerwise(Workload("t5", Shape(2, 128, 1, 4, 128), "A100"))
+    assert 0.2 < row["layerwise"]["peak"] < 1.0
+    assert 1.1 < row["layerwise"]["step"] < 1.5
+    assert row["plan"]["peak"] <= 1.0
+    assert row["with gradients"]["bytes"] > row["bytes"]
+    (table,) = limits.tabulate({"rows": [{**row, "as low": 1.5}, {**row, "as low": None}]})
+    assert [each[7] for each in table.rows[1:]] == ["1.500", "none fits"]
+
+
+def test_limits_has_each_model_on_each_device() -> None:
+    arguments = limits.LimitArguments(models=("t5", "llama"), devices=("H200", "RTX 4090"))
+    found = [(each.label, each.device) for each in limits.list_workloads(arguments)]
+    assert found == [
+        ("t5 3 x 8192", "H200"),
+        ("llama 32 x 4096", "H200"),
+        ("t5 4 x 8192", "RTX 4090"),
+        ("llama 32 x 4096", "RTX 4090"),
+    ]
+    assert choose_shape("llama", "A100", 1, 2, 3) == LLAMA
+    sizes = [(each.shape.hidden, each.shape.layers) for each in layerwise.list_workloads(("gpt",))]
+    assert sizes == list(layerwise.SIZES)
 
 
 def test_limits_says_where_plans_are_far_from_their_bounds() -> None:

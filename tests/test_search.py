@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from types import MappingProxyType
 
 import milp
@@ -138,7 +139,25 @@ def test_what_hides_is_seen_beside_what_must_move() -> None:
 def test_what_has_no_time_for_a_round_trip_is_not_tried() -> None:
     """It takes two seconds."""
     assert hide(*ABCDE, idle=dict.fromkeys("abcde", 1.9)) == ([], 0)
-    assert hide(*ABCDE, idle={**dict.fromkeys("abcd", 1.9), "e": 2.0}) == (["e"], 1)
+    assert hide(*ABCDE, idle={**dict.fromkeys("abcd", 1.9), "e": 2.0}) == (["e"], 2)
+
+
+def test_of_sets_that_hide_the_one_with_the_lowest_peak_is_found() -> None:
+    """Only one of a and b hides at a time, and b, which comes second, takes more off the peak."""
+    peaks = {"": 1000, "c": 990, "a": 900, "ac": 890, "b": 800, "bc": 800}
+
+    def attempt(chosen: Iterable[SavedValue]) -> Trial:
+        trial = try_values(values := list(chosen))
+        found = "".join(sorted(names(values)))
+        peak_bytes, exposed_seconds = (peaks[found], 0.0) if found in peaks else (0, 1.0)
+        changed = {"live_bytes": (peak_bytes,), "exposed_seconds": exposed_seconds}
+        return replace(trial, simulation=replace(trial.simulation, **changed))
+
+    idle = dict.fromkeys("abc", 2.0)
+    links = {"nvme": Link(100.0, 100.0, 0.0)}
+    least = attempt(())
+    found = choose_hidden(ABCDE[:3], idle, links, attempt, least, 100.0, 100)
+    assert sorted(names(found)) == ["b", "c"], "c takes nothing off it, but moves free of charge"
 
 
 def test_the_search_for_what_hides_ends() -> None:

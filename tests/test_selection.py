@@ -28,6 +28,7 @@ from fxoffload.planner.link import Link
 from fxoffload.planner.plan import KEPT, Keep, Offload, Plan
 from fxoffload.planner.residences import find_lower_bound
 from fxoffload.planner.search import ROUNDING
+from fxoffload.planner.selection import choose_transfers, derate_links
 from fxoffload.planner.simulation import simulate
 from fxoffload.planner.step import Residence, Step, Transfer
 
@@ -304,6 +305,40 @@ def test_plans_with_reserve_keep_the_budget_too() -> None:
         result = simulate(step, read_transfers(step, plan), {"nvme": link})
         assert result.peak_bytes <= budget_bytes
         assert result.step_seconds <= plan.step_seconds + 1e-9
+
+
+def draw_nested(seed: int) -> tuple[Step, dict[str, Link], int]:
+    """Six values of 100 or 200 bytes, used in the opposite order of birth, and a budget."""
+    rng = Random(seed)
+    values = [
+        make_value(
+            f"v{i}", nbytes=rng.choice((100, 100, 200)), born=i, last_use=i, first_use=9 - i,
+            freed=9 - i,
+        )
+        for i in range(6)
+    ]  # fmt: skip
+    forward, backward = ([rng.choice((0.5, 1.0, 2.0, 3.0)) for _ in range(10)] for _ in range(2))
+    link = make_link(rng.choice((0.5, 1.0, 1.5)), rng.choice((0.5, 1.0, 1.5)))
+    step = make_step(values, forward=forward, backward=backward)
+    return step, {"nvme": link}, rng.choice((400, 500, 600))
+
+
+@pytest.mark.parametrize("seed", [57, 74, 91])
+def test_of_sets_that_are_as_good_the_one_that_loses_less_on_slow_links_moves(
+    monkeypatch: pytest.MonkeyPatch, seed: int
+) -> None:
+    step, links, budget_bytes = draw_nested(seed)
+    runs: list[tuple[float, int, float]] = []
+    for speed in (1.0, 0.6):
+        monkeypatch.setattr(selection, "INSURED_SPEED", speed)
+        best = choose_transfers(step, links, budget_bytes=budget_bytes, **EXACT).best
+        slow = simulate(step, best.transfers, derate_links(links, 0.6))
+        runs.append(
+            (best.simulation.step_seconds, best.simulation.written_bytes, slow.step_seconds)
+        )
+    (seconds, written_bytes, slow_seconds), insured = runs
+    assert insured[:2] == (seconds, written_bytes)
+    assert insured[2] < slow_seconds
 
 
 # --- cost ---------------------------------------------------------------------------------------

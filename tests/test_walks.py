@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from steps import make_link, make_step, make_value
 
 from fxoffload.planner.step import Phase, Step
@@ -58,6 +59,22 @@ def test_a_read_starts_when_it_has_time_or_no_room() -> None:
         # Without room, whoever needs the value waits for the rest.
         assert reads.clock == (5.0 if started else clock)
         assert reads.nbytes == (0 if started else 100)
+
+
+@pytest.mark.parametrize("overtakes", [False, True])
+def test_a_small_read_takes_the_place_of_a_large_one_once(overtakes: bool) -> None:
+    """The large one is read from 0 to 3, or the small one from 1 to 2, and the large one then."""
+    reads = Reads({"nvme": make_link(1.0, 1.0)}, 2**40, overtakes=overtakes)
+    reads.add(make_value("large", nbytes=300), "nvme")
+    reads.clock = 1.0
+    reads.add(make_value("small"), "nvme")
+    reads.clock = 2.5
+    started = list(reads.start(9, 300, None))
+    assert (started, reads.clock) == ((["small"], 2.5) if overtakes else (["large"], 3.0))
+    reads.add(make_value("next"), "nvme")
+    reads.clock = 4.0
+    started = list(reads.start(8, 399 - 200 * (not overtakes), None))
+    assert (started, reads.clock) == ((["large"], 5.0) if overtakes else (["small"], 4.0))
 
 
 def test_a_tail_is_waited_for_where_that_takes_less_than_a_late_read() -> None:

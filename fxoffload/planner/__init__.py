@@ -2,6 +2,7 @@
 
 plan            what is known of each saved value, and what is decided about it
 link            seconds of a transfer
+condensing      a step in fewer pieces, for the search
 simulation      what a step takes and holds, when transfers stand where they stand
 placement       where the transfers of a set of values stand
 walks           what placement carries along

@@ -31,12 +31,13 @@ def place_transfers(
     budget_bytes: int | None = None,
     held_bytes: int | None = None,
     max_inflight_bytes: int = 2**62,
+    overtakes: bool = False,
 ) -> dict[str, Transfer]:
     """A Transfer for each value that `tiers` names.
 
     budget_bytes: what may be on the device at once; None is no limit. It is kept wherever the
     values in use leave room for it. held_bytes: the same for the end of the forward.
-    max_inflight_bytes: bound of the bytes being read ahead.
+    max_inflight_bytes: bound of the bytes being read ahead. overtakes: see Reads.
     """
     moved = [value for value in step.values if value.name in tiers]
     working_sets = find_working_sets(step, set(tiers))
@@ -50,10 +51,9 @@ def place_transfers(
         step,
         moved,
         tiers,
-        links,
         [room - held for room, held in zip(room_bytes, unwritten_bytes, strict=True)],
         tails,
-        max_inflight_bytes=max_inflight_bytes,
+        Reads(links, max_inflight_bytes, overtakes=overtakes),
     )
     for tail in tails:
         releases |= dict.fromkeys(tail.find_waited(), tail.first)
@@ -152,11 +152,9 @@ def _place_prefetches(
     step: Step,
     moved: Sequence[SavedValue],
     tiers: Mapping[str, Tier],
-    links: Mapping[str, Link],
     room_bytes: Sequence[int],
     tails: Sequence[Tail],
-    *,
-    max_inflight_bytes: int,
+    reads: Reads,
 ) -> dict[str, int]:
     """Positions by name; lets forwards wait for writes of their tail where that is the cheaper.
 
@@ -165,7 +163,6 @@ def _place_prefetches(
     """
     first_uses = _group(moved, [step.first_use(value) for value in moved])
     start = step.phases[0].turn + step.backward_inputs
-    reads = Reads(links, max_inflight_bytes)
     prefetches = {value.name: start for value in moved}
     for phase, tail in zip(reversed(step.phases), reversed(tails), strict=True):
         for position in reversed(range(phase.start, phase.end)):
@@ -175,10 +172,10 @@ def _place_prefetches(
             for name in reads.start(position, room_bytes[position], tail if in_backward else None):
                 prefetches[name] = position + 1
             reads.clock += step.seconds[position]
-            used = first_uses.get(position, ())
-            excess = reads.nbytes + sum(v.nbytes for v in used) - room_bytes[position - 1]
-            for value in _order_reads(used, excess):
-                reads.add(value, tiers[value.name])
+            if used := first_uses.get(position):
+                excess = reads.nbytes + sum(v.nbytes for v in used) - room_bytes[position - 1]
+                for value in _order_reads(used, excess):
+                    reads.add(value, tiers[value.name])
     return prefetches
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from functools import partial
 
 from fxoffload.planner.link import Link
 from fxoffload.planner.plan import SavedValue
@@ -54,6 +54,11 @@ class Limits:
         )
         return sum(max(0, nbytes - limit) for nbytes, limit in pairs if limit is not None)
 
+    def rate(self, trial: Trial) -> tuple[int, float, int]:
+        """What is least of the best trial: the excess, then seconds, then bytes written."""
+        simulation = trial.simulation
+        return self.find_excess(trial), simulation.step_seconds, simulation.written_bytes
+
 
 def choose_hidden(
     candidates: Sequence[SavedValue],
@@ -64,10 +69,11 @@ def choose_hidden(
     contended_seconds: float,
     max_trials: int,
 ) -> list[SavedValue]:
-    """The longest prefixes of `candidates` that hide, skipping what would not.
+    """A set that hides, with a low peak: the longest prefixes of `candidates`, then made better.
 
     least: `attempt(())`, which holds what must move. A set hides if nobody waits for it, and if it
-    takes at most `contended_seconds` from compute, both beside what `least` costs.
+    takes at most `contended_seconds` from compute, both beside what `least` costs. Of sets that
+    hide, those with the lower peak are better, then those that move more.
     """
     waited = least.simulation.exposed_seconds + ROUNDING * least.simulation.step_seconds
     taken = least.simulation.contended_seconds + contended_seconds
@@ -76,19 +82,32 @@ def choose_hidden(
         for value in candidates
         if idle[value.name] >= links["nvme"].round_trip_seconds(value.nbytes)
     ]
+    if not useful:
+        return []
+
+    def find_cost(trial: Trial) -> float:
+        exposed_seconds = trial.simulation.exposed_seconds - waited
+        contended_seconds = trial.simulation.contended_seconds - taken
+        return max(0.0, exposed_seconds) + max(0.0, contended_seconds)
+
     chosen: list[SavedValue] = []
+    rest = useful
     trials = 0
-    while useful and trials < max_trials:
-        low, high = 0, len(useful)
+    while rest and trials < max_trials:
+        low, high = 0, len(rest)
         while low < high:  # The most of what is left that still hides.
             middle = (low + high + 1) // 2
             trials += 1
-            found = attempt([*chosen, *useful[:middle]]).simulation
-            hides = found.exposed_seconds <= waited and found.contended_seconds <= taken
+            hides = not find_cost(attempt([*chosen, *rest[:middle]]))
             low, high = (middle, high) if hides else (low, middle - 1)
-        chosen += useful[:low]
-        useful = useful[low + 1 :]
-    return chosen
+        chosen += rest[:low]
+        rest = rest[low + 1 :]
+
+    def rate(trial: Trial) -> tuple[float, int, int]:
+        simulation = trial.simulation
+        return find_cost(trial), simulation.peak_bytes, -simulation.written_bytes
+
+    return _improve(chosen, useful, rate, attempt, max_trials - trials)
 
 
 def choose_to_fit(
@@ -106,10 +125,6 @@ def choose_to_fit(
     if not limits.find_excess(least):
         return []
 
-    def score(trial: Trial) -> tuple[int, float, int]:
-        simulation = trial.simulation
-        return limits.find_excess(trial), simulation.step_seconds, simulation.written_bytes
-
     starts = [list(orders[0])]
     for order in orders:
         low, high = 1, len(order)
@@ -119,29 +134,61 @@ def choose_to_fit(
             low, high = (low, middle) if fits else (middle + 1, high)
         starts.append(list(order[:low]))
     # What starts furthest behind does not catch up: the trials are worth more elsewhere.
-    starts = sorted(starts, key=lambda chosen: score(attempt(chosen)))[:-1]
-    found = [
-        _improve(start, orders[0], score, attempt, max_trials // len(starts)) for start in starts
-    ]
-    return min(found, key=lambda chosen: score(attempt(chosen)))
+    starts = sorted(starts, key=lambda chosen: limits.rate(attempt(chosen)))[:-1]
+    share = max_trials // len(starts)
+    found = [_improve(start, orders[0], limits.rate, attempt, share) for start in starts]
+    return min(found, key=lambda chosen: limits.rate(attempt(chosen)))
+
+
+def refine(
+    chosen: list[SavedValue],
+    candidates: Sequence[SavedValue],
+    limits: Limits,
+    least: Trial,
+    attempt: Callable[..., Trial],
+    lose: Callable[[Trial], float],
+    max_trials: int,
+) -> Trial:
+    """The best that is found from `chosen` by what the search before it did not look at.
+
+    Where something is waited for, that is `attempt(..., overtakes=True)`, else what sets that are
+    as good take on slow links, which is `lose(trial)`. least: `attempt(())`.
+    """
+    best = attempt(chosen)
+    if not chosen:
+        return best
+    if best.simulation.exposed_seconds > least.simulation.exposed_seconds:
+        overtake = partial(attempt, overtakes=True)
+        found = overtake(_improve(chosen, candidates, limits.rate, overtake, max_trials))
+        return min(best, found, key=limits.rate)
+
+    def insure(trial: Trial) -> tuple[float, ...]:
+        return (*limits.rate(trial), lose(trial))
+
+    return attempt(_improve(chosen, candidates, insure, attempt, max_trials))
 
 
 def _improve(
     chosen: list[SavedValue],
     candidates: Sequence[SavedValue],
-    score: Callable[[Trial], tuple[int, float, int]],
+    rate: Callable[[Trial], tuple[float, ...]],
     attempt: Callable[[Iterable[SavedValue]], Trial],
     max_trials: int,
 ) -> list[SavedValue]:
     """Local search: drop, add and exchange values while that makes the set better."""
-    best = score(attempt(chosen))
-    trials = 0
+    best = rate(attempt(chosen))
+    tried = {frozenset(value.name for value in chosen)}
     improved = True
-    while improved and trials < max_trials:
+    while improved:
         improved = False
-        for neighbour in islice(_find_neighbours(chosen, candidates), max_trials - trials):
-            trials += 1
-            found = score(attempt(neighbour))
+        for neighbour in _find_neighbours(chosen, candidates):
+            if len(tried) > max_trials:
+                return chosen
+            names = frozenset(value.name for value in neighbour)
+            if names in tried:
+                continue
+            tried.add(names)
+            found = rate(attempt(neighbour))
             if found < best:
                 chosen, best, improved = neighbour, found, True
                 break

@@ -14,13 +14,14 @@ from functools import partial
 from typing import Literal
 
 from fxoffload.errors import BudgetError
+from fxoffload.planner.condensing import condense
 from fxoffload.planner.link import Link
 from fxoffload.planner.peak import describe_holders
 from fxoffload.planner.placement import place_transfers
 from fxoffload.planner.plan import SavedValue, Tier
 from fxoffload.planner.plan_writer import describe_kept
 from fxoffload.planner.residences import find_lower_bound
-from fxoffload.planner.search import Choice, Limits, Trial, choose_hidden, choose_to_fit
+from fxoffload.planner.search import Choice, Limits, Trial, choose_hidden, choose_to_fit, refine
 from fxoffload.planner.simulation import Simulation, find_holders, simulate
 from fxoffload.planner.slack import add_slack
 from fxoffload.planner.step import Step, Transfer
@@ -30,9 +31,13 @@ from fxoffload.planner.step import Step, Transfer
 LINK_UTILISATION = 0.95
 # Without a budget, the part of the unmoved step that transfers may take from compute beside them.
 HIDDEN_SHARE = 0.02
-# Nodes that may be simulated in one selection, about a second's worth: small steps are searched
-# through, large ones get thirty trials.
-MAX_NODE_VISITS = 150_000
+# Nodes, or segments of them, that may be simulated in one selection, at most a second's worth:
+# small steps are searched through, large ones get some dozens of trials.
+MAX_NODE_VISITS = 300_000
+# Of sets that take as long and write as much, the one that is faster on such a share of the links.
+INSURED_SPEED = 0.6
+# What a value adds to them: its transfers are placed and queued.
+VISITS_OF_VALUE = 4
 _MIB = 2**20
 
 
@@ -45,17 +50,19 @@ def choose_transfers(
     host_bytes: int = 0,
     max_inflight_bytes: int = 2**62,
     utilisation: float = LINK_UTILISATION,
+    max_node_visits: int = MAX_NODE_VISITS,
 ) -> Choice:
     """The values of `step` to move, with their transfers; those that must move are among them.
 
     held_bytes: what may be on the device when the forward ends, as other graphs may run before the
     backward; None is no limit. host_bytes: capacity of the host tier; it takes the values reused
     soonest, the rest goes to NVMe. utilisation: part of the bandwidth of `links` that the plan
-    counts on. Raises BudgetError naming the lowest reachable peak when `budget_bytes` or
-    `held_bytes` cannot be kept.
+    counts on. max_node_visits: nodes that may be simulated in the search. Raises BudgetError naming
+    the lowest reachable peak when `budget_bytes` or `held_bytes` cannot be kept.
     """
-    movable = step.movable
-    idle = _find_idle_seconds(step, movable)
+    condensed = condense(step)
+    movable = condensed.step.movable
+    idle = _find_idle_seconds(condensed.step, movable)
     # What the program says must move is part of every set that is tried.
     forced = [value for value in movable if value.must_move]
     candidates = [value for value in movable if not value.must_move]
@@ -63,39 +70,47 @@ def choose_transfers(
     limit = find_lower_bound(step) if budget_bytes == "min" else budget_bytes
     used = derate_links(links, utilisation)
     place = partial(
-        place_transfers, step, links=used, budget_bytes=limit, held_bytes=held_bytes,
+        place_transfers, condensed.step, links=used, budget_bytes=limit, held_bytes=held_bytes,
         max_inflight_bytes=max_inflight_bytes,
     )  # fmt: skip
-    known: dict[frozenset[str], Trial] = {}
+    known: dict[tuple[frozenset[str], bool], Trial] = {}
 
-    def attempt(chosen: Iterable[SavedValue]) -> Trial:
-        return try_exactly([*forced, *chosen])
+    def attempt(chosen: Iterable[SavedValue], overtakes: bool = False) -> Trial:
+        tiers = _assign_tiers([*forced, *chosen], idle, host_bytes if "host" in links else 0)
+        key = frozenset(tiers), overtakes
+        if key not in known:
+            transfers = place(tiers=tiers, overtakes=overtakes)
+            known[key] = _try(condensed.step, transfers, used, max_inflight_bytes)
+        return known[key]
 
-    def try_exactly(chosen: Iterable[SavedValue]) -> Trial:
-        tiers = _assign_tiers(chosen, idle, host_bytes if "host" in links else 0)
-        names = frozenset(tiers)
-        if names not in known:
-            known[names] = _try(step, place(tiers=tiers), used, max_inflight_bytes)
-        return known[names]
+    def lose(trial: Trial) -> float:
+        loose = loosen(condensed.step, trial).transfers
+        slow = derate_links(used, INSURED_SPEED)
+        return simulate(condensed.step, loose, slow, **inflight).step_seconds
 
-    trials = max(1, MAX_NODE_VISITS // max(1, len(step.seconds)))
-    unmoved, least = try_exactly(()), attempt(())
+    def expand(trial: Trial) -> Trial:
+        return _try(step, condensed.expand(trial.transfers), used, max_inflight_bytes)
+
+    visits = len(condensed.step.seconds) + VISITS_OF_VALUE * len(movable)
+    trials = max(1, max_node_visits // max(1, visits))
+    unmoved, least = _try(step, {}, used, max_inflight_bytes), attempt(())
     limits = Limits(budget_bytes if isinstance(budget_bytes, int) else None, held_bytes)
-    chosen: list[SavedValue] = []
-    reason = "moving it would cost step time"
+    inflight = {"max_inflight_bytes": max_inflight_bytes}
+    loosen = partial(_loosen, links=used, limits=limits, **inflight)
+    best, reason = least, "moving it would cost step time"
     if limit is None:
         taken = HIDDEN_SHARE * unmoved.simulation.step_seconds
-        chosen = choose_hidden(candidates, idle, used, attempt, least, taken, trials)
+        best = attempt(choose_hidden(candidates, idle, used, attempt, least, taken, trials))
     if budget_bytes == "min":
         # Also what does not count at the peak of this graph: it does when graphs follow each other.
-        chosen, reason = candidates, ""
-    elif limit is not None or limits.find_excess(attempt(chosen)):
+        best, reason = attempt(candidates), ""
+    elif limit is not None or limits.find_excess(best):
         chosen = choose_to_fit(_find_orders(candidates, idle), limits, least, attempt, trials)
+        best = refine(chosen, candidates, limits, least, attempt, lose, trials // 3)
         reason = "fits the budget where it is"
-    if limits.find_excess(best := attempt(chosen)):
-        raise _make_budget_error(step, limits, attempt(candidates))
-    best = _loosen(step, best, used, limits=limits, max_inflight_bytes=max_inflight_bytes)
-    return Choice(best, unmoved, reason)
+    if limits.find_excess(best := expand(best)):
+        raise _make_budget_error(step, limits, expand(attempt(candidates)))
+    return Choice(loosen(step, best), unmoved, reason)
 
 
 def _find_orders(
@@ -112,8 +127,8 @@ def _find_orders(
 def _loosen(
     step: Step,
     tight: Trial,
-    links: Mapping[str, Link],
     *,
+    links: Mapping[str, Link],
     limits: Limits,
     max_inflight_bytes: int,
 ) -> Trial:

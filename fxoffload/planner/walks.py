@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
-from heapq import heappop, heappush
+from heapq import heapify, heappop, heappush
 from itertools import accumulate
+from typing import NamedTuple
 
 from fxoffload.planner.link import Link
 from fxoffload.planner.plan import SavedValue, Tier
@@ -79,27 +80,44 @@ class Tail:
         return self._bytes[-1] - self._bytes[max(done, waited)]
 
 
+class _Read(NamedTuple):
+    """A read on its way, walking backwards: it may end once its value is used, at `ready`."""
+
+    end: float
+    name: str
+    nbytes: int
+    ready: float
+    tier: Tier
+
+
 class Reads:
     """Reads on their way in the walk from the end of the step to its start.
 
     clock: seconds before the end of the step. nbytes: that have been read and not been used.
+    overtakes: whether small reads may come later than large ones that are used later.
     """
 
-    def __init__(self, links: Mapping[str, Link], max_inflight_bytes: int) -> None:
+    def __init__(
+        self, links: Mapping[str, Link], max_inflight_bytes: int, *, overtakes: bool = False
+    ) -> None:
         self.clock = 0.0
         self.nbytes = 0
         self._links = links
         self._max_inflight_bytes = max_inflight_bytes
+        self._overtakes = overtakes
         self._free = dict.fromkeys(links, 0.0)
-        self._pending: list[tuple[float, str, int]] = []
+        self._pending: list[_Read] = []
+        self._overtaken: set[str] = set()
 
     def add(self, value: SavedValue, tier: Tier) -> None:
         """The value is used at the clock, and must have been read by then."""
-        link = self._links[tier]
-        self._free[tier] = max(self.clock, self._free[tier]) + link.read_seconds(value.nbytes)
-        end = self._free[tier] + link.latency_seconds
-        heappush(self._pending, (end, value.name, value.nbytes))
+        heappush(self._pending, self._queue(value.name, value.nbytes, self.clock, tier))
         self.nbytes += value.nbytes
+
+    def _queue(self, name: str, nbytes: int, ready: float, tier: Tier) -> _Read:
+        link = self._links[tier]
+        self._free[tier] = max(ready, self._free[tier]) + link.read_seconds(nbytes)
+        return _Read(self._free[tier] + link.latency_seconds, name, nbytes, ready, tier)
 
     def start(self, position: int, room_bytes: int, tail: Tail | None) -> Iterator[str]:
         """What is to be started behind `position`, and not in front of it.
@@ -107,12 +125,14 @@ class Reads:
         That is what has been long enough on its way, and what there is no room for.
         """
         while self._pending:
-            end, name, nbytes = self._pending[0]
             held_bytes = 0 if tail is None else tail.held_bytes(position)
-            if end > self.clock and self.nbytes <= min(
-                room_bytes - held_bytes, self._max_inflight_bytes
-            ):
-                return
+            excess = self.nbytes - min(room_bytes - held_bytes, self._max_inflight_bytes)
+            if self._pending[0].end > self.clock:
+                if excess <= 0:
+                    return
+                if self._overtakes:
+                    self._overtake(excess)
+            end, name, nbytes, _, _ = self._pending[0]
             read_seconds = max(0.0, end - self.clock)
             room = room_bytes - self.nbytes
             if (
@@ -126,3 +146,35 @@ class Reads:
             self.nbytes -= nbytes
             heappop(self._pending)
             yield name
+
+    def _overtake(self, excess: int) -> None:
+        """Put a read that makes up for `excess` in front of its queue, if it ends sooner there.
+
+        Walking backwards, the large value in front is read later then: it starts earlier in the
+        step, and the small one, for which there is no room yet, behind it. This happens to a value
+        once, as it takes memory meanwhile.
+        """
+        first = self._pending[0]
+        link = self._links[first.tier]
+        start = first.end - link.latency_seconds - link.read_seconds(first.nbytes)
+
+        def find_end(read: _Read) -> float:
+            begin = max(start, read.ready)
+            return begin + link.read_seconds(read.nbytes) + link.latency_seconds
+
+        enough = [
+            read
+            for read in self._pending
+            if read.tier == first.tier and read.nbytes >= excess and find_end(read) < first.end
+        ]
+        if not enough or first.name in self._overtaken:
+            return
+        self._overtaken.add(first.name)
+        best = min(enough, key=lambda read: (find_end(read), read.name))
+        queue = sorted(read for read in self._pending if read.tier == first.tier)
+        queue.remove(best)
+        self._pending = [read for read in self._pending if read.tier != first.tier]
+        self._free[first.tier] = start
+        for read in (best, *queue):
+            self._pending.append(self._queue(read.name, read.nbytes, read.ready, read.tier))
+        heapify(self._pending)
