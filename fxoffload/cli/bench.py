@@ -32,7 +32,6 @@ SUITES = {
     "slow_drive": "half an hour",
     "compile_time": "half an hour",
     "io_engine": "half an hour",
-    "drive_contention": "2 minutes",
     "op_time": "2 minutes",
     "checksum_cost": "2 minutes",
     "planning_time": "2 minutes",
