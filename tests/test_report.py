@@ -68,7 +68,7 @@ def test_a_running_job(spill_directory: Path, tmp_path: Path, budget: int | str)
     assert report.measured.peak_bytes is not None
     assert peak_bytes - 1.5 * VALUE_BYTES < report.measured.peak_bytes < 1.1 * peak_bytes
     assert report.measured.exposed_seconds < report.measured.step_seconds
-    assert report.ioengine.startswith("posix")
+    assert "posix" in report.ioengine  # Those of the other tests of this process are in it, too.
     check_values(report)
     check_outputs(report, tmp_path)
     assert fxoffload.statistics().live_bytes == 0
