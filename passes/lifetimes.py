@@ -103,14 +103,7 @@ def find_saved_values(graph: TrainingGraph, *, min_bytes: int = 1) -> tuple[Save
             origin=find_origin(root),
         )
         gathers = _gather(value, members, backward_uses, positions, addressed)
-        for candidate in gathers or (value,):
-            least_bytes = 1 if candidate.must_move else max(min_bytes, 1)
-            if _may_grow(root):
-                least_bytes = max(1, least_bytes // GROWTH)
-            if candidate.has_ops and candidate.nbytes < least_bytes:
-                owned = root.op != "placeholder"
-                candidate = replace(candidate, refusal="smaller than min_bytes", owned=owned)
-            values.append(candidate)
+        values += (_refuse_small(each, root, min_bytes) for each in gathers or (value,))
     return tuple(sorted(values, key=lambda value: (value.born, value.name)))
 
 
@@ -245,10 +238,17 @@ def _tensor_bytes(node: fx.Node) -> int:
     return count_bytes(tensor)
 
 
-def _may_grow(node: fx.Node) -> bool:
-    tensor = get_tensor(node)
+def _refuse_small(value: SavedValue, root: fx.Node, min_bytes: int) -> SavedValue:
+    """`value`, refused if it has less than `min_bytes` and may not grow beyond that."""
+    tensor = get_tensor(root)
     assert tensor is not None
-    return may_grow(tensor)
+    least_bytes = 1 if value.must_move else max(min_bytes, 1)
+    if may_grow(tensor):
+        least_bytes = max(1, least_bytes // GROWTH)
+    if not value.has_ops or value.nbytes >= least_bytes:
+        return value
+    owned = root.op != "placeholder"
+    return replace(value, refusal="smaller than min_bytes", owned=owned)
 
 
 def _distinct_bytes(member: fx.Node) -> int:

@@ -466,3 +466,28 @@ def test_a_guess_that_does_not_fit_is_no_error(book: ProgramBook, maker: Maker) 
     assert run_step(book, "a", size=25, modelled=100).followed is None
     assert run_step(book, "a", size=100, modelled=100).followed is None
     assert run_step(book, "a", size=100, modelled=100).followed is not None
+
+
+def test_a_program_that_comes_now_and_then_is_learned(book: ProgramBook, maker: Maker) -> None:
+    """Also where all steps in front of it are of another one, which is known."""
+    for _ in range(FIRST_STEPS + 1):
+        run_step(book, "a")
+    assert not run_step(book, "b").measures
+    assert run_step(book, "a").measures, "b may come"
+    assert run_step(book, "b").measures
+    for _ in range(FIRST_STEPS):
+        assert run_step(book, "b").followed is not None
+    assert not run_step(book, "a").measures, "both are known"
+    assert not run_step(book, "a").measures
+
+
+def test_shorter_steps_make_no_schedule_while_a_longer_one_is_to_be_measured(
+    book: ProgramBook, maker: Maker
+) -> None:
+    for _ in range(FIRST_STEPS + 1):
+        run_step(book, "a", size=100)
+    run_step(book, "a", size=300)
+    for _ in range(4):
+        assert run_step(book, "a", size=100).measures
+    book.begin_step(CPU)
+    assert len(maker.asked) == 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import time
 from dataclasses import replace
 
 import pytest
@@ -122,7 +123,9 @@ def test_ops_wait_and_read_as_the_schedule_says(
     y = x.wait(is_measured=True)
     assert x.count_resident_bytes(None) == NBYTES, "the backward has it"
     del y, prefetch
-    assert x.count_resident_bytes(None) == 0
+    deadline = time.monotonic() + 10  # The thread that read it lets go of it a little later.
+    while x.count_resident_bytes(None):
+        assert time.monotonic() < deadline
     x.start_reading()
     assert len(x.ticket.prefetches) == 1, "for another backward"
 

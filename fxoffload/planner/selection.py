@@ -9,7 +9,8 @@ Every candidate set of moved values is placed and simulated; the result is the b
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Literal
 
@@ -73,15 +74,9 @@ def choose_transfers(
         place_transfers, condensed.step, links=used, budget_bytes=limit, held_bytes=held_bytes,
         max_inflight_bytes=max_inflight_bytes,
     )  # fmt: skip
-    known: dict[tuple[frozenset[str], bool], Trial] = {}
-
-    def attempt(chosen: Iterable[SavedValue], overtakes: bool = False) -> Trial:
-        tiers = _assign_tiers([*forced, *chosen], idle, host_bytes if "host" in links else 0)
-        key = frozenset(tiers), overtakes
-        if key not in known:
-            transfers = place(tiers=tiers, overtakes=overtakes)
-            known[key] = _try(condensed.step, transfers, used, max_inflight_bytes)
-        return known[key]
+    assign = partial(_assign_tiers, idle=idle, host_bytes=host_bytes if "host" in links else 0)
+    try_transfers = partial(_try, links=used, max_inflight_bytes=max_inflight_bytes)
+    attempt = _Attempts(forced, assign, place, partial(try_transfers, condensed.step))
 
     def lose(trial: Trial) -> float:
         loose = loosen(condensed.step, trial).transfers
@@ -89,11 +84,11 @@ def choose_transfers(
         return simulate(condensed.step, loose, slow, **inflight).step_seconds
 
     def expand(trial: Trial) -> Trial:
-        return _try(step, condensed.expand(trial.transfers), used, max_inflight_bytes)
+        return try_transfers(step, condensed.expand(trial.transfers))
 
     visits = len(condensed.step.seconds) + VISITS_OF_VALUE * len(movable)
     trials = max(1, max_node_visits // max(1, visits))
-    unmoved, least = _try(step, {}, used, max_inflight_bytes), attempt(())
+    unmoved, least = try_transfers(step, {}), attempt(())
     limits = Limits(budget_bytes if isinstance(budget_bytes, int) else None, held_bytes)
     inflight = {"max_inflight_bytes": max_inflight_bytes}
     loosen = partial(_loosen, links=used, limits=limits, **inflight)
@@ -111,6 +106,30 @@ def choose_transfers(
     if limits.find_excess(best := expand(best)):
         raise _make_budget_error(step, limits, expand(attempt(candidates)))
     return Choice(loosen(step, best), unmoved, reason)
+
+
+@dataclass(frozen=True, slots=True)
+class _Attempts:
+    """What sets of values come to; each set is placed and simulated once.
+
+    forced: what is part of every set. assign: the tier of each value. place: see place_transfers.
+    """
+
+    forced: Sequence[SavedValue]
+    assign: Callable[[Sequence[SavedValue]], dict[str, Tier]]
+    place: Callable[..., dict[str, Transfer]]
+    simulate: Callable[[dict[str, Transfer]], Trial]
+    known: dict[tuple[frozenset[str], bool], Trial] = field(
+        default_factory=dict[tuple[frozenset[str], bool], Trial]
+    )
+
+    def __call__(self, chosen: Iterable[SavedValue], overtakes: bool = False) -> Trial:
+        """What `chosen` and what is forced come to; overtakes: see place_transfers."""
+        tiers = self.assign([*self.forced, *chosen])
+        key = frozenset(tiers), overtakes
+        if key not in self.known:
+            self.known[key] = self.simulate(self.place(tiers=tiers, overtakes=overtakes))
+        return self.known[key]
 
 
 def _find_orders(

@@ -22,7 +22,7 @@ from fxoffload.runtime.program.comparison import (
 from fxoffload.runtime.program.learned import FIRST_STEPS, Learned
 from fxoffload.runtime.program.live_bytes import count_live_bytes
 from fxoffload.runtime.program.value_sizes import is_smaller, merge_sizes, scale_measurement
-from fxoffload.schedule import Program, ProgramRecord, Schedule, Sizes, StepMeasurement
+from fxoffload.schedule import Program, ProgramRecord, Schedule, StepMeasurement
 
 log = logging.getLogger(__name__)
 
@@ -108,7 +108,9 @@ class ProgramBook:
         begun_bytes, self._begun_bytes = self._begun_bytes, None
         if device != self._device:
             self._device, begun_bytes = device, None
-        measures = latest.measures or latest.tries
+        # Which program comes next is not known: it may be one that has not been measured yet.
+        unknown = any(each.assumed is None for each in self._learned.values())
+        measures = latest.measures or latest.tries or unknown
         self.step = StepRun(schedules, measures=measures, begun_bytes=begun_bytes)
         return self.step
 
@@ -125,8 +127,14 @@ class ProgramBook:
         foreseen, seen = step.find_sizes()
         grows = learned.grow(merge_sizes(foreseen, seen))
         if is_smaller(seen, learned.sizes) or (grows and not step.measures):
-            learned.doubts |= grows
-            self._guess(program, learned, step, seen)
+            guess = learned.assumed if grows else None
+            if learned.assumed is None and step.measures:
+                latest = step.measure()
+                learned.note(step, latest)
+                guess = scale_measurement(replace(latest, sizes=seen), learned.sizes)
+            if guess is not None:
+                learned.guessed, learned.doubts = True, grows
+                self._schedule(program, learned, guess)
             return
         if schedule is not None:
             most = schedule.exposed_seconds + UNFORESEEN_WAIT * schedule.step_seconds
@@ -159,18 +167,6 @@ class ProgramBook:
         learned.doubts = False
         self._schedule(program, learned, measured)
 
-    def _guess(self, program: Program, learned: Learned, step: StepRun, seen: Sizes) -> None:
-        """Make a schedule of larger values than those of a step that was measured."""
-        if learned.assumed is None and step.measures:
-            latest = step.measure()
-            learned.note(step, latest)
-            learned.guessed = True
-            learned.assumed = scale_measurement(replace(latest, sizes=seen), learned.sizes)
-        elif not learned.doubts:
-            return
-        if learned.assumed is not None:
-            self._schedule(program, learned, learned.assumed)
-
     def _schedule(self, program: Program, learned: Learned, measured: StepMeasurement) -> None:
         """Make the schedule of the next steps by `measured`."""
         learned.assumed = measured
@@ -182,7 +178,10 @@ class ProgramBook:
                 raise self._explain(error) from None
             learned.schedule = None
             if learned.guessed:
-                log.info("no schedule is known to fit: everything moves: %s", error)
+                log.warning(
+                    "everything moves until a step of the largest sizes has been measured: %s",
+                    error,
+                )
             elif learned.steps == 1:
                 learned.assumed = None  # What compilers held is no reason to give up.
             else:

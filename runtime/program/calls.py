@@ -180,7 +180,7 @@ class StepRun:
         run = self.add_half(Half(graph, number, True), device)
         followed = self.followed
         if before is not None and followed is None and is_limited:
-            self._move_kept()
+            self.leave_schedule()
         schedule = None if followed is None else followed.calls[number]
         limits = sizes if followed is None else followed.sizes.get(graph, sizes)
         call = Call(self, graph, number, schedule, run, is_limited, limits)
@@ -213,9 +213,11 @@ class StepRun:
         return run
 
     def leave_schedule(self) -> None:
-        """The step needs more than was foreseen: the rest of it follows the safe rule."""
+        """More may follow than was foreseen: what was kept moves, the rest is by the safe rule."""
+        log.info("the step goes on otherwise than foreseen: what was kept moves")
         self._schedules, self.followed = [], None
-        self._move_kept()
+        for entry in self._list_entries().values():
+            entry.move_kept()
 
     def find_sizes(self) -> tuple[Sizes, Sizes]:
         """Of values whose size may change, the largest: what was foreseen, and what came."""
@@ -280,17 +282,8 @@ class StepRun:
 
     def _list_entries(self) -> dict[CallValue, Entry]:
         # Copies, as a sampler asks this while the step goes on.
-        return {
-            (call.number, name): entry
-            for call in list(self.calls)
-            for name, entry in list(call.entries.items())
-        }
-
-    def _move_kept(self) -> None:
-        """More may follow than was foreseen: what was kept makes room."""
-        log.info("the step goes on otherwise than foreseen: what was kept moves")
-        for entry in self._list_entries().values():
-            entry.move_kept()
+        pairs = ((call.number, list(call.entries.items())) for call in list(self.calls))
+        return {(number, name): entry for number, items in pairs for name, entry in items}
 
     def _count_held(self, device: torch.device, half: Half | None = None) -> Held | None:
         """What is held in `half`; without one in the half that runs, until the step has ended.
