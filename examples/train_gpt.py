@@ -35,9 +35,9 @@ from benchmarks.fresh_process import (
     run_fresh,
 )
 from benchmarks.measure import MIB, MemoryCurve
+from fxoffload.cli.training import SETTLING_STEPS
 
 LABELS: dict[Variant, str] = {"plain": "plain torch.compile", "fxoffload": "fxoffload"}
-SETTLING_STEPS = 6  # The first step compiles, and the schedule is made by those behind it.
 RSS_STEPS = 2
 CAPTION = (
     "step: forward and backward, median; the ratio is the median of the steps taken in turn, with "

@@ -56,7 +56,8 @@ def compile_in_place(
 
 def _begin_step(model: nn.Module, args: object) -> None:
     """A function of the module, as copies and files of the model keep its hooks."""
-    if not torch.compiler.is_compiling():
+    # Without gradients no step begins: an evaluation, or the next token of a text.
+    if torch.is_grad_enabled() and not torch.compiler.is_compiling():
         runtime.begin_step()
 
 

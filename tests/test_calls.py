@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import gc
-import time
 from dataclasses import replace
 
 import pytest
 import torch
+from waiting import wait_until
 
 from fxoffload.runtime.program.calls import Call, Entry, StepRun
 from fxoffload.runtime.program.live_bytes import count_live_bytes
@@ -123,9 +123,8 @@ def test_ops_wait_and_read_as_the_schedule_says(
     y = x.wait(is_measured=True)
     assert x.count_resident_bytes(None) == NBYTES, "the backward has it"
     del y, prefetch
-    deadline = time.monotonic() + 10  # The thread that read it lets go of it a little later.
-    while x.count_resident_bytes(None):
-        assert time.monotonic() < deadline
+    # The thread that read it lets go of it a little later.
+    wait_until(lambda: x.count_resident_bytes(None) == 0)
     x.start_reading()
     assert len(x.ticket.prefetches) == 1, "for another backward"
 

@@ -113,6 +113,9 @@ def test_a_step_begins_with_a_forward_of_the_model(
     x = torch.zeros(4, WIDTH)
     model(x)
     assert len(begun) == 1
+    with torch.no_grad():
+        model(x)
+    assert len(begun) == 1, "no step begins without gradients"
     pickle.loads(pickle.dumps(copy.deepcopy(model)))(x)
     assert len(begun) == 2
     torch.compile(model, backend="eager", fullgraph=False)(x)

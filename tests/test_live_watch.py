@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 
 import pytest
+from waiting import wait_until
 
 from fxoffload.runtime.program.half_run import HalfRun
 from fxoffload.runtime.program.live_watch import Held, LiveWatch
@@ -29,10 +29,7 @@ class Device:
         """Until a sample that began behind this has been taken."""
         self.held = Held(live_bytes, held_bytes)
         asked = self.asked
-        deadline = time.monotonic() + 10
-        while self.asked < asked + 2:
-            assert time.monotonic() < deadline
-            time.sleep(0.001)
+        wait_until(lambda: self.asked > asked + 1)
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Helpers by which tests wait for the store's threads."""
+"""Helpers by which tests wait for other threads."""
 
 from __future__ import annotations
 
@@ -8,6 +8,14 @@ from collections.abc import Callable
 import fxoffload
 
 
+def wait_until(holds: Callable[[], bool], words: str = "it does not come true") -> None:
+    """Ask again and again, for a minute at most."""
+    deadline = time.monotonic() + 60
+    while not holds():
+        assert time.monotonic() < deadline, words
+        time.sleep(0.001)
+
+
 def wait_for_writes(
     statistics: Callable[[], fxoffload.StoreStatistics] = fxoffload.statistics,
 ) -> None:
@@ -15,7 +23,4 @@ def wait_for_writes(
 
     A write that has begun when its value is freed holds bytes until it ends.
     """
-    deadline = time.monotonic() + 60
-    while statistics().inflight_bytes:
-        assert time.monotonic() < deadline, "writes do not end"
-        time.sleep(0.001)
+    wait_until(lambda: not statistics().inflight_bytes, "writes do not end")

@@ -70,17 +70,20 @@ def choose_transfers(
     candidates.sort(key=lambda value: (-value.nbytes * idle[value.name], value.name))
     limit = find_lower_bound(step) if budget_bytes == "min" else budget_bytes
     used = derate_links(links, utilisation)
+    limits = Limits(budget_bytes if isinstance(budget_bytes, int) else None, held_bytes)
+    inflight = {"max_inflight_bytes": max_inflight_bytes}
+    loosen = partial(_loosen, links=used, limits=limits, **inflight)
+    slow = derate_links(used, INSURED_SPEED)
     place = partial(
         place_transfers, condensed.step, links=used, budget_bytes=limit, held_bytes=held_bytes,
-        max_inflight_bytes=max_inflight_bytes,
+        **inflight,
     )  # fmt: skip
     assign = partial(_assign_tiers, idle=idle, host_bytes=host_bytes if "host" in links else 0)
-    try_transfers = partial(_try, links=used, max_inflight_bytes=max_inflight_bytes)
+    try_transfers = partial(_try, links=used, **inflight)
     attempt = _Attempts(forced, assign, place, partial(try_transfers, condensed.step))
 
     def lose(trial: Trial) -> float:
         loose = loosen(condensed.step, trial).transfers
-        slow = derate_links(used, INSURED_SPEED)
         return simulate(condensed.step, loose, slow, **inflight).step_seconds
 
     def expand(trial: Trial) -> Trial:
@@ -89,9 +92,6 @@ def choose_transfers(
     visits = len(condensed.step.seconds) + VISITS_OF_VALUE * len(movable)
     trials = max(1, max_node_visits // max(1, visits))
     unmoved, least = try_transfers(step, {}), attempt(())
-    limits = Limits(budget_bytes if isinstance(budget_bytes, int) else None, held_bytes)
-    inflight = {"max_inflight_bytes": max_inflight_bytes}
-    loosen = partial(_loosen, links=used, limits=limits, **inflight)
     best, reason = least, "moving it would cost step time"
     if limit is None:
         taken = HIDDEN_SHARE * unmoved.simulation.step_seconds
