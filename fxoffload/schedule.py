@@ -41,7 +41,8 @@ class HalfMeasurement:
     an op runs. gap_seconds: from the last op of the half before to the first one of this.
 
     Bytes are those that the device holds beside our values, relative to when the step began: at
-    fxoffload.begin_step, or else at its first op. None where the device does not tell.
+    fxoffload.begin_step, or else where its first graph was called. None where the device does not
+    tell.
     held_bytes: at the first op. gap_bytes: the most between the last op of the half before and the
     first one of this. peak_bytes: by op, the most that was seen between it and the next one of the
     half. live_bytes: the same of all that is on the device, our values included.

@@ -63,14 +63,20 @@ def forget_programs(graph: str) -> None:
 
 
 def begin_step() -> None:
-    """The next step of this thread begins here, and not with its first compiled op.
+    """The next step of this thread begins here, and not with its first compiled graph.
 
     What is held from now on is the step's and counts under a budget, such as embeddings that run in
     front of compiled layers. To be called in front of a forward, behind `zero_grad`; nothing
     happens while a step runs, as between the micro-batches of a pipeline. compile_in_place does
     this for a model of which it compiles parts.
     """
-    _programs.note_begin()
+    _programs.note_begin(declared=True)
+
+
+def note_graph() -> None:
+    """A compiled graph is about to run: the next step of this thread begins here at the latest."""
+    if torch.is_grad_enabled():  # Else it is an evaluation, or the next token of a text.
+        _programs.note_begin(declared=False)
 
 
 def find_next_schedule() -> Schedule | None:

@@ -361,6 +361,32 @@ def test_a_step_that_never_ends_is_given_up(
     assert book.schedules == []
 
 
+def test_a_step_begins_where_least_is_held(
+    book: ProgramBook, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At its graphs, but for a begin that is declared; what ends behind it is not the step's."""
+    held = [100, 90, 120]
+    monkeypatch.setattr(book_module, "count_live_bytes", lambda device: held.pop(0))
+    book.note_begin(declared=False)
+    assert book._begun_bytes is None, "no step has told the device"
+    run_step(book, "a")
+    for _ in range(3):
+        book.note_begin(declared=False)
+    assert book._begun_bytes == 90
+    held = [130, 110, 140]
+    book.note_begin(declared=True)
+    assert book._begun_bytes == 130
+    book.note_begin(declared=False)
+    assert book._begun_bytes == 110
+    step = book.begin_step(CPU)
+    step.note_birth()
+    book.note_begin(declared=True)
+    assert held == [140], "nothing is counted while a step runs"
+    step.note_death()
+    book.begin_step(CPU)
+    assert book._begun_bytes is None
+
+
 def test_a_step_goes_on_while_a_ticket_lives(book: ProgramBook) -> None:
     step = book.begin_step(CPU)
     step.add_call("a", CPU, is_limited=True)

@@ -124,29 +124,37 @@ def test_blocks_keep_the_budget_of_the_step(spill_directory: Path, expected: lis
 
 
 def test_what_runs_in_front_of_the_graphs_counts(spill_directory: Path) -> None:
-    """From begin_step on; else a step begins with its first op."""
+    """From begin_step on, or from a compiled graph on that itself saves nothing."""
     budget_bytes, held_bytes = 60 * MIB, 8 * MIB
 
-    def run(begins: bool) -> list[Tensor]:
-        if begins:
-            fxoffload.begin_step()
-        held = torch.ones(2, ROWS, WIDTH)
+    def make_held() -> Tensor:
+        return torch.ones(2, ROWS, WIDTH)
+
+    def run(begin: Callable[[], None], make: Callable[[], Tensor]) -> list[Tensor]:
+        begin()
+        held = make()
         loss = run_forward(blocks, make_input() * held[0])
         del held
         loss.backward()
         return take_gradients(blocks)
 
-    peaks: list[int] = []
-    for begins in (False, True):
+    def measure(begin: Callable[[], None], make: Callable[[], Tensor]) -> int:
         torch._dynamo.reset()
         kernels._programs.clear()
-        blocks = make_blocks(spill_directory, memory_budget=budget_bytes)
         for _ in range(4):
-            run(begins)
-        peaks.append(measure_peak(partial(run, begins)))
-    first, begun = peaks
-    assert first > budget_bytes + held_bytes // 2
-    assert 0.8 * budget_bytes < begun <= 1.03 * budget_bytes
+            run(begin, make)
+        return measure_peak(partial(run, begin, make))
+
+    def do_nothing() -> None:
+        pass
+
+    blocks = make_blocks(spill_directory, memory_budget=budget_bytes)
+    compiled = fxoffload.compile(
+        make_held, directory=spill_directory, compiler="eager", memory_budget=budget_bytes
+    )
+    assert measure(do_nothing, make_held) > budget_bytes + held_bytes // 2
+    assert 0.8 * budget_bytes < measure(fxoffload.begin_step, make_held) <= 1.03 * budget_bytes
+    assert 0.8 * budget_bytes < measure(do_nothing, compiled) <= 1.03 * budget_bytes
 
 
 def test_a_budget_holds_for_lengths_that_grow(spill_directory: Path) -> None:

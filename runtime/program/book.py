@@ -81,13 +81,19 @@ class ProgramBook:
             if any(half.graph == graph for half in program):
                 del self._learned[program]
 
-    def note_begin(self) -> None:
+    def note_begin(self, *, declared: bool) -> None:
         """The next step begins here: from now on, what is held is the step's.
 
+        declared: the user says so. Else a compiled graph is called, and the next step begins with
+        the first one since the last step: at the call in front of which the least was held.
         Nothing is noted while a step runs, nor before the first one, whose device is not known.
         """
-        if self._device is not None and (self.step is None or self.step.ended):
-            self._begun_bytes = count_live_bytes(self._device)
+        if self._device is None or (self.step is not None and not self.step.ended):
+            return
+        found, before = count_live_bytes(self._device), self._begun_bytes
+        if not declared and found is not None and before is not None:
+            found = min(found, before)
+        self._begun_bytes = found
 
     def begin_step(self, device: torch.device) -> StepRun:
         """The step that runs, or the next one where that has ended, which runs on `device`.

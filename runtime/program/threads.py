@@ -59,11 +59,11 @@ class Programs:
             call = step.add_call(graph, device, is_limited=known.is_limited, sizes=known.sizes)
         return call
 
-    def note_begin(self) -> None:
+    def note_begin(self, *, declared: bool) -> None:
         """In this thread: see ProgramBook.note_begin."""
         book = self._books.get(threading.get_ident())
         if book is not None:
-            book.note_begin()
+            book.note_begin(declared=declared)
 
     def forget(self, graph: str) -> None:
         """In all threads: see ProgramBook.forget."""
