@@ -29,7 +29,7 @@ HEADINGS = (
     "exposed s",
 )
 PEERS: tuple[Kind, ...] = ("checkpoint", "hooks", "save_on_cpu")
-LEARNING_STEPS = 6  # Then a schedule has been made that knows the price of a byte.
+LEARNING_STEPS = 11  # Then a schedule has been made that knows the price of a byte.
 
 
 @dataclass(frozen=True, slots=True)

@@ -240,13 +240,15 @@ def test_few_steps_are_measured(book: ProgramBook) -> None:
 
 
 def test_steps_in_turns_tell_what_a_byte_takes(book: ProgramBook, maker: Maker) -> None:
-    """Without a budget; the second and the fourth step move everything, and the last one waited."""
+    """Without a budget; of the first ten every other step moves everything. One of them waited."""
     maker.price = 1e-12  # What a probe said.
-    found = [
-        run_step(book, "ab", limited=False, price=1e-9, exposed_seconds=exposed).followed is None
-        for exposed in (0.0, 0.0, 0.0, 0.05, 0.0, 0.0, 0.0)
+    steps = [
+        run_step(book, "ab", limited=False, price=1e-9, exposed_seconds=0.05 * (number == 3))
+        for number in range(15)
     ]
-    assert found == [True, True, False, True, False, False, False]
+    moving = [number for number, step in enumerate(steps) if step.followed is None]
+    assert moving == [0, 1, 3, 5, 7, 9]
+    assert [step.measures for step in steps] == [*[True] * 11, *[False] * 4]
     assert maker.prices == [None, pytest.approx(1e-9)]
 
 

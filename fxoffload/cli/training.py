@@ -18,7 +18,7 @@ from fxoffload.errors import ConfigError
 from fxoffload.runtime.program.sampler import HeldSampler
 
 # The first step compiles, and the schedule is made by those behind it.
-SETTLING_STEPS = 6
+SETTLING_STEPS = 11
 _MOVED = ("written_bytes", "read_bytes", "forwarded_bytes")
 
 

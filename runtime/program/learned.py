@@ -28,7 +28,7 @@ FIRST_STEPS = 5
 MEASURED_EACH = 16
 # Steps of a program that move everything beside steps that follow a schedule, so that the price of
 # a byte shows: these, and then each so many steps.
-TRIED_STEPS = (1, 3)
+TRIED_STEPS = (1, 3, 5, 7, 9)
 TRIED_EACH = 256
 # Where not everything moves, which shows the price: less than this part of what may move.
 ALL_MOVED = 0.8
@@ -88,21 +88,28 @@ class Learned:
 
     @property
     def tries(self) -> bool:
-        """Whether the next step moves everything to show what that takes from compute.
-
-        Under a budget no step does: what it moves is settled by the budget. Nor where transfers
-        take nothing, as on a GPU.
-        """
-        schedule = self.schedule
-        if schedule is None or self.limited or not schedule.price:
-            return False
+        """Whether the next step moves everything to show what that takes from compute."""
         due = self.steps in TRIED_STEPS or self.steps % TRIED_EACH == 0
-        return due and schedule.moved_bytes < ALL_MOVED * schedule.saved_bytes
+        return due and self._needs_price
 
     @property
     def measures(self) -> bool:
         """Whether the next step is measured."""
-        return self.steps < FIRST_STEPS or self.steps % MEASURED_EACH == 0 or self.doubts
+        if self.steps < FIRST_STEPS or self.steps % MEASURED_EACH == 0 or self.doubts:
+            return True
+        return self.steps <= TRIED_STEPS[-1] + 1 and self._needs_price
+
+    @property
+    def _needs_price(self) -> bool:
+        """Whether the price of a byte decides what moves.
+
+        Under a budget the budget does, and no price does where transfers take nothing from compute,
+        as on a GPU.
+        """
+        schedule = self.schedule
+        if schedule is None or self.limited or not schedule.price:
+            return False
+        return schedule.moved_bytes < ALL_MOVED * schedule.saved_bytes
 
     def note(self, step: StepRun, latest: StepMeasurement) -> None:
         """One more measured step."""

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 # Steps of each kind that are remembered, and those without which nothing is said.
-KEPT_SAMPLES = 4
-LEAST_SAMPLES = 2
+KEPT_SAMPLES = 5
+LEAST_SAMPLES = 4
 # Steps that moved much moved at least this part more bytes than those that moved little.
 LEAST_DIFFERENCE = 0.2
 
