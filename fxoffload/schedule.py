@@ -46,6 +46,9 @@ class HalfMeasurement:
     held_bytes: at the first op. gap_bytes: the most between the last op of the half before and the
     first one of this. peak_bytes: by op, the most that was seen between it and the next one of the
     half. live_bytes: the same of all that is on the device, our values included.
+
+    last_half: of a forward without a backward, the index of the half in which the last of its
+    values died; None where that is not known.
     """
 
     clocks: Mapping[OpEvent, float]
@@ -54,6 +57,7 @@ class HalfMeasurement:
     gap_bytes: int | None = None
     peak_bytes: Mapping[OpEvent, int] = field(default_factory=dict)
     live_bytes: Mapping[OpEvent, int] = field(default_factory=dict)
+    last_half: int | None = None
 
     @property
     def seconds(self) -> float:

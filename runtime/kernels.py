@@ -247,7 +247,7 @@ def _forget(number: int, _: object) -> None:
         entry, call = found
         entry.store.free(entry.ticket)
         if call is not None:
-            call.step.note_death()
+            call.note_death()
 
 
 def _forget_entries() -> None:

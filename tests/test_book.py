@@ -117,7 +117,7 @@ def run_step(
         step_seconds=seconds + exposed_seconds + 2 * nbytes * price,
         exposed_seconds=exposed_seconds,
     )
-    step._exposed_before = {Waiting(exposed_seconds): 0.0}
+    step.stores._exposed_before = {Waiting(exposed_seconds): 0.0}
     step.stop()
     return step
 

@@ -215,6 +215,17 @@ def test_a_step_may_begin_before_its_first_op() -> None:
     assert [half.held_bytes for half in ended.measure().halves] == [0]
 
 
+def test_the_last_half_of_values_that_nothing_reads(memory_store: OffloadStore) -> None:
+    step = StepRun([], measures=True)
+    first, second, third = (step.add_call("a", CPU, is_limited=True) for _ in range(3))
+    first.note_death()
+    second.find_run("wait", CPU)
+    second.note_death()
+    third.note_death()
+    step.stop()
+    assert [half.last_half for half in step.measure().halves] == [2, None, 3, None]
+
+
 def test_samples_end_with_the_step(memory_store: OffloadStore) -> None:
     step = StepRun([], measures=True)
     call = step.add_call("a", CPU, is_limited=True)

@@ -45,6 +45,9 @@ def test_medians_of_times_and_highest_of_bytes() -> None:
     assert found.clocks == {EVENT: 2.0, ("wait", "y"): 4.0}
     assert (found.gap_seconds, found.held_bytes) == (0.5, 105)
     assert (found.gap_bytes, found.peak_bytes) == (900, {EVENT: 300})
+    assert found.last_half is None
+    (found,) = find_medians(PROGRAM, [[HALF], *([replace(HALF, last_half=n)] for n in (3, 1))])
+    assert found.last_half == 3
 
 
 @pytest.mark.parametrize(
@@ -57,6 +60,7 @@ def test_medians_of_times_and_highest_of_bytes() -> None:
         ({"held_bytes": 119}, False),
         ({"held_bytes": 121}, True),
         ({"gap_bytes": 221}, True),
+        ({"last_half": 1}, True),
         ({"gap_bytes": 0}, False),  # A sampler misses peaks.
     ],
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from steps import draw_step, make_link, make_step, make_value
@@ -11,7 +12,7 @@ from steps import draw_step, make_link, make_step, make_value
 from fxoffload.planner.condensing import condense
 from fxoffload.planner.placement import place_transfers
 from fxoffload.planner.simulation import simulate
-from fxoffload.planner.step import Phase, Residence
+from fxoffload.planner.step import Phase, Residence, Transfer
 
 LINKS = {"nvme": make_link(2.0, 3.0, latency=0.1)}
 
@@ -23,15 +24,27 @@ def test_nodes_between_changes_are_a_segment() -> None:
     )
     condensed = condense(step)
     # The value is born in 1, dies behind 3, is read in 10 and freed behind 12; 7 ends the forward.
-    assert condensed.starts == (0, 1, 2, 4, 7, 8, 10, 11, 13)
+    assert condensed.starts == (0, 1, 2, 4, 7, 8, 10, 11, 13, 16)
     assert condensed.step.fixed_bytes == (0, 0, 0, 50, 0, 0, 0, 0, 0)
     (moved,) = condensed.step.values
     assert (moved.born, moved.last_use, moved.first_use, moved.freed) == (1, 2, 1, 2)
 
 
+@pytest.mark.parametrize("freed", [4, 7])
+def test_a_value_that_nothing_reads_does_not_come_back(freed: int) -> None:
+    value = make_value("v", born=1, last_use=3, first_use=freed + 1, freed=freed)
+    step = make_step([value], forward=[0.0] * 8, backward=[0.0] * 8)
+    condensed = condense(step)
+    (moved,) = condensed.step.values
+    assert not moved.is_read
+    prefetch = condensed.step.first_use(moved)
+    found = condensed.expand({"v": Transfer("nvme", 4, prefetch)})
+    assert found == {"v": Transfer("nvme", 7, 8 + freed + 1)}
+
+
 def test_nodes_that_take_long_are_not_joined() -> None:
     step = make_step([], forward=[0.0, 1.0, 0.0004, 0.0004, 1.0], backward=[0.0, 0.0])
-    assert condense(step).starts == (0, 1, 2, 4, 5)
+    assert condense(step).starts == (0, 1, 2, 4, 5, 7)
     assert sum(condense(step).step.seconds) == step.compute_seconds
 
 

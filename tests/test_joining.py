@@ -139,6 +139,21 @@ def test_what_several_calls_save_is_one_value() -> None:
     assert found.nbytes == 100
 
 
+def test_what_nothing_reads_dies_where_it_was_seen_to() -> None:
+    """Else with the step."""
+    program = parse_program("F0 F1 B1")
+    length = len(MODEL.forward.seconds)
+    end = 2 * length + len(MODEL.backward.seconds)
+    for last_half, freed in ((None, end), (0, length - 1), (1, 2 * length - 1), (2, end)):
+        record = HalfMeasurement({}, last_half=last_half)
+        step = join_step(program, MODELS, [record, UNMEASURED, UNMEASURED]).step
+        assert len(step.seconds) == end + 1
+        for value in step.values:
+            assert value.is_read is value.name.startswith("1/")
+            assert value.is_read or step.freed(value) == freed
+            assert value.is_read or step.first_use(value) == freed + 1
+
+
 def test_owners_decide_what_may_move() -> None:
     """An output only where the caller lets go of it; nothing that the caller holds."""
     a, b = MODEL.values

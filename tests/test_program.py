@@ -141,17 +141,60 @@ def test_reads_start_in_other_calls() -> None:
     assert early
 
 
-def test_a_call_without_a_backward_lives_to_the_end() -> None:
-    joined = join_step(parse_program("F0 F1 B1"), MODELS, [UNMEASURED] * 3)
-    step = joined.step
-    last = len(step.seconds) - 1
-    assert step.seconds[last] == 0.0
-    for value in step.values:
-        ((call, _),) = joined.values[value.name]
-        assert (step.first_use(value) == last) is (call == 0)
-    for budget in (None, "min", 10_000):
-        found = make_schedule(parse_program("F0"), MODELS, [UNMEASURED], FAST, budget_bytes=budget)
-        assert found.moved_bytes == (200 if budget == "min" else 0)
+@pytest.mark.parametrize("links", [FAST, SLOW], ids=["fast", "slow"])
+@pytest.mark.parametrize("halves", ["F0 F1 F2 F3", "F0 F1 F2 B2 B1"])
+def test_values_that_nothing_reads_leave_where_a_budget_says_so(
+    halves: str, links: dict[str, Link]
+) -> None:
+    """For ever: they are garbage of which nobody knows when it goes."""
+    program = parse_program(halves)
+    unmeasured = [UNMEASURED] * len(program)
+    unread = {half.call for half in program} - {h.call for h in program if not h.forward}
+    free = make_schedule(program, MODELS, unmeasured, links, budget_bytes=None)
+    assert all(
+        destination == "keep" for call in unread for destination in _find_destinations(free, call)
+    )
+    all_bytes = make_schedule(program, MODELS, unmeasured, links, budget_bytes=10_000)
+    assert all_bytes.moved_bytes == 0
+    lowest = make_schedule(program, MODELS, unmeasured, links, budget_bytes="min")
+    assert lowest.peak_bytes == 107
+    for budget_bytes in range(240, free.unmoved_peak_bytes, 40):
+        found = make_schedule(program, MODELS, unmeasured, links, budget_bytes=budget_bytes)
+        assert found.peak_bytes <= budget_bytes
+        assert any("nvme" in _find_destinations(found, call) for call in unread)
+        read = {value for call in found.calls for each in call.reads.values() for value in each}
+        assert not {call for call, _ in read} & unread
+
+
+def _find_destinations(schedule: Schedule, call: int) -> list[str]:
+    return list(schedule.calls[call].destinations.values())
+
+
+def test_values_that_nothing_reads_live_as_long_as_they_were_seen_to() -> None:
+    """As the first forward of a checkpoint, whose values die before the next half begins."""
+    program = parse_program("F0 F1 B1")
+    died = HalfMeasurement({}, last_half=0)
+    found = make_schedule(
+        program, MODELS, [died, UNMEASURED, UNMEASURED], FAST, budget_bytes=10_000
+    )
+    assert found.unmoved_peak_bytes == schedule(1, 10_000).unmoved_peak_bytes
+    longer = [replace(died, last_half=1), UNMEASURED, UNMEASURED]
+    found = make_schedule(program, MODELS, longer, FAST, budget_bytes=10_000)
+    assert found.unmoved_peak_bytes == schedule(2, 10_000).unmoved_peak_bytes
+
+
+def test_what_another_call_reads_comes_back() -> None:
+    """A tensor that two calls save, one of which nothing reads, goes to the other one only."""
+    program = parse_program("F0 F1 B1")
+    owners = Owners(shared=(((0, "b"), (1, "a")),))
+    found = make_schedule(
+        program, MODELS, [UNMEASURED] * 3, FAST, budget_bytes="min", owners=owners
+    )
+    assert found.calls[0].destinations == found.calls[1].destinations == {"a": "nvme", "b": "nvme"}
+    assert not found.calls[0].passes
+    assert not found.calls[1].passes
+    read = [value for call in found.calls for values in call.reads.values() for value in values]
+    assert sorted(read) == [(1, "a"), (1, "b")]
 
 
 @pytest.mark.parametrize("links", [FAST, SLOW], ids=["fast", "slow"])

@@ -309,6 +309,26 @@ def test_what_is_never_read_is_kept(spill_directory: Path, expected: list[Tensor
     assert {len(schedule.program) for schedule in fxoffload.schedules()} == {1, 2}
 
 
+def test_a_budget_holds_for_forwards_alone(spill_directory: Path, expected: list[Tensor]) -> None:
+    """Such as an evaluation that does not turn gradients off; the training goes on behind it."""
+    budget_bytes = 60 * MIB  # With nothing moved the forwards take 100.
+    blocks = make_blocks(spill_directory, memory_budget=budget_bytes)
+
+    def evaluate() -> None:
+        run_forward(blocks, make_input())
+
+    for _ in range(7):
+        evaluate()
+    fxoffload.reset_statistics()
+    assert 0.8 * budget_bytes < measure_peak(evaluate) <= 1.03 * budget_bytes
+    done = fxoffload.statistics()
+    assert 0 < done.offloaded_bytes < 3 * 60 * MIB
+    assert (done.read_bytes, done.live_bytes, done.inflight_bytes) == (0, 0, 0)
+    for _ in range(4):
+        assert_equal(run_step(blocks), expected)
+    assert measure_peak(lambda: run_step(blocks)) <= 1.03 * budget_bytes
+
+
 @pytest.mark.parametrize("factor", [1e-4, 1e4])
 def test_speeds_are_those_of_the_runs_own_transfers(
     spill_directory: Path, factor: float, monkeypatch: pytest.MonkeyPatch

@@ -24,7 +24,7 @@ LONGEST_SHARE = 1e-3
 
 @dataclass(frozen=True, slots=True)
 class Condensed:
-    """A step in segments. starts: the first node of each."""
+    """A step in segments. starts: the first node of each, and the end."""
 
     step: Step
     starts: tuple[int, ...]
@@ -45,9 +45,9 @@ def condense(step: Step) -> Condensed:
     """`step` in segments; itself where it says at which nodes ops may stand, or has phases."""
     length, turn = len(step.seconds), step.forward_length
     if step.stops is not None or len(step.phases) > 1:
-        return Condensed(step, tuple(range(length)))
-    starts = _find_starts(step)
-    segments = [range(start, end) for start, end in pairwise([*starts, length])]
+        return Condensed(step, tuple(range(length + 1)))
+    starts = [*_find_starts(step), length]
+    segments = [range(start, end) for start, end in pairwise(starts)]
 
     def find(position: int) -> int:
         return bisect_right(starts, position) - 1
@@ -69,7 +69,7 @@ def condense(step: Step) -> Condensed:
         for index, segment in enumerate(segments)
     )
     found = Step(
-        names=tuple(step.names[start] for start in starts),
+        names=tuple(step.names[segment[0]] for segment in segments),
         seconds=tuple(sum(step.seconds[position] for position in each) for each in segments),
         forward_length=middle,
         forward_inputs=find(step.forward_inputs),

@@ -67,6 +67,7 @@ def build_fluid(
 ) -> Fluid:
     """The program of `step`, whose peak is `peak_bytes`, or higher if it may be.
 
+    Each value of `step` is read, as the graphs whose bounds are asked for have a backward.
     host_bytes: capacity of the host tier.
     """
     moments = find_moments(step, peak_bytes)

@@ -60,7 +60,7 @@ def join_step(
 ) -> JoinedStep:
     """The halves of `program` behind one another.
 
-    Values of a call without a backward live to the end of the step.
+    Values of a call without a backward live as long as was seen, or to the end of the step.
     """
     seconds: list[float] = []
     fixed: list[Residence] = []
@@ -93,7 +93,8 @@ def join_step(
     if 2 * len({half.call for half in program}) > len(program):
         seconds.append(0.0)  # Where what is never read ends.
     phases = _find_phases(program, starts, len(seconds))
-    joined = _join_values(program, models, starts, end, phases[0].turn, owners)
+    deaths = _find_deaths(program, measured, starts, end)
+    joined = _join_values(program, models, starts, deaths, phases[0].turn, owners)
     step = Step(
         names=tuple(str(position) for position in range(len(seconds))),
         seconds=tuple(seconds),
@@ -110,18 +111,33 @@ def join_step(
     )
 
 
+def _find_deaths(
+    program: Program,
+    measured: Sequence[HalfMeasurement],
+    starts: Mapping[tuple[int, bool], int],
+    end: int,
+) -> dict[int, int]:
+    """By call, the last position at which values live that no backward reads; end: of the step."""
+    deaths: dict[int, int] = {}
+    for half, record in zip(program, measured, strict=True):
+        following = len(program) if record.last_half is None else record.last_half + 1
+        behind = program[following] if following < len(program) else None
+        deaths[half.call] = end if behind is None else starts[behind.call, behind.forward] - 1
+    return deaths
+
+
 def _join_values(
     program: Program,
     models: Mapping[str, GraphModel],
     starts: Mapping[tuple[int, bool], int],
-    end: int,
+    deaths: Mapping[int, int],
     forward_length: int,
     owners: Owners,
 ) -> list[tuple[SavedValue, tuple[CallValue, ...]]]:
     """The values of all calls, with the values of calls that each of them is.
 
     What several calls have saved is one value: it lives from its first birth to its last reader.
-    end: the position at which values die that are never read.
+    deaths: see _find_deaths.
     """
     found: dict[CallValue, SavedValue] = {}
     for half in program:
@@ -129,7 +145,7 @@ def _join_values(
             begin, backward = starts[half.call, True], starts.get((half.call, False))
             for value in models[half.graph].values:
                 key = half.call, value.name
-                first, last = end, end
+                first, last = deaths[half.call] + 1, deaths[half.call]
                 if backward is not None:
                     first, last = backward + value.first_use, backward + value.freed
                 last_use = begin + value.last_use
@@ -148,7 +164,10 @@ def _join_values(
         key: (value, (key,)) for key, value in found.items()
     }
     for group in owners.shared:
-        members = sorted((key for key in group if key in found), key=lambda k: found[k].first_use)
+        members = sorted(
+            (key for key in group if key in found),
+            key=lambda key: (not found[key].is_read, found[key].first_use),
+        )
         first = min(members, key=lambda key: found[key].born, default=None)
         for key in members:
             del joined[key]
@@ -158,13 +177,17 @@ def _join_values(
 
 
 def _merge(values: Sequence[SavedValue], first: SavedValue) -> SavedValue:
-    """The one value that `values`, in the order of their readers, are; `first` was born first."""
+    """The one value that `values`, in the order of their readers, are; `first` was born first.
+
+    Those that nothing reads are the last ones.
+    """
     refusals = [value.refusal for value in values if value.refusal not in (None, RETURNED)]
+    freed = max(value.freed for value in values)
     return replace(
         first,
         last_use=max(value.last_use for value in values),
-        first_use=values[0].first_use,
-        freed=max(value.freed for value in values),
+        first_use=values[0].first_use if values[0].is_read else freed + 1,
+        freed=freed,
         refusal=refusals[0] if refusals else None,
         must_move=any(value.must_move for value in values),
     )

@@ -161,9 +161,10 @@ def _place_prefetches(
     room_bytes: what values that nobody reads yet may take at each position, and in the backwards
     those that nobody reads any more.
     """
-    first_uses = _group(moved, [step.first_use(value) for value in moved])
+    read = [value for value in moved if value.is_read]
+    first_uses = _group(read, [step.first_use(value) for value in read])
     start = step.phases[0].turn + step.backward_inputs
-    prefetches = {value.name: start for value in moved}
+    prefetches = {value.name: start if value.is_read else step.first_use(value) for value in moved}
     for phase, tail in zip(reversed(step.phases), reversed(tails), strict=True):
         for position in reversed(range(phase.start, phase.end)):
             if position == start - 1:

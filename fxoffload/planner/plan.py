@@ -53,7 +53,8 @@ class SavedValue:
     nbytes: of the storage; member_bytes: of all members added up.
     born, last_use: positions in the forward (index of node) of the op that makes it, be it in a
     tuple, and of the last reader of its data, also through views; `born` when there is none.
-    first_use, freed: positions of the first and the last reader in the backward.
+    first_use, freed: positions of the first and the last reader in the backward. A value that
+    nothing reads dies behind `freed`, and first_use is the position behind that.
     gathered: True when the members cover so little of the storage that the one member `name` is
     copied out of it instead; base_bytes: its share of that storage, which stays when the value
     does. owned: False when the storage belongs to the caller.
@@ -75,6 +76,11 @@ class SavedValue:
     base_bytes: int | None = None
     must_move: bool = False
     origin: Origin = field(default=Origin(), compare=False, repr=False)
+
+    @property
+    def is_read(self) -> bool:
+        """Whether a backward reads the value, so that it comes back if it moves."""
+        return self.first_use <= self.freed
 
     @property
     def has_ops(self) -> bool:

@@ -74,8 +74,9 @@ def _write_schedule(
     positions = [op.position for op in joined.ops]
     for value in step.values:
         members = joined.values[value.name]
+        readers = [key for key in members if (key[0], ("wait", key[1])) in order]
         transfer = transfers.get(value.name)
-        calls.send(members, "keep" if transfer is None else transfer.tier)
+        calls.send(members, readers, "keep" if transfer is None else transfer.tier)
         if transfer is None:
             continue
         released = [
@@ -85,10 +86,9 @@ def _write_schedule(
             # The last op that stands at this position or before it.
             index = max(*released, bisect_right(positions, transfer.release) - 1)
             calls.wait(joined.ops[index], members[0])
-        call, name = members[0]
-        own = order.get((call, ("wait", name)))
-        if own is None:
+        if not readers:
             continue
+        own = order[readers[0][0], ("wait", readers[0][1])]
         written = simulation.written_positions.get(value.name)
         if written is not None and budget_bytes is not None:
             # A slower write than was foreseen must not meet the reads of the backward.
@@ -127,12 +127,14 @@ class _Calls:
         self._reads: list[dict[OpEvent, list[CallValue]]] = [{} for _ in range(count)]
         self._passes: list[dict[str, CallValue]] = [{} for _ in range(count)]
 
-    def send(self, members: Sequence[CallValue], destination: Destination) -> None:
-        """One tensor goes there, which each of `members` is; what comes back is passed on."""
+    def send(
+        self, members: Sequence[CallValue], readers: Sequence[CallValue], destination: Destination
+    ) -> None:
+        """One tensor goes there, which each of `members` is; each of `readers` passes it on."""
         for call, name in members:
             self._destinations[call][name] = destination
         if destination != "keep":
-            for (call, name), following in pairwise(members):
+            for (call, name), following in pairwise(readers):
                 self._passes[call][name] = following
 
     def wait(self, op: PlacedOp, value: CallValue) -> None:

@@ -95,7 +95,8 @@ def choose_transfers(
     best, reason = least, "moving it would cost step time"
     if limit is None:
         taken = HIDDEN_SHARE * unmoved.simulation.step_seconds
-        best = attempt(choose_hidden(candidates, idle, used, attempt, least, taken, trials))
+        read = [value for value in candidates if value.is_read]  # The rest is garbage already.
+        best = attempt(choose_hidden(read, idle, used, attempt, least, taken, trials))
     if budget_bytes == "min":
         # Also what does not count at the peak of this graph: it does when graphs follow each other.
         best, reason = attempt(candidates), ""

@@ -176,15 +176,16 @@ def simulate(
     """Run `step` with `transfers` (by name of value) over `links` (by tier)."""
     loop = EventLoop(step, transfers, links, max_inflight_bytes)
     loop.run()
-    moved_bytes = sum(value.nbytes for value in step.values if value.name in transfers)
+    moved = [value for value in step.values if value.name in transfers]
+    read_bytes = sum(value.nbytes for value in moved if value.is_read)
     residences = find_residences(step, transfers, loop.arrivals, loop.written)
     return Simulation(
         step_seconds=loop.clock,
         exposed_seconds=loop.exposed_seconds,
         contended_seconds=loop.contended_seconds,
         live_bytes=sum_residences(step, residences),
-        written_bytes=moved_bytes,
-        read_bytes=moved_bytes - loop.forwarded_bytes,
+        written_bytes=sum(value.nbytes for value in moved),
+        read_bytes=read_bytes - loop.forwarded_bytes,
         forwarded_bytes=loop.forwarded_bytes,
         written_positions={
             name: bisect_left(loop.arrivals, loop.written[name])
@@ -226,7 +227,7 @@ def _index_events(
             releases.setdefault(transfer.release, []).append(value)
     for value in sorted(step.values, key=step.first_use):
         transfer = transfers.get(value.name)
-        if transfer is not None:
+        if transfer is not None and value.is_read:
             prefetches.setdefault(transfer.prefetch, []).append(value)
             waits.setdefault(step.first_use(value), []).append(value)
     return offloads, releases, prefetches, waits

@@ -78,11 +78,12 @@ def _advance_prefetches(
     """Earlier in the backwards, the first one first: what is read later queues behind it."""
     start = step.phases[0].turn + step.backward_inputs
     ahead_bytes = [0] * len(step.seconds)
-    for value in moved:
+    read = [value for value in moved if value.is_read]
+    for value in read:
         first_use = step.first_use(value)
         _take(ahead_bytes, -value.nbytes, range(transfers[value.name].prefetch, first_use))
     previous: dict[str, int] = {}
-    order = sorted(moved, key=lambda value: (transfers[value.name].prefetch, step.first_use(value)))
+    order = sorted(read, key=lambda value: (transfers[value.name].prefetch, step.first_use(value)))
     for value in order:
         transfer = transfers[value.name]
         release = transfer.release

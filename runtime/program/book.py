@@ -144,7 +144,7 @@ class ProgramBook:
             return
         if schedule is not None:
             most = schedule.exposed_seconds + UNFORESEEN_WAIT * schedule.step_seconds
-            learned.doubts = step.exposed_seconds > most
+            learned.doubts = step.stores.exposed_seconds > most
             learned.doubts |= differ_in_base(learned.assumed, step.base_bytes, schedule)
         if not step.measures:
             return

@@ -16,7 +16,6 @@ from functools import partial
 import torch
 
 from fxoffload.ops import OpEvent
-from fxoffload.runtime.engines.metered import Window, open_windows
 from fxoffload.runtime.measurement.clocks import Mark
 from fxoffload.runtime.program.entry import (
     Entry,
@@ -27,8 +26,8 @@ from fxoffload.runtime.program.entry import (
 from fxoffload.runtime.program.half_run import HalfRun, find_step_seconds, measure_halves
 from fxoffload.runtime.program.live_bytes import count_foreign_bytes, count_live_bytes
 from fxoffload.runtime.program.live_watch import Held, LiveWatch
+from fxoffload.runtime.program.store_watch import StoreWatch
 from fxoffload.runtime.program.value_sizes import merge_sizes
-from fxoffload.runtime.store.store import OffloadStore
 from fxoffload.schedule import (
     CallSchedule,
     CallValue,
@@ -105,8 +104,13 @@ class Call:
     def add(self, name: str, entry: Entry) -> None:
         """The value has left, or was kept."""
         self.entries[name] = entry
-        self.step.watch(entry.store)
+        self.step.stores.add(entry.store)
         self.step.note_birth()
+
+    def note_death(self) -> None:
+        """A ticket of the call has died; safe in a finalizer, in any thread."""
+        self.forward.last_half = len(self.step.runs) - 1
+        self.step.note_death()
 
     def act(self, kind: str, name: str) -> None:
         """What the schedule wants done at this op: wait for writes, start reads."""
@@ -148,13 +152,12 @@ class StepRun:
         self.measures = measures
         self.base_bytes: int | None = None
         self.followed: Schedule | None = None
+        self.stores = StoreWatch(measures=measures)
         self._schedules = schedules
         self._alive = 0
         self._dead: deque[None] = deque()  # Grows in any thread, in single steps.
         self._watch: LiveWatch | None = None
         self._begun_bytes = begun_bytes
-        self._exposed_before: dict[OffloadStore, float] = {}
-        self._windows: list[dict[str, Window]] = []
 
     @property
     def ended(self) -> bool:
@@ -231,18 +234,6 @@ class StepRun:
             return None
         return self.calls[number].entries.get(name)
 
-    @property
-    def exposed_seconds(self) -> float:
-        """Of waiting for transfers since the step began."""
-        return sum(store.exposed_seconds - before for store, before in self._exposed_before.items())
-
-    def watch(self, store: OffloadStore) -> None:
-        """The step moves values through `store`."""
-        if store not in self._exposed_before:
-            self._exposed_before[store] = store.exposed_seconds
-            if self.measures:
-                self._windows.append(open_windows(store.engines))
-
     def note_birth(self) -> None:
         """A ticket of the step was made."""
         self._alive += 1
@@ -265,13 +256,12 @@ class StepRun:
     def measure(self) -> StepMeasurement:
         """What the step took. To be called once, when it has ended."""
         self.stop()
-        flows = {tier: each.close() for windows in self._windows for tier, each in windows.items()}
         return StepMeasurement(
             measure_halves(self.runs, self._begun_bytes or 0),
-            flows,
+            self.stores.close(),
             self.base_bytes,
             find_owners(self._list_entries()),
-            self.exposed_seconds,
+            self.stores.exposed_seconds,
             find_step_seconds(self.runs),
         )
 

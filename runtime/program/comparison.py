@@ -63,6 +63,7 @@ def _find_median(records: Sequence[HalfMeasurement]) -> HalfMeasurement:
             for each in records
             for event, nbytes in each.peak_bytes.items()
         },
+        last_half=max((r.last_half for r in records if r.last_half is not None), default=None),
     )
 
 
@@ -85,7 +86,8 @@ def differ(
     schedule: Schedule | None,
 ) -> bool:
     """Whether a schedule made by `measured` would be another one than that made by `assumed`."""
-    if assumed.owners != measured.owners:
+    pairs = list(zip(assumed.halves, measured.halves, strict=True))
+    if assumed.owners != measured.owners or any(a.last_half != b.last_half for a, b in pairs):
         return True
     before, after = (sum(half.seconds for half in each.halves) for each in (assumed, measured))
     if abs(after - before) > CHANGED_SECONDS * before:
@@ -102,7 +104,7 @@ def differ(
     return any(
         abs((new.held_bytes or 0) - (old.held_bytes or 0)) > limit
         or (new.gap_bytes or 0) - (old.gap_bytes or 0) > limit
-        for old, new in zip(assumed.halves, measured.halves, strict=True)
+        for old, new in pairs
     )
 
 

@@ -12,7 +12,10 @@ from fxoffload.schedule import Half, HalfMeasurement
 
 @dataclass(slots=True, eq=False)
 class HalfRun:
-    """When the ops of one half ran, and what was held beside our values; see HalfMeasurement."""
+    """When the ops of one half ran, and what was held beside our values; see HalfMeasurement.
+
+    last_half: also of a forward that has a backward, which makes it known by itself.
+    """
 
     half: Half
     held_bytes: int | None = None
@@ -22,6 +25,7 @@ class HalfRun:
     )
     peak_bytes: dict[OpEvent, int] = field(default_factory=dict[OpEvent, int])
     live_bytes: dict[OpEvent, int] = field(default_factory=dict[OpEvent, int])
+    last_half: int | None = None
 
 
 def find_step_seconds(runs: Sequence[HalfRun]) -> float:
@@ -34,6 +38,7 @@ def measure_halves(runs: Sequence[HalfRun], base_bytes: int) -> list[HalfMeasure
     """What each of the halves of a step took; bytes relative to `base_bytes`."""
     found: list[HalfMeasurement] = []
     left: Mark | None = None
+    read = {run.half.call for run in runs if not run.half.forward}
     for run in runs:
         marks = list(run.marks.values())
         gap = find_seconds(left, marks[0][0]) if left is not None and marks else 0.0
@@ -45,6 +50,7 @@ def measure_halves(runs: Sequence[HalfRun], base_bytes: int) -> list[HalfMeasure
                 None if run.gap_bytes is None else run.gap_bytes - base_bytes,
                 {event: nbytes - base_bytes for event, nbytes in run.peak_bytes.items()},
                 {event: nbytes - base_bytes for event, nbytes in run.live_bytes.items()},
+                None if run.half.call in read else run.last_half,
             )
         )
         left = marks[-1][1] if marks else left
