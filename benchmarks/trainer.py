@@ -25,6 +25,7 @@ from fxoffload.planner.residences import find_lower_bound
 from fxoffload.planner.step import Step
 from fxoffload.runtime.program.learned import FIRST_STEPS
 from fxoffload.schedule import Schedule
+from fxoffload.step_begin import begin_with_forwards
 
 Compilation = Literal["plain", "fxoffload"]
 # How a model is compiled: as a whole, by layer, or with a graph break after every third layer.
@@ -163,6 +164,7 @@ def compile_variant(
     # compiled for another model of the same class under another configuration.
     if compilation == "fxoffload":
         compiler = partial(backend.backend, options=options)
+        begin_with_forwards(model)
     else:
         eager = options.get("compiler") == "eager"
         compiler = partial(lookup_backend("aot_eager_decomp_partition" if eager else "inductor"))
@@ -172,16 +174,10 @@ def compile_variant(
     if program == "blocks":
         for layer in layers:
             layer.compile(backend=compiler)
-        model.register_forward_pre_hook(_begin_step)
         return model
     for layer in list(layers)[2:-1:3]:
         layer.register_forward_hook(_break_graph)
     return torch.compile(model, backend=compiler)
-
-
-def _begin_step(*_: Any) -> None:
-    """As compile_in_place has it."""
-    fxoffload.begin_step()
 
 
 def _break_graph(*_: Any) -> None:

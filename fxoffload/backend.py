@@ -34,6 +34,7 @@ from fxoffload.planning import (
     reserve,
 )
 from fxoffload.schedule import Schedule
+from fxoffload.step_begin import begin_with_forwards
 from fxoffload.step_schedules import ScheduledGraph, follow_schedules
 from fxoffload.torch_internals import DynamoGraph
 
@@ -123,11 +124,13 @@ def compile(
 ) -> Any:
     """`torch.compile(model, backend="fxoffload")` with `options` checked at once.
 
+    A step begins with a forward of `model`, also where torch runs a part of it uncompiled.
     dynamic, fullgraph: as in torch.compile. mode, options: fields of OffloadConfig.
     Raises ConfigError for an option or a directory that cannot work.
     """
     config = OffloadConfig.from_options(options, mode=mode)
     open_store(config)
+    begin_with_forwards(model)
     # torch.compile takes mode or options, not both, unless the backend already carries them.
     bound = BoundBackend(config)
     return torch.compile(model, backend=bound, dynamic=dynamic, fullgraph=fullgraph)
@@ -178,7 +181,7 @@ def _note_calls(compiled: Callable[..., Any]) -> Callable[..., Any]:
     """`compiled`, whose call begins a step where none runs: also a graph that saves nothing."""
 
     def run(*args: Any) -> Any:
-        runtime.note_graph()
+        runtime.note_forward()
         return compiled(*args)
 
     return run

@@ -5,14 +5,13 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterable
 
-import torch
 from torch import nn
 
-from fxoffload import runtime
 from fxoffload.backend import BoundBackend, open_store
 from fxoffload.config import OffloadConfig
 from fxoffload.errors import ConfigError
 from fxoffload.hints import find_hint
+from fxoffload.step_begin import begin_with_forwards
 
 _CONTAINERS = (nn.ModuleList, nn.ModuleDict, nn.Sequential)
 
@@ -33,8 +32,8 @@ def compile_in_place(
     each outermost instance is. None: the whole model.
     dynamic, fullgraph: as in torch.compile. mode, options: fields of OffloadConfig.
 
-    Where parts of `model` are compiled, a step begins with a forward of `model`, see begin_step: a
-    budget then holds for what runs in front of the parts, too.
+    A step begins with a forward of `model`: a budget holds for what runs uncompiled in front of the
+    compiled parts, too.
     Wrappers such as DistributedDataParallel may be applied before or after, as hooks and the class
     of a module stay.
     Warns of a model of Hugging Face that makes a cache for generation.
@@ -49,16 +48,8 @@ def compile_in_place(
     open_store(config)
     for module in found:
         module.compile(backend=BoundBackend(config), dynamic=dynamic, fullgraph=fullgraph)
-    if modules is not None and _begin_step not in model._forward_pre_hooks.values():
-        model.register_forward_pre_hook(_begin_step)
+    begin_with_forwards(model)
     return found
-
-
-def _begin_step(model: nn.Module, args: object) -> None:
-    """A function of the module, as copies and files of the model keep its hooks."""
-    # Without gradients no step begins: an evaluation, or the next token of a text.
-    if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-        runtime.begin_step()
 
 
 def _find_modules(model: nn.Module, name: str) -> tuple[nn.Module, ...]:

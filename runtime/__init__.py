@@ -17,7 +17,7 @@ from fxoffload.runtime.kernels import (
     find_programs,
     forget_programs,
     list_held,
-    note_graph,
+    note_forward,
     schedule_graph,
 )
 from fxoffload.runtime.measurement.bandwidth import Bandwidth
@@ -65,7 +65,7 @@ __all__ = [
     "find_store",
     "forget_programs",
     "list_held",
-    "note_graph",
+    "note_forward",
     "probe_memory",
     "recall_contention",
     "recall_exchange",

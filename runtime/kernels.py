@@ -67,14 +67,14 @@ def begin_step() -> None:
 
     What is held from now on is the step's and counts under a budget, such as embeddings that run in
     front of compiled layers. To be called in front of a forward, behind `zero_grad`; nothing
-    happens while a step runs, as between the micro-batches of a pipeline. compile_in_place does
-    this for a model of which it compiles parts.
+    happens while a step runs, as between the micro-batches of a pipeline. A step of a model that
+    fxoffload.compile or compile_in_place compiled begins with its forward without this.
     """
     _programs.note_begin(declared=True)
 
 
-def note_graph() -> None:
-    """A compiled graph is about to run: the next step of this thread begins here at the latest."""
+def note_forward() -> None:
+    """A compiled graph, or a model that has some, runs: the next step begins here at the latest."""
     if torch.is_grad_enabled():  # Else it is an evaluation, or the next token of a text.
         _programs.note_begin(declared=False)
 

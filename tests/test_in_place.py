@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-import pickle
 import warnings
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,7 +13,6 @@ from torch import Tensor, nn
 from waiting import wait_for_writes
 
 import fxoffload
-from fxoffload import runtime
 from fxoffload.config import OffloadConfig
 from fxoffload.errors import ConfigError
 from fxoffload.in_place import compile_in_place
@@ -99,31 +96,6 @@ def test_the_modules_that_are_compiled_come_back(options: dict[str, Any]) -> Non
     assert compile_in_place(model, "listed", **options) == tuple(model.listed)
     blocks = (model.first, *model.listed, *model.chained, model.named["a"])
     assert compile_in_place(model, "Block", **options) == blocks
-
-
-def test_a_step_begins_with_a_forward_of_the_model(
-    options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Of which parts are compiled; its copies and files keep that."""
-    begun: list[None] = []
-    monkeypatch.setattr(runtime, "begin_step", lambda: begun.append(None))
-    model = Model()
-    compile_in_place(model, "first", **options)
-    compile_in_place(model, "listed", **options)
-    x = torch.zeros(4, WIDTH)
-    model(x)
-    assert len(begun) == 1
-    with torch.no_grad():
-        model(x)
-    assert len(begun) == 1, "no step begins without gradients"
-    pickle.loads(pickle.dumps(copy.deepcopy(model)))(x)
-    assert len(begun) == 2
-    torch.compile(model, backend="eager", fullgraph=False)(x)
-    assert len(begun) == 2, "the graphs begin where the model does"
-    whole = Model()
-    compile_in_place(whole, **options)
-    whole(x)
-    assert len(begun) == 2
 
 
 @pytest.mark.parametrize(

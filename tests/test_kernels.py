@@ -289,3 +289,15 @@ def test_the_range_of_an_op_that_fails_ends(key: str) -> None:
     events = {each.name: each for each in profiler.events()}
     assert events["aten::sum"].cpu_parent is None
     assert "fxoffload wait value" in events
+
+
+def test_only_forwards_with_gradients_begin_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without gradients they are an evaluation, or the next token of a text."""
+    begun: list[bool] = []
+    monkeypatch.setattr(kernels._programs, "note_begin", lambda *, declared: begun.append(declared))
+    with torch.no_grad():
+        kernels.note_forward()
+    assert begun == []
+    kernels.note_forward()
+    kernels.begin_step()
+    assert begun == [False, True]

@@ -74,8 +74,8 @@ ROOMS = {
     ),
     "backend": Room(
         (
-            "backend", "in_place", "planning", "machine", "plan_cache", "step_schedules", "cuts",
-            "cut_review", "artifacts", "memory_dump",
+            "backend", "in_place", "step_begin", "planning", "machine", "plan_cache",
+            "step_schedules", "cuts", "cut_review", "artifacts", "memory_dump",
         ),
         ("words", "graph", "planner", "torch_internals", "config", "facts", "passes", "kernels"),
     ),

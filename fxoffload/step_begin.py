@@ -1,0 +1,24 @@
+"""A step begins with a forward of a model: what runs in front of its graphs counts, too."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from fxoffload import runtime
+
+
+def begin_with_forwards(model: object) -> None:
+    """Let a step begin with each forward of `model`, if it is a module; see runtime.note_forward.
+
+    Copies and files of the model keep that. Where a compiler traces the forward, nothing is added:
+    the step begins where the graph is called.
+    """
+    if isinstance(model, nn.Module) and _note_forward not in model._forward_pre_hooks.values():
+        model.register_forward_pre_hook(_note_forward)
+
+
+def _note_forward(model: nn.Module, args: object) -> None:
+    """A function of this module, as copies and files of models keep their hooks by name."""
+    if not torch.compiler.is_compiling():
+        runtime.note_forward()

@@ -1,0 +1,90 @@
+"""A step begins with a forward of the model, where the model runs uncompiled."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import fxoffload
+from fxoffload import runtime
+from fxoffload.step_begin import begin_with_forwards
+
+WIDTH = 8
+
+
+class Block(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(x).tanh()
+
+
+class Model(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList([Block()])
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.blocks[0](x + 1.0)
+
+
+@pytest.fixture
+def begun(monkeypatch: pytest.MonkeyPatch) -> list[None]:
+    """Has an item for each begin."""
+    found: list[None] = []
+    monkeypatch.setattr(runtime, "note_forward", lambda: found.append(None))
+    return found
+
+
+def test_a_forward_begins_a_step(begun: list[None]) -> None:
+    """Also of copies and files of the model, once each."""
+    model = Model()
+    begin_with_forwards(model)
+    begin_with_forwards(model)
+    x = torch.zeros(4, WIDTH)
+    model(x)
+    assert len(begun) == 1
+    pickle.loads(pickle.dumps(copy.deepcopy(model)))(x)
+    assert len(begun) == 2
+
+
+def test_a_function_has_no_forward(begun: list[None]) -> None:
+    begin_with_forwards(len)
+    assert begun == []
+
+
+def test_a_graph_has_nothing_of_it(begun: list[None], fresh_dynamo: None) -> None:
+    """Its call begins the step, see runtime.note_forward."""
+    model = Model()
+    begin_with_forwards(model)
+    torch.compile(model, backend="eager", fullgraph=True)(torch.zeros(4, WIDTH))
+    assert begun == []
+
+
+@pytest.mark.parametrize(
+    "compile_model",
+    [
+        fxoffload.compile,
+        fxoffload.compile_in_place,
+        partial(fxoffload.compile_in_place, modules="blocks"),
+    ],
+)
+def test_models_that_are_compiled_begin_steps(
+    begun: list[None],
+    compile_model: Callable[..., Any],
+    spill_directory: Path,
+    fresh_dynamo: None,
+) -> None:
+    model = Model()
+    compile_model(model, directory=spill_directory, compiler="eager")
+    assert len(model._forward_pre_hooks) == 1
