@@ -1,4 +1,4 @@
-"""A review of cuts: a step that has run is planned at each cut that its graphs may have."""
+"""Review of cuts: plan a step that has run once more, with its graphs at each possible cut."""
 
 from __future__ import annotations
 
@@ -24,10 +24,11 @@ log = logging.getLogger(__name__)
 
 
 def review_cuts(schedule: Schedule) -> None:
-    """Settle the cuts of the graphs of a step by `schedule`: others, if transfers cost it time.
+    """Decide whether the graphs of the step with this `schedule` are compiled at another cut.
 
-    Once: what a drive does for a while later on is no reason to compile. The ranks of a job do so
-    whatever theirs cost, and by nominal numbers: all in the same step, and with the same result.
+    The cuts stay if transfers cost the step little time. Each graph is reviewed once, so that a
+    drive that is slow for a while later on does not cause a compilation. The ranks of a job must
+    choose the same cuts in the same step: they always review, and by nominal numbers.
     """
     step = next(each for each in find_steps() if each.record.schedule is schedule)
     waiting = {
@@ -57,9 +58,9 @@ def review_cuts(schedule: Schedule) -> None:
 def _make_nominal(
     graphs: Mapping[str, ScheduledGraph], others: Mapping[str, Mapping[Cut, GraphModel]]
 ) -> dict[str, ScheduledGraph]:
-    """`graphs` with nothing in them that one rank has measured; empty where not all were traced.
+    """`graphs` without anything that this rank has measured; empty if some were not traced.
 
-    others: models by graph, of nominal numbers, at each cut.
+    others: for each graph, its models at each cut, with nominal numbers.
     """
     found: dict[str, ScheduledGraph] = {}
     for key, each in graphs.items():
@@ -77,11 +78,12 @@ def choose_cuts(
     measured: StepMeasurement,
     others: Mapping[str, Mapping[Cut, GraphModel]],
 ) -> Mapping[str, Cut]:
-    """The cuts by which a step takes the least time, see choose_cut; `others`: models by graph.
+    """The cuts with which the step takes the least time, see choose_cut.
 
-    What other code takes was not measured, so that all cuts are compared by the cost model, at the
-    pace of the step that was. Bytes between the ops are those of the model, too. What transfers
-    take from compute counts if the run has shown it: a probe may be wrong by a factor.
+    The code of another cut has never run. So seconds and bytes of all cuts come from the cost
+    model, scaled by the factor between the measured step and its model. The compute time that
+    transfers take counts only if the run has shown it, as a probe may be wrong by a factor.
+    others: for each graph, its models at each cut.
     """
     own = {key: each.model for key, each in graphs.items()}
     modelled_seconds = sum(

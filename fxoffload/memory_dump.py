@@ -1,4 +1,4 @@
-"""Memory dumps: a file that says what was in a device's memory when that did not suffice.
+"""Memory dumps: a file that lists what was in a device's memory when it ran out.
 
 There is one file for each process, in its first spill directory; a later dump replaces it.
 """

@@ -96,7 +96,7 @@ def build_partitioner(
 def _find_agreed_cost(
     config: OffloadConfig, known: CostModel, graph: TrainingGraph
 ) -> CostModel | None:
-    """What all ranks of a job choose cuts by; None where that is `known`."""
+    """The costs by which all ranks of a job choose cuts; None if `known` serves for that."""
     if config.stated_hardware is not None or not is_distributed():
         return None
     return find_nominal_cost(known.links, graph)
@@ -224,9 +224,9 @@ def hash_sources() -> str:
 def _restore_order(
     graph: TrainingGraph, plan: Plan, order: passes.Order, options: PassOptions
 ) -> Plan:
-    """`plan`, which moves nothing, in torch's own order: what has no op of ours costs nothing.
+    """Put the nodes back into torch's order, as `plan` moves nothing; return the plan of it.
 
-    Where what is hoisted had to be for the budget, it stays.
+    The hoisted order and `plan` stay if torch's order does not fit the budget without transfers.
     """
     hoisted = passes.find_order(graph)
     passes.restore_order(graph, order)
@@ -244,7 +244,7 @@ def make_builder(
     static_inputs: tuple[int, ...],
     orders: dict[fx.GraphModule, passes.Order],
 ) -> Callable[[Cut], TrainingGraph]:
-    """What partitions, hoists, and notes in `orders` by forward how torch had it."""
+    """A function of a cut that partitions and hoists; it saves torch's order in `orders`."""
 
     def build(cut: Cut) -> TrainingGraph:
         forward, backward = partition(cut)

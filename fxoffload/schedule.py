@@ -92,11 +92,11 @@ class TierFlow:
 
 @dataclass(frozen=True, slots=True)
 class Owners:
-    """Who else has values that are inputs or outputs of the graphs.
+    """Who else holds the values of a step that are inputs or outputs of its graphs.
 
-    shared: groups of values that are one tensor, saved by several calls. held, let_go: those whose
-    memory the caller still had when a backward asked for them, and those whose memory it had not;
-    of others nothing is known.
+    shared: groups of values that are the same tensor, saved by several calls. held: values whose
+    memory the caller still held when a backward asked for them. let_go: values whose memory it had
+    freed by then. Nothing is known of other values.
     """
 
     shared: tuple[tuple[CallValue, ...], ...] = ()

@@ -1,4 +1,4 @@
-"""Schedules of this process: what the runtime asks for when a step has shown its program."""
+"""Make the schedules of this process: the runtime calls this when a step has shown its program."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class ScheduledGraph:
 
     @property
     def sizes(self) -> dict[str, int]:
-        """Bytes by the model of the values that steps may move; of a limited symbolic graph."""
+        """By name, the modelled bytes of what may move; empty without symbols or a limit."""
         if not self.is_symbolic or not self.config.is_limited:
             return {}
         return {value.name: value.nbytes for value in self.model.values if value.has_ops}
@@ -88,7 +88,7 @@ _graphs: dict[str, ScheduledGraph] = {}
 
 
 def find_steps() -> list[ScheduledStep]:
-    """Those that this thread runs by a schedule, the latest first."""
+    """The steps that this thread runs by a schedule, the latest first."""
     return [
         ScheduledStep(record, {half.graph: _graphs[half.graph] for half in record.schedule.program})
         for record in runtime.find_programs()
@@ -96,9 +96,9 @@ def find_steps() -> list[ScheduledStep]:
 
 
 def find_running() -> tuple[OffloadConfig, tuple[Holder, ...]] | None:
-    """What values of the steps in progress take from memory now, and the options of one of them.
+    """The options of a step in progress, and the memory that the values of all such steps take now.
 
-    None where they take none, as between steps.
+    None if they take no memory, as between steps.
     """
     held = runtime.list_held()
     if not held:
@@ -147,7 +147,7 @@ def make_graph_schedule(
     program: Program,
     measured: StepMeasurement,
 ) -> Schedule:
-    """As schedule_program, of `graphs` by the names that `program` has for them."""
+    """Like schedule_program, with `graphs` under the names that `program` uses."""
     first = next(iter(graphs.values()))
     links = _correct_links(first, measured)
     halves = measured.halves
@@ -187,7 +187,7 @@ def make_graph_schedule(
 def find_models(
     graphs: Mapping[str, ScheduledGraph], measured: StepMeasurement
 ) -> dict[str, GraphModel]:
-    """Of `graphs`, at the sizes that were measured."""
+    """The model of each graph, resized to the sizes that were measured."""
     return {
         key: each.model.resize(measured.sizes[key]) if key in measured.sizes else each.model
         for key, each in graphs.items()
@@ -207,7 +207,7 @@ def predict_step(graphs: Sequence[ScheduledGraph], base_bytes: int | None) -> Sc
 
 
 def predict_bound(graphs: Sequence[ScheduledGraph], schedule: Schedule) -> Bound:
-    """What no plan of the step of predict_step gets below, in the time of `schedule`."""
+    """What no plan of the step of predict_step can get below in the time of `schedule`."""
     first = graphs[0]
     models = {str(index): graph.model for index, graph in enumerate(graphs)}
     unmeasured = [HalfMeasurement({})] * len(schedule.program)
@@ -221,7 +221,7 @@ def predict_bound(graphs: Sequence[ScheduledGraph], schedule: Schedule) -> Bound
 
 
 def _leave_out_seconds(half: HalfMeasurement, config: OffloadConfig) -> HalfMeasurement:
-    """What stated hardware leaves of a measurement: the bytes that a limit is kept by."""
+    """`half` without its seconds, which stated hardware replaces, and without a limit no bytes."""
     if not config.is_limited:
         return HalfMeasurement({})
     return replace(half, clocks={}, gap_seconds=0.0)

@@ -2,13 +2,14 @@
 
     kernels         the ops
     stores          the stores of this process
+    program/        the steps of a job: recorded, measured, and run by their schedules
     measurement/    how fast engines and devices are; when the ops of a graph ran
     store/          one value from its offload to its wait; what is in flight; failures
     devices/        from a tensor's memory to bytes that an engine can move, and back
     engines/        slots on a drive or in memory; transfers to and from them
 
-A folder imports only from those below it, and no module imports anything of fxoffload but config,
-endurance, errors, holders, ops and sizes: the runtime knows no graph.
+A folder imports only from those below it, and no module imports passes or the planner: the runtime
+knows no graph. The table ROOMS in tests/test_layering.py has the rules.
 """
 
 from fxoffload.runtime.kernels import (

@@ -189,10 +189,10 @@ def _wait(
 
 
 class _Start(NamedTuple):
-    """An op that somebody looks at has begun.
+    """The start of an op that is measured or shown in a trace.
 
-    run, enter: its half, and when; None where the step is not measured. shown: its range in the
-    trace of a profiler, or in that of NVTX; None where neither is made.
+    run, enter: its half and its start; None if the step is not measured. shown: its range in the
+    trace of a profiler or of NVTX; None if neither runs.
     """
 
     run: HalfRun | None
@@ -201,7 +201,7 @@ class _Start(NamedTuple):
 
 
 def _begin(call: Call | None, kind: str, name: str, device: torch.device) -> _Start | None:
-    """The op `kind` of the value `name` begins; None where nobody looks at it."""
+    """Note the start of the op `kind` on the value `name`; None if nothing measures or shows it."""
     run = None if call is None else call.find_run(kind, device)
     shown = _open_range(kind, name) if is_profiling() else None
     if run is None and shown is None:
@@ -210,7 +210,7 @@ def _begin(call: Call | None, kind: str, name: str, device: torch.device) -> _St
 
 
 def _open_range(kind: str, name: str) -> record_function:
-    """It ends by its `__exit__`, or where it dies because the op fails."""
+    """A range that the caller ends by `__exit__`; if the op fails, it ends when it is freed."""
     shown = record_function(f"fxoffload {kind} {name}")
     shown.__enter__()
     return shown

@@ -94,9 +94,9 @@ def reset_statistics() -> None:
 
 
 def drive_lifetimes() -> tuple[EnduranceProjection, ...]:
-    """For each store with the option `endurance`: how long its drives last if it goes on so.
+    """For each store with the option `endurance`, how long its drives last at the present rate.
 
-    From what the store wrote since it was opened, or since the last reset_statistics.
+    The rate is that of the writes since the store was opened, or since the last reset_statistics.
     """
     now = time.perf_counter()
     return tuple(

@@ -7,7 +7,6 @@ Rank 0 assumes a drive so slow that moving never pays, rank 1 one so fast that i
 
 from __future__ import annotations
 
-import datetime
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -20,6 +19,7 @@ os.environ["XDG_CACHE_HOME"] = f"{directory}/cache{rank}"
 import torch
 import torch.distributed as dist
 import torch.distributed._functional_collectives as collectives
+from ranks import join_ranks
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
@@ -178,13 +178,7 @@ def to_local(tensor: Tensor) -> Tensor:
 
 
 if __name__ == "__main__":
-    dist.init_process_group(
-        "gloo",
-        init_method=f"tcp://127.0.0.1:{port}",
-        rank=rank,
-        world_size=2,
-        timeout=datetime.timedelta(seconds=30),
-    )
+    join_ranks(rank, port, timeout_seconds=30)
     rate = 2e4 if rank == 0 else 1e10
     machine.measure_links = lambda config: {"nvme": Link(rate, rate, 0.02)}
     Link.correct = lambda link, *_: link  # What this run's transfers show hangs on other load.

@@ -7,7 +7,6 @@ Prints, for each program, the bytes that moved; fails where gradients differ or 
 
 from __future__ import annotations
 
-import datetime
 import os
 import sys
 from collections.abc import Callable
@@ -22,6 +21,7 @@ os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
+from ranks import join_ranks
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
@@ -194,13 +194,7 @@ def compare(name: str) -> int:
 if __name__ == "__main__":
     torch.set_num_threads(1)
     dist._DEFAULT_FIRST_BUCKET_BYTES = 1  # As small as the other buckets.
-    dist.init_process_group(
-        "gloo",
-        init_method=f"tcp://127.0.0.1:{port}",
-        rank=rank,
-        world_size=2,
-        timeout=datetime.timedelta(seconds=60),
-    )
+    join_ranks(rank, port, timeout_seconds=60)
     for name in PROGRAMS:
         print(name, compare(name), sep=": ", flush=True)
     dist.destroy_process_group()

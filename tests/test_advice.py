@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 
 import pytest
 
@@ -65,6 +66,24 @@ def test_a_step_from_which_nothing_moves_is_named_without_a_budget() -> None:
     ((_, text),) = find_advice(make_schedule(0), make_steps(), is_limited=False)
     assert "all 100.0 MiB that may move stay" in text
     assert "a step of 3.000 s, with 0.50 GB/s to nvme and 1.00 back" in text
+
+
+def test_a_step_that_saves_nothing_is_not_named() -> None:
+    schedule = replace(make_schedule(0), saved_bytes=0)
+    assert list(find_advice(schedule, make_steps(), is_limited=False)) == []
+
+
+def test_a_drive_that_moved_little_is_not_judged() -> None:
+    flow = Flow(MIB, 100.0, 1)
+    step = replace(make_steps(1.0)[0], flows={"nvme": TierFlow(flow, flow)})
+    ((subject, _),) = find_advice(make_schedule(), [step] * JUDGED_STEPS, is_limited=True)
+    assert subject == "waits"
+
+
+def test_a_drive_is_not_judged_by_halves_without_compute() -> None:
+    step = replace(make_steps(1.0)[0], halves=[HalfMeasurement({})] * 2)
+    ((subject, _),) = find_advice(make_schedule(), [step] * JUDGED_STEPS, is_limited=True)
+    assert subject == "waits"
 
 
 def test_each_subject_is_said_once(caplog: pytest.LogCaptureFixture) -> None:

@@ -13,7 +13,7 @@ from fxoffload.runtime.program import book as book_module
 from fxoffload.runtime.program import learned
 from fxoffload.runtime.program.book import ProgramBook
 from fxoffload.runtime.program.calls import StepRun
-from fxoffload.runtime.program.learned import FIRST_STEPS, KEPT_STEPS, MEASURED_EACH
+from fxoffload.runtime.program.learned import FIRST_STEPS, KEPT_STEPS, MEASURED_EACH, Learned
 from fxoffload.schedule import (
     CallSchedule,
     Flow,
@@ -44,6 +44,7 @@ class Maker:
         self.price = 0.0
         self.moved_bytes = 0
         self.base_bytes = 0
+        self.exposed_seconds = 0.0
         self.excesses: list[int] = []
         self.sizes: list[Sizes] = []
 
@@ -58,7 +59,11 @@ class Maker:
             raise BudgetError("too little")
         found = make_schedule(program, measured)
         return replace(
-            found, price=self.price, moved_bytes=self.moved_bytes, base_bytes=self.base_bytes
+            found,
+            price=self.price,
+            moved_bytes=self.moved_bytes,
+            base_bytes=self.base_bytes,
+            exposed_seconds=self.exposed_seconds,
         )
 
 
@@ -211,6 +216,17 @@ def test_an_unforeseen_wait_has_the_next_step_measured(book: ProgramBook) -> Non
     assert not run_step(book, "ab").measures
 
 
+def test_a_foreseen_wait_does_not_have_the_next_step_measured(
+    book: ProgramBook, maker: Maker
+) -> None:
+    maker.exposed_seconds = 0.5
+    for _ in range(MEASURED_EACH + 1):
+        run_step(book, "ab", exposed_seconds=0.5)
+    assert not run_step(book, "ab", exposed_seconds=0.55).measures
+    assert not run_step(book, "ab", exposed_seconds=0.65).measures
+    assert run_step(book, "ab").measures, "that was more than was foreseen"
+
+
 def test_what_is_on_the_device_before_a_step_is_followed_at_once(
     book: ProgramBook, maker: Maker
 ) -> None:
@@ -304,6 +320,16 @@ def test_several_programs_are_remembered(book: ProgramBook) -> None:
     assert run_step(book, "c").calls[0].schedule is not None
 
 
+def test_the_program_that_ran_least_lately_is_forgotten(
+    book: ProgramBook, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(book_module, "MAX_PROGRAMS", 2)
+    for graphs in ("a", "b", "a", "c"):
+        run_step(book, graphs)
+    book.begin_step(CPU)
+    assert [each.program[0].graph for each in book.schedules] == ["c", "a"]
+
+
 def test_programs_of_a_graph_are_forgotten(book: ProgramBook) -> None:
     for graphs in ("ab", "ab", "c", "c"):
         run_step(book, graphs)
@@ -354,12 +380,16 @@ def test_a_step_that_never_ends_is_given_up(
     """Else it would grow for ever."""
     monkeypatch.setattr(book_module, "MAX_HALVES", 3)
     step = book.begin_step(CPU)
+    stopped: list[StepRun] = []
+    step.stop = lambda: stopped.append(step)
     step.note_birth()
     for _ in range(2):
         step.add_call("a", CPU, is_limited=True)
         assert book.begin_step(CPU) is step
     step.add_call("a", CPU, is_limited=True)
+    assert not stopped
     assert book.begin_step(CPU) is not step
+    assert stopped, "nobody looks at what it holds any more"
     assert book.schedules == []
 
 
@@ -387,6 +417,23 @@ def test_a_step_begins_where_least_is_held(
     step.note_death()
     book.begin_step(CPU)
     assert book._begun_bytes is None
+
+
+def test_what_is_held_at_the_beginning_belongs_to_one_step(
+    book: ProgramBook, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(book_module, "count_live_bytes", lambda device: 100)
+    assert book.begin_step(CPU)._begun_bytes is None
+    book.note_begin(declared=True)
+    assert book.begin_step(CPU)._begun_bytes == 100
+    assert book.begin_step(CPU)._begun_bytes is None, "that was of the step before"
+    book.note_begin(declared=True)
+    step = book.begin_step(torch.device("meta"))
+    assert step._begun_bytes is None, "that was of another device"
+    step.note_birth()
+    book.note_begin(declared=True)
+    step.note_death()
+    assert book.begin_step(torch.device("meta"))._begun_bytes is None, "a step ran"
 
 
 def test_a_step_goes_on_while_a_ticket_lives(book: ProgramBook) -> None:
@@ -494,6 +541,15 @@ def test_a_guess_that_does_not_fit_is_no_error(book: ProgramBook, maker: Maker) 
     assert run_step(book, "a", size=25, modelled=100).followed is None
     assert run_step(book, "a", size=100, modelled=100).followed is None
     assert run_step(book, "a", size=100, modelled=100).followed is not None
+
+
+def test_a_guess_ends_no_job_in_its_first_steps(book: ProgramBook, maker: Maker) -> None:
+    program = run_step(book, "a").program
+    maker.errors = 1
+    known = Learned(steps=2, guessed=True)
+    book._schedule(program, known, StepMeasurement([HalfMeasurement({})] * len(program)))
+    assert maker.errors == 0
+    assert known.schedule is None
 
 
 def test_a_program_that_comes_now_and_then_is_learned(book: ProgramBook, maker: Maker) -> None:

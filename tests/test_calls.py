@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import gc
+import logging
 from dataclasses import replace
 
 import pytest
 import torch
 from waiting import wait_until
 
+from fxoffload.runtime.program import calls
 from fxoffload.runtime.program.calls import Call, Entry, StepRun
 from fxoffload.runtime.program.live_bytes import count_live_bytes
 from fxoffload.runtime.store.store import OffloadStore
@@ -79,12 +81,36 @@ def test_what_was_kept_moves_when_more_follows_than_foreseen(memory_store: Offlo
     memory_store.release(entry.ticket, False)
     kept = entry.ticket
     step.add_call("a", CPU, is_limited=True)
-    assert kept.kept is None
+    assert (kept.kept, kept.holders) == (None, 0)
     assert entry.ticket is not kept
     assert entry.count_resident_bytes(None) == 0
     assert memory_store.statistics().written_bytes == NBYTES
     memory_store.prefetch(entry.ticket)
     assert torch.equal(memory_store.wait(entry.ticket), torch.ones(NBYTES // 4))
+
+
+def test_without_a_budget_nothing_waits_and_what_was_kept_stays(memory_store: OffloadStore) -> None:
+    step = StepRun([make_schedule(CallSchedule({"x": "keep"}))], measures=False)
+    entry = keep(memory_store, step.add_call("a", CPU, is_limited=False), "x")
+    other = step.add_call("a", CPU, is_limited=False)
+    assert (other.schedule, other.blocks, other.reads_early) == (None, False, True)
+    assert entry.count_resident_bytes(None) == NBYTES
+
+
+def test_a_schedule_that_was_left_is_not_followed_again(memory_store: OffloadStore) -> None:
+    schedule = make_schedule(CallSchedule({"x": "keep"}), CallSchedule({"x": "keep"}))
+    step = StepRun([replace(schedule, sizes={"a": {"x": 100}})], measures=False)
+    first = step.add_call("a", CPU, is_limited=True)
+    assert first.find_destination("x", "nvme", 101) == "nvme"
+    assert step.add_call("a", CPU, is_limited=True).schedule is None
+
+
+def test_a_step_without_a_schedule_leaves_none(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    step = StepRun([], measures=False)
+    for _ in range(2):
+        step.add_call("a", CPU, is_limited=True)
+    assert caplog.messages == []
 
 
 def test_ops_wait_and_read_as_the_schedule_says(
@@ -171,6 +197,7 @@ def test_what_a_wait_returns_is_passed_on(memory_store: OffloadStore) -> None:
     other.pass_on("missing", y)
     assert call.entries["z"].passed is None
     call.pass_on("x", y)  # Nothing is to be passed on.
+    assert step.find_entry(2, "x") is None, "a call that has not begun"
 
 
 def test_measurements(memory_store: OffloadStore) -> None:
@@ -224,6 +251,22 @@ def test_the_last_half_of_values_that_nothing_reads(memory_store: OffloadStore) 
     third.note_death()
     step.stop()
     assert [half.last_half for half in step.measure().halves] == [2, None, 3, None]
+
+
+def test_a_value_that_dies_while_memory_is_counted_is_not_held(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Else its bytes, which are in the first count only, would be those of others."""
+    found = iter((100, 60))
+    monkeypatch.setattr(calls, "count_live_bytes", lambda device: next(found))
+    assert StepRun([], measures=False)._count_held(CPU) == (100, 60)
+
+
+def test_memory_of_others_counts_before_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(calls, "count_foreign_bytes", lambda device: 7)
+    step = StepRun([], measures=False, begun_bytes=100)
+    step.add_call("a", CPU, is_limited=True)
+    assert step.base_bytes == 107
 
 
 def test_samples_end_with_the_step(memory_store: OffloadStore) -> None:

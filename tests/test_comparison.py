@@ -91,7 +91,7 @@ def test_what_nobody_saw_again_counts_on() -> None:
 
 def test_prices_differ_by_a_share() -> None:
     first = StepMeasurement([HALF])
-    known, near, far = (replace(first, price=price) for price in (1.0, 1.2, 1.4))
+    known, near, far = (replace(first, price=price) for price in (1.0, 1.3, 1.4))
     assert differ(first, known, SCHEDULE)
     assert not differ(known, near, SCHEDULE)
     assert differ(known, far, SCHEDULE)

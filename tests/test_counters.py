@@ -26,14 +26,8 @@ def test_sum_of_records() -> None:
     assert add_statistics([]) == StoreStatistics()
 
 
-def test_the_tiers_add_up() -> None:
-    record = StoreStatistics(
-        written_bytes=10, read_bytes=8, live_bytes=6,
-        host_written_bytes=1, host_read_bytes=2, host_live_bytes=3,
-    )  # fmt: skip
-    assert record.nvme_written_bytes == 9
-    assert record.nvme_read_bytes == 6
-    assert record.nvme_live_bytes == 3
+def test_drives_are_worn_by_what_host_memory_did_not_take() -> None:
+    assert StoreStatistics(written_bytes=10, host_written_bytes=1).nvme_written_bytes == 9
 
 
 def test_what_is_past_holds_nothing() -> None:

@@ -55,6 +55,7 @@ def test_values_that_share_a_ticket_count_once(store: OffloadStore) -> None:
     first.passed = y
     assert sum_resident_bytes(both, BACKWARD) == NBYTES
     assert first.wait(is_measured=True) is y, "it was passed on"
+    assert sum_resident_bytes(both, BACKWARD) == NBYTES, "one tensor has been handed out twice"
     del y
     assert sum_resident_bytes(both, BACKWARD) == 0
     assert torch.equal(first.wait(is_measured=True), fill(NBYTES)), (
@@ -72,6 +73,19 @@ def test_what_was_passed_on_is_watched(store: OffloadStore) -> None:
     with pytest.raises(ModifiedError):
         entry.wait(is_measured=True)
     store.free(entry.ticket)
+
+
+def test_a_value_of_no_call_is_read_at_each_prefetch(store: OffloadStore) -> None:
+    ticket = store.offload(fill(NBYTES), "x", "nvme", True)
+    store.release(ticket, True)
+    entry = Entry("x", store, ticket)
+    for _ in range(2):
+        entry.start_reading()
+    assert len(ticket.prefetches) == 2
+    for _ in range(2):
+        entry.wait(is_measured=False)
+    assert entry.handed is None, "nobody measures the step"
+    store.free(ticket)
 
 
 def test_owners(store: OffloadStore) -> None:
@@ -92,6 +106,9 @@ def test_owners(store: OffloadStore) -> None:
     assert found.shared == (((0, "held"), (1, "held")),)
     assert found.held == {(0, "held"), (1, "held")}
     assert found.let_go == {(1, "gone")}
+    del held
+    entries[0, "held"].wait(is_measured=True)
+    assert find_owners(entries) == found, "the first wait tells"
     later = find_owners({(1, "held"): entries[1, "held"]})
     assert found.update(later).let_go == {(1, "gone")}, "what is not seen stays as it was"
     for entry in entries.values():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fxoffload.runtime.program.half_run import HalfRun, measure_halves
+from fxoffload.runtime.program.half_run import HalfRun, find_step_seconds, measure_halves
 from fxoffload.schedule import Half, HalfMeasurement
 
 
@@ -16,6 +16,8 @@ def test_bytes_count_from_the_beginning_and_gaps_from_the_half_before() -> None:
     empty = HalfRun(Half("b", 1, True))
     last = HalfRun(Half("b", 1, False))
     last.marks = {("wait", "y"): (8.0, 9.0)}
+    assert find_step_seconds([forward, backward, empty, last]) == 8.0
+    assert find_step_seconds([empty]) == 0.0
     assert measure_halves([forward, backward, empty, last], 100) == [
         HalfMeasurement(
             {("offload", "x"): 0.0, ("release", "x"): 1.5},

@@ -45,6 +45,17 @@ def test_seconds_are_those_of_the_clocks() -> None:
     assert joined.step.seconds[:first] == MODEL.forward.seconds[:first]
 
 
+def test_seconds_between_two_ops_are_shared_as_modelled() -> None:
+    record = HalfMeasurement({("offload", "a"): 0.0, ("offload", "b"): 9.0})
+    step = join_step(make_program(1), MODELS, [record, UNMEASURED]).step
+    assert MODEL.forward.seconds[2:4] == (2.0, 1.0)
+    assert step.seconds[2:4] == (6.0, 3.0)
+    # Medians of several steps need not be in the order of the ops.
+    record = HalfMeasurement({("offload", "a"): 5.0, ("offload", "b"): 3.0})
+    step = join_step(make_program(1), MODELS, [record, UNMEASURED]).step
+    assert step.seconds[2:4] == (2.0, 1.0)
+
+
 def test_what_runs_between_graphs_takes_its_time() -> None:
     head = sum(MODEL.backward.seconds[: MODEL.backward.ops[0][1]])
     tail = sum(MODEL.forward.seconds[MODEL.forward.ops[-1][1] :])
@@ -97,6 +108,22 @@ def test_what_was_born_before_its_op_is_ours() -> None:
     assert event == ("release", "a")
     assert found[begin:end] == (5000 + 100 - 100,) * (end - begin)
     assert found[:begin] == base.step.fixed_bytes[:begin]
+
+
+def test_what_the_graph_itself_holds_at_the_first_op_is_no_others() -> None:
+    forward = replace(MODEL.forward, fixed_bytes=(0, 5, 7, 0, 0, 0))
+    models = {"block": replace(MODEL, forward=forward)}
+    record = HalfMeasurement({}, held_bytes=300, peak_bytes={("offload", "a"): 150})
+    found = join_step(make_program(1), models, [record, UNMEASURED]).step.fixed_bytes
+    beside = 300 - 5 - 100  # `a` has been born.
+    assert found[3] == beside
+    assert found[2] == beside + 7, "more than was seen"
+
+
+def test_what_was_born_before_the_first_op_is_not_in_the_gap() -> None:
+    records = [UNMEASURED, HalfMeasurement({}, gap_bytes=3000), UNMEASURED, UNMEASURED]
+    found = join_step(make_program(2), MODELS, records).step.fixed_bytes
+    assert found[len(MODEL.forward.seconds)] == 3000 - 100
 
 
 @pytest.mark.parametrize(
@@ -172,6 +199,24 @@ def test_owners_decide_what_may_move() -> None:
     assert find(shared) == {"0/a": None, "0/b": HELD, "1/a": HELD}
     one_holds = Owners(held=frozenset({(1, "b")}), shared=(((0, "a"), (1, "b")),))
     assert find(one_holds)["0/a"] == HELD
+    both_save = Owners(shared=one_holds.shared)
+    assert find(both_save)["0/a"] is None, "a graph has saved what the other one returned"
+
+
+def test_what_may_not_move_for_another_reason_stays_for_that() -> None:
+    a, b = MODEL.values
+    models = {"block": replace(MODEL, values=(a, replace(b, refusal="a reason")))}
+    owners = Owners(held=frozenset({(0, "b")}), let_go=frozenset({(1, "b")}))
+    values = join_step(make_program(2), models, [UNMEASURED] * 4, owners).step.values
+    assert {each.refusal for each in values if each.name.endswith("b")} == {"a reason"}
+
+
+def test_what_one_call_must_move_moves_for_all() -> None:
+    a, b = MODEL.values
+    models = {"block": replace(MODEL, values=(a, replace(b, must_move=True)))}
+    owners = Owners(shared=(((0, "a"), (1, "b")),))
+    values = join_step(make_program(2), models, [UNMEASURED] * 4, owners).step.values
+    assert {value.name: value.must_move for value in values}["0/a"]
 
 
 def test_an_output_stays_until_the_next_half_begins() -> None:

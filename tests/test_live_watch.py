@@ -69,4 +69,9 @@ def test_a_device_that_does_not_tell(device: Device) -> None:
     watch.note_half(run, None)
     watch.note_op(run, SECOND)
     assert (run.live_bytes, run.peak_bytes, run.gap_bytes) == ({}, {}, None)
+
+
+def test_nobody_looks_behind_the_end(watch: LiveWatch, device: Device) -> None:
+    device.hold(50, 5)
     watch.stop()
+    assert watch._sampler._stopped.is_set()

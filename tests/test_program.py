@@ -39,6 +39,12 @@ def test_a_budget_that_fits_keeps_all() -> None:
     assert found.peak_bytes == found.unmoved_peak_bytes
     assert all(call.destinations == {"a": "keep", "b": "keep"} for call in found.calls)
     assert not any(call.waits or call.reads for call in found.calls)
+    assert found.base_bytes == 0
+    # `a` has been born at the first op, so that the step began with less than that.
+    assert (
+        schedule(1, 10_000, measured=[HalfMeasurement({}, held_bytes=0), UNMEASURED]).base_bytes
+        == -100
+    )
 
 
 def test_what_must_move_moves_in_each_call() -> None:
@@ -117,6 +123,21 @@ def test_writes_that_outlast_the_forward_are_waited_for_before_reads() -> None:
         found = _write_schedule(program, joined, replace(choice, best=best), FAST, 1000)
         places = _find_places(found, "waits", (0, "a"))
         assert places == ([] if event is None else [(0, event)])
+    early = replace(choice.best.simulation, written_positions={"0/a": 0})
+    best = replace(choice.best, transfers=transfers, simulation=early)
+    found = _write_schedule(program, joined, replace(choice, best=best), FAST, None)
+    assert _find_places(found, "waits", (0, "a")) == [], "no peak is to be kept"
+
+
+def test_a_read_starts_at_the_first_op_of_its_position() -> None:
+    program = make_program(1)
+    joined = join_step(program, MODELS, [UNMEASURED] * 2)
+    choice = choose_transfers(joined.step, FAST, budget_bytes="min")
+    position = joined.step.forward_length + dict(MODEL.backward.ops)["prefetch", "a"]
+    transfers = {**choice.best.transfers, "0/a": Transfer("nvme", None, position)}
+    best = replace(choice.best, transfers=transfers)
+    found = _write_schedule(program, joined, replace(choice, best=best), FAST, 1000)
+    assert _find_places(found, "reads", (0, "a")) == [(0, ("prefetch", "a"))]
 
 
 def test_reads_start_in_other_calls() -> None:
@@ -229,6 +250,9 @@ def test_a_budget_error_speaks_of_calls() -> None:
     with pytest.raises(BudgetError, match=words) as caught:
         schedule(3, 300, measured=measured)
     assert caught.value.lowest_peak_bytes > 900
+    assert {each.call for each in caught.value.holders} == {2, None}, (
+        "its values, and what is fixed"
+    )
     assert schedule(3, caught.value.lowest_peak_bytes, measured=measured).peak_bytes > 900
 
 

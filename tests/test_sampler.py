@@ -46,8 +46,12 @@ def test_the_highest_since_the_last_take(others: set[threading.Thread]) -> None:
         counts.wait()
     assert watched.take() == 9
     counts.wait()
+    taken = watched._taken
     assert watched.take() == 2
+    assert watched._taken > taken, "an op has run"
+    assert all(thread.daemon for thread in find_samplers()), "no process waits for it to end"
     watched.stop()
+    assert watched._stopped.is_set()
     wait_until(lambda: find_samplers() <= others)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fxoffload.schedule import CallSchedule, Half, Schedule
+from fxoffload.schedule import CallSchedule, Half, Owners, Schedule
 
 MIB = 2**20
 
@@ -24,3 +24,12 @@ def test_a_schedule_says_what_it_does() -> None:
         "step of 2 call(s) of 2 graph(s): moves 12.0 of 20.0 MiB saved; predicted peak 29.0 MiB "
         "(40.0 MiB with nothing moved) under a budget of 30.0 MiB, 1.500 s, 0.250 s of it exposed"
     )
+
+
+def test_the_latest_step_tells_who_holds_a_value() -> None:
+    known = Owners((((0, "x"), (1, "x")),), held=frozenset({(0, "x"), (1, "x")}))
+    latest = Owners((((0, "y"), (1, "y")),), let_go=frozenset({(0, "x")}))
+    found = known.update(latest)
+    assert found == Owners(latest.shared, frozenset({(1, "x")}), latest.let_go)
+    again = found.update(Owners(held=frozenset({(0, "x")})))
+    assert (again.held, again.let_go) == (known.held, frozenset())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from unittest import mock
 
 import torch
 
@@ -49,9 +50,14 @@ def test_calls_begin_where_names_come_again(memory_store: OffloadStore) -> None:
     assert enter(programs, memory_store, "b", "w") is not third, "its backward has begun"
     for _ in range(5):
         first.step.note_death()
-    assert enter(programs, memory_store, "a", "x").step is not first.step
-    programs.clear()
+    latest = enter(programs, memory_store, "a", "x")
+    assert latest.step is not first.step
+    assert latest.is_limited
+    with mock.patch.object(latest.step, "stop") as stop:
+        programs.clear()
+    stop.assert_called_once_with()
     assert programs.find_records() == []
+    assert programs.enter_offload("a", "x", CPU) is None, "it follows schedules no more"
 
 
 def test_the_schedule_of_the_next_step_is_that_of_the_one_thread(
@@ -71,4 +77,9 @@ def test_the_schedule_of_the_next_step_is_that_of_the_one_thread(
     with ThreadPoolExecutor(1) as threads:
         threads.submit(enter, programs, memory_store, "a", "x").result().step.note_death()
         assert threads.submit(programs.find_next_schedule).result() is None
-    assert programs.find_next_schedule() is None, "no step ends for both of them"
+        assert programs.find_next_schedule() is None, "no step ends for both of them"
+        threads.submit(enter, programs, memory_store, "a", "x").result()
+        assert len(threads.submit(programs.find_records).result()) == 1
+        programs.forget("a")
+        assert threads.submit(programs.find_records).result() == []
+    assert programs.find_records() == []

@@ -24,7 +24,7 @@ from torch.nn import functional
 from fxoffload.cost import CostModel, DeviceSpeed
 from fxoffload.graph import TrainingGraph, get_saved, get_tensor, is_view
 from fxoffload.hardware import Hardware
-from fxoffload.ops import OFFLOAD, OPS, PREFETCH, RELEASE, WAIT
+from fxoffload.ops import OFFLOAD, PREFETCH, RELEASE, WAIT
 from fxoffload.passes import PassOptions
 from fxoffload.planner.link import Link
 from fxoffload.torch_internals import (
@@ -519,12 +519,6 @@ def names_of(graph: fx.Graph, target: Any = None) -> list[str]:
         node.name
         for node in graph.nodes
         if node.op == "call_function" and (target is None or node.target is target)
-    ]
-
-
-def computing_names(graph: fx.Graph) -> list[str]:
-    return [
-        node.name for node in graph.nodes if node.op == "call_function" and node.target not in OPS
     ]
 
 

@@ -30,7 +30,8 @@ _LETS_GO = re.compile(r";  [\w = ]+ = None$")
 class GraphDiff:
     """Lines of unified diffs of the forward's and the backward's code; rich prints it in colours.
 
-    Where a node is read for the last time is left out, as each line behind it would change.
+    The code leaves out where each node is deleted (`x = None`): a moved reader would change these
+    lines, too.
     """
 
     lines: tuple[str, ...]

@@ -1,4 +1,4 @@
-"""Build a report: what is known of a scheduled step, as the records of a report.
+"""Build a report: turn a scheduled step into the records of a report.
 
 ScheduledStep -> join_step -> read_transfers -> replay, simulate -> ReportData
 """

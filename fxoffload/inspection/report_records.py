@@ -75,9 +75,10 @@ class CallRow:
 
 @dataclass(frozen=True, slots=True)
 class ValueRow:
-    """A saved value of a call. released, prefetched: seconds when its memory may go, and a read
+    """A saved value of a call.
 
-    starts; None where it stays, or no read is needed. exposed_seconds: predicted waits for it.
+    released: when its memory may be freed, in seconds; None if it stays. prefetched: when its read
+    starts; None if it needs no read. exposed_seconds: predicted waits for it.
     """
 
     call: int
@@ -98,8 +99,9 @@ class ValueRow:
 
 @dataclass(frozen=True, slots=True)
 class LinkRow:
-    """One direction of a tier in a step. busy_seconds: that its bytes take at `bytes_per_second`.
+    """One direction of a tier in a step.
 
+    busy_seconds: the time that `nbytes` take at `bytes_per_second`.
     measured_bytes_per_second: None where too little was moved to tell.
     """
 

@@ -35,7 +35,7 @@ class OffloadCallback(Callback):
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Leave out what others did since the last batch."""
+        """Start counting here: what ran since the last batch does not belong to this one."""
         self._metrics.take(1)
 
     def on_train_batch_end(

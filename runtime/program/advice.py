@@ -1,4 +1,4 @@
-"""Advice: what a running job is told, once for each subject, with the numbers that say so."""
+"""Advice: warn a running job of waits and slow drives, once for each subject, with the numbers."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ JUDGED_STEPS = 3
 
 
 class Adviser:
-    """Says each subject once in its life."""
+    """Logs a warning about each subject at most once."""
 
     def __init__(self) -> None:
         self._said: set[str] = set()
@@ -27,10 +27,10 @@ class Adviser:
     def judge(
         self, schedule: Schedule | None, steps: Sequence[StepMeasurement], *, is_limited: bool
     ) -> None:
-        """Warn of what stands out in `steps`, which were measured and followed such a schedule.
+        """Log what find_advice finds in `steps`, measured steps that followed `schedule`.
 
-        is_limited: whether there is a budget, so that something has to move. Fewer steps than
-        JUDGED_STEPS show nothing.
+        is_limited: whether there is a budget, so that something has to move. With fewer steps than
+        JUDGED_STEPS, nothing is logged.
         """
         if schedule is None or len(steps) < JUDGED_STEPS:
             return
@@ -43,7 +43,7 @@ class Adviser:
 def find_advice(
     schedule: Schedule, steps: Sequence[StepMeasurement], *, is_limited: bool
 ) -> Iterator[tuple[str, str]]:
-    """Pairs of a subject and what to say of it; none where all is well."""
+    """Pairs of a subject and its warning; none if no number stands out."""
     if not is_limited and not schedule.moved_bytes and schedule.saved_bytes:
         yield "nothing moves", _describe_unmoved(schedule)
     exposed_seconds = median(step.exposed_seconds for step in steps)

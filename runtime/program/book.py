@@ -116,7 +116,7 @@ class ProgramBook:
             self._device, begun_bytes = device, None
         # Which program comes next is not known: it may be one that has not been measured yet.
         unknown = any(each.assumed is None for each in self._learned.values())
-        measures = latest.measures or latest.tries or unknown
+        measures = latest.measures or unknown
         self.step = StepRun(schedules, measures=measures, begun_bytes=begun_bytes)
         return self.step
 

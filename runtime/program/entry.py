@@ -1,4 +1,4 @@
-"""What an op finds by its ticket: the value of a call, on its way out and back."""
+"""The record of one value of a call, which the ops find by its ticket."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from fxoffload.schedule import CallValue, Half, Owners
 
 @dataclass(slots=True, eq=False)
 class Entry:
-    """A value of a call and its ticket; another one when what was kept is moved after all.
+    """A value of a call and its ticket; a kept value that is moved later gets another ticket.
 
-    name: of the value in the graph; the ticket has that of the call that saved it first. half: the
-    forward that saves it, None where it belongs to no call.
-    reading: whether a prefetch has been started for the wait to come. handed: the memory of what
-    the latest wait of a measured step returned. passed: what the wait of another call that has the
-    same ticket returned, for the wait to come. held: whether the caller still had the memory at the
-    first wait; None where that cannot be told.
+    name: of the value in the graph; several calls may share a ticket, which has the name of the
+    first. half: the forward that saves the value; None if it belongs to no call. reading: whether a
+    prefetch has started since the latest wait. handed: the memory of the tensor that the latest
+    wait of a measured step returned. passed: the tensor that the next wait returns; a wait of
+    another call with the same ticket has left it here. held: whether the caller still had the
+    memory at the first wait; None if that is unknown.
     """
 
     name: str
@@ -37,8 +37,8 @@ class Entry:
     def count_resident_bytes(self, half: Half | None) -> int:
         """Bytes of the device's memory that the value takes while `half` runs.
 
-        Also where the forward that saves it reads it from the caller's memory, or a backward what
-        came back.
+        These include the caller's memory while the forward that saves the value runs, and the
+        tensor that a wait has returned, as long as it lives.
         """
         caller = self.ticket.caller
         if self.handed is not None and not self.handed.expired():
@@ -76,7 +76,7 @@ class Entry:
 
 
 def sum_resident_bytes(entries: Iterable[Entry], half: Half | None) -> int:
-    """Of values that may share tickets, see Entry.count_resident_bytes."""
+    """The sum of Entry.count_resident_bytes; entries that share a ticket count once."""
     found: dict[int, int] = {}
     for entry in entries:
         key, nbytes = id(entry.ticket), entry.count_resident_bytes(half)
@@ -102,7 +102,7 @@ def list_resident_bytes(
 
 
 def find_owners(entries: Mapping[CallValue, Entry]) -> Owners:
-    """Who else has the values of a step that has ended."""
+    """The values of an ended step that several calls share, or whose memory the caller held."""
     shared: dict[int, list[CallValue]] = {}
     held: dict[CallValue, bool | None] = {}
     for value, entry in entries.items():

@@ -12,7 +12,7 @@ from fxoffload.schedule import Half, HalfMeasurement
 
 @dataclass(slots=True, eq=False)
 class HalfRun:
-    """When the ops of one half ran, and what was held beside our values; see HalfMeasurement.
+    """The times of the ops of one half, and the bytes that the device held; see HalfMeasurement.
 
     last_half: also of a forward that has a backward, which makes it known by itself.
     """

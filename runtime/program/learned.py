@@ -27,9 +27,9 @@ KEPT_STEPS = 5
 FIRST_STEPS = 5
 MEASURED_EACH = 16
 # Steps of a program that move everything beside steps that follow a schedule, so that the price of
-# a byte shows: these, and then each so many steps.
+# a byte shows: these, and then each so many steps. Each of them is measured.
 TRIED_STEPS = (1, 3, 5, 7, 9)
-TRIED_EACH = 256
+TRIED_EACH = 16 * MEASURED_EACH
 # Where not everything moves, which shows the price: less than this part of what may move.
 ALL_MOVED = 0.8
 # Measured steps whose transfers tell the speed of a tier: the one in the middle counts.
@@ -88,7 +88,7 @@ class Learned:
 
     @property
     def tries(self) -> bool:
-        """Whether the next step moves everything to show what that takes from compute."""
+        """Whether the next step moves everything, to measure the compute time that transfers take."""
         due = self.steps in TRIED_STEPS or self.steps % TRIED_EACH == 0
         return due and self._needs_price
 
@@ -112,7 +112,7 @@ class Learned:
         return schedule.moved_bytes < ALL_MOVED * schedule.saved_bytes
 
     def note(self, step: StepRun, latest: StepMeasurement) -> None:
-        """One more measured step."""
+        """Add a measured step."""
         self.latest = latest, step.followed
         self.limited = any(call.is_limited for call in step.calls)
         if step.followed is not None or len(self.records) == 0 or self.schedule is None:

@@ -1,4 +1,4 @@
-"""What a device holds while a measured step runs, by the op since which it was seen."""
+"""Watch what a device holds while a measured step runs, and assign it to the op that ran last."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Held(NamedTuple):
 
 
 class LiveWatch:
-    """Looks again and again, until `stop`. count: None ends the sampling."""
+    """Samples `count()` until `stop` is called, or until `count` returns None."""
 
     def __init__(self, count: Callable[[], Held | None]) -> None:
         self._count = count
@@ -43,11 +43,11 @@ class LiveWatch:
         self._last = run, event
 
     def stop(self) -> None:
-        """Look no more."""
+        """Stop sampling."""
         self._sampler.stop()
 
     def _note_live_bytes(self) -> None:
-        """What was seen since the op that ran last belongs to it."""
+        """Assign the most live bytes since the last op to this op."""
         highest, self._highest_live = self._highest_live, None
         if highest is not None and self._last is not None:
             last, before = self._last

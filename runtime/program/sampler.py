@@ -1,4 +1,4 @@
-"""A thread that looks, while a step runs, at what the device holds between two ops."""
+"""A thread that samples what the device holds, while a step runs."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ class HeldSampler:
         threading.Thread(target=self._run, name="fxoffload-sampler", daemon=True).start()
 
     def take(self) -> int | None:
-        """The highest count since the last call of this; None where nothing was counted."""
+        """The highest count since the last `take`; None if nothing was counted."""
         self._taken = time.monotonic()
         highest, self._highest = self._highest, None
         return highest
 
     def stop(self) -> None:
-        """Count no more."""
+        """Stop counting."""
         self._stopped.set()
 
     def _run(self) -> None:

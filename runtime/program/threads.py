@@ -41,7 +41,7 @@ class Programs:
         self._graphs[graph] = _Graph(make_schedule, explain, is_limited, sizes)
 
     def enter_offload(self, graph: str, name: str, device: torch.device) -> Call | None:
-        """The call that the offload of the value `name` belongs to; None: follows no schedule.
+        """The call that the offload of the value `name` belongs to; None if it follows no schedule.
 
         Raises BudgetError as ProgramBook.begin_step.
         """
@@ -76,7 +76,7 @@ class Programs:
         return None if book is None or len(self._books) > 1 else book.next_schedule
 
     def find_records(self) -> list[ProgramRecord]:
-        """Those of the programs of this thread, the latest first."""
+        """The records of the programs of this thread, the latest first."""
         book = self._books.get(threading.get_ident())
         return [] if book is None else book.records
 

@@ -1,4 +1,4 @@
-"""Sizes of values of graphs whose lengths change: what a schedule was made for, and what came.
+"""Sizes of values that change from step to step: those of a schedule, and those of the steps.
 
 A schedule of larger values fits smaller ones, too. So a program keeps the largest sizes that it has
 seen, and only steps of about these sizes tell what the device holds and how long compute takes.
@@ -15,7 +15,7 @@ LIKE = 0.9
 
 
 def merge_sizes(*all_sizes: Sizes) -> Sizes:
-    """Of each value of each graph the largest."""
+    """The largest size of each value of each graph."""
     found: dict[str, dict[str, int]] = {}
     for sizes in all_sizes:
         for graph, values in sizes.items():

@@ -53,16 +53,6 @@ class StoreStatistics:
         """Bytes written to the nvme tier, which wear its drives."""
         return self.written_bytes - self.host_written_bytes
 
-    @property
-    def nvme_read_bytes(self) -> int:
-        """Bytes read from the nvme tier."""
-        return self.read_bytes - self.host_read_bytes
-
-    @property
-    def nvme_live_bytes(self) -> int:
-        """Bytes in slots of the nvme tier."""
-        return self.live_bytes - self.host_live_bytes
-
 
 def reset_sums(counters: StoreStatistics) -> None:
     """Set every sum to zero; present values (in flight, live) stay."""
