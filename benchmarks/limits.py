@@ -18,14 +18,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from math import isinf
-from typing import Any
 
 from benchmarks import disturbance, layerwise, switches
 from benchmarks.fresh_process import Record
 from benchmarks.runner import Arguments, Benchmark, Column, Show, Table, make_table, option
 from benchmarks.simulated import CONFIG, HARDWARE, Workload, choose_shape, find_largest
 from benchmarks.switches import show_share
-from fxoffload import BudgetError, simulate
+from fxoffload import BudgetError
 from fxoffload.cli.byte_models import BUILDERS
 from fxoffload.inspection.bounds import ALL_CUTS
 from fxoffload.planner.bound import find_bound
@@ -98,12 +97,10 @@ def switch_rows(workload: Workload) -> list[Record]:
 
 def forecast_rows(workload: Workload) -> list[Record]:
     """The plan and the bounds of a model without a budget, and at each share."""
-    common: dict[str, Any] = {"hardware": workload.hardware}
-    model, tokens = workload.build()
-    keep = simulate(model, tokens, memory_budget=2**60, **common)
-    graphs = workload.trace(ALL_CUTS)
+    shares = (None, *SHARES)
+    keep, plans, steps = workload.forecast(shares, ALL_CUTS)
     rows: list[Record] = []
-    for share in (None, *SHARES):
+    for share, plan in zip(shares, plans, strict=True):
         budget = None if share is None else int(share * keep.peak_bytes)
         row: Record = {
             "model": workload.label,
@@ -111,30 +108,25 @@ def forecast_rows(workload: Workload) -> list[Record]:
             "device": workload.device,
             "budget": share,
         }
-        try:
-            plan = simulate(model, tokens, memory_budget=budget, **common)
-        except BudgetError as error:
-            peak_bytes, step, recomputes = error.lowest_peak_bytes, None, 0
+        if isinstance(plan, BudgetError):
+            peak_bytes, step, recomputes = plan.lowest_peak_bytes, None, False
         else:
             peak_bytes, step = plan.peak_bytes, plan.step_seconds / keep.step_seconds
-            # The graphs that recompute more than the program does by itself.
-            recomputes = sum(each.cut is not None for each in plan.plans)
+            # More than the program does by itself.
+            recomputes = plan.cut is not None
         row |= {"peak": peak_bytes / keep.peak_bytes, "step": step, "recomputes": recomputes}
         for label, cuts, waiting in (("moving", 1, 0.0), ("any cut", None, FREE_SHARE)):
-            bounds = [
-                find_bound(
-                    steps[:cuts],
-                    workload.links,
-                    within_seconds=(1.0 + waiting) * steps[0].compute_seconds,
-                    budget_bytes=budget,
-                )
-                for steps in graphs
-            ]
+            bound = find_bound(
+                steps[:cuts],
+                workload.links,
+                within_seconds=(1.0 + waiting) * steps[0].compute_seconds,
+                budget_bytes=budget,
+            )
             if share is None:
-                row[label] = max(each.peak_bytes or 0 for each in bounds) / keep.peak_bytes
+                row[label] = (bound.peak_bytes or 0) / keep.peak_bytes
             else:
-                total = sum(each.step_seconds or 0.0 for each in bounds)
-                row[label] = None if isinf(total) else total / keep.step_seconds
+                seconds = bound.step_seconds or 0.0
+                row[label] = None if isinf(seconds) else seconds / keep.step_seconds
         rows.append(row)
     return rows
 

@@ -6,22 +6,25 @@ Nothing runs, and nothing is timed.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from fxoffload import Hardware
+from fxoffload import BudgetError, Hardware
 from fxoffload.cli.byte_models import Shape, build_model, make_tokens
 from fxoffload.cli.transformers_models import LossOnly
 from fxoffload.config import OffloadConfig
 from fxoffload.cost import make_cost_model
-from fxoffload.inspection.bounds import trace_steps
+from fxoffload.inspection.bounds import build_steps, trace_steps
+from fxoffload.inspection.tracing import partition_without_memory
 from fxoffload.planner.link import Link
-from fxoffload.planner.plan import Cut
+from fxoffload.planner.plan import Cut, Plan
 from fxoffload.planner.step import Step
+from fxoffload.planning import build_partitioner, make_builder
+from fxoffload.torch_internals import Graphs, OffloadPartitioner, PartitionFunction
 
 CONFIG = OffloadConfig(directory=".")
 
@@ -83,6 +86,49 @@ class Workload:
     def links(self) -> Mapping[str, Link]:
         """To its drives."""
         return make_cost_model(self.hardware).links
+
+    def forecast(
+        self, shares: Sequence[float | None], cuts: Sequence[Cut]
+    ) -> tuple[Plan, list[Plan | BudgetError], list[Step]]:
+        """The plan that moves nothing, those at budgets, and the steps at `cuts`, by one trace.
+
+        shares: of the peak with nothing moved; None is no budget. A plan is that of
+        fxoffload.simulate, which traces the model for each budget, or the error that it raises.
+        """
+        found: list[tuple[Plan, list[Plan | BudgetError], list[Step]]] = []
+        cost = make_cost_model(self.hardware)
+
+        def choose(
+            partition: PartitionFunction, num_outputs: int, static_inputs: tuple[int, ...]
+        ) -> Graphs:
+            def plan(budget: int | None) -> Plan | BudgetError:
+                plans: list[Plan] = []
+                partitioner = build_partitioner(
+                    replace(CONFIG, memory_budget=budget),
+                    "",
+                    cost=cost,
+                    on_transformed=lambda _, found: plans.append(found.plan),
+                )
+                try:
+                    partitioner.choose(partition, num_outputs, static_inputs)
+                except BudgetError as error:
+                    return error
+                return plans[0]
+
+            keep = plan(2**60)
+            assert isinstance(keep, Plan), "a budget that everything fits into"
+            budgets = (None if share is None else int(share * keep.peak_bytes) for share in shares)
+            build = make_builder(partition, num_outputs, static_inputs, {})
+            steps = build_steps(map(build, cuts), CONFIG, cost)
+            found.append((keep, [plan(budget) for budget in budgets], steps))
+            return partition(None)
+
+        model, tokens = self.build()
+        partition_without_memory(
+            model, (tokens,), {}, CONFIG, lambda: OffloadPartitioner(choose, "fxoffload limits")
+        )
+        (graph,) = found  # Shares are of the peak of one graph.
+        return graph
 
     def trace(
         self, cuts: Sequence[Cut] = (None,), *, checkpoints: bool = False

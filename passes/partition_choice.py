@@ -21,8 +21,8 @@ from fxoffload.passes.lifetimes import find_saved_values
 from fxoffload.passes.step_model import build_step
 from fxoffload.planner.plan import Cut, Plan
 from fxoffload.planner.plan_writer import write_plan
-from fxoffload.planner.selection import choose_transfers, evaluate_transfers
-from fxoffload.planner.simulation import RESOLUTION
+from fxoffload.planner.selection import choose_transfers
+from fxoffload.planner.simulation import RESOLUTION, simulate
 from fxoffload.torch_internals import find_marks, is_checkpointed
 from fxoffload.torch_internals.tensor_sizes import count_bytes
 
@@ -129,7 +129,7 @@ class _OwnPartition:
         """With nothing moved: the peak, and the bytes that are held when the forward ends."""
         values = find_saved_values(self.graph, min_bytes=self._options.min_bytes)
         step = build_step(self.graph, values, self._options.cost, fuses=self._options.fuses)
-        simulation = evaluate_transfers(step, {}, self._options.cost.links)
+        simulation = simulate(step, {}, {})
         return simulation.peak_bytes, simulation.live_bytes[step.forward_length - 1]
 
 

@@ -41,7 +41,6 @@ PLAN = Plan(
     contended_seconds=0.3,
     cut="loops",
     held_bytes=11,
-    unmoved_held_bytes=12,
     kept_at_peak=(("too small", 8), ("state", 4)),
 )
 MODEL = GraphModel(

@@ -41,7 +41,7 @@ from benchmarks.simulated import LLAMA, Workload, choose_shape
 from benchmarks.trainer import PassRecord
 from benchmarks.variant_tables import Kind, Measured
 from benchmarks.variants import PLAIN, PLAIN_AGAIN, Variant, save_to_files
-from fxoffload import OffloadConfig, machine, runtime
+from fxoffload import OffloadConfig, machine, runtime, simulate
 from fxoffload.cli.byte_models import BUILDERS, VOCABULARY, Shape
 from fxoffload.planner.link import Link
 from fxoffload.planner.step import Residence
@@ -447,8 +447,16 @@ def test_what_cannot_be_built_is_refused_in_words(
 def test_limits(fresh_dynamo: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits, "SHARES", (0.6,))
     monkeypatch.setattr(limits, "ALL_CUTS", (None, "loops"))
-    rows = limits.forecast_rows(Workload("gpt", Shape(1, 256, 2, 16, 512), "A100"))
+    workload = Workload("gpt", Shape(1, 256, 2, 16, 512), "A100")
+    rows = limits.forecast_rows(workload)
     free, limited = rows
+    model, tokens = workload.build()
+    keep, plan = (
+        simulate(model, tokens, hardware=workload.hardware, memory_budget=budget)
+        for budget in (2**60, None)
+    )
+    assert free["peak"] == plan.peak_bytes / keep.peak_bytes
+    assert free["step"] == plan.step_seconds / keep.step_seconds
     assert (free["budget"], limited["budget"]) == (None, 0.6)
     assert 0.0 < free["any cut"] <= free["moving"] <= free["peak"] <= 1.0
     assert 1.0 <= limited["any cut"] <= limited["moving"]

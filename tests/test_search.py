@@ -188,6 +188,21 @@ def test_what_fits_already_is_not_searched() -> None:
     assert choose_to_fit((ABCDE,), limits, try_values([]), refuse, max_trials=9) == []
 
 
+def test_the_search_for_what_fits_counts_the_trials_that_it_starts_with() -> None:
+    """Of 64 values, each order is halved 6 times; what is left is for both of the two starts."""
+    values = [make_value(f"v{index}") for index in range(64)]
+    tried: list[frozenset[str]] = []
+
+    def attempt(chosen: Iterable[SavedValue]) -> Trial:
+        chosen = list(chosen)
+        tried.append(frozenset(names(chosen)))
+        return try_values(chosen)
+
+    limits, orders = Limits(5 * 64, None), (values, values[::-1])
+    choose_to_fit(orders, limits, try_values([]), attempt, max_trials=20)
+    assert len(set(tried)) <= 20 + len(orders)
+
+
 def test_a_faster_set_is_found_by_an_exchange() -> None:
     """Of what fits, every prefix has the slow one in it."""
     large, slow = make_value("large", nbytes=70), make_value("slow", nbytes=60)

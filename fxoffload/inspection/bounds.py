@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from fxoffload.config import OffloadConfig
 from fxoffload.cost import CostModel, make_cost_model
+from fxoffload.graph import TrainingGraph
 from fxoffload.hardware import Hardware
 from fxoffload.inspection.tracing import partition_without_memory
 from fxoffload.passes.lifetimes import find_saved_values
@@ -73,15 +74,21 @@ def trace_steps(
         build = make_builder(partition, num_outputs, static_inputs, {})
         others: list[Cut] = [cut for cut in cuts if cut is not None]
         graphs = [build(None), *map(build, others)]
-        steps: list[Step] = []
-        for graph in graphs:
-            values = find_saved_values(graph, min_bytes=config.min_storage_bytes)
-            fuses = config.compiler == "inductor"
-            steps.append(build_step(graph, values, cost, fuses=fuses))
-        found.append(steps)
+        found.append(build_steps(graphs, config, cost))
         return graphs[0].forward, graphs[0].backward
 
     partition_without_memory(
         model, args, kwargs, config, lambda: OffloadPartitioner(choose, "fxoffload bound")
     )
     return found
+
+
+def build_steps(
+    graphs: Iterable[TrainingGraph], config: OffloadConfig, cost: CostModel
+) -> list[Step]:
+    """The step of each of `graphs`, as plans see it."""
+    steps: list[Step] = []
+    for graph in graphs:
+        values = find_saved_values(graph, min_bytes=config.min_storage_bytes)
+        steps.append(build_step(graph, values, cost, fuses=config.compiler == "inductor"))
+    return steps

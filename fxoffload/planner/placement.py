@@ -138,9 +138,11 @@ def _place_releases(
         pending += [(ends[value.name], value.name, value.nbytes) for value in last]
         tail = Tail(step, phase, pending, arrival)
         for position in range(phase.turn - 1, phase.end):
-            if not tail.held_bytes(position):
+            held_bytes = tail.held_bytes(position)
+            if not held_bytes:
                 break
-            tail.wait(position, room_bytes[position])
+            if held_bytes > room_bytes[position]:
+                tail.wait(position, room_bytes[position])
         tails.append(tail)
         clock = tail.end
         pending = [write for write in tail.left if first_uses[write[1]] >= phase.end]

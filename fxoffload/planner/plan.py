@@ -139,8 +139,8 @@ class Plan:
     budget_bytes: the peak that was asked for, None when there was none. step_seconds,
     exposed_seconds, contended_seconds: predicted; see Simulation. cut: what is saved at all,
     and not recomputed. held_bytes: predicted to be on the device when the forward ends, its results
-    included; unmoved_held_bytes: the same with nothing moved. kept_at_peak: bytes of kept values
-    that are part of the peak, by the reason why they stay, largest first.
+    included. kept_at_peak: bytes of kept values that are part of the peak, by the reason why they
+    stay, largest first.
     Hashable and comparable: equal graphs and options give equal plans.
     """
 
@@ -154,7 +154,6 @@ class Plan:
     contended_seconds: float = 0.0
     cut: Cut = None
     held_bytes: int = 0
-    unmoved_held_bytes: int = 0
     kept_at_peak: tuple[tuple[str, int], ...] = ()
 
     @property

@@ -46,7 +46,6 @@ def write_plan(
         exposed_seconds=best.simulation.exposed_seconds,
         contended_seconds=best.simulation.contended_seconds,
         held_bytes=best.held_bytes,
-        unmoved_held_bytes=unmoved.held_bytes,
         kept_at_peak=_find_kept(step, decisions, best.simulation.peak_position),
     )
 

@@ -126,16 +126,18 @@ def choose_to_fit(
         return []
 
     starts = [list(orders[0])]
+    trials = 0
     for order in orders:
         low, high = 1, len(order)
         while low < high:  # The shortest prefix that fits.
             middle = (low + high) // 2
+            trials += 1
             fits = not limits.find_excess(attempt(order[:middle]))
             low, high = (low, middle) if fits else (middle + 1, high)
         starts.append(list(order[:low]))
     # What starts furthest behind does not catch up: the trials are worth more elsewhere.
     starts = sorted(starts, key=lambda chosen: limits.rate(attempt(chosen)))[:-1]
-    share = max_trials // len(starts)
+    share = max(0, max_trials - trials) // len(starts)
     found = [_improve(start, orders[0], limits.rate, attempt, share) for start in starts]
     return min(found, key=lambda chosen: limits.rate(attempt(chosen)))
 

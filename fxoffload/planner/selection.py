@@ -23,7 +23,7 @@ from fxoffload.planner.plan import SavedValue, Tier
 from fxoffload.planner.plan_writer import describe_kept
 from fxoffload.planner.residences import find_lower_bound
 from fxoffload.planner.search import Choice, Limits, Trial, choose_hidden, choose_to_fit, refine
-from fxoffload.planner.simulation import Simulation, find_holders, simulate
+from fxoffload.planner.simulation import find_holders, simulate
 from fxoffload.planner.slack import add_slack
 from fxoffload.planner.step import Step, Transfer
 
@@ -64,49 +64,78 @@ def choose_transfers(
     condensed = condense(step)
     movable = condensed.step.movable
     idle = _find_idle_seconds(condensed.step, movable)
-    # What the program says must move is part of every set that is tried.
-    forced = [value for value in movable if value.must_move]
     candidates = [value for value in movable if not value.must_move]
     candidates.sort(key=lambda value: (-value.nbytes * idle[value.name], value.name))
-    limit = find_lower_bound(step) if budget_bytes == "min" else budget_bytes
-    used = derate_links(links, utilisation)
     limits = Limits(budget_bytes if isinstance(budget_bytes, int) else None, held_bytes)
-    inflight = {"max_inflight_bytes": max_inflight_bytes}
-    loosen = partial(_loosen, links=used, limits=limits, **inflight)
-    slow = derate_links(used, INSURED_SPEED)
-    place = partial(
-        place_transfers, condensed.step, links=used, budget_bytes=limit, held_bytes=held_bytes,
-        **inflight,
-    )  # fmt: skip
-    assign = partial(_assign_tiers, idle=idle, host_bytes=host_bytes if "host" in links else 0)
-    try_transfers = partial(_try, links=used, **inflight)
-    attempt = _Attempts(forced, assign, place, partial(try_transfers, condensed.step))
-
-    def lose(trial: Trial) -> float:
-        loose = loosen(condensed.step, trial).transfers
-        return simulate(condensed.step, loose, slow, **inflight).step_seconds
-
-    def expand(trial: Trial) -> Trial:
-        return try_transfers(step, condensed.expand(trial.transfers))
-
+    terms = _Terms(derate_links(links, utilisation), limits, max_inflight_bytes)
+    attempt = _Attempts(
+        # What the program says must move is part of every set that is tried.
+        forced=[value for value in movable if value.must_move],
+        assign=partial(_assign_tiers, idle=idle, host_bytes=host_bytes if "host" in links else 0),
+        place=partial(
+            place_transfers,
+            condensed.step,
+            links=terms.links,
+            budget_bytes=find_lower_bound(step) if budget_bytes == "min" else budget_bytes,
+            held_bytes=held_bytes,
+            max_inflight_bytes=max_inflight_bytes,
+        ),
+        simulate=partial(terms.simulate, condensed.step),
+    )
     visits = len(condensed.step.seconds) + VISITS_OF_VALUE * len(movable)
     trials = max(1, max_node_visits // max(1, visits))
-    unmoved, least = try_transfers(step, {}), attempt(())
-    best, reason = least, "moving it would cost step time"
-    if limit is None:
-        taken = HIDDEN_SHARE * unmoved.simulation.step_seconds
-        read = [value for value in candidates if value.is_read]  # The rest is garbage already.
-        best = attempt(choose_hidden(read, idle, used, attempt, least, taken, trials))
+    unmoved = terms.simulate(step, {})
     if budget_bytes == "min":
         # Also what does not count at the peak of this graph: it does when graphs follow each other.
         best, reason = attempt(candidates), ""
-    elif limit is not None or limits.find_excess(best):
-        chosen = choose_to_fit(_find_orders(candidates, idle), limits, least, attempt, trials)
-        best = refine(chosen, candidates, limits, least, attempt, lose, trials // 3)
-        reason = "fits the budget where it is"
+    else:
+        best, reason = _search(condensed.step, candidates, idle, terms, attempt, trials)
+
+    def expand(trial: Trial) -> Trial:
+        return terms.simulate(step, condensed.expand(trial.transfers))
+
     if limits.find_excess(best := expand(best)):
         raise _make_budget_error(step, limits, expand(attempt(candidates)))
-    return Choice(loosen(step, best), unmoved, reason)
+    return Choice(terms.loosen(step, best), unmoved, reason)
+
+
+@dataclass(frozen=True, slots=True)
+class _Terms:
+    """What plans are made for: the links that they count on, and what may be on the device."""
+
+    links: Mapping[str, Link]
+    limits: Limits
+    max_inflight_bytes: int
+
+    def simulate(
+        self,
+        step: Step,
+        transfers: Mapping[str, Transfer],
+        links: Mapping[str, Link] | None = None,
+    ) -> Trial:
+        """What `transfers` come to. links: others than those that are counted on."""
+        found = simulate(
+            step, transfers, links or self.links, max_inflight_bytes=self.max_inflight_bytes
+        )
+        return Trial(transfers, found, found.live_bytes[step.forward_length - 1])
+
+    def loosen(self, step: Step, tight: Trial) -> Trial:
+        """`tight` with slack for slower links, if that costs nothing over `links`."""
+        peak_bytes = tight.simulation.peak_bytes
+        transfers = add_slack(
+            step,
+            tight.transfers,
+            tight.simulation,
+            limit_bytes=max(peak_bytes, self.limits.peak_bytes or 0),
+            max_inflight_bytes=self.max_inflight_bytes,
+        )
+        loose = self.simulate(step, transfers)
+        costs = (
+            self.limits.find_excess(loose)
+            or loose.simulation.step_seconds > tight.simulation.step_seconds
+            or (self.limits.peak_bytes is None and loose.simulation.peak_bytes > peak_bytes)
+        )
+        return tight if costs else loose
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +162,33 @@ class _Attempts:
         return self.known[key]
 
 
+def _search(
+    step: Step,
+    candidates: Sequence[SavedValue],
+    idle: Mapping[str, float],
+    terms: _Terms,
+    attempt: _Attempts,
+    max_trials: int,
+) -> tuple[Trial, str]:
+    """The best set under a budget in bytes, or without one, and why the other values are kept."""
+    limits, least = terms.limits, attempt(())
+    if limits.peak_bytes is None:
+        taken = HIDDEN_SHARE * terms.simulate(step, {}).simulation.step_seconds
+        read = [value for value in candidates if value.is_read]  # The rest is garbage already.
+        best = attempt(choose_hidden(read, idle, terms.links, attempt, least, taken, max_trials))
+        if not limits.find_excess(best):
+            return best, "moving it would cost step time"
+    slow = derate_links(terms.links, INSURED_SPEED)
+
+    def lose(trial: Trial) -> float:
+        loose = terms.loosen(step, trial).transfers
+        return terms.simulate(step, loose, slow).simulation.step_seconds
+
+    chosen = choose_to_fit(_find_orders(candidates, idle), limits, least, attempt, max_trials)
+    best = refine(chosen, candidates, limits, least, attempt, lose, max_trials // 3)
+    return best, "fits the budget where it is"
+
+
 def _find_orders(
     candidates: Sequence[SavedValue], idle: Mapping[str, float]
 ) -> tuple[Sequence[SavedValue], ...]:
@@ -142,55 +198,6 @@ def _find_orders(
         sorted(candidates, key=lambda value: (-idle[value.name], value.name)),
         sorted(candidates, key=lambda value: (value.nbytes, value.name)),
     )
-
-
-def _loosen(
-    step: Step,
-    tight: Trial,
-    *,
-    links: Mapping[str, Link],
-    limits: Limits,
-    max_inflight_bytes: int,
-) -> Trial:
-    """`tight` with slack for slower links, if that costs nothing over `links`."""
-    peak_bytes = tight.simulation.peak_bytes
-    transfers = add_slack(
-        step,
-        tight.transfers,
-        tight.simulation,
-        limit_bytes=max(peak_bytes, limits.peak_bytes or 0),
-        max_inflight_bytes=max_inflight_bytes,
-    )
-    loose = _try(step, transfers, links, max_inflight_bytes)
-    costs = (
-        limits.find_excess(loose)
-        or loose.simulation.step_seconds > tight.simulation.step_seconds
-        or (limits.peak_bytes is None and loose.simulation.peak_bytes > peak_bytes)
-    )
-    return tight if costs else loose
-
-
-def _try(
-    step: Step,
-    transfers: Mapping[str, Transfer],
-    links: Mapping[str, Link],
-    max_inflight_bytes: int,
-) -> Trial:
-    simulation = simulate(step, transfers, links, max_inflight_bytes=max_inflight_bytes)
-    return Trial(transfers, simulation, simulation.live_bytes[step.forward_length - 1])
-
-
-def evaluate_transfers(
-    step: Step,
-    transfers: Mapping[str, Transfer],
-    links: Mapping[str, Link],
-    *,
-    max_inflight_bytes: int = 2**62,
-    utilisation: float = LINK_UTILISATION,
-) -> Simulation:
-    """What choose_transfers predicts of `transfers`."""
-    used = derate_links(links, utilisation)
-    return simulate(step, transfers, used, max_inflight_bytes=max_inflight_bytes)
 
 
 def _find_idle_seconds(step: Step, values: Iterable[SavedValue]) -> dict[str, float]:

@@ -14,8 +14,7 @@ from typing import NamedTuple
 from fxoffload.planner.plan import SavedValue, Tier
 
 
-@dataclass(frozen=True, slots=True)
-class Residence:
+class Residence(NamedTuple):
     """`nbytes` called `name` that live from position `first` to `last`, both included."""
 
     name: str

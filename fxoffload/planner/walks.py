@@ -6,7 +6,7 @@ placement walks through a step twice, forwards for the writes and backwards for 
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from heapq import heapify, heappop, heappush
 from itertools import accumulate
 from typing import NamedTuple
@@ -54,6 +54,8 @@ class Tail:
 
     def held_bytes(self, position: int) -> int:
         """Bytes in memory when `position` is reached."""
+        if self._waited == len(self._ends):
+            return 0
         return self._held_bytes(position, self._clock, self._waited)
 
     def wait_seconds(self, position: int, room_bytes: int) -> float:
@@ -119,17 +121,18 @@ class Reads:
         self._free[tier] = max(ready, self._free[tier]) + link.read_seconds(nbytes)
         return _Read(self._free[tier] + link.latency_seconds, name, nbytes, ready, tier)
 
-    def start(self, position: int, room_bytes: int, tail: Tail | None) -> Iterator[str]:
+    def start(self, position: int, room_bytes: int, tail: Tail | None) -> list[str]:
         """What is to be started behind `position`, and not in front of it.
 
         That is what has been long enough on its way, and what there is no room for.
         """
+        started: list[str] = []
         while self._pending:
-            held_bytes = 0 if tail is None else tail.held_bytes(position)
-            excess = self.nbytes - min(room_bytes - held_bytes, self._max_inflight_bytes)
             if self._pending[0].end > self.clock:
+                held_bytes = 0 if tail is None else tail.held_bytes(position)
+                excess = self.nbytes - min(room_bytes - held_bytes, self._max_inflight_bytes)
                 if excess <= 0:
-                    return
+                    break
                 if self._overtakes:
                     self._overtake(excess)
             end, name, nbytes, _, _ = self._pending[0]
@@ -145,7 +148,8 @@ class Reads:
             self.clock += read_seconds
             self.nbytes -= nbytes
             heappop(self._pending)
-            yield name
+            started.append(name)
+        return started
 
     def _overtake(self, excess: int) -> None:
         """Put a read that makes up for `excess` in front of its queue, if it ends sooner there.

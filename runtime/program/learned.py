@@ -88,7 +88,7 @@ class Learned:
 
     @property
     def tries(self) -> bool:
-        """Whether the next step moves everything, to measure the compute time that transfers take."""
+        """Whether the next step moves everything, to measure what transfers take from compute."""
         due = self.steps in TRIED_STEPS or self.steps % TRIED_EACH == 0
         return due and self._needs_price
 
