@@ -152,8 +152,11 @@ class Benchmark(Generic[Parsed]):
         status = console.status("")
 
         def show(text: str) -> None:
-            status.update(text)
-            status.start()
+            if console.is_terminal:
+                status.update(text)
+                status.start()
+            else:
+                print(text, file=sys.stderr, flush=True)
 
         try:
             return {**arguments.describe(self.name), **self.measure(arguments, show)}
