@@ -34,6 +34,7 @@ from benchmarks.variants import (
     measure_variant,
     time_rounds,
 )
+from fxoffload.cli.byte_models import check_shape
 
 FITS = 1.01  # Of a cap: peaks differ by Python's own objects.
 FITTING_BATCHES = 2  # Under the tightest cap of a method.
@@ -68,6 +69,8 @@ def measure(arguments: ThroughputArguments, show: Show) -> Record:
     methods = [replace(method, program=arguments.program) for method in methods]
     sizes = list(arguments.batches), list(arguments.caps)
     workload = arguments.make_workload(arguments.layers)
+    for batch in arguments.batches:
+        check_shape(arguments.model, replace(workload.shape, batch=batch))
     found = collect_records(show, measure_methods, workload, methods, *sizes, arguments.rounds)
     return {"variants": found}
 
