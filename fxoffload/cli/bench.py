@@ -37,6 +37,7 @@ SUITES = {
     "checksum_cost": "2 minutes",
     "planning_time": "2 minutes",
     "limits": "half an hour",
+    "published": "5 minutes",
 }
 
 
