@@ -37,8 +37,8 @@ SHARES = (0.6, 0.55, 0.5)
 class LimitArguments(Arguments):
     """The command line. Of each row: a model on a device."""
 
-    models: tuple[str, ...] = option(("gpt",), ", ".join(BUILDERS))
-    devices: tuple[str, ...] = option(("H200", "A100"), ", ".join(HARDWARE))
+    models: tuple[str, ...] = option(("gpt",), choices=list(BUILDERS))
+    devices: tuple[str, ...] = option(("H200", "A100"), choices=list(HARDWARE))
     hidden: int = option(8192)
     batch: int = option(16)
     length: int = option(1024)

@@ -127,6 +127,11 @@ class Benchmark(Generic[Parsed]):
         arguments = self.arguments(**vars(parser.parse_args(argv)))
         folder = RESULTS if arguments.report else OUTPUTS
         output = arguments.output or folder / f"{self.name}.jsonl"
+        plot: Path | None = getattr(arguments, "plot", None)
+        if arguments.report and not output.is_file():
+            parser.error(f"--report: there is no file {output}; measure first, or name --output")
+        if plot is not None and not plot.parent.is_dir():
+            parser.error(f"--plot {plot}: there is no folder {plot.parent}; name another file")
         if arguments.report:
             records: list[Record] = list(map(json.loads, output.read_text().splitlines()))
         else:
@@ -141,7 +146,6 @@ class Benchmark(Generic[Parsed]):
             found = self.find_misses(record)
             print("".join(f"{miss}\n" for miss in found), end="")
             misses += found
-        plot: Path | None = getattr(arguments, "plot", None)
         if self.draw is not None and plot is not None:
             self.draw(records[-1], plot)
         if misses and arguments.check:
@@ -152,8 +156,11 @@ class Benchmark(Generic[Parsed]):
         status = console.status("")
 
         def show(text: str) -> None:
-            status.update(text)
-            status.start()
+            if console.is_terminal:
+                status.update(text)
+                status.start()
+            else:
+                print(text, file=sys.stderr, flush=True)
 
         try:
             return {**arguments.describe(self.name), **self.measure(arguments, show)}

@@ -102,7 +102,7 @@ class Trainer:
 
     compile_model: makes the variant of it. hooks: a context in which every forward runs.
     microbatches: parts of the batch, in the order of Microbatches if there are several.
-    Steps are made until the schedule rests on steps that no compiler disturbed.
+    Steps are made until the schedule, if there is one, rests on steps that no compiler disturbed.
     """
 
     def __init__(
@@ -123,7 +123,7 @@ class Trainer:
             self.step()
             self.first_seconds = time.perf_counter() - start
             self.first_core_seconds = time.process_time() - core_start
-            for _ in range(FIRST_STEPS):
+            for _ in range(FIRST_STEPS if self.passes.plans else 1):
                 self.step()
         latest = fxoffload.schedules()[:1] if self.passes.plans else ()
         self._programs = [each.program for each in latest]

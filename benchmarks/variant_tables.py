@@ -23,7 +23,8 @@ class Measured:
     refused: the reason why no plan fits; nothing was measured then. seconds: of a step in each
     round. second_peak_bytes: the peak of the first learning step. predicted_*: by the plan.
     lower_bound_bytes: see PassRecord. cut: that of the plan that saves most, see Plan.
-    offloaded_bytes, written_bytes, read_bytes, exposed_seconds: of one step.
+    offloaded_bytes, written_bytes, read_bytes, exposed_seconds: of one step. batch: where it is
+    another one than that of the record.
     """
 
     label: str
@@ -44,6 +45,7 @@ class Measured:
     compile_seconds: float = 0.0
     loss: float = 0.0
     seconds: list[float] = field(default_factory=list[float])
+    batch: int | None = None
 
     @property
     def median_seconds(self) -> float:

@@ -17,7 +17,7 @@ import os
 import random
 import tempfile
 import weakref
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -30,7 +30,7 @@ from torch import Tensor
 from torch._functorch import config as functorch_config
 
 import fxoffload
-from benchmarks.fresh_process import KEEP_FREED_MEMORY, Record, run_fresh
+from benchmarks.fresh_process import KEEP_FREED_MEMORY, Parameters, Record, run_fresh
 from benchmarks.limited_engine import limit_drives
 from benchmarks.measure import record_highest_step, record_step
 from benchmarks.runner import Show
@@ -89,20 +89,28 @@ def run_variants(
 
     bytes_per_second: limits the drive in each direction.
     """
+    arguments = workload, list(variants), rounds, bytes_per_second
+    return collect_records(show, measure_variants, *arguments)
+
+
+def collect_records(
+    show: Show,
+    work: Callable[Parameters, Iterator[Record]],
+    *args: Parameters.args,
+    **kwargs: Parameters.kwargs,
+) -> list[Record]:
+    """The records that `work` yields in a fresh process, each with its seconds of the rounds."""
     found: dict[str, Record] = {}
     with tempfile.TemporaryDirectory() as cache:
         variables = {"TORCHINDUCTOR_CACHE_DIR": cache, **KEEP_FREED_MEMORY}
-        records = run_fresh(
-            variables, measure_variants, workload, list(variants), rounds, bytes_per_second
-        )
-        for record in records:
+        for record in run_fresh(variables, work, *args, **kwargs):
             if "round" in record:
-                show(f"round {record['round'] + 1} of {rounds}")
+                show(f"round {record['round'] + 1}")
                 for label, seconds in record["seconds"].items():
                     found[label]["seconds"].append(seconds)
             else:
                 found[record["label"]] = record
-                show(f"compiled {len(found)} of {len(variants)}: {record['label']}")
+                show(f"compiled {len(found)}: {record['label']}")
     return list(found.values())
 
 
@@ -116,31 +124,54 @@ def measure_variants(
     plain: Measured | None = None
     with limit_drives(bytes_per_second):
         for variant in variants:
-            measured = Measured(variant.label, variant.kind, variant.share)
-            if variant.kind == "fxoffload" and isinstance(variant.share, float):
-                assert plain is not None, "a share is one of plain's peak, so plain comes first"
-                measured.budget_bytes = int(variant.share * plain.peak_bytes)
-            try:
-                trainer = build_trainer(workload, variant, measured.budget_bytes)
-            except BudgetError as error:
-                measured.refused = str(error).splitlines()[0]
-            else:
-                measure_trainer(trainer, variant, measured)
+            plain_bytes = None if plain is None else plain.peak_bytes
+            measured, trainer = measure_variant(workload, variant, plain_bytes)
+            if trainer is not None:
                 plain = plain or measured
-                if abs(measured.loss - plain.loss) > LOSS_TOLERANCE:
-                    raise RuntimeError(f"{variant.label}: loss {measured.loss}, plain {plain.loss}")
-                trainers[variant.label] = trainer
+                check_loss(measured, plain.loss)
+                trainers[measured.label] = trainer
             yield asdict(measured)
-        for number in range(rounds):
-            seconds: dict[str, float] = {}
-            # Another order in each round: pending writes of one variant may slow the next one.
-            for label in random.Random(number).sample(list(trainers), len(trainers)):
-                # The first step finds the caches and the heap as another variant has left them; a
-                # training run repeats the same step. So the second step is timed.
-                trainers[label].step()
-                _, seconds[label] = trainers[label].step()
-                trainers[label].model.zero_grad()  # Its gradients are not part of another's step.
-            yield {"round": number, "seconds": seconds}
+        yield from time_rounds(trainers, rounds)
+
+
+def measure_variant(
+    workload: Workload, variant: Variant, plain_bytes: int | None
+) -> tuple[Measured, Trainer | None]:
+    """A variant, compiled: its memory, and what steps it; None where no plan fits.
+
+    plain_bytes: plain's peak, of which a budget is a share.
+    """
+    measured = Measured(variant.label, variant.kind, variant.share)
+    if variant.kind == "fxoffload" and isinstance(variant.share, float):
+        assert plain_bytes is not None, "a share is one of plain's peak, so plain comes first"
+        measured.budget_bytes = int(variant.share * plain_bytes)
+    try:
+        trainer = build_trainer(workload, variant, measured.budget_bytes)
+        measure_trainer(trainer, variant, measured)
+    except BudgetError as error:
+        measured.refused = str(error).splitlines()[0]
+        return measured, None
+    return measured, trainer
+
+
+def check_loss(measured: Measured, loss: float) -> None:
+    """Raise RuntimeError if it has another loss than `loss`."""
+    if abs(measured.loss - loss) > LOSS_TOLERANCE:
+        raise RuntimeError(f"{measured.label}: loss {measured.loss}, expected {loss}")
+
+
+def time_rounds(trainers: Mapping[str, Trainer], rounds: int) -> Iterator[Record]:
+    """The seconds of a step of each, in every round."""
+    for number in range(rounds):
+        seconds: dict[str, float] = {}
+        # Another order in each round: pending writes of one variant may slow the next one.
+        for label in random.Random(number).sample(list(trainers), len(trainers)):
+            # The first step finds the caches and the heap as another variant has left them; a
+            # training run repeats the same step. So the second step is timed.
+            trainers[label].step()
+            _, seconds[label] = trainers[label].step()
+            trainers[label].model.zero_grad()  # Its gradients are not part of another's step.
+        yield {"round": number, "seconds": seconds}
 
 
 def measure_trainer(trainer: Trainer, variant: Variant, measured: Measured) -> None:

@@ -178,6 +178,8 @@ def test_activation_peak(spill_directory: Path) -> None:
         (("--memory-budget", "lots"), "memory_budget='lots' is not a size"),
         (("--hidden", "100"), "--hidden 100 is not a multiple of the 8 heads"),
         (("--model", "t5", "--layers", "3"), "--layers 3 is odd"),
+        (("--batch", "0"), "pass at least 1"),
+        (("--report", "--output", "no_such_file"), "there is no file no_such_file"),
     ],
 )
 def test_activation_peak_refuses_in_words(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -33,6 +34,7 @@ from benchmarks import (
     rok,
     slow_drive,
     switches,
+    throughput,
     variants,
 )
 from benchmarks.limited_engine import LimitedEngine, limit_drives
@@ -169,7 +171,7 @@ def in_process(fresh_dynamo: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[
     def run_here(
         environment: dict[str, str], work: Callable[..., Any], *args: Any
     ) -> Iterator[dict[str, Any]]:
-        assert work is variants.measure_variants
+        assert work in (variants.measure_variants, throughput.measure_methods)
         homes.append(Path(environment.get("XDG_CACHE_HOME", os.environ["XDG_CACHE_HOME"])))
         torch._dynamo.reset()
         runtime.close_stores()  # One that is open already would not be limited.
@@ -422,6 +424,100 @@ def test_programs(
     assert copies > 0.9, "what is copied within one memory is not freed"
 
 
+SHARES_OF_PLAIN = {"plain": 1.0, "save_on_cpu": 1.0, "checkpoint": 0.2, "hooks": 0.5}
+
+
+def test_throughput(
+    in_process: list[Path],
+    spill_directory: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The search for batches, with peaks that are in proportion to them, and one second a sample.
+
+    What measures a variant is tested by the other benchmarks.
+    """
+
+    def measure_variant(workload: Any, variant: Variant, plain_bytes: int | None) -> Any:
+        peak = 100 * workload.shape.batch
+        if variant.kind == "fxoffload":
+            assert plain_bytes == 400
+            peak = min(peak, max(int(variant.share * plain_bytes), 40 * workload.shape.batch))
+        else:
+            peak = int(peak * SHARES_OF_PLAIN[variant.kind])
+        measured = make_measured(variant.kind, peak, share=variant.share)
+        return measured, workload.shape.batch
+
+    def time_rounds(trainers: dict[str, int], rounds: int) -> Iterator[dict[str, Any]]:
+        for number in range(rounds):
+            yield {"round": number, "seconds": {label: float(b) for label, b in trainers.items()}}
+
+    monkeypatch.setattr(throughput, "measure_variant", measure_variant)
+    monkeypatch.setattr(throughput, "time_rounds", time_rounds)
+    plot = spill_directory / "throughput.png"
+    sizes = ("--batch", "4", "--recompute-budgets", "--rounds", "2", "--layers", "1")
+    record = run(throughput, spill_directory, *sizes, "--plot", str(plot))
+    assert [(each["label"], len(each["seconds"])) for each in record["variants"]] == [
+        ("plain, batch 4", 2),
+        ("plain, batch 2", 2),
+        ("plain, batch 1", 2),  # Two of plain fit a third of its peak; only one is there.
+        ("checkpoint, batch 8", 2),  # 160
+        ("checkpoint, batch 4", 2),
+        ("checkpoint, batch 2", 2),
+        ("save_on_cpu, batch 8", 0),
+        ("save_on_cpu, batch 4", 2),
+        ("save_on_cpu, batch 2", 2),
+        ("save_on_cpu, batch 1", 2),
+        ("hooks, batch 8", 2),
+        ("hooks, batch 4", 2),
+        ("hooks, batch 2", 2),
+        ("hooks, batch 1", 2),
+        ("fxoffload 1.0, batch 8", 2),
+        ("fxoffload 1.0, batch 4", 2),
+        ("fxoffload 0.7, batch 8", 0),  # 320 of 280
+        ("fxoffload 0.7, batch 4", 2),
+        ("fxoffload 0.7, batch 2", 2),
+        ("fxoffload 0.5, batch 8", 0),
+        ("fxoffload 0.5, batch 4", 2),
+        ("fxoffload 0.5, batch 2", 2),
+        ("fxoffload 0.35, batch 8", 0),
+        ("fxoffload 0.35, batch 4", 0),
+        ("fxoffload 0.35, batch 2", 2),
+        ("fxoffload 0.35, batch 1", 2),
+    ]
+    assert image.imread(plot).std() > 0
+    told = capsys.readouterr()
+    assert re.search(r"\| save_on_cpu +\| +35% \|.*\| +save_on_cpu, batch 1 +\|", told.out)
+    assert "compiled 2: plain, batch 2\n" in told.err, "a line for each variant without a terminal"
+
+
+def test_best_throughput_under_a_cap() -> None:
+    def make(kind: Kind, batch: int, peak: int, *seconds: float) -> Measured:
+        found = make_measured(kind, peak, *seconds)
+        found.label, found.batch = f"{kind}, batch {batch}", batch
+        return found
+
+    plain = make("plain", 4, 1000, 4.0, 4.0)
+    half = make("plain", 2, 505, 2.5, 2.5)  # Within 1 % of the cap.
+    large = make("checkpoint", 8, 700, 10.0, 16.0)
+    small = make("checkpoint", 4, 400, 5.0, 6.0)
+    untimed = make("checkpoint", 16, 900)
+    found = [plain, half, large, small, untimed]
+    assert throughput.find_best(found, "plain", 1000) is plain
+    assert throughput.find_best(found, "plain", 500) is half
+    assert throughput.find_best(found, "plain", 350) is None
+    assert throughput.find_best(found, "checkpoint", 1000) is small
+    record = {**make_record(*found), "caps": [1.0, 0.35], "program": "blocks"}
+    (table,) = throughput.tabulate(record)
+    assert [row[3] for row in table.rows[1:]] == [
+        plain.label,
+        "none fits",
+        small.label,
+        "none fits",
+    ]
+    assert table.rows[3][-1] == "0.733 (0.667 to 0.800)"
+
+
 def test_planning_time(spill_directory: Path, capsys: pytest.CaptureFixture[str]) -> None:
     record = run(planning_time, spill_directory, "--layers", "2", "--rounds", "2")
     assert record["nodes"] > 200
@@ -433,7 +529,9 @@ def test_planning_time(spill_directory: Path, capsys: pytest.CaptureFixture[str]
     assert f"{record['nodes']} nodes" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("module", [planner_truth, planning_time, rok, depth, slow_drive])
+@pytest.mark.parametrize(
+    "module", [planner_truth, planning_time, rok, throughput, depth, slow_drive]
+)
 def test_what_cannot_be_built_is_refused_in_words(
     module: ModuleType, spill_directory: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -26,6 +26,7 @@ CLONE = Path(__file__).parents[2]
 SUITES = {
     "activation_peak": "10 minutes",
     "programs": "10 minutes",
+    "throughput": "a quarter of an hour",
     "rok": "half an hour",
     "planner_truth": "10 minutes",
     "depth": "10 minutes",
@@ -36,6 +37,7 @@ SUITES = {
     "checksum_cost": "2 minutes",
     "planning_time": "2 minutes",
     "limits": "half an hour",
+    "published": "5 minutes",
 }
 
 

@@ -47,6 +47,11 @@ class Shape:
 
 def check_shape(name: str, shape: Shape) -> None:
     """Raise ConfigError where there is no model called `name` of these sizes."""
+    smallest = min(shape.layers, shape.hidden, shape.batch, shape.length)
+    if smallest < 1:
+        raise ConfigError(
+            f"{smallest} layers, features, samples or tokens are none; pass at least 1"
+        )
     if shape.hidden % shape.heads:
         raise ConfigError(f"--hidden {shape.hidden} is not a multiple of the {shape.heads} heads")
     if name == "t5" and shape.layers % 2:

@@ -128,6 +128,19 @@ def _make_inputs(name: str, given: Any, batch: int, sequence: int) -> Sequence[A
     return [made] if isinstance(made, Tensor) else made
 
 
+def check_forward(source: Source, name: str, batch: int) -> None:
+    """Raise ConfigError if the forward of the model `name` fails by itself, without a compiler."""
+    inputs = source.make_inputs(batch)
+    try:
+        with torch.no_grad():
+            source.model(*inputs)
+    except Exception as error:
+        raise ConfigError(
+            f"model={name!r}: its forward fails with {_describe(error)}; check the shapes and "
+            "types of its inputs"
+        ) from None
+
+
 def _convert(value: Any, device: str, dtype: torch.dtype) -> Any:
     """A tensor on `device`, of `dtype` if it has floating-point numbers; others as they are."""
     if not isinstance(value, Tensor):

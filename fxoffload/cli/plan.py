@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 from rich.progress import Progress, TaskID
 
-from fxoffload.cli.model_source import DTYPES, Source, load_model
+from fxoffload.cli.model_source import DTYPES, Source, check_forward, load_model
 from fxoffload.cli.output import MISSED, BudgetOption, JsonOption, print_json, show_progress
 from fxoffload.cli.plan_tables import (
     describe_batches,
@@ -21,7 +21,7 @@ from fxoffload.cli.plan_tables import (
 )
 from fxoffload.cli.planned_hardware import choose_hardware, find_device, measure_hardware
 from fxoffload.config import OffloadConfig
-from fxoffload.errors import BudgetError, ConfigError
+from fxoffload.errors import BudgetError, ConfigError, OffloadError
 from fxoffload.hardware import Hardware
 from fxoffload.inspection.explain import explain
 from fxoffload.inspection.what_if import largest_batch, simulate
@@ -87,7 +87,13 @@ def plan(
         if named is None and (largest or what_if or memory):
             progress.update(task, description="measure this machine")
             named = measure_hardware(config, DTYPES[dtype], memory)
-        data, text = predict(request, progress, task)
+        try:
+            data, text = predict(request, progress, task)
+        except OffloadError:
+            raise
+        except Exception:
+            check_forward(source, model, batch)
+            raise
         if named is not None:
             data["hardware"] = named.description
             text = f"{named.description}\n{text}"

@@ -15,6 +15,7 @@ from fxoffload.cli.fio_fields import describe_job
 from fxoffload.cli.output import JsonOption, print_json, show_progress
 from fxoffload.config import OffloadConfig
 from fxoffload.directories import check_directory
+from fxoffload.errors import ConfigError
 from fxoffload.runtime.measurement.bandwidth import PROBE_BYTES, sample_transfers, take_slots
 from fxoffload.runtime.measurement.choice import open_engine
 from fxoffload.runtime.measurement.load import keep_computing
@@ -23,6 +24,7 @@ from fxoffload.tables import format_table
 
 DiskEngine = Literal["auto", "posix", "kvikio"]
 LOADS = ("alone", "beside compute")
+LARGEST_BYTES = 2**30
 LIMIT_SECONDS = 10.0  # Of one load of one directory: a slow drive gets fewer rounds.
 
 
@@ -41,6 +43,10 @@ def probe(
     options = {"directory": directories, "ioengine": ioengine}
     config = OffloadConfig.from_options(options)
     nbytes = parse_bytes("size", size)
+    if nbytes > LARGEST_BYTES:
+        raise ConfigError(
+            f"size={size!r} is more than 1 GiB, and four transfers are in memory at once; pass less"
+        )
     for path in config.directories:
         check_directory(path)
     with show_progress() as progress:

@@ -106,3 +106,6 @@ def test_wrong_use(tmp_path: Path) -> None:
     fixed = ("plan", "planned_models:with_tensors", *H100)
     check_usage_error(run(*fixed, "--batch", "4"), "fixed")
     assert run(*MODEL, "--batch", "0").exit_code == 2
+    for where in (H100, ()):
+        tokens = run("plan", "planned_models:build_chain", "--sequence", "8", *where)
+        check_usage_error(tokens, "its forward fails with RuntimeError", "shapes")

@@ -76,6 +76,7 @@ def test_wrong_use(tmp_path: Path, spill_directory: Path) -> None:
     check_usage_error(run("probe", missing), missing, "does not exist")
     check_usage_error(run("probe", "/dev/shm"), "tmpfs", "disk")
     check_usage_error(run("probe", str(spill_directory), "--size", "big"), "size='big'")
+    check_usage_error(run("probe", str(spill_directory), "--size", "2GiB"), "size='2GiB'", "1 GiB")
     check_usage_error(run("probe", str(spill_directory), str(spill_directory)), "twice")
     kvikio = run("probe", str(spill_directory), "--ioengine", "kvikio")
     if kvikio.exit_code:  # There is no GPU here.
