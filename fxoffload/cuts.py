@@ -62,6 +62,7 @@ class RecutGraph:
             if schedule is not None and schedule is not self._seen:
                 self._seen = schedule
                 self._review(schedule)
+                runtime.begin_step()  # What was traced is not part of it.
         if self._chosen:
             self.cut = self._chosen.pop()
             log.warning(
@@ -70,6 +71,7 @@ class RecutGraph:
                 self.cut,
             )
             self.compiled = self.compile_cut(args, self.cut)
+            runtime.begin_step()
         assert self.compiled is not None
         return self.compiled(*args)
 

@@ -12,7 +12,7 @@ from toys import HARDWARE
 
 from fxoffload.cli import train
 from fxoffload.cli.report import read_report
-from fxoffload.cli.training import TrainingRecord
+from fxoffload.cli.training import SETTLING_STEPS, TrainingRecord
 from fxoffload.errors import ConfigError
 
 SMALL = (
@@ -42,7 +42,7 @@ def test_json_and_a_saved_report(text: str, spill_directory: Path, tmp_path: Pat
     result = run("train", text, *SMALL, *where, "--json")
     assert result.exit_code == 0, result.output
     data = json.loads(result.stdout)
-    assert len(data["losses"]) == 8
+    assert len(data["losses"]) == SETTLING_STEPS + 2
     assert data["moved"]["written_bytes"] > 0
     assert data["verdict"].startswith("peak ")
     assert read_report(saved).moved_bytes > 0
