@@ -101,7 +101,7 @@ def run_step(
     the most that was seen of all, and beside our values. size: of the value of each call where that
     may change; modelled: as the model of its graph has it.
     """
-    step = book.begin_step(CPU)
+    step = book.begin_step(CPU, graphs[0])
     for graph in graphs:
         sizes = {"x": modelled} if size else {}
         call = step.add_call(graph, CPU, is_limited=limited, sizes=sizes)
@@ -159,7 +159,7 @@ def test_a_peak_that_one_sampler_missed_counts(book: ProgramBook, maker: Maker) 
         step = run_step(book, "a")
         record = HalfMeasurement({event: 1.0}, 0.0, 0, seen, {event: seen + 7} if seen else {})
         step.measure = lambda record=record: StepMeasurement([record])
-    book.begin_step(CPU)
+    book.begin_step(CPU, "a")
     latest = maker.asked[-1][1][0]
     assert (latest.gap_bytes, latest.peak_bytes) == (400, {event: 407})
     assert len(maker.asked) == 2
@@ -199,7 +199,7 @@ def test_another_speed_of_a_tier_is_followed(
         run_step(book, "ab")
     assert len(maker.asked) == 1
     steps = [run_step(book, "ab", speed=factor * 1e9) for _ in range(2 * MEASURED_EACH)]
-    book.begin_step(CPU)
+    book.begin_step(CPU, "a")
     assert len(maker.asked) == 2
     assert maker.flows[-1]["nvme"].write.speed == pytest.approx(factor * 1e9)
     measured = [step.measures for step in steps]
@@ -302,7 +302,7 @@ def test_a_peak_that_was_seen_counts_until_it_is_seen_again(
     run_step(book, "a", peak_bytes=700)
     for seconds in (*[1.0] * KEPT_STEPS, *[9.0] * KEPT_STEPS):
         run_step(book, "a", seconds=seconds)
-    book.begin_step(CPU)
+    book.begin_step(CPU, "a")
     assert len(maker.asked) > 1
     assert [half.peak_bytes for half in maker.asked[-1][1]] == [{("offload", "x"): 700}]
 
@@ -312,7 +312,7 @@ def test_several_programs_are_remembered(book: ProgramBook) -> None:
         run_step(book, "ab")
         run_step(book, "abc")
         run_step(book, "c")
-    book.begin_step(CPU)
+    book.begin_step(CPU, "a")
     assert [len(schedule.calls) for schedule in book.schedules] == [1, 3, 2]
     step = run_step(book, "ab")
     assert step.followed is not None
@@ -326,14 +326,14 @@ def test_the_program_that_ran_least_lately_is_forgotten(
     monkeypatch.setattr(book_module, "MAX_PROGRAMS", 2)
     for graphs in ("a", "b", "a", "c"):
         run_step(book, graphs)
-    book.begin_step(CPU)
+    book.begin_step(CPU, "a")
     assert [each.program[0].graph for each in book.schedules] == ["c", "a"]
 
 
 def test_programs_of_a_graph_are_forgotten(book: ProgramBook) -> None:
     for graphs in ("ab", "ab", "c", "c"):
         run_step(book, graphs)
-    book.begin_step(CPU)
+    book.begin_step(CPU, "a")
     book.forget("a")
     assert [len(schedule.calls) for schedule in book.schedules] == [1]
     assert run_step(book, "ab").followed is None
@@ -359,7 +359,7 @@ def test_a_step_that_cannot_fit_is_an_error(book: ProgramBook, maker: Maker) -> 
     for _ in range(2):
         run_step(book, "ab")
     with pytest.raises(BudgetError, match="too little; see the file"):
-        book.begin_step(CPU)
+        book.begin_step(CPU, "a")
 
 
 def test_a_job_that_runs_is_not_ended(
@@ -379,16 +379,16 @@ def test_a_step_that_never_ends_is_given_up(
 ) -> None:
     """Else it would grow for ever."""
     monkeypatch.setattr(book_module, "MAX_HALVES", 3)
-    step = book.begin_step(CPU)
+    step = book.begin_step(CPU, "a")
     stopped: list[StepRun] = []
     step.stop = lambda: stopped.append(step)
     step.note_birth()
     for _ in range(2):
         step.add_call("a", CPU, is_limited=True)
-        assert book.begin_step(CPU) is step
+        assert book.begin_step(CPU, "a") is step
     step.add_call("a", CPU, is_limited=True)
     assert not stopped
-    assert book.begin_step(CPU) is not step
+    assert book.begin_step(CPU, "a") is not step
     assert stopped, "nobody looks at what it holds any more"
     assert book.schedules == []
 
@@ -410,12 +410,12 @@ def test_a_step_begins_where_least_is_held(
     assert book._begun_bytes == 130
     book.note_begin(declared=False)
     assert book._begun_bytes == 110
-    step = book.begin_step(CPU)
+    step = book.begin_step(CPU, "a")
     step.note_birth()
     book.note_begin(declared=True)
     assert held == [140], "nothing is counted while a step runs"
     step.note_death()
-    book.begin_step(CPU)
+    book.begin_step(CPU, "a")
     assert book._begun_bytes is None
 
 
@@ -423,28 +423,28 @@ def test_what_is_held_at_the_beginning_belongs_to_one_step(
     book: ProgramBook, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(book_module, "count_live_bytes", lambda device: 100)
-    assert book.begin_step(CPU)._begun_bytes is None
+    assert book.begin_step(CPU, "a")._begun_bytes is None
     book.note_begin(declared=True)
-    assert book.begin_step(CPU)._begun_bytes == 100
-    assert book.begin_step(CPU)._begun_bytes is None, "that was of the step before"
+    assert book.begin_step(CPU, "a")._begun_bytes == 100
+    assert book.begin_step(CPU, "a")._begun_bytes is None, "that was of the step before"
     book.note_begin(declared=True)
-    step = book.begin_step(torch.device("meta"))
+    step = book.begin_step(torch.device("meta"), "a")
     assert step._begun_bytes is None, "that was of another device"
     step.note_birth()
     book.note_begin(declared=True)
     step.note_death()
-    assert book.begin_step(torch.device("meta"))._begun_bytes is None, "a step ran"
+    assert book.begin_step(torch.device("meta"), "a")._begun_bytes is None, "a step ran"
 
 
 def test_a_step_goes_on_while_a_ticket_lives(book: ProgramBook) -> None:
-    step = book.begin_step(CPU)
+    step = book.begin_step(CPU, "a")
     step.add_call("a", CPU, is_limited=True)
     step.note_birth()
     step.note_birth()
     step.note_death()
-    assert book.begin_step(CPU) is step
+    assert book.begin_step(CPU, "a") is step
     step.note_death()
-    assert book.begin_step(CPU) is not step
+    assert book.begin_step(CPU, "a") is not step
 
 
 def test_records_have_the_latest_step_that_did_what_the_schedule_says(book: ProgramBook) -> None:
@@ -470,7 +470,7 @@ def test_the_schedule_of_the_next_step(book: ProgramBook) -> None:
     for _ in range(FIRST_STEPS):
         run_step(book, "a")
         assert book.next_schedule is None, "few steps have been measured"
-    step = book.begin_step(CPU)
+    step = book.begin_step(CPU, "a")
     assert book.next_schedule is book.schedules[0], "what it follows is known, and it has no call"
     step.add_call("a", CPU, is_limited=True)
     step.note_birth()
@@ -513,7 +513,7 @@ def test_a_schedule_grows_with_the_values(book: ProgramBook, maker: Maker) -> No
     asked = len(maker.asked)
     for size in (100, 150, 300, 299):
         assert run_step(book, "a", seconds=2.0, held_bytes=17, size=size).followed is not None
-    book.begin_step(CPU)
+    book.begin_step(CPU, "a")
     assert len(maker.asked) == asked
 
 
@@ -522,7 +522,7 @@ def test_shorter_steps_tell_nothing(book: ProgramBook, maker: Maker) -> None:
         seconds, held_bytes = (1.0, 10) if size == 100 else (0.2, 500)
         step = run_step(book, "a", seconds=seconds, held_bytes=held_bytes, size=size)
         assert step.measures
-    book.begin_step(CPU)
+    book.begin_step(CPU, "a")
     assert len(maker.asked) == 1
 
 
@@ -557,11 +557,18 @@ def test_a_program_that_comes_now_and_then_is_learned(book: ProgramBook, maker: 
     for _ in range(FIRST_STEPS + 1):
         run_step(book, "a")
     assert not run_step(book, "b").measures
-    assert run_step(book, "a").measures, "b may come"
+    assert run_step(book, "a").measures, "b is new"
+    assert not run_step(book, "a").measures, "no step of b begins so"
     assert run_step(book, "b").measures
     for _ in range(FIRST_STEPS):
         assert run_step(book, "b").followed is not None
     assert not run_step(book, "a").measures, "both are known"
+    assert not run_step(book, "a").measures
+    assert not run_step(book, "ab").measures
+    for _ in range(3):
+        assert run_step(book, "a").measures, "it may become that one again"
+    assert run_step(book, "ab").measures
+    run_step(book, "a")
     assert not run_step(book, "a").measures
 
 
@@ -573,5 +580,5 @@ def test_shorter_steps_make_no_schedule_while_a_longer_one_is_to_be_measured(
     run_step(book, "a", size=300)
     for _ in range(4):
         assert run_step(book, "a", size=100).measures
-    book.begin_step(CPU)
+    book.begin_step(CPU, "a")
     assert len(maker.asked) == 2

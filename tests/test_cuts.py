@@ -71,9 +71,11 @@ class Run:
         self.schedule: Schedule | None = None
         self.reviewed: list[Schedule] = []
         self.compiled: list[tuple[Any, Cut]] = []
+        self.begun: list[None] = []
         self._cuts = cuts
         self.graph = RecutGraph(self._review, dict, self._compile, lambda x: x)
         monkeypatch.setattr(runtime, "find_next_schedule", lambda: self.schedule)
+        monkeypatch.setattr(runtime, "begin_step", lambda: self.begun.append(None))
 
     def _review(self, schedule: Schedule) -> None:
         self.reviewed.append(schedule)
@@ -88,8 +90,10 @@ class Run:
 def test_a_graph_is_compiled_anew_between_two_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     run = Run([0.4], monkeypatch)
     assert run.graph(5) == 5, "the step that runs goes on with what it has"
+    assert run.begun == []
     run.schedule = make_step(1.0)
     assert [run.graph(5), run.graph(6)] == [-5, -6]
+    assert len(run.begun) == 2, "the memory of the review, and of the compiler, is not the step's"
     run.schedule = make_step(1.0)
     run.graph(7)
     assert run.compiled == [((5,), 0.4)], "once"
@@ -113,6 +117,7 @@ def test_each_schedule_is_reviewed_until_the_graph_is_settled(
     for run.schedule in (first, first, second):
         run.graph(5)
     assert [id(each) for each in run.reviewed] == [id(first), id(second)]
+    assert len(run.begun) == 2
 
 
 def test_a_review_that_fails_leaves_what_runs(

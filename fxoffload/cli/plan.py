@@ -87,13 +87,7 @@ def plan(
         if named is None and (largest or what_if or memory):
             progress.update(task, description="measure this machine")
             named = measure_hardware(config, DTYPES[dtype], memory)
-        try:
-            data, text = predict(request, progress, task)
-        except OffloadError:
-            raise
-        except Exception:
-            check_forward(source, model, batch)
-            raise
+        data, text = _predict_checked(request, model, progress, task)
         if named is not None:
             data["hardware"] = named.description
             text = f"{named.description}\n{text}"
@@ -109,6 +103,19 @@ def plan(
     print_json(data) if as_json else typer.echo(f"{source.description}\n{text}")
     if not data.get("fits", True):
         raise typer.Exit(MISSED)
+
+
+def _predict_checked(
+    request: Request, model: str, progress: Progress, task: TaskID
+) -> tuple[dict[str, Any], str]:
+    """As predict; a model whose own forward fails is a wrong argument."""
+    try:
+        return predict(request, progress, task)
+    except OffloadError:
+        raise
+    except Exception:
+        check_forward(request.source, model, request.batch)
+        raise
 
 
 def check_batch(source: Source, model: str, *, changes: bool) -> None:

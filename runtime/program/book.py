@@ -95,8 +95,8 @@ class ProgramBook:
             found = min(found, before)
         self._begun_bytes = found
 
-    def begin_step(self, device: torch.device) -> StepRun:
-        """The step that runs, or the next one where that has ended, which runs on `device`.
+    def begin_step(self, device: torch.device, graph: str) -> StepRun:
+        """The step that runs, or where that has ended the next one: on `device`, `graph` first.
 
         Raises BudgetError where the step that has ended cannot be brought within its budget.
         """
@@ -115,7 +115,10 @@ class ProgramBook:
         if device != self._device:
             self._device, begun_bytes = device, None
         # Which program comes next is not known: it may be one that has not been measured yet.
-        unknown = any(each.assumed is None for each in self._learned.values())
+        unknown = any(
+            each.assumed is None and program[0].graph == graph
+            for program, each in self._learned.items()
+        )
         measures = latest.measures or unknown
         self.step = StepRun(schedules, measures=measures, begun_bytes=begun_bytes)
         return self.step

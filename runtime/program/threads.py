@@ -55,7 +55,7 @@ class Programs:
         step = book.step
         call = step.calls[-1] if step is not None and step.calls and not step.ended else None
         if call is None or call.graph != graph or call.backward or name in call.entries:
-            step = book.begin_step(device)
+            step = book.begin_step(device, graph)
             call = step.add_call(graph, device, is_limited=known.is_limited, sizes=known.sizes)
         return call
 
