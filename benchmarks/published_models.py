@@ -105,27 +105,25 @@ def configure_gpt(
 
 def configure_qwen(hidden: int, inner: int, heads: int) -> Configure:
     """Qwen3 of a width, with eight heads for keys and values."""
-    return lambda layers: Qwen3Config(
-        vocab_size=151936,
-        hidden_size=hidden,
-        intermediate_size=inner,
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
-        num_key_value_heads=8,
-        head_dim=128,
-        use_cache=False,
-    )
+    return _configure_grouped(Qwen3Config, hidden, inner, heads, vocab_size=151936, head_dim=128)
 
 
 def configure_llama(hidden: int, inner: int, heads: int, vocabulary: int = VOCABULARY) -> Configure:
     """Llama 3 of a width, with eight heads for keys and values."""
-    return lambda layers: LlamaConfig(
-        vocab_size=vocabulary,
+    own = {"vocab_size": vocabulary, "max_position_embeddings": 2**17}
+    return _configure_grouped(LlamaConfig, hidden, inner, heads, **own)
+
+
+def _configure_grouped(
+    kind: Callable[..., PreTrainedConfig], hidden: int, inner: int, heads: int, **own: int
+) -> Configure:
+    """A decoder with eight heads for keys and values; own: the fields of its kind."""
+    return lambda layers: kind(
         hidden_size=hidden,
         intermediate_size=inner,
         num_hidden_layers=layers,
         num_attention_heads=heads,
         num_key_value_heads=8,
-        max_position_embeddings=2**17,
         use_cache=False,
+        **own,
     )

@@ -120,6 +120,8 @@ def _find_deaths(
     """By call, the last position at which values live that no backward reads; end: of the step."""
     deaths: dict[int, int] = {}
     for half, record in zip(program, measured, strict=True):
+        if not half.forward:
+            continue
         following = len(program) if record.last_half is None else record.last_half + 1
         behind = program[following] if following < len(program) else None
         deaths[half.call] = end if behind is None else starts[behind.call, behind.forward] - 1

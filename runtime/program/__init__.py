@@ -3,6 +3,7 @@
 live_bytes   the bytes that a device holds now
 sampler      a thread that counts these bytes again and again
 live_watch   assigns the counted bytes to the ops of a step
+store_watch  waits for the stores of a step, and their transfers
 half_run     one forward or backward as it runs: times of its ops, counted bytes
 entry        one value of a call, from its offload to its wait
 calls        one step as it runs: its calls, and the schedule that each call follows

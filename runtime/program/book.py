@@ -84,8 +84,8 @@ class ProgramBook:
     def note_begin(self, *, declared: bool) -> None:
         """The next step begins here: from now on, what is held is the step's.
 
-        declared: the user says so. Else a compiled graph is called, and the next step begins with
-        the first one since the last step: at the call in front of which the least was held.
+        declared: the program says so, which replaces what was noted before. Else a compiled graph
+        is called; of all such calls since the last step, the one where the least was held counts.
         Nothing is noted while a step runs, nor before the first one, whose device is not known.
         """
         if self._device is None or (self.step is not None and not self.step.ended):

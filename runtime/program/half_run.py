@@ -14,7 +14,7 @@ from fxoffload.schedule import Half, HalfMeasurement
 class HalfRun:
     """The times of the ops of one half, and the bytes that the device held; see HalfMeasurement.
 
-    last_half: also of a forward that has a backward, which makes it known by itself.
+    last_half: the index of the half that ran when a value of this forward was the last to die.
     """
 
     half: Half
