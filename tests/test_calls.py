@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import logging
+from collections.abc import Iterable
 from dataclasses import replace
 
 import pytest
@@ -12,6 +13,7 @@ from waiting import wait_until
 
 from fxoffload.runtime.program import calls
 from fxoffload.runtime.program.calls import Call, Entry, StepRun
+from fxoffload.runtime.program.entry import sum_resident_bytes
 from fxoffload.runtime.program.live_bytes import count_live_bytes
 from fxoffload.runtime.store.store import OffloadStore
 from fxoffload.runtime.store.ticket import Ticket
@@ -254,12 +256,22 @@ def test_the_last_half_of_values_that_nothing_reads(memory_store: OffloadStore) 
 
 
 def test_a_value_that_dies_while_memory_is_counted_is_not_held(
-    monkeypatch: pytest.MonkeyPatch,
+    memory_store: OffloadStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Else its bytes, which are in the first count only, would be those of others."""
-    found = iter((100, 60))
-    monkeypatch.setattr(calls, "count_live_bytes", lambda device: next(found))
-    assert StepRun([], measures=False)._count_held(CPU) == (100, 60)
+    """Else its bytes would be those of others."""
+    step = StepRun([], measures=True)
+    entry = keep(memory_store, step.add_call("a", CPU, is_limited=True), "x")
+    live = [100 + NBYTES]
+
+    def sum_before_death(entries: Iterable[Entry], half: Half | None) -> int:
+        found = sum_resident_bytes(entries, half)
+        live[0] = 100
+        return found
+
+    monkeypatch.setattr(calls, "count_live_bytes", lambda device: live[0])
+    monkeypatch.setattr(calls, "sum_resident_bytes", sum_before_death)
+    assert step._count_held(CPU) == (100, 100 - NBYTES)
+    memory_store.free(entry.ticket)
 
 
 def test_memory_of_others_counts_before_a_step(monkeypatch: pytest.MonkeyPatch) -> None:

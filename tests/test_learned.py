@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from fxoffload.runtime.program.calls import StepRun
-from fxoffload.runtime.program.learned import FIRST_STEPS, MEASURED_EACH, Learned
+from fxoffload.runtime.program.learned import FIRST_STEPS, KEPT_STEPS, MEASURED_EACH, Learned
+from fxoffload.runtime.program.sampler import CLOSE_RATE, RATE, Rate
 from fxoffload.schedule import HalfMeasurement, Schedule, StepMeasurement
 
 EVENT = "offload", "x"
@@ -34,6 +35,17 @@ def make_step(followed: Schedule | None) -> StepRun:
 )
 def test_steps_that_are_measured(steps: int, doubts: bool, measures: bool) -> None:
     assert Learned(steps=steps, doubts=doubts).measures == measures
+
+
+def test_one_of_the_kept_steps_was_sampled_closely() -> None:
+    """Not the first one, which compilers make slow anyway, and never most of them."""
+    learned, rates = Learned(), list[Rate]()
+    for _ in range(5 * KEPT_STEPS):
+        rates.append(learned.rate)
+        learned.note(make_step(None), StepMeasurement([]))
+    assert rates[:2] == [RATE, CLOSE_RATE]
+    for first in range(len(rates) - KEPT_STEPS + 1):
+        assert 1 <= rates[first : first + KEPT_STEPS].count(CLOSE_RATE) < KEPT_STEPS / 2
 
 
 def test_what_is_assumed_grows_until_a_step_of_that_size_is_measured() -> None:

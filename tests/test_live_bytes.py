@@ -12,6 +12,8 @@ from fxoffload.runtime.program.live_bytes import (
     count_foreign_bytes,
     count_live_bytes,
     find_device_bytes,
+    find_peak_bytes,
+    restart_peak,
 )
 
 CPU = torch.device("cpu")
@@ -32,6 +34,17 @@ def test_a_tensor_is_live_until_it_dies() -> None:
 
 def test_nobody_counts_other_devices() -> None:
     assert count_live_bytes(torch.device("meta")) is None
+
+
+def test_the_peak_of_a_gpu_since_it_was_restarted(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu, peaks = torch.device("cuda", 1), {torch.device("cuda", 1): 700}
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda device: peaks.pop(device))
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: peaks.get(device, 300))
+    assert find_peak_bytes(gpu) == 700
+    restart_peak(gpu)
+    assert find_peak_bytes(gpu) == 300
+    restart_peak(CPU)
+    assert find_peak_bytes(CPU) is None
 
 
 def test_all_memory_of_a_cpu_is_what_the_process_may_use() -> None:

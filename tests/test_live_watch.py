@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
+import torch
 from waiting import wait_until
 
+from fxoffload.runtime.program import live_watch
 from fxoffload.runtime.program.half_run import HalfRun
 from fxoffload.runtime.program.live_watch import Held, LiveWatch
 from fxoffload.schedule import Half
 
+CPU = torch.device("cpu")
 FIRST, SECOND = ("offload", "x"), ("release", "x")
 
 
@@ -39,7 +42,7 @@ def device() -> Device:
 
 @pytest.fixture
 def watch(device: Device) -> Iterator[LiveWatch]:
-    found = LiveWatch(device)
+    found = LiveWatch(device, CPU)
     yield found
     found.stop()
 
@@ -61,9 +64,27 @@ def test_what_was_seen_belongs_to_the_op_before(watch: LiveWatch, device: Device
     assert (forward.live_bytes, backward.live_bytes) == ({FIRST: 90, SECOND: 85}, {})
 
 
+def test_a_peak_that_no_sample_saw(device: Device, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It belongs to the op before it; what is below the highest so far adds nothing."""
+    peaks = [999]
+    monkeypatch.setattr(live_watch, "restart_peak", lambda device: peaks.__setitem__(0, 100))
+    monkeypatch.setattr(live_watch, "find_peak_bytes", lambda device: peaks[0])
+    watch = LiveWatch(device, CPU)
+    forward, backward = HalfRun(Half("a", 0, True)), HalfRun(Half("a", 0, False))
+    device.hold(50, 5)
+    watch.note_op(forward, FIRST)
+    peaks[0] = 300
+    watch.note_op(forward, SECOND)
+    device.hold(80, 8)
+    watch.note_half(backward, None)
+    watch.stop()
+    assert forward.live_bytes == {FIRST: 300, SECOND: 80}
+    assert 300 not in forward.peak_bytes.values(), "nobody knows whose they were"
+
+
 def test_a_device_that_does_not_tell(device: Device) -> None:
     device.held = None
-    watch = LiveWatch(device)
+    watch = LiveWatch(device, CPU)
     run = HalfRun(Half("a", 0, True))
     watch.note_op(run, FIRST)
     watch.note_half(run, None)

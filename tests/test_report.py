@@ -16,7 +16,10 @@ import fxoffload
 from benchmarks.measure import record_memory
 from fxoffload.runtime.program.learned import MEASURED_EACH
 
-pytestmark = pytest.mark.usefixtures("fresh_dynamo", "one_thread", "fresh_programs")
+pytestmark = [
+    pytest.mark.samples_memory,
+    pytest.mark.usefixtures("fresh_dynamo", "one_thread", "fresh_programs"),
+]
 
 MIB = 2**20
 ROWS, WIDTH, BLOCKS = 2048, 256, 3

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import threading
+import time
 
 import pytest
 from waiting import wait_until
 
 from fxoffload.runtime.program import sampler
-from fxoffload.runtime.program.sampler import HeldSampler
+from fxoffload.runtime.program.sampler import HeldSampler, Rate
 
 
 class Counts:
@@ -70,3 +71,22 @@ def test_it_ends_where_no_op_runs_any_more(
     monkeypatch.setattr(sampler, "IDLE_SECONDS", 0.05)
     HeldSampler(Counts())
     wait_until(lambda: find_samplers() <= others)
+
+
+@pytest.mark.parametrize(("share", "least", "most"), [(1.0, 5, 1000), (0.02, 1, 4)])
+def test_it_counts_no_more_than_its_share(share: float, least: int, most: int) -> None:
+    """Of the time of a processor: 20 ms of each count."""
+    asked = list[float]()
+
+    def count() -> int:
+        end = time.thread_time() + 0.02
+        while time.thread_time() < end:
+            pass
+        asked.append(end)
+        return 1
+
+    watched = HeldSampler(count, Rate(0.0001, share))
+    start = time.monotonic()
+    wait_until(lambda: len(asked) >= least and time.monotonic() > start + 1.0)
+    watched.stop()
+    assert least <= len(asked) <= most

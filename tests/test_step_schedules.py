@@ -28,7 +28,10 @@ from fxoffload.runtime.store.ticket import Ticket
 from fxoffload.schedule import HalfMeasurement, Schedule, StepMeasurement
 from fxoffload.step_schedules import ScheduledGraph, make_graph_schedule
 
-pytestmark = pytest.mark.usefixtures("fresh_dynamo", "one_thread", "fresh_programs", "one_cut")
+pytestmark = [
+    pytest.mark.samples_memory,
+    pytest.mark.usefixtures("fresh_dynamo", "one_thread", "fresh_programs", "one_cut"),
+]
 
 MIB = 2**20
 ROWS, WIDTH, BLOCKS = 2048, 512, 6  # 4 MiB for each result.

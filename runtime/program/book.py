@@ -119,8 +119,12 @@ class ProgramBook:
             each.assumed is None and program[0].graph == graph
             for program, each in self._learned.items()
         )
-        measures = latest.measures or unknown
-        self.step = StepRun(schedules, measures=measures, begun_bytes=begun_bytes)
+        self.step = StepRun(
+            schedules,
+            measures=latest.measures or unknown,
+            rate=latest.rate,
+            begun_bytes=begun_bytes,
+        )
         return self.step
 
     def _learn(self, step: StepRun) -> None:

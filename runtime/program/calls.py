@@ -26,6 +26,7 @@ from fxoffload.runtime.program.entry import (
 from fxoffload.runtime.program.half_run import HalfRun, find_step_seconds, measure_halves
 from fxoffload.runtime.program.live_bytes import count_foreign_bytes, count_live_bytes
 from fxoffload.runtime.program.live_watch import Held, LiveWatch
+from fxoffload.runtime.program.sampler import RATE, Rate
 from fxoffload.runtime.program.store_watch import StoreWatch
 from fxoffload.runtime.program.value_sizes import merge_sizes
 from fxoffload.schedule import (
@@ -139,13 +140,18 @@ class StepRun:
     """The calls of one step in one thread.
 
     schedules: those that the step may turn out to follow, the likeliest first. measures: whether
-    ops are timed and live bytes counted. begun_bytes: live bytes of the device when the step began;
-    None: it begins with its first op. base_bytes: what the device held then, others' memory
-    included.
+    ops are timed and live bytes counted, at `rate`. begun_bytes: live bytes of the device when the
+    step began; None: it begins with its first op. base_bytes: what the device held then, others'
+    memory included.
     """
 
     def __init__(
-        self, schedules: list[Schedule], *, measures: bool, begun_bytes: int | None = None
+        self,
+        schedules: list[Schedule],
+        *,
+        measures: bool,
+        rate: Rate = RATE,
+        begun_bytes: int | None = None,
     ) -> None:
         self.calls: list[Call] = []
         self.runs: list[HalfRun] = []
@@ -157,6 +163,7 @@ class StepRun:
         self._alive = 0
         self._dead: deque[None] = deque()  # Grows in any thread, in single steps.
         self._watch: LiveWatch | None = None
+        self._rate = rate
         self._begun_bytes = begun_bytes
 
     @property
@@ -204,7 +211,7 @@ class StepRun:
             if self._watch is not None:
                 self._watch.note_half(run, found)
             elif self.measures:
-                self._watch = LiveWatch(partial(self._count_held, device))
+                self._watch = LiveWatch(partial(self._count_held, device), device, self._rate)
         position = len(self.runs)
         self.runs.append(run)
         self._schedules = [
@@ -280,10 +287,10 @@ class StepRun:
 
         None where the device does not tell.
         """
-        live_bytes = count_live_bytes(device)
-        if live_bytes is None or (half is None and self._alive and self.ended):
+        if half is None and self._alive and self.ended:
             return None
         half = self.runs[-1].half if half is None and self.runs else half
+        # A value that dies in between is not taken for memory of others in this order.
         resident_bytes = sum_resident_bytes(self._list_entries().values(), half)
-        # A value that has died meanwhile is in the first count only.
-        return Held(live_bytes, min(live_bytes, count_live_bytes(device) or 0) - resident_bytes)
+        live_bytes = count_live_bytes(device)
+        return None if live_bytes is None else Held(live_bytes, live_bytes - resident_bytes)

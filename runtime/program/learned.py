@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from fxoffload.runtime.program.advice import JUDGED_STEPS
 from fxoffload.runtime.program.calls import StepRun
 from fxoffload.runtime.program.price import Sample, Samples
+from fxoffload.runtime.program.sampler import CLOSE_RATE, RATE, Rate
 from fxoffload.runtime.program.value_sizes import merge_sizes, scale_measurement
 from fxoffload.schedule import (
     UNKNOWN_OWNERS,
@@ -26,6 +27,9 @@ KEPT_STEPS = 5
 # A step is measured when its program has run no more often than this, and then each so many steps.
 FIRST_STEPS = 5
 MEASURED_EACH = 16
+# Of the measured steps, each so many is sampled at the close rate, which makes it slower. One of
+# the KEPT_STEPS always is: medians leave out its seconds, and the highest bytes count.
+CLOSE_EACH = 4
 # Steps of a program that move everything beside steps that follow a schedule, so that the price of
 # a byte shows: these, and then each so many steps. Each of them is measured.
 TRIED_STEPS = (1, 3, 5, 7, 9)
@@ -43,7 +47,8 @@ class Learned:
     latest: the last measured step, and the schedule that it followed to its end.
     samples: what its steps took, by what they moved. limited: whether there is a budget.
     excess_bytes: the most by which a step exceeded the peak that its schedule predicted.
-    judged: measured steps that followed schedules, behind the first ones.
+    measured: how many steps were measured. judged: measured steps that followed schedules, behind
+    the first ones.
     doubts: whether the latest step waited for transfers that should have been hidden, saw other
     speeds, or had larger values than any before: then the next one is measured.
     sizes: the largest that values of symbolic size had; schedules are made for them. guessed:
@@ -51,6 +56,7 @@ class Learned:
     """
 
     steps: int = 0
+    measured: int = 0
     records: deque[Sequence[HalfMeasurement]] = field(
         default_factory=lambda: deque[Sequence[HalfMeasurement]](maxlen=KEPT_STEPS)
     )
@@ -100,6 +106,11 @@ class Learned:
         return self.steps <= TRIED_STEPS[-1] + 1 and self._needs_price
 
     @property
+    def rate(self) -> Rate:
+        """How often the memory of the next step is sampled, if it is measured."""
+        return CLOSE_RATE if self.measured % CLOSE_EACH == 1 else RATE
+
+    @property
     def _needs_price(self) -> bool:
         """Whether the price of a byte decides what moves.
 
@@ -113,6 +124,7 @@ class Learned:
 
     def note(self, step: StepRun, latest: StepMeasurement) -> None:
         """Add a measured step."""
+        self.measured += 1
         self.latest = latest, step.followed
         self.limited = any(call.is_limited for call in step.calls)
         if step.followed is not None or len(self.records) == 0 or self.schedule is None:

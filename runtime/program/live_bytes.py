@@ -26,6 +26,17 @@ def count_live_bytes(device: torch.device) -> int | None:
     return info.uordblks + info.hblkhd
 
 
+def restart_peak(device: torch.device) -> None:
+    """`find_peak_bytes` counts from here on; so does torch's own peak statistic of the device."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+
+
+def find_peak_bytes(device: torch.device) -> int | None:
+    """The most that tensors held since `restart_peak`; None where the allocator keeps no peak."""
+    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
+
+
 def count_foreign_bytes(device: torch.device) -> int:
     """What the allocator of `device` does not count: other programs, contexts of CUDA."""
     if device.type != "cuda":

@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
+import torch
+
 from fxoffload.ops import OpEvent
 from fxoffload.runtime.program.half_run import HalfRun
-from fxoffload.runtime.program.sampler import HeldSampler
+from fxoffload.runtime.program.live_bytes import find_peak_bytes, restart_peak
+from fxoffload.runtime.program.sampler import RATE, HeldSampler, Rate
 
 
 class Held(NamedTuple):
@@ -18,13 +21,21 @@ class Held(NamedTuple):
 
 
 class LiveWatch:
-    """Samples `count()` until `stop` is called, or until `count` returns None."""
+    """Samples `count()` at `rate` until `stop` is called, or until `count` returns None.
 
-    def __init__(self, count: Callable[[], Held | None]) -> None:
+    The allocator of `device` may tell the most live bytes, which a sample may have missed.
+    """
+
+    def __init__(
+        self, count: Callable[[], Held | None], device: torch.device, rate: Rate = RATE
+    ) -> None:
         self._count = count
+        self._device = device
+        self._peak_bytes = 0
+        restart_peak(device)
         self._last: tuple[HalfRun, OpEvent] | None = None  # The op that ran last.
         self._highest_live: int | None = None  # Since that op.
-        self._sampler = HeldSampler(self._sample)
+        self._sampler = HeldSampler(self._sample, rate)
 
     def note_half(self, run: HalfRun, found: Held | None) -> None:
         """A half begins; found: what is held now."""
@@ -48,6 +59,9 @@ class LiveWatch:
 
     def _note_live_bytes(self) -> None:
         """Assign the most live bytes since the last op to this op."""
+        peak_bytes = find_peak_bytes(self._device)
+        if peak_bytes is not None and peak_bytes > self._peak_bytes:
+            self._peak_bytes = self._highest_live = peak_bytes
         highest, self._highest_live = self._highest_live, None
         if highest is not None and self._last is not None:
             last, before = self._last

@@ -5,11 +5,23 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 
-SAMPLE_SECONDS = 0.001
-# Of the time, the most in which it counts: on a CPU it takes that from the program. Less of it
-# misses peaks, and few steps are measured.
-SAMPLE_SHARE = 0.1
+
+@dataclass(frozen=True, slots=True)
+class Rate:
+    """How often to count: pauses of `seconds` or longer, and at most `share` of the time.
+
+    On a CPU, the program loses the time in which is counted.
+    """
+
+    seconds: float
+    share: float
+
+
+RATE = Rate(seconds=0.001, share=0.1)
+# What eager operations hold between two graphs may last for a millisecond only.
+CLOSE_RATE = Rate(seconds=0.0001, share=0.5)
 # A step in which no op has run for so long is not looked at any further.
 IDLE_SECONDS = 10.0
 
@@ -17,8 +29,9 @@ IDLE_SECONDS = 10.0
 class HeldSampler:
     """Calls `count` again and again until `stop`; keeps the highest since the last `take`."""
 
-    def __init__(self, count: Callable[[], int | None]) -> None:
+    def __init__(self, count: Callable[[], int | None], rate: Rate = RATE) -> None:
         self._count = count
+        self._rate = rate
         self._highest: int | None = None
         self._taken = time.monotonic()
         self._stopped = threading.Event()
@@ -35,13 +48,14 @@ class HeldSampler:
         self._stopped.set()
 
     def _run(self) -> None:
-        pause = SAMPLE_SECONDS
+        pause = self._rate.seconds
         while not self._stopped.wait(pause):
             if time.monotonic() - self._taken > IDLE_SECONDS:
                 return
             start = time.thread_time()
             found = self._count()
-            pause = max(SAMPLE_SECONDS, (time.thread_time() - start) / SAMPLE_SHARE)
+            seconds = time.thread_time() - start
+            pause = max(self._rate.seconds, seconds / self._rate.share - seconds)
             if found is None:
                 return
             highest = self._highest
