@@ -22,6 +22,7 @@ import torch
 
 NAMESPACE = "fxoffload"
 
+DIRECT = "direct"  # The attribute of an op that has its kernel, a function of the same arguments.
 OpEvent = tuple[str, str]  # An op that ran: its kind ("offload", ...), and the name of its value.
 
 # needs_exact_strides: the moved bytes have the strides of the graph, so that views can be recreated

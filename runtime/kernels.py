@@ -21,7 +21,7 @@ from torch.profiler import record_function
 
 from fxoffload.errors import StoreError
 from fxoffload.holders import Holder
-from fxoffload.ops import LIBRARY
+from fxoffload.ops import DIRECT, LIBRARY, OPS
 from fxoffload.runtime.devices.buffers import copy_values, same_layout
 from fxoffload.runtime.measurement.clocks import Mark, mark_now
 from fxoffload.runtime.program.book import ExplainFailure, MakeSchedule
@@ -34,6 +34,7 @@ from fxoffload.schedule import ProgramRecord, Schedule
 from fxoffload.torch_internals.profiling import is_profiling
 
 _arrays: dict[int, weakref.ref[Any]] = {}  # The memory of ticket tensors, by their ids.
+_numbers: dict[int, int] = {}  # The ids of ticket tensors, by their addresses.
 _entries: dict[int, tuple[Entry, Call | None]] = {}
 _programs = Programs()
 _ids = itertools.count(1)
@@ -129,9 +130,12 @@ def _offload(
     _end(call, start, "offload", name, x.device)
     number = next(_ids)
     array = np.array([number], np.int64)
+    tensor = torch.from_numpy(array)
+    address = tensor.data_ptr()
     _entries[number] = entry, call
-    _arrays[number] = weakref.ref(array, partial(_forget, number))
-    return torch.from_numpy(array)
+    _numbers[address] = number
+    _arrays[number] = weakref.ref(array, partial(_forget, number, address))
+    return tensor
 
 
 def _release(ticket: torch.Tensor, x: torch.Tensor) -> None:
@@ -173,7 +177,12 @@ def _wait(
     if call is not None:
         call.pass_on(name, y)
     _end(call, start, "wait", name, device)
-    if (tuple(y.shape), y.dtype, y.device.type) != (tuple(size), dtype, device.type):
+    layout = entry.ticket.layout
+    if (
+        entry.ticket.size != tuple(size)
+        or layout.dtype != dtype
+        or (layout.device != device and layout.device.type != device.type)
+    ):
         raise StoreError(
             f"{name}: {y.dtype}{list(y.shape)} on {y.device} was offloaded and "
             f"{dtype}{list(size)} on {device} is asked for; the forward and the backward graph "
@@ -229,7 +238,9 @@ def _end(
 
 
 def _find_entry(tensor: torch.Tensor) -> tuple[Entry, Call | None]:
-    number = int(tensor.item())
+    number = _numbers.get(tensor.data_ptr())
+    if number is None:  # A copy of the ticket, such as saved-tensor hooks make.
+        number = int(tensor.item())
     found = _entries.get(number)
     if found is None:
         raise StoreError(
@@ -240,8 +251,10 @@ def _find_entry(tensor: torch.Tensor) -> tuple[Entry, Call | None]:
     return found
 
 
-def _forget(number: int, _: object) -> None:
+def _forget(number: int, address: int, _: object) -> None:
+    """The memory of a ticket tensor dies; its address is used again only behind this."""
     _arrays.pop(number, None)
+    _numbers.pop(address, None)
     found = _entries.pop(number, None)
     if found is not None:
         entry, call = found
@@ -252,16 +265,13 @@ def _forget(number: int, _: object) -> None:
 
 def _forget_entries() -> None:
     _arrays.clear()
+    _numbers.clear()
     _entries.clear()
     _programs.clear()
 
 
-for _name, _kernel in (
-    ("offload", _offload),
-    ("release", _release),
-    ("prefetch", _prefetch),
-    ("wait", _wait),
-):
-    LIBRARY.impl(_name, _kernel, "CompositeExplicitAutograd")
+for _op, _kernel in zip(OPS, (_offload, _release, _prefetch, _wait), strict=True):
+    LIBRARY.impl(_op, _kernel, "CompositeExplicitAutograd")
+    setattr(_op, DIRECT, _kernel)
 
 os.register_at_fork(after_in_child=_forget_entries)

@@ -31,7 +31,7 @@ def read_planned(graph: fx.Graph) -> list[str]:
 def read_generated(code: str) -> list[str]:
     """The order of ops and matrix products in the `call` function that Inductor wrote."""
     calls = re.findall(
-        r"torch\.ops\.fxoffload\.(\w+)\.default\(|extern_kernels\.(?:add)?(mm)\(|(?:_linear_pointwise)()",
+        r"torch\.ops\.fxoffload\.(\w+)\.default\.direct\(|extern_kernels\.(?:add)?(mm)\(|(?:_linear_pointwise)()",
         code,
     )
     return [op or "mm" for op, _, _ in calls]

@@ -43,6 +43,7 @@ from fxoffload.torch_internals.dynamo import (
 )
 from fxoffload.torch_internals.lowering import (
     StorePolicy,
+    call_directly,
     find_store_policy,
     keep_strides,
     runs_alone,
@@ -95,6 +96,7 @@ __all__ = [
     "SymbolicInts",
     "apply_marks",
     "as_user_error",
+    "call_directly",
     "compile_with_aot",
     "compile_with_inductor",
     "copy_saved_meta",

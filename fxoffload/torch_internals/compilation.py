@@ -18,8 +18,9 @@ from torch._inductor import config as inductor_config
 from torch._inductor.compile_fx import compile_fx, compile_fx_inner
 from torch._inductor.runtime.cache_dir_utils import cache_dir
 
-from fxoffload.ops import OFFLOAD, OPS, WAIT
+from fxoffload.ops import OFFLOAD, OPS, PREFETCH, RELEASE, WAIT
 from fxoffload.torch_internals.lowering import (
+    call_directly,
     keep_strides,
     take_as_returned,
 )
@@ -79,6 +80,8 @@ def compile_with_inductor(
 
     keep_strides(OFFLOAD)
     take_as_returned(WAIT)
+    for op in (OFFLOAD, RELEASE, PREFETCH, WAIT):
+        call_directly(op)
     with outside_of_regions():
         compiled = compile_fx(gm, inputs, inner_compile=compile_one, config_patches=patches)
     assert callable(compiled)

@@ -14,7 +14,9 @@ from torch._inductor.virtualized import V
 from torch._ops import HigherOrderOperator, OpOverload
 from torch.utils.flop_counter import flop_registry
 
-_ADAPTED = "fxoffload_adapted"  # Marks a lowering of ours.
+from fxoffload.ops import DIRECT
+
+_ADAPTED = "fxoffload_adapted"  # The attribute of a lowering that tells what we adapted in it.
 _OWNED = 5  # The index of that argument of `wait`.
 
 
@@ -76,6 +78,30 @@ def take_as_returned(op: OpOverload) -> None:
     _adapt_lowering(op, adapt)
 
 
+def call_directly(op: OpOverload) -> None:
+    """Let generated code call the function `op.direct` instead of `op`.
+
+    torch's dispatcher converts the arguments to its own types and those back to Python's: 4 us that
+    become 60 us behind compute that has emptied the caches (100 us for lists of sizes). Code for
+    AOTInductor's C++ wrapper calls `op` itself.
+    Source: torch._inductor.ir.ExternKernel.python_kernel_name.
+    """
+
+    def adapt(fall_back: Callable[..., Any]) -> Callable[..., Any]:
+        @wraps(fall_back)
+        def lower(*args: Any, **kwargs: Any) -> Any:
+            before = len(V.graph.operations)
+            result = fall_back(*args, **kwargs)
+            for operation in V.graph.operations[before:]:
+                if getattr(operation, "op_overload", None) is op:
+                    operation.python_kernel_name += f".{DIRECT}"
+            return result
+
+        return lower
+
+    _adapt_lowering(op, adapt)
+
+
 def _adapt_lowering(
     op: OpOverload, adapt: Callable[[Callable[..., Any]], Callable[..., Any]]
 ) -> None:
@@ -87,9 +113,10 @@ def _adapt_lowering(
         constraint = lowering.tag_to_layout_constraint(torch.Tag.needs_exact_strides)
         lowering.make_fallback(op, layout_constraint=constraint)
     fall_back = lowering.lowerings[op]
-    if not hasattr(fall_back, _ADAPTED):
+    done: frozenset[str] = getattr(fall_back, _ADAPTED, frozenset())
+    if adapt.__qualname__ not in done:
         adapted = adapt(fall_back)
-        setattr(adapted, _ADAPTED, True)
+        setattr(adapted, _ADAPTED, done | {adapt.__qualname__})
         lowering.lowerings[op] = adapted
 
 

@@ -21,15 +21,18 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from toys import aten
 
-from fxoffload.ops import OFFLOAD, PREFETCH, WAIT
+from fxoffload.ops import DIRECT, OFFLOAD, OPS, PREFETCH, WAIT
+from fxoffload.runtime import kernels
 from fxoffload.torch_internals import (
     StorePolicy,
+    call_directly,
     compile_with_inductor,
     find_store_policy,
     keep_strides,
     runs_alone,
     take_as_returned,
 )
+from fxoffload.torch_internals.lowering import _ADAPTED
 
 CPU_POLICY = find_store_policy(torch.device("cpu"))
 
@@ -153,7 +156,7 @@ def lower_offload() -> list[tuple[list[int], list[int]]]:
 @pytest.fixture
 def unknown_ops() -> Iterator[None]:
     """Remove the lowerings of our ops from Inductor."""
-    before = {op: lowering.lowerings.pop(op, None) for op in (OFFLOAD, WAIT)}
+    before = {op: lowering.lowerings.pop(op, None) for op in OPS}
     yield
     for op, function in before.items():
         lowering.lowerings.pop(op, None)
@@ -189,11 +192,25 @@ def test_values_on_cuda_are_taken_as_aligned(unknown_ops: None, met: bool) -> No
     assert result in unaligned
 
 
+def test_generated_code_calls_kernels_directly(unknown_ops: None) -> None:
+    for _ in range(2):  # The second call finds the first one's work.
+        call_directly(WAIT)
+        graph = lower(
+            lambda ticket: WAIT(ticket, [8], [1], torch.float32, torch.device("cpu")),
+            torch.empty(1, dtype=torch.int64),
+        )
+        names = [getattr(each, "python_kernel_name", None) for each in graph.operations]
+        assert "torch.ops.fxoffload.wait.default.direct" in names
+    assert getattr(WAIT, DIRECT) is kernels._wait
+
+
 def test_compiling_adapts_what_inductor_makes_of_the_ops(unknown_ops: None) -> None:
     run_compiled(two_outputs, compile_with_inductor, inner_compile=skip_code)
     unaligned, result = lower_wait(torch.device("cuda", 0))
     assert result not in unaligned
     assert len(lower_offload()) == 1
+    for op in OPS:
+        assert "call_directly" in str(getattr(lowering.lowerings[op], _ADAPTED))
 
 
 @pytest.mark.parametrize(
