@@ -4,7 +4,8 @@
 
 blocks: each layer is compiled by itself. breaks: the model is compiled as one, with a graph break
 behind every third layer. whole: the model is one graph. Plain Inductor and fxoffload at each budget
-run in one fresh process, in turn; with --peers also what others offer, see variants.py.
+run in one fresh process, in turn; with --peers also what others offer, and with --beside plain
+Inductor beside the same transfers, see variants.py.
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ HEADINGS = (
     "exposed s",
 )
 PEERS: tuple[Kind, ...] = ("checkpoint", "hooks", "save_on_cpu")
-LEARNING_STEPS = 11  # Then a schedule has been made that knows the price of a byte.
+SETTLING_STEPS = 6  # Then a schedule of measured steps is followed.
+LEARNING_STEPS = 11  # Without a budget: then the schedule knows the price of a byte.
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,18 +45,24 @@ class ProgramArguments(ModelArguments):
     )
     microbatches: int = option(1, "of a step; several run in the order 1F1B")
     peers: bool = option(False, "measure checkpoint, hooks and save_on_cpu, too")
+    beside: bool = option(False, "measure plain while another process moves the bytes of a budget")
     rounds: int = option(5)
 
 
 def measure(arguments: ProgramArguments, show: Show) -> Record:
     """The variants: plain, fxoffload at each budget, and peers."""
     ours = (
-        Variant("fxoffload", share, learning_steps=LEARNING_STEPS) for share in arguments.budgets
+        Variant(
+            "fxoffload", share, learning_steps=LEARNING_STEPS if share is None else SETTLING_STEPS
+        )
+        for share in arguments.budgets
     )
+    beside = (Variant("beside", share) for share in arguments.budgets if arguments.beside)
     peers = map(Variant, PEERS if arguments.peers else ())
     program, microbatches = arguments.program, arguments.microbatches
     variants = [
-        replace(each, program=program, microbatches=microbatches) for each in (PLAIN, *ours, *peers)
+        replace(each, program=program, microbatches=microbatches)
+        for each in (PLAIN, *ours, *beside, *peers)
     ]
     workload = arguments.make_workload(arguments.layers)
     return {"variants": run_variants(workload, variants, arguments.rounds, show)}

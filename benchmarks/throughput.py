@@ -22,7 +22,7 @@ from benchmarks.fresh_process import Record
 from benchmarks.measure import MIB
 from benchmarks.model_arguments import LAYERS, ModelArguments, describe_sizes
 from benchmarks.plots import draw_axes
-from benchmarks.programs import LEARNING_STEPS
+from benchmarks.programs import SETTLING_STEPS
 from benchmarks.runner import Benchmark, Show, Table, describe_spread, find_quartiles, option
 from benchmarks.trainer import Program, Trainer, Workload
 from benchmarks.variant_tables import Kind, Measured, parse_measured
@@ -38,7 +38,7 @@ from fxoffload.cli.byte_models import check_shape
 
 FITS = 1.01  # Of a cap: peaks differ by Python's own objects.
 FITTING_BATCHES = 2  # Under the tightest cap of a method.
-MARKERS: dict[Kind, str] = dict(zip(get_args(Kind), "oDs^vX", strict=True))
+MARKERS: dict[Kind, str] = dict(zip(get_args(Kind), "oDs^vX*", strict=True))
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +64,7 @@ def measure(arguments: ThroughputArguments, show: Show) -> Record:
         *(Variant("recompute", share) for share in arguments.recompute_budgets),
         Variant("save_on_cpu"),
         Variant("hooks"),
-        *(Variant("fxoffload", cap, learning_steps=LEARNING_STEPS) for cap in arguments.caps),
+        *(Variant("fxoffload", cap, learning_steps=SETTLING_STEPS) for cap in arguments.caps),
     ]
     methods = [replace(method, program=arguments.program) for method in methods]
     sizes = list(arguments.batches), list(arguments.caps)

@@ -12,7 +12,7 @@ from benchmarks.model_arguments import describe_sizes
 from benchmarks.runner import Table, describe_spread, format_mib, format_number, format_ratio
 from fxoffload.planner.plan import Cut, describe_cut
 
-Kind = Literal["plain", "fxoffload", "recompute", "checkpoint", "hooks", "save_on_cpu"]
+Kind = Literal["plain", "fxoffload", "recompute", "checkpoint", "hooks", "save_on_cpu", "beside"]
 Share = float | Literal["min"] | None
 
 

@@ -6,6 +6,7 @@ recompute    torch.compile with torch._functorch.config.activation_memory_budget
 checkpoint   torch.compile with each layer under torch.utils.checkpoint
 hooks        torch.compile with saved tensors saved to files, one by one, by saved-tensor hooks
 save_on_cpu  torch.compile with torch.autograd.graph.save_on_cpu; on a CPU this only copies
+beside       plain, while another process moves the bytes of the fxoffload of the same share
 
 All variants run in one fresh process. Each round takes two steps of each variant and times the
 second one, so that other load on the machine affects all variants alike.
@@ -19,7 +20,7 @@ import tempfile
 import weakref
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ from torch import Tensor
 from torch._functorch import config as functorch_config
 
 import fxoffload
+from benchmarks.drive_load import DriveLoad, LoadedTrainer
 from benchmarks.fresh_process import KEEP_FREED_MEMORY, Parameters, Record, run_fresh
 from benchmarks.limited_engine import limit_drives
 from benchmarks.measure import record_highest_step, record_step
@@ -120,12 +122,21 @@ def measure_variants(
     """In a fresh process: each variant, then the seconds of a step of each in every round."""
     # All variants, and their layers, are calls of one function, each with a graph of its own.
     torch.compiler.config.recompile_limit = 16 * len(variants) * workload.shape.layers
-    trainers: dict[str, Trainer] = {}
+    trainers: dict[str, Trainer | LoadedTrainer] = {}
+    found: dict[str, Measured] = {}
     plain: Measured | None = None
     with limit_drives(bytes_per_second):
         for variant in variants:
-            plain_bytes = None if plain is None else plain.peak_bytes
-            measured, trainer = measure_variant(workload, variant, plain_bytes)
+            if variant.kind == "beside":
+                assert plain is not None, "what runs beside the load comes first"
+                like = found[replace(variant, kind="fxoffload").label]
+                measured, trainer = load_plain(
+                    trainers[plain.label], workload, variant, plain, like
+                )
+            else:
+                plain_bytes = None if plain is None else plain.peak_bytes
+                measured, trainer = measure_variant(workload, variant, plain_bytes)
+            found[measured.label] = measured
             if trainer is not None:
                 plain = plain or measured
                 check_loss(measured, plain.loss)
@@ -154,13 +165,31 @@ def measure_variant(
     return measured, trainer
 
 
+def load_plain(
+    trainer: Trainer | LoadedTrainer,
+    workload: Workload,
+    variant: Variant,
+    plain: Measured,
+    like: Measured,
+) -> tuple[Measured, LoadedTrainer]:
+    """The plain variant of `trainer` beside a load of the bytes that `like` moves each way."""
+    assert isinstance(trainer, Trainer), "one load at a time"
+    _, seconds = trainer.step()
+    trainer.model.zero_grad()
+    (directory, *_) = OffloadConfig(directory=workload.options["directory"]).directories
+    load = DriveLoad(directory, like.offloaded_bytes)
+    measured = replace(plain, label=variant.label, kind="beside", share=variant.share, seconds=[])
+    measured.offloaded_bytes = like.offloaded_bytes
+    return measured, LoadedTrainer(trainer, load, seconds)
+
+
 def check_loss(measured: Measured, loss: float) -> None:
     """Raise RuntimeError if it has another loss than `loss`."""
     if abs(measured.loss - loss) > LOSS_TOLERANCE:
         raise RuntimeError(f"{measured.label}: loss {measured.loss}, expected {loss}")
 
 
-def time_rounds(trainers: Mapping[str, Trainer], rounds: int) -> Iterator[Record]:
+def time_rounds(trainers: Mapping[str, Trainer | LoadedTrainer], rounds: int) -> Iterator[Record]:
     """The seconds of a step of each, in every round."""
     for number in range(rounds):
         seconds: dict[str, float] = {}

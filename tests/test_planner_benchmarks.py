@@ -408,15 +408,18 @@ def test_slow_drive(
 def test_programs(
     in_process: list[Path], spill_directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(programs, "LEARNING_STEPS", 2)
+    monkeypatch.setattr(programs, "SETTLING_STEPS", 2)
     sizes = ("--layers", "2", "--rounds", "1", "--budgets", "min", *EAGER)
-    record = run(programs, spill_directory, *sizes, "--microbatches", "2", "--peers")
-    plain, lowest, *peers = record["variants"]
+    record = run(programs, spill_directory, *sizes, "--microbatches", "2", "--peers", "--beside")
+    plain, lowest, beside, *peers = record["variants"]
     assert (plain["label"], lowest["label"]) == ("plain", "fxoffload min")
     assert 0 < lowest["second_peak_bytes"] < plain["peak_bytes"]
     assert lowest["peak_bytes"] < 0.8 * plain["peak_bytes"]
     assert lowest["offloaded_bytes"] > 0
-    assert len(lowest["seconds"]) == len(plain["seconds"]) == 1
+    assert len(lowest["seconds"]) == len(plain["seconds"]) == len(beside["seconds"]) == 1
+    assert beside["label"] == "beside min"
+    assert beside["offloaded_bytes"] == lowest["offloaded_bytes"]
+    assert beside["peak_bytes"] == plain["peak_bytes"]
     assert [each["label"] for each in peers] == list(programs.PEERS)
     checkpoint, hooks, copies = (each["peak_bytes"] / plain["peak_bytes"] for each in peers)
     assert checkpoint < 0.9
