@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
+from concurrent.futures import Future
 from pathlib import Path
 
 import numpy as np
 import pytest
+from flaky_engine import FlakyEngine
 
 from fxoffload.errors import StoreFull
 from fxoffload.runtime.engines.memory import MemoryEngine
@@ -39,12 +42,13 @@ def test_bandwidth_is_positive_and_has_two_digits(
 def test_rounds_that_are_disturbed_do_not_count(
     monkeypatch: pytest.MonkeyPatch, disturbed: int
 ) -> None:
-    seconds = iter([1.0, *([10.0, 20.0] * disturbed), *([0.1, 0.2] * (7 - disturbed))])
+    good = [*([0.1, 0.2] * (6 - disturbed)), 0.01, 0.02]  # One that is too good does not, either.
+    seconds = iter([1.0, *([10.0, 20.0] * disturbed), *good])
     monkeypatch.setattr(bandwidth, "PROBE_BYTES", 2**20)
     monkeypatch.setattr(bandwidth, "PAUSE_SECONDS", 0.0)
     monkeypatch.setattr(bandwidth, "_time_all", lambda *_: Batch(next(seconds), ()))
-    engine = MemoryEngine(2**23)
-    nbytes = bandwidth.PROBE_COUNT * 2**20
+    engine = MemoryEngine(2**21)
+    nbytes = bandwidth.PROBE_COUNT * 2**19  # Larger slots have no room.
     assert measure_bandwidth(engine) == (
         round_down(nbytes / 0.1, digits=2), round_down(nbytes / 0.2, digits=2)
     )  # fmt: skip
@@ -67,6 +71,52 @@ def test_each_transfer_of_a_batch_has_its_latency(monkeypatch: pytest.MonkeyPatc
     engine.close()
 
 
+def test_latencies_run_from_the_start_of_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each reading of the clock is a second after the one before; transfers end at once."""
+    clock = itertools.count()
+    monkeypatch.setattr(bandwidth.time, "perf_counter", lambda: float(next(clock)))
+
+    def move(view: memoryview, offset: int) -> Future[int]:
+        future: Future[int] = Future()
+        future.set_result(len(view))
+        return future
+
+    assert bandwidth._time_all(move, [memoryview(b"")] * 3, [0] * 3) == Batch(7.0, (1.0,) * 3)
+
+
+def test_rounds_are_spread_over_time_until_it_is_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    pauses: list[float] = []
+    monkeypatch.setattr(bandwidth.time, "sleep", pauses.append)
+    engine = MemoryEngine(2**23)
+    slots = take_slots(engine, 4096)
+    assert len(sample_transfers(engine, slots, rounds=3)) == 3
+    assert pauses == 2 * [bandwidth.PAUSE_SECONDS]
+    assert len(sample_transfers(engine, slots, rounds=3, limit_seconds=0.0)) == 1
+    engine.close()
+
+
+def test_the_quartile_is_one_of_the_samples() -> None:
+    assert bandwidth._find_lower_quartile([4.0, 1.0, 3.0, 2.0]) == 1.0
+    assert bandwidth._find_lower_quartile([5.0, 4.0, 1.0, 3.0, 2.0]) == 2.0
+
+
+def test_slots_are_as_large_as_there_is_room() -> None:
+    for nbytes in (2**19, 4096):
+        engine = MemoryEngine(bandwidth.PROBE_COUNT * nbytes)
+        assert take_slots(engine, 2**20).nbytes == nbytes
+        engine.close()
+
+
+@pytest.mark.parametrize("direction", ["write", "read"])
+def test_an_engine_that_fails_is_not_measured(direction: str) -> None:
+    engine = MemoryEngine(2**23)
+    flaky = FlakyEngine(engine, **{f"{direction}_failures": 1})
+    with pytest.raises(OSError, match="No space" if direction == "write" else "Input/output"):
+        measure_bandwidth(flaky)
+    assert engine.end_bytes == 0
+    engine.close()
+
+
 def test_an_engine_without_room_cannot_be_measured() -> None:
     engine = MemoryEngine(4096)
     with pytest.raises(StoreFull):
@@ -76,13 +126,20 @@ def test_an_engine_without_room_cannot_be_measured() -> None:
 
 
 def test_the_probe_moves_private_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As tensors have it: direct I/O of shared pages costs something else."""
+    """As tensors have it: direct I/O of shared pages costs something else.
+
+    Each slot has its own bytes, which do not compress.
+    """
     monkeypatch.setattr(bandwidth, "PROBE_BYTES", 2**20)
     permissions: set[str] = set()
+    addresses: set[int] = set()
 
     class Looking(MemoryEngine):
         def _look(self, view: memoryview) -> None:
-            address = np.frombuffer(view, np.uint8).ctypes.data
+            values = np.frombuffer(view, np.uint8)
+            assert np.bincount(values, minlength=256).max() < len(view) / 128
+            address = values.ctypes.data
+            addresses.add(address)
             for line in Path("/proc/self/maps").read_text().splitlines():
                 place, kind, *_ = line.split()
                 start, end = (int(part, 16) for part in place.split("-"))
@@ -101,6 +158,7 @@ def test_the_probe_moves_private_memory(monkeypatch: pytest.MonkeyPatch) -> None
     measure_bandwidth(engine)
     engine.close()
     assert permissions == {"rw-p"}
+    assert len(addresses) == bandwidth.PROBE_COUNT
 
 
 @pytest.mark.parametrize(

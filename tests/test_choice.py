@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import itertools
 import os
+import threading
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -15,8 +17,8 @@ from fxoffload.errors import ConfigError, StoreFull
 from fxoffload.runtime.engines import spill_file
 from fxoffload.runtime.engines.posix import PosixEngine
 from fxoffload.runtime.engines.spill_file import SpillFile
-from fxoffload.runtime.measurement import choice
-from fxoffload.runtime.measurement.bandwidth import Bandwidth
+from fxoffload.runtime.measurement import bandwidth, choice
+from fxoffload.runtime.measurement.bandwidth import ROUNDS, Bandwidth
 from fxoffload.runtime.measurement.choice import choose_engine, open_engine
 from fxoffload.runtime.measurement.probe_cache import cache_path
 
@@ -49,20 +51,65 @@ def test_the_speeds_of_the_directories_reach_the_engine(
     monkeypatch.setattr(
         choice,
         "_probe_directory",
-        lambda kind, path: (path.name, Bandwidth(speeds[path.name], speeds[path.name])),
+        lambda kind, path: (path.name, Bandwidth(speeds[path.name], 2 * speeds[path.name])),
     )
     config = OffloadConfig(directory=directories, ioengine="posix")
-    assert choose_engine(config).bandwidth == (4e9, 4e9)
-    engine = open_engine(config)
+    chosen = choose_engine(config)
+    assert chosen.bandwidth == (4e9, 8e9)
+    assert chosen.key.count("posix") == len(directories)
+    monkeypatch.delattr(choice, "choose_engine")
+    engine = open_engine(config, chosen)
     files = [engine.allocate(4096) >> 48 for _ in range(40)]
     assert (files.count(0), files.count(1)) == (30, 10)
     engine.close()
 
 
 def test_one_file_system_is_counted_once(directories: list[Path]) -> None:
+    before = set(os.listdir("/proc/self/fd"))
     chosen = choose_engine(OffloadConfig(directory=directories, ioengine="posix"))
+    assert set(os.listdir("/proc/self/fd")) == before, "the files of the probe are closed"
     assert chosen.bandwidths[0] == chosen.bandwidths[1] == chosen.bandwidth
     assert str(chosen) == 'posix: ioengine="posix" was asked for'
+
+
+@pytest.mark.parametrize(
+    ("name", "speed", "expected"),
+    [("auto", 1.09e9, "posix"), ("auto", 1.11e9, "kvikio"), ("kvikio", 1.0, "kvikio")],
+)
+def test_kvikio_is_taken_where_it_is_faster_by_more_than_noise(
+    spill_directory: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    name: IOEngineName,
+    speed: float,
+    expected: str,
+) -> None:
+    class Kvikio(PosixEngine):
+        pass
+
+    speeds = {"posix": Bandwidth(1e9, 1e9), "kvikio": Bandwidth(speed, speed)}
+    monkeypatch.setattr(choice, "_probe_directory", lambda kind, path: (path.name, speeds[kind]))
+    monkeypatch.setattr(choice, "find_obstacle", lambda: None)
+    monkeypatch.setattr(choice, "KvikioEngine", Kvikio)
+    config = OffloadConfig(directory=spill_directory, ioengine=name)
+    assert choose_engine(config).kind == expected
+    engine = open_engine(config)
+    assert type(engine) is (Kvikio if expected == "kvikio" else PosixEngine)
+    engine.close()
+
+
+def test_numbers_are_kept_for_what_may_change_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(choice.platform, "node", lambda: "machine")
+    monkeypatch.setattr(choice, "_DISTRIBUTIONS", ("numpy", "no-such-distribution"))
+    assert choice._make_key("posix", "place") == (
+        f"machine place posix {ROUNDS} rounds numpy {metadata.version('numpy')}"
+    )
+
+
+def test_the_probe_of_memory_leaves_no_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bandwidth, "LIMIT_SECONDS", 0.0)
+    before = threading.active_count()
+    assert min(choice.probe_memory()) > 0
+    assert threading.active_count() == before
 
 
 def test_memory_is_capped_by_the_host_budget() -> None:
@@ -79,17 +126,18 @@ def test_every_directory_is_checked(tmp_path: Path) -> None:
         open_engine(OffloadConfig(directory=[tmp_path, tmp_path / "missing"]))
 
 
+@pytest.mark.parametrize("error", [OSError(errno.EIO, "broken"), KeyboardInterrupt("broken")])
 def test_a_failed_opening_leaves_no_descriptor(
-    directories: list[Path], monkeypatch: pytest.MonkeyPatch
+    directories: list[Path], monkeypatch: pytest.MonkeyPatch, error: BaseException
 ) -> None:
     def fail_in_b(directory: Path) -> SpillFile:
         if directory.name == "b":
-            raise OSError(errno.EIO, os.strerror(errno.EIO))
+            raise error
         return SpillFile(directory)
 
     monkeypatch.setattr(choice, "SpillFile", fail_in_b)
     before = set(os.listdir("/proc/self/fd"))
-    with pytest.raises(OSError, match="Input/output"):
+    with pytest.raises(type(error), match="broken"):
         open_engine(OffloadConfig(directory=directories, ioengine="posix"))
     assert set(os.listdir("/proc/self/fd")) == before
 

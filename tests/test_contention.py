@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import os
 import threading
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from fxoffload.errors import StoreFull
 from fxoffload.runtime.engines.memory import MemoryEngine
 from fxoffload.runtime.engines.workers import Transfer
 from fxoffload.runtime.measurement import contention
+from fxoffload.runtime.measurement.choice import choose_engine
 from fxoffload.runtime.measurement.contention import (
     Contention,
     measure_contention,
@@ -92,6 +94,43 @@ def test_what_is_lost_for_each_byte(clock: Clock) -> None:
     assert engine.moved_bytes == pytest.approx({"write": moved, "read": moved})
 
 
+def test_a_round_compares_with_compute_before_and_behind(memory_store: OffloadStore) -> None:
+    """On a machine that becomes slower: alone, beside writes, alone, beside reads, alone."""
+    seconds = iter([10.0, 13.0, 12.0, 16.0, 14.0])
+
+    def compute(move: Callable[[int], object] | None) -> float:
+        if move is not None:
+            move(0)
+        return next(seconds)
+
+    assert contention._run_round(memory_store, [torch.ones(4)], compute) == (2.0, 3.0)
+
+
+def test_a_window_moves_all_values_in_its_first_half(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    products = iter([1.0, *[1e-3] * 1000])  # The first one warms up.
+    monkeypatch.setattr(torch, "mm", lambda *_, out: clock.advance(next(products)))
+    compute = contention._make_compute()
+    start, moved = clock(), dict[int, float]()
+    seconds = compute(lambda index: moved.update({index: clock() - start}))
+    assert seconds == pytest.approx(contention.WINDOW_SECONDS, rel=0.05)
+    assert moved == pytest.approx(
+        {index: index * seconds / 2 / contention.VALUES for index in range(contention.VALUES)}
+    )
+
+
+def test_a_slow_machine_computes_one_product_beside_each_value(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch, "mm", lambda *_, out: clock.advance(1.0))
+    assert contention._make_compute()(None) == 2 * contention.VALUES
+
+
+def test_the_lower_quartile_counts() -> None:
+    assert contention._find_typical([8.0, 1.0, 7.0, 2.0, 6.0, 3.0, 5.0, 4.0]) == 2.2
+
+
 def test_free_transfers_are_not_quite_free(clock: Clock) -> None:
     """What is kept on disk are numbers above 0."""
     assert 0.0 < probe(GreedyEngine(clock, 0.0, 0.0, 2**30)).mean < 1e-12
@@ -118,7 +157,10 @@ def test_transfers_end_within_the_compute_beside_them(clock: Clock) -> None:
     engine = GreedyEngine(clock, 0.0, 0.0, 2**30)
     probe(engine, bytes_per_second=200 * MIB)
     seconds = engine.moved_bytes["read"] / contention.ROUNDS / (200 * MIB)
-    assert seconds <= contention.WINDOW_SECONDS / 2
+    assert contention.WINDOW_SECONDS / 4 < seconds <= contention.WINDOW_SECONDS / 2
+    engine = GreedyEngine(clock, 0.0, 0.0, 2**30)
+    probe(engine, bytes_per_second=1.0)
+    assert engine.moved_bytes["read"] == contention.ROUNDS * contention.VALUES * 2**16, "at least"
 
 
 def test_measured_once_on_a_machine(
@@ -126,8 +168,10 @@ def test_measured_once_on_a_machine(
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     counter = itertools.count(1)
+    speeds: list[float] = []
 
-    def measure(*args: Any) -> Contention:
+    def measure(store: OffloadStore, bytes_per_second: float) -> Contention:
+        speeds.append(bytes_per_second)
         return Contention(float(next(counter)), 1.0)
 
     monkeypatch.setattr(contention, "measure_contention", measure)
@@ -135,7 +179,11 @@ def test_measured_once_on_a_machine(
     def recall(engine: IOEngineName) -> float:
         return recall_contention(OffloadConfig(directory=spill_directory, ioengine=engine)).write
 
+    chosen = choose_engine(OffloadConfig(directory=spill_directory, ioengine="posix"))
+    before = set(os.listdir("/proc/self/fd"))
     assert [recall("posix"), recall("memory"), recall("posix")] == [1.0, 2.0, 1.0]
+    assert speeds[0] == min(chosen.bandwidth)
+    assert set(os.listdir("/proc/self/fd")) == before, "the store of the probe is closed"
     threads = torch.get_num_threads()
     try:
         torch.set_num_threads(threads + 1)

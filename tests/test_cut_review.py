@@ -6,29 +6,46 @@ from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from gated_blocks import Block, compile_blocks
-from programs import make_program
+from programs import make_model, make_program, parse_program
 from torch import Tensor
 
 import fxoffload
 from benchmarks.measure import record_memory
+from fxoffload import cut_review
 from fxoffload.cli.byte_models import Shape, build_model
 from fxoffload.config import OffloadConfig
 from fxoffload.cost import make_cost_model
-from fxoffload.cuts import Models
+from fxoffload.cut_review import choose_cuts, review_cuts
+from fxoffload.cuts import Models, RecutGraph
 from fxoffload.hardware import Hardware
 from fxoffload.inspection.tracing import partition_without_memory
+from fxoffload.machine import find_nominal_links
+from fxoffload.planner.graph_model import GraphModel
 from fxoffload.planner.link import Link
 from fxoffload.planner.plan import Cut
 from fxoffload.planning import build_tracer
 from fxoffload.runtime import kernels
-from fxoffload.schedule import HalfMeasurement, Schedule, StepMeasurement
-from fxoffload.step_schedules import ScheduledGraph, make_graph_schedule
+from fxoffload.schedule import (
+    Flow,
+    HalfMeasurement,
+    Owners,
+    Program,
+    ProgramRecord,
+    Schedule,
+    StepMeasurement,
+    TierFlow,
+)
+from fxoffload.step_schedules import ScheduledGraph, ScheduledStep, make_graph_schedule
 
 MIB = 2**20
+MODEL = make_model()
+LINK = Link(1e6, 2e6, 0.5, 0.25)
+PROGRAM = make_program(1)
 # A drive that a step of 70 GFLOP waits for.
 SLOW = {
     "flops_per_second": "20GFLOP/s",
@@ -89,6 +106,173 @@ def test_blocks_recompute_where_the_step_waits_for_the_drive(
             run_step(again, x)
         assert fxoffload.schedules()[0].program == last.program
 
+
+# --- when a step is reviewed --------------------------------------------------------------------
+
+
+class Review:
+    """A step of graphs that may be compiled anew, and what its review asks choose_cuts."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *, settled: bool = False) -> None:
+        self.traced: list[str] = []
+        self.asked: list[tuple[object, ...]] = []
+        self.found: Mapping[str, Cut] = {}
+        self.graphs: dict[str, ScheduledGraph] = {}
+        for key in ("block", "head"):
+            recut = RecutGraph(lambda _: None, partial(self._trace, key), lambda *_: id)
+            recut.settled = settled and key == "head"
+            config = OffloadConfig(directory=".")
+            self.graphs[key] = ScheduledGraph(MODEL, config, {"nvme": LINK}, recut=recut)
+        monkeypatch.setattr(cut_review, "choose_cuts", self._choose)
+        self._monkeypatch = monkeypatch
+
+    def _trace(self, key: str) -> Models:
+        self.traced.append(key)
+        return {None: MODEL.scale_seconds(2.0), 0.5: MODEL}
+
+    def _choose(self, *args: object) -> Mapping[str, Cut]:
+        self.asked.append(args)
+        return self.found
+
+    def run(
+        self, exposed_seconds: float, price: float | None = None, *, ranks: bool = False
+    ) -> list[list[Cut]]:
+        """Review a step of 100 s that moves 10 bytes; what the graphs have to be compiled at."""
+        schedule = Schedule(PROGRAM, (), 1, 1, 1, 100.0, exposed_seconds, 99, 10)
+        other = replace(schedule, step_seconds=0.0)
+        self.measured = StepMeasurement([HalfMeasurement({})] * 2, base_bytes=7, price=price)
+        steps = [
+            ScheduledStep(ProgramRecord(each, 9, self.measured), graphs)
+            for each, graphs in ((other, {}), (schedule, self.graphs))
+        ]
+        self._monkeypatch.setattr(cut_review, "find_steps", lambda: steps)
+        self._monkeypatch.setattr(cut_review, "is_distributed", lambda: ranks)
+        review_cuts(schedule)
+        recuts = [each.recut for each in self.graphs.values() if each.recut is not None]
+        assert all(recut.settled for recut in recuts)
+        return [recut._chosen for recut in recuts]
+
+
+@pytest.mark.parametrize(
+    ("exposed_seconds", "price", "is_long"),
+    # A price is paid for the bytes that are written, and again when they are read.
+    [(5.0, None, False), (5.1, None, True), (3.0, 0.09, False), (3.0, 0.11, True)],
+)
+def test_cuts_stay_where_transfers_cost_little(
+    monkeypatch: pytest.MonkeyPatch, exposed_seconds: float, price: float | None, is_long: bool
+) -> None:
+    review = Review(monkeypatch)
+    review.found = {"head": 0.5}
+    assert review.run(exposed_seconds, price) == [[], [0.5] if is_long else []]
+    assert review.traced == (["block", "head"] if is_long else [])
+
+
+def test_a_graph_is_reviewed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    review = Review(monkeypatch, settled=True)
+    review.found = {"block": None}
+    assert review.run(50.0) == [[None], []]
+    ((graphs, program, measured, others),) = review.asked
+    assert (graphs, program, measured) == (review.graphs, PROGRAM, review.measured)
+    assert others == {"block": {None: MODEL.scale_seconds(2.0), 0.5: MODEL}}
+
+
+def test_ranks_review_always_and_by_nominal_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    review = Review(monkeypatch)
+    stated = OffloadConfig(directory=".", hardware=SLOW)
+    review.graphs["head"] = replace(review.graphs["head"], config=stated)
+    review.found = {"head": 0.5}
+    assert review.run(0.0, ranks=True) == [[], [0.5]]
+    ((graphs, _, measured, _),) = review.asked
+    model = MODEL.scale_seconds(2.0)
+    block, head = review.graphs.values()
+    assert graphs == {
+        "block": replace(block, model=model, links=find_nominal_links(["nvme"])),
+        "head": replace(head, model=model),
+    }
+    assert measured == StepMeasurement([HalfMeasurement({})] * 2)
+
+
+@pytest.mark.parametrize("missing", ["recut", "models"])
+def test_ranks_keep_their_cuts_where_a_graph_has_no_nominal_numbers(
+    monkeypatch: pytest.MonkeyPatch, missing: str
+) -> None:
+    review = Review(monkeypatch, settled=missing == "models")
+    if missing == "recut":
+        review.graphs["head"] = replace(review.graphs["head"], recut=None)
+    review.found = {"block": 0.5}
+    assert not any(review.run(50.0, ranks=True))
+    assert review.asked == []
+
+
+# --- by which numbers ---------------------------------------------------------------------------
+
+
+def plan_cuts(
+    monkeypatch: pytest.MonkeyPatch, measured: StepMeasurement, **options: Any
+) -> list[tuple[Mapping[str, ScheduledGraph], StepMeasurement]]:
+    """What choose_cuts makes schedules of, for a graph whose backward takes twice its forward.
+
+    options: of another graph, which has no other cut.
+    """
+    asked: list[tuple[Mapping[str, ScheduledGraph], StepMeasurement]] = []
+
+    def make(
+        graphs: Mapping[str, ScheduledGraph], program: Program, measured: StepMeasurement
+    ) -> Schedule:
+        assert program == LONG
+        assert graphs["head"].config == other
+        asked.append((graphs, measured))
+        return Schedule(program, (), 1, 1, 1, 10.0 / len(asked), 0.0, 1, 1)
+
+    monkeypatch.setattr(cut_review, "make_graph_schedule", make)
+    other = OffloadConfig(directory=".", **options)
+    graphs = {
+        "block": ScheduledGraph(OWN, OffloadConfig(directory="."), {"nvme": LINK}),
+        "head": ScheduledGraph(MODEL, other, {"nvme": LINK}),
+    }
+    assert choose_cuts(graphs, LONG, measured, {"block": {0.5: MODEL}}) == {"block": 0.5}
+    return asked
+
+
+LONG = parse_program("F0 F1 B1")
+EVENT, LATER = ("offload", "a"), ("release", "a")
+# Forwards of 10 seconds, backwards of 20.
+OWN = GraphModel(MODEL.forward, MODEL.scale_seconds(2.0).backward, MODEL.values)
+MEASURED = StepMeasurement(
+    [
+        HalfMeasurement({EVENT: 5.0, LATER: 20.0}, 1.0, 5, 6, {EVENT: 7}, {EVENT: 8}),
+        HalfMeasurement({LATER: 20.0}),
+        HalfMeasurement({LATER: 40.0}, 2.0),
+    ],
+    {"nvme": TierFlow(Flow(1, 1.0), Flow(1, 1.0))},
+    9,
+    Owners(held=frozenset({(0, "a")})),
+    price=0.125,
+)
+
+
+def test_cuts_are_compared_at_the_pace_of_the_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = plan_cuts(monkeypatch, MEASURED)
+    for (graphs, measured), model in zip(asked, (OWN, MODEL), strict=True):
+        assert graphs["block"].model == model.scale_seconds(2.0)
+        assert graphs["block"].links == {"nvme": replace(LINK, compute_seconds_per_byte=0.125)}
+        halves = [HalfMeasurement({}, 1.0, 5, 6), HalfMeasurement({}), HalfMeasurement({}, 2.0)]
+        assert measured == replace(MEASURED, halves=halves, owners=Owners())
+
+
+@pytest.mark.parametrize("stated", [False, True])
+def test_cuts_are_compared_by_the_model_without_a_pace(
+    monkeypatch: pytest.MonkeyPatch, stated: bool
+) -> None:
+    unmeasured = StepMeasurement([HalfMeasurement({})] * len(LONG))
+    options = {"hardware": SLOW} if stated else {}
+    (graphs, _), _ = plan_cuts(monkeypatch, MEASURED if stated else unmeasured, **options)
+    assert graphs["block"].model == OWN
+    if not stated:
+        assert graphs["block"].links["nvme"].compute_seconds_per_byte == 0.0, "no run has shown it"
+
+
+# --- what it gains ------------------------------------------------------------------------------
 
 GEN4 = 5e9  # Bytes per second that one drive writes.
 

@@ -50,6 +50,9 @@ BOTH = {"a": {None: OWN, 0.8: LESS, 0.4: LEAST}, "b": {None: OWN, 0.8: LESS}}
 def test_the_cut_of_the_fastest_step() -> None:
     assert choose({(1, 1): 4.0, (2, 2): 2.0, (3, 1): 3.0}, BOTH) == {"a": 0.8, "b": 0.8}
     assert choose({(1, 1): 4.0, (2, 2): 3.0, (3, 1): 2.0}, BOTH) == {"a": 0.4}, "b has no such cut"
+    assert choose({(1, 1): 4.0, (2, 2): 2.0, (3, 1): 2.0}, BOTH) == {"a": 0.8, "b": 0.8}, (
+        "the first"
+    )
 
 
 def test_a_cut_that_gains_little_is_not_compiled() -> None:
@@ -59,6 +62,8 @@ def test_a_cut_that_gains_little_is_not_compiled() -> None:
 
 def test_a_cut_that_does_not_fit_is_left_out() -> None:
     assert choose({(1, 1): 4.0, (2, 2): None, (3, 1): 3.0}, BOTH) == {"a": 0.4}
+    others = {"a": {0.8: LESS}, "b": {0.8: LESS}}
+    assert choose({(1, 1): 4.0, (2, 2): None}, others) == {}, "none of them does"
 
 
 # --- when ---------------------------------------------------------------------------------------
@@ -87,7 +92,9 @@ class Run:
         return lambda x: -x
 
 
-def test_a_graph_is_compiled_anew_between_two_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_graph_is_compiled_anew_between_two_steps(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     run = Run([0.4], monkeypatch)
     assert run.graph(5) == 5, "the step that runs goes on with what it has"
     assert run.begun == []
@@ -97,6 +104,10 @@ def test_a_graph_is_compiled_anew_between_two_steps(monkeypatch: pytest.MonkeyPa
     run.schedule = make_step(1.0)
     run.graph(7)
     assert run.compiled == [((5,), 0.4)], "once"
+    assert run.graph.cut == 0.4
+    (record,) = caplog.records
+    assert record.levelno == logging.WARNING
+    assert "(cut 0.4): this step takes as long as the first one did" in record.message
     assert len(run.reviewed) == 1
 
 
@@ -124,7 +135,7 @@ def test_a_review_that_fails_leaves_what_runs(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def fail(_: Schedule) -> None:
-        raise RuntimeError("no tracing today")
+        raise LookupError("no tracing today")
 
     run = Run(None, monkeypatch)
     run.graph.review = fail

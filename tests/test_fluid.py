@@ -4,9 +4,10 @@ import random
 from math import inf
 
 import pytest
-from steps import draw_links, draw_step
+from steps import draw_links, draw_step, make_step, make_value
 
 from fxoffload.planner.bound import find_least_peak, find_least_seconds
+from fxoffload.planner.fluid import build_fluid
 from fxoffload.planner.linear_program import LinearProgram
 from fxoffload.planner.link import Link
 from fxoffload.planner.moments import find_live_bytes
@@ -81,3 +82,11 @@ def test_little_is_lost_by_summing_up(seed: int):
         close = seconds == pytest.approx(exact_seconds, rel=1e-4)
         equal += peak > exact_peak - 0.01 and close
     assert equal >= 22
+
+
+def test_a_value_that_nothing_reads_has_no_fluid_program():
+    """What moves comes back in it, so that it would be no bound."""
+    read, unread = make_value("read"), make_value("unread", first_use=5, freed=4)
+    with pytest.raises(AssertionError, match=r"no backward reads \['unread'\]"):
+        build_fluid(make_step([read, unread]), {"nvme": Link(1.0, 1.0, 0.0)}, peak_bytes=100)
+    build_fluid(make_step([read]), {"nvme": Link(1.0, 1.0, 0.0)}, peak_bytes=100)

@@ -40,6 +40,7 @@ def test_measured_once_for_each_key() -> None:
     assert recall_pair("a", probe) == (1e9, 2e9)
     assert probe.calls == 2
     assert stat.S_IMODE(cache_path().stat().st_mode) == 0o600
+    assert stat.S_IMODE(cache_path().parent.stat().st_mode) == 0o700
 
 
 def test_deleting_the_file_measures_again() -> None:
@@ -73,11 +74,13 @@ def test_the_default_is_in_the_home_directory(
     [
         "",
         "{",
+        "longer than what is written" * 100,
         "[1, 2]",
         "\xff",
         '{"a": [1e9, 2e',
         '{"a": 5}',
         '{"a": [1e9, 1e9]}',
+        '{"a": [1e9, 1e9, 1e12, 1e12]}',
         '{"a": [1e9, -1, 1e12]}',
         '{"a": [NaN, 1e9, 1e12]}',
         '{"a": [1e9, Infinity, 1e12]}',
@@ -116,13 +119,23 @@ def test_a_place_that_cannot_be_opened_only_costs_the_probe(
     assert "measured by each process" in caplog.text
 
 
-@pytest.mark.parametrize("call", ["flock", "pwrite"])
+def refuse(*_: object) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_a_file_that_cannot_be_read_is_written_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    probe = Probe()
+    with monkeypatch.context() as patch:
+        patch.setattr(probe_cache.os, "pread", refuse)
+        assert recall_pair("a", probe) == (1e9, 2e9)
+    assert recall_pair("a", probe) == (1e9, 2e9)
+    assert probe.calls == 1
+
+
+@pytest.mark.parametrize("call", ["flock", "ftruncate", "pwrite"])
 def test_a_file_that_cannot_be_locked_or_written_only_costs_the_probe(
     monkeypatch: pytest.MonkeyPatch, call: str
 ) -> None:
-    def refuse(*_: object) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
     before = set(os.listdir("/proc/self/fd"))
     monkeypatch.setattr(probe_cache.fcntl if call == "flock" else probe_cache.os, call, refuse)
     probe = Probe()

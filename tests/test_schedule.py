@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
-from fxoffload.schedule import CallSchedule, Half, Owners, Schedule
+from fxoffload.schedule import (
+    CallSchedule,
+    Flow,
+    Half,
+    HalfMeasurement,
+    Owners,
+    Schedule,
+    StepMeasurement,
+    TierFlow,
+)
 
 MIB = 2**20
 
@@ -24,6 +33,17 @@ def test_a_schedule_says_what_it_does() -> None:
         "step of 2 call(s) of 2 graph(s): moves 12.0 of 20.0 MiB saved; predicted peak 29.0 MiB "
         "(40.0 MiB with nothing moved) under a budget of 30.0 MiB, 1.500 s, 0.250 s of it exposed"
     )
+
+
+def test_what_a_step_took() -> None:
+    event, later = ("offload", "x"), ("release", "x")
+    first = HalfMeasurement({event: 0.0, later: 2.0}, 0.5, live_bytes={event: 7, later: 5})
+    flows = {"host": TierFlow(Flow(1), Flow(20)), "nvme": TierFlow(Flow(300), Flow(4000, 2.0))}
+    step = StepMeasurement([first, HalfMeasurement({}, 0.5)], flows)
+    assert [half.seconds for half in step.halves] == [2.5, 0.5]
+    assert (step.live_bytes, step.moved_bytes) == (7, 4321)
+    assert StepMeasurement([]).live_bytes is None
+    assert (flows["nvme"].read.speed, flows["nvme"].write.speed) == (2000.0, 0.0)
 
 
 def test_the_latest_step_tells_who_holds_a_value() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,53 @@ def test_seconds_become_bytes_per_second(monkeypatch: pytest.MonkeyPatch) -> Non
     clock = iter(range(1000))
     monkeypatch.setattr(speed.time, "perf_counter", lambda: next(clock) / 4)
     assert measure_exchange(CPU) == Bandwidth(4e3, 4e3)
+
+
+def test_the_work_is_of_the_size_that_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(speed, "_find_least_seconds", lambda run, _: float(run().nbytes))
+    assert speed._measure_copies(4000, CPU) == 2 * 4000 / 4000
+    monkeypatch.setattr(speed, "_find_least_seconds", lambda run, _: float(len(run().unique())))
+    assert speed._measure_products(8, CPU, torch.float32) == 2 * 8**3 / 8**2, "random numbers"
+
+
+def test_speeds_have_two_digits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(speed, "_measure_products", lambda *_: 1234.0)
+    monkeypatch.setattr(speed, "_measure_copies", lambda *_: 5678.0)
+    assert measure_speed(CPU, torch.float32) == Speed(1200.0, 5600.0)
+
+
+def test_writes_go_to_the_host_and_reads_come_from_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    host = torch.zeros(1000, dtype=torch.uint8)
+    seconds = {True: 0.5, False: 0.25}  # By whether the copy goes to the host.
+    monkeypatch.setattr(speed, "_EXCHANGE_BYTES", 1000)
+    monkeypatch.setattr(speed, "_make_host", lambda *_, **__: host)
+    monkeypatch.setattr(speed, "_find_least_seconds", lambda run, _: seconds[run() is host])
+    assert measure_exchange(CPU) == Bandwidth(2e3, 4e3)
+
+
+def test_speeds_are_kept_for_what_may_change_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    keys: list[str] = []
+
+    def recall(key: str, _: object) -> tuple[float, float]:
+        keys.append(key)
+        return 1.0, 1.0
+
+    gpu, version = torch.device("cuda", 0), torch.__version__
+    monkeypatch.setattr(speed, "recall_pair", recall)
+    monkeypatch.setattr(speed.platform, "node", lambda: "machine")
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "H200")
+    recall_speed(gpu, torch.float32)
+    recall_speed(gpu, torch.bfloat16)
+    recall_speed(CPU, torch.float32)
+    speed.recall_exchange(gpu)
+    cpu = f"{os.cpu_count()} cores, {torch.get_num_threads()} threads"
+    precision = f"{torch.get_float32_matmul_precision()} precision"
+    assert keys == [
+        f"machine cuda H200 torch.float32 torch {version} {precision}",
+        f"machine cuda H200 torch.bfloat16 torch {version}",
+        f"machine cpu {cpu} torch.float32 torch {version}",
+        f"machine cuda H200 exchange torch {version}",
+    ]
 
 
 def test_the_generator_of_the_program_stays_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -107,10 +155,13 @@ def test_a_full_device_is_probed_with_less(monkeypatch: pytest.MonkeyPatch) -> N
     assert tried == [4096, 2048, 1024, 512]
 
     def fail(size: int) -> float:
+        tried.append(size)
         raise torch.OutOfMemoryError("CUDA out of memory")
 
+    tried.clear()
     with pytest.raises(torch.OutOfMemoryError):
         speed._with_less_memory(4096, fail)
+    assert tried == [4096, 2048, 1024, 512, 256], "what is smaller would measure overhead"
 
 
 def test_refused_pinning_measures_pageable_memory(

@@ -7,6 +7,7 @@ from unittest import mock
 
 import torch
 
+from fxoffload.runtime.program.book import ProgramBook
 from fxoffload.runtime.program.calls import Call
 from fxoffload.runtime.program.entry import Entry
 from fxoffload.runtime.program.learned import FIRST_STEPS
@@ -26,7 +27,9 @@ def make_programs(graphs: str) -> Programs:
     programs = Programs()
     assert programs.enter_offload("a", "x", CPU) is None, "it follows no schedules"
     for graph in graphs:
-        programs.add_graph(graph, make_schedule, lambda error: error, is_limited=True, sizes={})
+        programs.add_graph(
+            graph, make_schedule, lambda error: error, is_limited=True, sizes={"x": 5}
+        )
     return programs
 
 
@@ -53,11 +56,31 @@ def test_calls_begin_where_names_come_again(memory_store: OffloadStore) -> None:
     latest = enter(programs, memory_store, "a", "x")
     assert latest.step is not first.step
     assert latest.is_limited
+    assert latest.limits == {"x": 5}
+    latest.step.note_death()
+    assert enter(programs, memory_store, "a", "y").step is not latest.step, "its values have died"
+    latest = enter(programs, memory_store, "a", "x")
     with mock.patch.object(latest.step, "stop") as stop:
         programs.clear()
     stop.assert_called_once_with()
     assert programs.find_records() == []
     assert programs.enter_offload("a", "x", CPU) is None, "it follows schedules no more"
+
+
+def test_the_book_of_a_thread_learns_where_its_steps_begin(memory_store: OffloadStore) -> None:
+    programs = make_programs("a")
+    begins, notes = ProgramBook.begin_step, ProgramBook.note_begin
+    with (
+        mock.patch.object(ProgramBook, "begin_step", autospec=True, side_effect=begins) as begin,
+        mock.patch.object(ProgramBook, "note_begin", autospec=True, side_effect=notes) as note,
+    ):
+        programs.note_begin(declared=True)
+        note.assert_not_called()
+        enter(programs, memory_store, "a", "x").step.note_death()
+        begin.assert_called_once_with(mock.ANY, CPU, "a")
+        for declared in (True, False):
+            programs.note_begin(declared=declared)
+            note.assert_called_with(mock.ANY, declared=declared)
 
 
 def test_the_schedule_of_the_next_step_is_that_of_the_one_thread(

@@ -67,9 +67,11 @@ def build_fluid(
 ) -> Fluid:
     """The program of `step`, whose peak is `peak_bytes`, or higher if it may be.
 
-    Each value of `step` is read, as the graphs whose bounds are asked for have a backward.
+    A backward must read each value of `step` that may move: all that moves comes back here.
     host_bytes: capacity of the host tier.
     """
+    unread = [value.name for value in step.movable if not value.is_read]
+    assert not unread, f"no backward reads {unread}"
     moments = find_moments(step, peak_bytes)
     unit_bytes = float(max((moment.live_bytes for moment in moments), default=0)) or 1.0
     program = LinearProgram()

@@ -98,7 +98,7 @@ class KvikioEngine(StripedEngine):
 
     def abandon(self) -> None:
         """In a forked child: drop the files, without a call of the library."""
-        null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+        null = os.open(os.devnull, os.O_RDWR)
         for handle in self._handles:
             # The library owns the descriptors, and closes them when the handles are freed.
             os.dup2(null, handle.fileno(), inheritable=False)

@@ -99,7 +99,7 @@ class SpillFile:
 
 def _open_unlinked(directory: Path) -> int:
     try:
-        return os.open(directory, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
+        return os.open(directory, os.O_TMPFILE | os.O_RDWR, 0o600)
     except OSError as error:
         if error.errno not in _NO_TMPFILE:
             raise
