@@ -26,7 +26,7 @@ DRIVES = ("Gen4", "Gen5")
 DRIVE_COUNT = 4
 LAYERS = 4
 LENGTH = 8192
-BATCHES = (1, 4, 16, 64)
+BATCHES = (1, 2, 4, 16, 64)
 UNLIMITED = 2**60
 # A data-centre drive of 7.68 TB for one write of all of it a day, such as the Samsung PM9D3a:
 # https://www.syspartsdirect.com/en/product-detail/Samsung-MZWL67T6HBLC-PM9D3a-7.68TB-Enterprise-SSD-1170.html
@@ -89,7 +89,7 @@ def forecast(configure: Configure, sizes: Sizes, hardware: Hardware) -> Record:
     if (batch := sizes.find_batch(hardware)) == 0:
         return {"batch": 0}
     moved = predict(configure, batch, hardware)
-    peak_bytes = sizes.find_peak(batch)
+    peak_bytes = predict(configure, batch, hardware, UNLIMITED).peak_bytes
     freed_bytes = peak_bytes - moved.peak_bytes
     wear = project_endurance(moved.written_bytes, moved.step_seconds, DRIVE_COUNT * RATING_BYTES)
     return {

@@ -28,6 +28,7 @@ from fxoffload.cli.byte_models import build_model, make_tokens
 from fxoffload.cost import make_cost_model
 from fxoffload.graph import TrainingGraph
 from fxoffload.inspection.tracing import partition_without_memory
+from fxoffload.passes.hoisting import hoist_reductions, hoist_saved
 from fxoffload.passes.lifetimes import find_saved_values
 from fxoffload.passes.step_model import build_step
 from fxoffload.planner.search import Choice
@@ -56,6 +57,8 @@ def measure(arguments: PlanningArguments, show: Show) -> Record:
     found: list[Record] = []
 
     def time_parts(graph: TrainingGraph) -> None:
+        hoist_saved(graph)
+        hoist_reductions(graph)
         found.append(time_planning(graph, config.min_storage_bytes, arguments.rounds))
 
     cost = make_cost_model(HARDWARE)

@@ -29,7 +29,12 @@ from fxoffload.machine import (
 from fxoffload.passes import PassOptions, Transformed
 from fxoffload.planner.graph_model import GraphModel
 from fxoffload.planner.plan import Cut, Plan
-from fxoffload.torch_internals import Graphs, OffloadPartitioner, PartitionFunction
+from fxoffload.torch_internals import (
+    Graphs,
+    OffloadPartitioner,
+    PartitionFunction,
+    is_tracing,
+)
 
 log = logging.getLogger(__name__)
 
@@ -52,14 +57,9 @@ def build_partitioner(
     the runtime knows the graph, and a cache of compiled graphs its code; it must follow from the
     graph, `config` and `cut`. cut: that of the graph; the best one has the best plan of the graph
     by itself. cost: of other hardware than this machine. on_partitioned sees the chosen partition
-    before it is rewritten, on_transformed the result.
+    in torch's order, before any pass; on_transformed sees the result.
     """
     ranks = cost is None and is_distributed()
-
-    def show(graph: TrainingGraph) -> None:
-        emit_graphs(graph, "before")
-        if on_partitioned is not None:
-            on_partitioned(graph)
 
     def choose(
         partition: PartitionFunction, num_outputs: int, static_inputs: tuple[int, ...]
@@ -75,6 +75,7 @@ def build_partitioner(
             limits = cost is None and not ranks and config.memory_budget is None
             room_bytes = find_room(config, find_device(graph)[0]) if limits else None
             others = build if cut == "best" else None
+            show = partial(_show_partition, orders=orders, on_partitioned=on_partitioned)
             found, options = _transform(graph, options, room_bytes, others, show)
             if cut != "best":
                 found = replace(found, plan=replace(found.plan, cut=cut))
@@ -209,6 +210,22 @@ def _transform(
         log.info("cut for the lowest peak, as now: %s", error)
     lowest = replace(options, budget_bytes="min")
     return transform(lowest), lowest
+
+
+def _show_partition(
+    graph: TrainingGraph,
+    orders: Mapping[fx.GraphModule, passes.Order],
+    on_partitioned: Callable[[TrainingGraph], None] | None,
+) -> None:
+    """Show `graph` in its order of `orders`, as torch made it; the hoisted order is back then."""
+    if on_partitioned is None and not is_tracing():
+        return
+    hoisted = passes.find_order(graph)
+    passes.restore_order(graph, orders[graph.forward])
+    emit_graphs(graph, "before")
+    if on_partitioned is not None:
+        on_partitioned(graph)
+    passes.restore_order(graph, hoisted)
 
 
 @cache

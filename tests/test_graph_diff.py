@@ -7,14 +7,16 @@ from collections.abc import Callable
 
 import pytest
 from rich.console import Console
-from toys import HARDWARE, linear_relu, make_input
+from torch import Tensor
+from torch.nn import functional
+from toys import HARDWARE, WEIGHT, Sketch, aten, linear_relu, make_input
 
 import fxoffload
 from fxoffload.errors import GraphError
 from fxoffload.graph import TrainingGraph
-from fxoffload.inspection.graph_diff import GraphDiff, diff_graphs, diff_pass
+from fxoffload.inspection.graph_diff import GraphDiff, Move, diff_graphs, diff_pass
 from fxoffload.ops import RELEASE
-from fxoffload.passes import find_saved_values, insert_transfers
+from fxoffload.passes import find_saved_values, hoist_saved, insert_transfers
 
 OPTIONS = {
     "compiler": "eager", "memory_budget": "min", "min_bytes": 1, "ioengine": "memory",
@@ -36,6 +38,22 @@ def test_a_pass_shows_what_it_adds(trace: Callable[..., TrainingGraph]) -> None:
         "--- forward, before", "+++ forward, after", "--- backward, before", "+++ backward, after",
     ]  # fmt: skip
     assert not any(line.endswith("= None") for line in lines)
+    assert diff_pass(graph, lambda graph: None).moves == ()
+
+
+def test_a_moved_node_is_shown_with_both_its_places() -> None:
+    sketch = Sketch()
+    relu = sketch.forward.call(aten.relu.default, sketch.forward.input("x", make_input()), name="y")
+    out = sketch.forward.call(aten.sin.default, relu, name="out")
+    sketch.save(sketch.forward.call(aten.le.Scalar, relu, 0, name="late"))
+    tangent = sketch.backward.input("tangents_1", make_input())
+    graph = sketch.finish([out], [sketch.backward.call(aten.sin.default, tangent)])
+    diff = diff_pass(graph, hoist_saved)
+    assert diff.moves == (Move("forward", "late", "out", "y"),)
+    assert str(diff).splitlines()[:2] == [
+        "forward: late is moved from behind out to behind y", "--- forward, before",
+    ]  # fmt: skip
+    assert str(Move("forward", "x", "", "y")) == "forward: x is moved from the start to behind y"
 
 
 def test_a_pass_that_changes_nothing(trace: Callable[..., TrainingGraph]) -> None:
@@ -54,6 +72,21 @@ def test_an_illegal_result_is_refused(trace: Callable[..., TrainingGraph]) -> No
 
     with pytest.raises(GraphError, match="after forget"):
         diff_pass(graph, forget)
+
+
+@pytest.mark.usefixtures("fresh_dynamo")
+def test_an_explained_graph_shows_what_was_hoisted() -> None:
+    """What only the backward reads: statistics of a layer norm, and the derivative of a sine."""
+
+    def run(x: Tensor) -> Tensor:
+        return functional.layer_norm(x @ WEIGHT, [16]).sin().sum()
+
+    (graph,) = fxoffload.explain(run, make_input(), options=OPTIONS).graphs
+    assert graph.diff().moves == (
+        Move("forward", "getitem_2", "getitem_1", "native_layer_norm"),
+        Move("forward", "getitem_1", "getitem", "getitem_2"),
+        Move("forward", "cos", "sum_1", "getitem"),
+    )
 
 
 @pytest.mark.usefixtures("fresh_dynamo")

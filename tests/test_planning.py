@@ -14,13 +14,13 @@ from python_runs import run_python
 from torch import fx
 from toys import Sketch, aten, names_of
 
-from fxoffload import passes
+from fxoffload import passes, planning
 from fxoffload.config import OffloadConfig
 from fxoffload.graph import TrainingGraph
 from fxoffload.passes import PassOptions, find_order, hoist_saved, make_plan
 from fxoffload.planner.graph_model import GraphModel
 from fxoffload.planner.plan import Cut
-from fxoffload.planning import _restore_order, _transform, build_tracer
+from fxoffload.planning import _restore_order, _show_partition, _transform, build_tracer
 from fxoffload.torch_internals import compile_with_aot
 
 
@@ -56,6 +56,23 @@ def test_torchs_own_order_comes_back_where_nothing_moves(stays: bool) -> None:
     assert names_of(graph.forward.graph) == (hoisted if stays else torchs)
     assert found.peak_bytes == (plan.peak_bytes if stays else least)
     assert found.cut == 0.5
+
+
+def test_a_partition_is_shown_in_torchs_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    """To torch's trace and to the caller; the passes go on with the hoisted order."""
+    graph = make_late()
+    torchs, orders = names_of(graph.forward.graph), {graph.forward: find_order(graph)}
+    hoist_saved(graph)
+    hoisted = names_of(graph.forward.graph)
+    shown: list[list[str]] = []
+
+    def keep(graph: TrainingGraph, *_: str) -> None:
+        shown.append(names_of(graph.forward.graph))
+
+    monkeypatch.setattr(planning, "emit_graphs", keep)
+    _show_partition(graph, orders, keep)
+    assert shown == [torchs, torchs]
+    assert names_of(graph.forward.graph) == hoisted != torchs
 
 
 @pytest.mark.parametrize(("room", "budget"), [(None, None), (2**40, 2**40), (1, "min")])

@@ -51,14 +51,19 @@ def test_a_bar_for_each_span_at_its_time() -> None:
     data = make_data()
     drawn = draw_timeline(data)
     bars = re.findall(r'<rect class="(\w+)" x="([\d.]+)" y="0" width="([\d.]+)"', drawn)
-    assert len(bars) == len(data.spans)
+    idle = data.find_idle("nvme")
+    assert len(bars) == len(data.spans) + len(idle)
     end = data.predicted.step_seconds
     first = next(span for span in data.spans if span.kind == "write")
     (_kind, left, width) = next(bar for bar in bars if bar[0] == "write")
     assert float(left) == pytest.approx(WIDTH * first.start / end, abs=0.01)
     assert float(width) == pytest.approx(WIDTH * (first.end - first.start) / end - GAP, abs=0.01)
     labels = re.findall(r'<div class="label">([^<]+)<', drawn)
-    assert labels == ["compute", "offload nvme", "prefetch nvme", "wait nvme"]
+    assert labels == ["compute", "offload nvme", "prefetch nvme", "wait nvme", "idle nvme"]
+    drawn_idle = [(float(left), float(width)) for kind, left, width in bars if kind == "idle"]
+    expected = [(WIDTH * start / end, WIDTH * (stop - start) / end) for start, stop in idle]
+    for found, (left, width) in zip(drawn_idle, expected, strict=True):
+        assert found == pytest.approx((left, width - GAP if width > 4 * GAP else width), abs=0.01)
 
 
 def test_names_are_escaped() -> None:

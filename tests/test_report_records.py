@@ -13,6 +13,7 @@ from fxoffload.inspection.report_records import (
     VERSION,
     Figures,
     ReportData,
+    Span,
     Wear,
     decode_record,
     encode_record,
@@ -53,6 +54,23 @@ def test_another_version_is_named() -> None:
     words = f"version {VERSION + 1}, and this fxoffload reads version {VERSION}"
     with pytest.raises(ReportError, match=words):
         decode_record(ReportData, json.dumps(record))
+
+
+def test_a_tier_is_idle_where_neither_of_its_directions_transfers() -> None:
+    """A wait is no transfer, and another tier does not count."""
+    spans = (
+        Span("write", 0, "a", "nvme", 1, 2.0, 6.0),
+        Span("read", 0, "a", "nvme", 1, 3.0, 4.0),
+        Span("write", 0, "c", "host", 1, 0.0, 5.0),
+        Span("wait", 0, "b", "nvme", 1, 6.5, 7.0),
+        Span("read", 0, "b", "nvme", 1, 7.0, 9.0),
+    )
+    data = replace(make_data(), spans=spans, predicted=Figures(1, 10.0, 9.5, 0.5))
+    assert data.tiers == ("nvme", "host")
+    assert data.find_idle("nvme") == [(0.0, 2.0), (6.0, 7.0), (9.0, 10.0)]
+    assert data.find_idle("host") == [(5.0, 10.0)]
+    spans = (Span("write", 0, "a", "nvme", 1, 0.0, 10.0),)
+    assert replace(data, spans=spans).find_idle("nvme") == []
 
 
 def test_slowdown_is_a_share_of_the_compute() -> None:

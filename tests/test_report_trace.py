@@ -26,7 +26,9 @@ def test_every_event_has_its_keys() -> None:
 def test_each_track_has_a_name_and_its_spans() -> None:
     data = make_data()
     names = {e["tid"]: e["args"]["name"] for e in select(data, "M") if e["name"] == "thread_name"}
-    assert list(names.values()) == ["compute", "offload nvme", "prefetch nvme", "wait nvme"]
+    assert list(names.values()) == [
+        "compute", "offload nvme", "prefetch nvme", "wait nvme", "idle nvme",
+    ]  # fmt: skip
     found = defaultdict[str, int](int)
     for event in select(data, "X"):
         found[names[event["tid"]]] += 1
@@ -36,6 +38,7 @@ def test_each_track_has_a_name_and_its_spans() -> None:
         "offload nvme": kinds.count("write"),
         "prefetch nvme": kinds.count("read"),
         "wait nvme": kinds.count("wait"),
+        "idle nvme": len(data.find_idle("nvme")),
     }
     assert all(found.values())
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from torch import fx
 
 from fxoffload.errors import ReportError
+from fxoffload.graph import find_views
 from fxoffload.inspection.explain import Explanation, GraphExplanation
+from fxoffload.ops import OpEvent
 from fxoffload.passes import find_ops
 from fxoffload.planner.plan import SavedValue
 
@@ -97,12 +100,11 @@ def _follow(
     forward = _list_names(graph.forward_after)
     backward = _list_names(graph.backward_after)
     born = forward.index(value.name)
-    end = len(forward)
-    if value.freed:  # 0 where nothing of the backward reads it.
-        end += backward.index(_list_names(graph.backward_before)[value.freed])
+    ops = find_ops(graph.forward_after.graph, graph.backward_after.graph)
+    readers = _find_readers(graph, value, ops)
+    end = len(forward) + (backward.index(max(readers).name) if readers else 0)
     if destination == "keep":
         return (Stay("device", born, end),)
-    ops = find_ops(graph.forward_after.graph, graph.backward_after.graph)
     released = forward.index(ops["release", value.name].name)
     back = len(forward) + backward.index(ops["prefetch", value.name].name)
     return (
@@ -110,6 +112,16 @@ def _follow(
         Stay(destination, released + 1, back - 1),
         Stay("device", back, end),
     )
+
+
+def _find_readers(
+    graph: GraphExplanation, value: SavedValue, ops: Mapping[OpEvent, fx.Node]
+) -> list[fx.Node]:
+    """The nodes of the backward that read the value, or a view of it."""
+    inputs = graph.backward_after.graph.find_nodes(op="placeholder")
+    wait = ops.get(("wait", value.name))
+    roots = [node for node in inputs if node.name in value.members] if wait is None else [wait]
+    return [reader for node in (*roots, *find_views(roots)) for reader in node.users]
 
 
 def _list_names(module: fx.GraphModule) -> list[str]:

@@ -62,22 +62,21 @@ def draw_memory(data: ReportData) -> str:
 
 
 def draw_timeline(data: ReportData) -> str:
-    """A row for the compute, and for each tier one each for offloads, prefetches and waits."""
+    """Rows: the compute, and for each tier offloads, prefetches, waits, and its idle times."""
     end = data.predicted.step_seconds
-    tiers = dict.fromkeys(span.tier for span in data.spans if span.tier)
-    rows = [("compute", [span for span in data.spans if span.kind == "compute"])]
-    rows += [
-        (
-            f"{track} {tier}",
-            [span for span in data.spans if (span.kind, span.tier) == (kind, tier)],
-        )
-        for tier in tiers
-        for kind, track in TRACKS.items()
-    ]
+
+    def draw(kind: str, tier: str = "") -> list[str]:
+        found = [span for span in data.spans if (span.kind, span.tier) == (kind, tier)]
+        return [_draw_span(span, end) for span in found]
+
+    rows = [("compute", draw("compute"))]
+    for tier in data.tiers:
+        rows += [(f"{track} {tier}", draw(kind, tier)) for kind, track in TRACKS.items()]
+        idle = [_draw_bar("idle", f"{tier} idle", *times, end) for times in data.find_idle(tier)]
+        rows.append((f"idle {tier}", idle))
     drawn = [
-        f'<div class="label">{escape(label)}</div>'
-        + _svg("track", label, [_draw_span(span, end) for span in spans])
-        for label, spans in rows
+        f'<div class="label">{escape(label)}</div>{_svg("track", label, bars)}'
+        for label, bars in rows
     ]
     return f'<div class="chart">{"".join(drawn)}{_draw_clock(end)}</div>'
 
@@ -107,16 +106,21 @@ def _thin(memory: Sequence[MemoryPoint]) -> list[MemoryPoint]:
 
 
 def _draw_span(span: Span, end: float) -> str:
-    left = WIDTH * span.start / end if end else 0.0
-    width = max(LEAST_WIDTH, WIDTH * (span.end - span.start) / end if end else 0.0)
-    width -= GAP if width > 4 * GAP else 0.0
     name, kind = f"call {span.call}", span.kind
     if kind == "compute":
         kind = "forward" if span.forward else "backward"
         name = f"{kind} of {name}"
     else:
         name = f"{TRACKS[kind]} {span.name} of {name}, {span.nbytes / MIB:.2f} MiB"
-    times = f"{1e3 * span.start:.2f} to {1e3 * span.end:.2f} ms"
+    return _draw_bar(kind, name, span.start, span.end, end)
+
+
+def _draw_bar(kind: str, name: str, start: float, stop: float, end: float) -> str:
+    """A bar from `start` to `stop` seconds of a step that ends at `end`; `name` is its tooltip."""
+    left = WIDTH * start / end if end else 0.0
+    width = max(LEAST_WIDTH, WIDTH * (stop - start) / end if end else 0.0)
+    width -= GAP if width > 4 * GAP else 0.0
+    times = f"{1e3 * start:.2f} to {1e3 * stop:.2f} ms"
     return (
         f'<rect class="{kind}" x="{left:.2f}" y="0" width="{width:.2f}" height="{HEIGHT:g}">'
         f"<title>{escape(name)}, {times}</title></rect>"

@@ -85,7 +85,7 @@ def _write_memory(data: ReportData) -> str:
 
 def _write_timeline(data: ReportData) -> str:
     names = {"forward": "forward", "backward": "backward", "write": "offload"}
-    names |= {"read": "prefetch", "wait": "the compute waits"}
+    names |= {"read": "prefetch", "wait": "the compute waits", "idle": "no transfer"}
     return (
         _write_legend(names)
         + draw_timeline(data)

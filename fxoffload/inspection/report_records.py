@@ -153,6 +153,24 @@ class ReportData:
     wear: Wear | None
     hints: tuple[str, ...]
 
+    @property
+    def tiers(self) -> tuple[str, ...]:
+        """Those that transfer something, in the order in which they begin."""
+        return tuple(dict.fromkeys(span.tier for span in self.spans if span.tier))
+
+    def find_idle(self, tier: str) -> list[tuple[float, float]]:
+        """From when to when `tier` neither writes nor reads, in seconds of the predicted step."""
+        idle: list[tuple[float, float]] = []
+        end = 0.0
+        for span in sorted(self.spans, key=lambda span: span.start):
+            if span.tier == tier and span.kind in ("write", "read"):
+                if span.start > end:
+                    idle.append((end, span.start))
+                end = max(end, span.end)
+        if end < self.predicted.step_seconds:
+            idle.append((end, self.predicted.step_seconds))
+        return idle
+
 
 def encode_record(record: ReportData) -> str:
     """`record` as JSON; decode_record gives it back."""

@@ -1,8 +1,9 @@
 """A report as Chrome trace events, which Perfetto and chrome://tracing open.
 
-One process, with a track for the compute and, for each tier, one each for offloads, prefetches and
-waits. Arrows lead from the offload of a value to its prefetch and to the wait for it. Counters have
-the bytes that are live, and those on their way. Source of the format: "Trace Event Format".
+One process, with a track for the compute and, for each tier, one each for offloads, prefetches,
+waits, and the times at which it is idle. Arrows lead from the offload of a value to its prefetch
+and to the wait for it. Counters have the bytes that are live, and those on their way. Source of the
+format: "Trace Event Format".
 """
 
 from __future__ import annotations
@@ -30,7 +31,13 @@ def list_events(data: ReportData) -> list[Event]:
             _name("thread_name", thread, name),
             _name("thread_sort_index", thread, thread, key="sort_index"),
         ]
-    events += [_make_slice(span, tracks[_find_track(span)]) for span in data.spans]
+    events += [_describe_span(span, tracks[_find_track(span)]) for span in data.spans]
+    for tier in data.tiers:
+        name = f"idle {tier}"
+        events += [
+            _make_slice(name, "idle", tracks[name], start, end, {})
+            for start, end in data.find_idle(tier)
+        ]
     events += _link_transfers(data, tracks)
     events += [
         _make_counter("live bytes", point.seconds, {"live": point.nbytes}) for point in data.memory
@@ -40,8 +47,8 @@ def list_events(data: ReportData) -> list[Event]:
 
 
 def _number_tracks(data: ReportData) -> dict[str, int]:
-    tiers = dict.fromkeys(span.tier for span in data.spans if span.tier)
-    names = ["compute", *(f"{track} {tier}" for tier in tiers for track in TRACKS.values())]
+    kinds = *TRACKS.values(), "idle"
+    names = ["compute", *(f"{kind} {tier}" for tier in data.tiers for kind in kinds)]
     return {name: number for number, name in enumerate(names, 1)}
 
 
@@ -53,20 +60,24 @@ def _name(kind: str, thread: int, value: str | int, *, key: str = "name") -> Eve
     return {"name": kind, "ph": "M", "pid": PROCESS, "tid": thread, "ts": 0, "args": {key: value}}
 
 
-def _make_slice(span: Span, thread: int) -> Event:
+def _describe_span(span: Span, thread: int) -> Event:
     if span.kind == "compute":
         name = f"{'forward' if span.forward else 'backward'} of call {span.call}"
         args: Event = {"graph": span.name}
     else:
         name, args = f"{TRACKS[span.kind]} {span.call}/{span.name}", {"bytes": span.nbytes}
+    return _make_slice(name, span.kind, thread, span.start, span.end, args)
+
+
+def _make_slice(name: str, kind: str, thread: int, start: float, end: float, args: Event) -> Event:
     return {
         "name": name,
-        "cat": span.kind,
+        "cat": kind,
         "ph": "X",
         "pid": PROCESS,
         "tid": thread,
-        "ts": _MICROSECONDS * span.start,
-        "dur": _MICROSECONDS * (span.end - span.start),
+        "ts": _MICROSECONDS * start,
+        "dur": _MICROSECONDS * (end - start),
         "args": args,
     }
 

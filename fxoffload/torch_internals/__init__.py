@@ -81,7 +81,7 @@ from fxoffload.torch_internals.scheduling import (
     fuse_between_calls,
     mark_regions,
 )
-from fxoffload.torch_internals.trace_log import emit_artifact, emit_graph
+from fxoffload.torch_internals.trace_log import emit_artifact, emit_graph, is_tracing
 
 __all__ = [
     "SET_OPTIONS",
@@ -114,6 +114,7 @@ __all__ = [
     "is_profiling",
     "is_rng_state",
     "is_shared",
+    "is_tracing",
     "is_unchecked",
     "is_wrapper_subclass",
     "keep_dynamo_graph",

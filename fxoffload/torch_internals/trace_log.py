@@ -7,6 +7,15 @@ from typing import Any, Literal
 
 from torch import fx
 from torch._logging import trace_structured
+from torch._logging._internal import trace_log
+
+
+def is_tracing() -> bool:
+    """Whether artifacts may be kept; without a trace, False from the first artifact of torch on.
+
+    Source: torch._logging._internal.trace_log, whose handler removes itself.
+    """
+    return bool(trace_log.handlers)
 
 
 def emit_artifact(

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, fx
 from trace_files import Artifact, read_artifacts, silence, traced_into
 
-from fxoffload.torch_internals import emit_artifact, emit_graph
+from fxoffload.torch_internals import emit_artifact, emit_graph, is_tracing
 
 
 def take_sine(x: Tensor) -> Tensor:
@@ -19,6 +19,7 @@ def take_sine(x: Tensor) -> Tensor:
 
 def test_an_artifact_is_text_or_json(tmp_path: Path) -> None:
     with traced_into(tmp_path):
+        assert is_tracing()
         emit_artifact("words", "string", lambda: "one\ntwo")
         emit_artifact("data", "json", lambda: {"one": [1, None]})
     words, data = read_artifacts(tmp_path)
@@ -40,6 +41,7 @@ def test_nothing_is_made_where_nobody_traces(monkeypatch: pytest.MonkeyPatch) ->
         raise AssertionError("the payload is made")
 
     silence(monkeypatch)
+    assert not is_tracing()
     emit_artifact("words", "string", refuse)
     graph = fx.symbolic_trace(take_sine)
     monkeypatch.setattr(graph, "print_readable", refuse)
