@@ -12,7 +12,7 @@ import pytest
 import torch
 from gated_blocks import Block, compile_blocks
 from programs import make_model, make_program
-from torch import Tensor
+from torch import Tensor, nn
 from torch._dynamo.utils import counters
 from torch.utils.checkpoint import checkpoint
 
@@ -481,6 +481,61 @@ def test_microbatches_in_flight_take_little_under_min(spill_directory: Path) -> 
         peaks.append(measure_peak(partial(run, count)))
     one, four = peaks
     assert four <= 1.3 * one
+
+
+class _Activated(nn.Module):
+    """A linear layer and an activation; `breaks` ends its forward with a graph break."""
+
+    def __init__(self, *, breaks: bool) -> None:
+        super().__init__()
+        self.linear = nn.Linear(WIDTH, WIDTH)
+        self.breaks = breaks
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = nn.functional.gelu(self.linear(x))
+        if self.breaks:
+            torch._dynamo.graph_break()
+        return x
+
+
+class _Layers(nn.Module):
+    def __init__(self, *, breaks: bool) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(_Activated(breaks=breaks) for _ in range(2 * BLOCKS))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers:
+            x = layer(x)
+        return x.square().mean()
+
+
+def test_a_break_behind_each_layer_takes_little_under_min(spill_directory: Path) -> None:
+    """What one graph returns and saves is saved by the next one, too: it moves once, for both."""
+
+    def measure(*, breaks: bool) -> tuple[int, list[Tensor], int]:
+        torch._dynamo.reset()
+        kernels._programs.clear()
+        torch.manual_seed(0)
+        model = _Layers(breaks=breaks)
+        options = {"directory": spill_directory, "memory_budget": "min", "compiler": "eager"}
+        compiled = torch.compile(model, backend="fxoffload", options=options)
+
+        def run() -> list[Tensor]:
+            compiled(make_input()).backward()
+            found = [parameter.grad for parameter in model.parameters()]
+            model.zero_grad()
+            return [gradient for gradient in found if gradient is not None]
+
+        before = fxoffload.graph_counts().moving
+        for _ in range(4):
+            gradients = run()
+        return measure_peak(run), gradients, fxoffload.graph_counts().moving - before
+
+    one_bytes, expected, one_graph = measure(breaks=False)
+    many_bytes, found, graphs = measure(breaks=True)
+    assert_equal(found, expected)
+    assert (one_graph, graphs) == (1, 2), "one of a layer, one of the loss"
+    assert many_bytes <= 1.25 * one_bytes
 
 
 def test_min_is_the_lowest_peak_of_the_step(spill_directory: Path, expected: list[Tensor]) -> None:
