@@ -12,7 +12,7 @@ whose edges join a view with its source. Reads `meta["val"]`; changes nothing.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 import networkx as nx
@@ -88,6 +88,7 @@ def find_saved_values(graph: TrainingGraph, *, min_bytes: int = 1) -> tuple[Save
         elif marks & {KEEP, KEEPING}:
             refusal = refusal or KEPT
         born = positions[find_maker(root)]
+        first_use, freed = _find_reading(uses)
         value = SavedValue(
             name=root.name,
             members=tuple(member.name for member in members),
@@ -95,8 +96,8 @@ def find_saved_values(graph: TrainingGraph, *, min_bytes: int = 1) -> tuple[Save
             member_bytes=sum(_distinct_bytes(member) for member in members),
             born=born,
             last_use=max((positions[reader] for reader in readers), default=born),
-            first_use=min(uses, default=0),
-            freed=max(uses, default=0),
+            first_use=first_use,
+            freed=freed,
             owned=root.op != "placeholder" and refusal != RETURNED,
             refusal=refusal,
             must_move=must_move,
@@ -213,8 +214,10 @@ def _gather(
     nbytes = {member: _tensor_bytes(member) for member in members}
     if sum(nbytes.values()) > GATHER_FRACTION * value.nbytes:
         return ()
-    return tuple(
-        replace(
+    found: list[SavedValue] = []
+    for member in members:
+        first_use, freed = _find_reading(uses[member])
+        window = replace(
             value,
             name=member.name,
             members=(member.name,),
@@ -222,14 +225,18 @@ def _gather(
             member_bytes=nbytes[member],
             born=positions[member],
             last_use=positions[member],
-            first_use=min(uses[member], default=0),
-            freed=max(uses[member], default=0),
+            first_use=first_use,
+            freed=freed,
             gathered=True,
             owned=True,
-            refusal=None if uses[member] else UNREAD,
         )
-        for member in members
-    )
+        found.append(window if window.is_read else replace(window, refusal=UNREAD))
+    return tuple(found)
+
+
+def _find_reading(uses: Sequence[int]) -> tuple[int, int]:
+    """`first_use` and `freed` of a value that is read at `uses`; without any, it is never read."""
+    return (min(uses), max(uses)) if uses else (0, -1)
 
 
 def _tensor_bytes(node: fx.Node) -> int:

@@ -72,16 +72,20 @@ def build_step(
         fixed=tuple(residence for residence in fixed if residence.nbytes),
         values=tuple(
             replace(
-                value,
+                _extend_reading(value, backward, backward_roots),
                 last_use=_find_last_use(value, forward, forward_roots),
-                freed=max(
-                    value.freed,
-                    *(backward.last_use[backward_roots[name]] for name in value.members),
-                ),
             )
             for value in values
         ),
     )
+
+
+def _extend_reading(
+    value: SavedValue, backward: Footprint, roots: Mapping[str, fx.Node]
+) -> SavedValue:
+    """`value` as long as a loop of the backward reads it, and at least to its placeholder."""
+    freed = max(value.freed, *(backward.last_use[roots[name]] for name in value.members))
+    return replace(value, first_use=value.first_use if value.is_read else freed + 1, freed=freed)
 
 
 def _find_last_use(value: SavedValue, forward: Footprint, roots: Mapping[str, fx.Node]) -> int:
