@@ -29,6 +29,7 @@ from fxoffload.graph import (
     get_saved,
     get_tensor,
     is_view,
+    require_tensor,
 )
 from fxoffload.marks import KEEP, KEEPING, MOVE, POLICY
 from fxoffload.origins import find_origin
@@ -240,17 +241,13 @@ def _find_reading(uses: Sequence[int]) -> tuple[int, int]:
 
 
 def _tensor_bytes(node: fx.Node) -> int:
-    tensor = get_tensor(node)
-    assert tensor is not None
-    return count_bytes(tensor)
+    return count_bytes(require_tensor(node))
 
 
 def _refuse_small(value: SavedValue, root: fx.Node, min_bytes: int) -> SavedValue:
     """`value`, refused if it has less than `min_bytes` and may not grow beyond that."""
-    tensor = get_tensor(root)
-    assert tensor is not None
     least_bytes = 1 if value.must_move else max(min_bytes, 1)
-    if may_grow(tensor):
+    if may_grow(require_tensor(root)):
         least_bytes = max(1, least_bytes // GROWTH)
     if not value.has_ops or value.nbytes >= least_bytes:
         return value
@@ -260,9 +257,8 @@ def _refuse_small(value: SavedValue, root: fx.Node, min_bytes: int) -> SavedValu
 
 def _distinct_bytes(member: fx.Node) -> int:
     """Bytes of the distinct elements of `member`: a dimension of stride 0 repeats them."""
-    tensor = get_tensor(member)
-    assert tensor is not None
-    nbytes = _tensor_bytes(member)
+    tensor = require_tensor(member)
+    nbytes = count_bytes(tensor)
     if nbytes == 0:
         return 0
     for size, stride in zip(tensor.size(), tensor.stride(), strict=True):

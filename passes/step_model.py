@@ -17,10 +17,7 @@ from dataclasses import replace
 from torch import fx
 
 from fxoffload.cost import CostModel
-from fxoffload.graph import (
-    TrainingGraph,
-    get_results,
-)
+from fxoffload.graph import TrainingGraph, get_results, get_returned
 from fxoffload.passes.footprint import Footprint
 from fxoffload.planner.plan import RETURNED, SavedValue
 from fxoffload.planner.step import Residence, Step
@@ -42,7 +39,7 @@ def build_step(
     forward_roots = {root.name: root for root in forward.members}
     backward_roots = {node.name: root for node, root in backward.roots.items()}
     last = length + len(backward.nodes) - 1
-    outputs = {n for n in get_results(graph.forward.graph)[: graph.num_outputs] if n is not None}
+    outputs = get_returned(graph)
     names = {value.name for value in values}
     fixed: list[Residence] = []
     for root in forward.members:
