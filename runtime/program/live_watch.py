@@ -38,7 +38,7 @@ class LiveWatch:
         self._sampler = HeldSampler(self._sample, rate)
 
     def note_half(self, run: HalfRun, found: Held | None) -> None:
-        """Note the begin of a half. found: what the device holds then."""
+        """Note the beginning of a half. found: what the device holds then."""
         run.gap_bytes = self._sampler.take()
         self._note(found)
         self._note_live_bytes()
