@@ -82,8 +82,9 @@ def measure(arguments: ProgramArguments, show: Show) -> Record:
 
 def tabulate(record: Record) -> list[Table]:
     """A row for each variant; then predictions of fxoffload against measurements."""
-    ours = [item for item in record["variants"] if item["kind"] in ("plain", "fxoffload")]
-    truth = tabulate_variants({**record, "variants": ours}, TRUTH_HEADINGS)
+    plain, *others = record["variants"]
+    predicted = [plain, *(item for item in others if item["predicted_peak_bytes"] is not None)]
+    truth = tabulate_variants({**record, "variants": predicted}, TRUTH_HEADINGS)
     return [tabulate_variants(record, HEADINGS), truth]
 
 
