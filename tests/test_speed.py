@@ -55,13 +55,13 @@ def test_the_least_of_the_timed_runs_counts(monkeypatch: pytest.MonkeyPatch) -> 
 def test_a_run_takes_until_the_gpu_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 0.0
 
-    def synchronize(_: torch.device) -> None:
+    def advance(seconds: float) -> None:
         nonlocal now
-        now += 0.25
+        now += seconds
 
     monkeypatch.setattr(speed.time, "perf_counter", lambda: now)
-    monkeypatch.setattr(torch.cuda, "synchronize", synchronize)
-    assert speed._find_least_seconds(lambda: None, torch.device("cuda", 0)) == 0.25
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda _: advance(0.25))
+    assert speed._find_least_seconds(lambda: advance(0.125), torch.device("cuda", 0)) == 0.375
 
 
 def test_the_work_is_of_the_size_that_counts(monkeypatch: pytest.MonkeyPatch) -> None:
