@@ -18,6 +18,7 @@ from benchmarks.runner import Column, Show
 from fxoffload import Hardware, project_endurance, simulate
 from fxoffload.inspection.catalogue import find_hardware
 from fxoffload.inspection.forecast import Forecast
+from fxoffload.sizes import UNLIMITED_BYTES
 
 # Widths of the model, of its MLP, and heads. Source: Llama 3, arXiv 2407.21783, table 3.
 LLAMAS = {"8B": (4096, 14336, 32), "70B": (8192, 28672, 64), "405B": (16384, 53248, 128)}
@@ -27,7 +28,6 @@ DRIVE_COUNT = 4
 LAYERS = 4
 LENGTH = 8192
 BATCHES = (1, 2, 4, 16, 64)
-UNLIMITED = 2**60
 # A data-centre drive of 7.68 TB for one write of all of it a day, such as the Samsung PM9D3a:
 # https://www.syspartsdirect.com/en/product-detail/Samsung-MZWL67T6HBLC-PM9D3a-7.68TB-Enterprise-SSD-1170.html
 RATING_BYTES = 14_016 * 10**12
@@ -77,7 +77,7 @@ def predict(
 def find_sizes(configure: Configure) -> Sizes:
     """What a step takes with nothing moved, which is the same on all hardware."""
     hardware = find_hardware(DEVICES[0], DRIVES[0]).hardware
-    found = [predict(configure, batch, hardware, UNLIMITED) for batch in BATCHES]
+    found = [predict(configure, batch, hardware, UNLIMITED_BYTES) for batch in BATCHES]
     return Sizes(found[0].resident_bytes, tuple(each.peak_bytes for each in found))
 
 
@@ -89,7 +89,7 @@ def forecast(configure: Configure, sizes: Sizes, hardware: Hardware) -> Record:
     if (batch := sizes.find_batch(hardware)) == 0:
         return {"batch": 0}
     moved = predict(configure, batch, hardware)
-    peak_bytes = predict(configure, batch, hardware, UNLIMITED).peak_bytes
+    peak_bytes = predict(configure, batch, hardware, UNLIMITED_BYTES).peak_bytes
     freed_bytes = peak_bytes - moved.peak_bytes
     wear = project_endurance(moved.written_bytes, moved.step_seconds, DRIVE_COUNT * RATING_BYTES)
     return {

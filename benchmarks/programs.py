@@ -5,7 +5,9 @@
 blocks: each layer is compiled by itself. breaks: the model is compiled as one, with a graph break
 behind every third layer. whole: the model is one graph. Plain Inductor and fxoffload at each budget
 run in one fresh process, in turn; with --peers also what others offer, and with --beside plain
-Inductor beside the same transfers, see variants.py.
+Inductor beside the same transfers, see variants.py. A second table compares the measured peaks and
+steps with the predicted ones. `--report --output benchmarks/results/rok.jsonl` prints both tables
+of the records of rok.py.
 """
 
 from __future__ import annotations
@@ -28,6 +30,16 @@ HEADINGS = (
     "step / plain (range)",
     "moved MiB",
     "exposed s",
+)
+TRUTH_HEADINGS = (
+    "peak MiB",
+    "predicted MiB",
+    "peak / predicted",
+    "step s",
+    "predicted s",
+    "step / predicted",
+    "step / plain (range)",
+    "moved MiB",
 )
 PEERS: tuple[Kind, ...] = ("checkpoint", "hooks", "save_on_cpu")
 SETTLING_STEPS = 6  # Then a schedule of measured steps is followed.
@@ -69,8 +81,11 @@ def measure(arguments: ProgramArguments, show: Show) -> Record:
 
 
 def tabulate(record: Record) -> list[Table]:
-    """A row for each variant."""
-    return [tabulate_variants(record, HEADINGS)]
+    """A row for each variant; then predictions of fxoffload against measurements."""
+    plain, *others = record["variants"]
+    predicted = [plain, *(item for item in others if item["predicted_peak_bytes"] is not None)]
+    truth = tabulate_variants({**record, "variants": predicted}, TRUTH_HEADINGS)
+    return [tabulate_variants(record, HEADINGS), truth]
 
 
 main = Benchmark("programs", __doc__, ProgramArguments, measure, tabulate)

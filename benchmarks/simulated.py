@@ -24,6 +24,7 @@ from fxoffload.planner.link import Link
 from fxoffload.planner.plan import Cut, Plan
 from fxoffload.planner.step import Step
 from fxoffload.planning import build_partitioner, make_builder
+from fxoffload.sizes import UNLIMITED_BYTES
 from fxoffload.torch_internals import Graphs, OffloadPartitioner, PartitionFunction
 
 CONFIG = OffloadConfig(directory=".")
@@ -115,7 +116,7 @@ class Workload:
                     return error
                 return plans[0]
 
-            keep = plan(2**60)
+            keep = plan(UNLIMITED_BYTES)
             assert isinstance(keep, Plan), "a budget that everything fits into"
             budgets = (None if share is None else int(share * keep.peak_bytes) for share in shares)
             build = make_builder(partition, num_outputs, static_inputs, {})

@@ -16,6 +16,7 @@ from fxoffload.planner.plan import SavedValue
 from fxoffload.planner.selection import MAX_NODE_VISITS, choose_transfers
 from fxoffload.planner.simulation import simulate
 from fxoffload.planner.step import Step
+from fxoffload.sizes import UNLIMITED_BYTES
 
 PIECES = 8
 MORE = 20
@@ -31,7 +32,7 @@ class Switch:
 
 
 FULL_SPEED = {"utilisation": 1.0}
-ANY_FLIGHT = {"max_inflight_bytes": 2**62}
+ANY_FLIGHT = {"max_inflight_bytes": UNLIMITED_BYTES}
 LONG_SEARCH = {"max_node_visits": MORE * MAX_NODE_VISITS}
 SWITCHES = (
     Switch("plan", {}),

@@ -1,6 +1,6 @@
-"""Artifacts: what becomes of a graph, in torch's structured trace (TORCH_TRACE, tlparse).
+"""Artifacts: add graphs, plans and schedules to torch's structured trace (TORCH_TRACE, tlparse).
 
-Nothing is computed unless somebody traces.
+Nothing is computed unless a trace is being written.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ from fxoffload.torch_internals import emit_artifact, emit_graph
 
 
 def emit_graphs(graph: TrainingGraph, stage: Literal["before", "after"]) -> None:
-    """Both graphs as code, before or after the passes."""
+    """Add both graphs as code, before or after the passes."""
     emit_graph(f"forward_graph_{stage}", graph.forward)
     emit_graph(f"backward_graph_{stage}", graph.backward)
 
 
 def emit_plan(plan: Plan) -> None:
-    """A decision for each value, why the others stay, and what that is predicted to lead to."""
+    """Add `plan`: the decision on each value and its reason, and the predicted peak and seconds."""
     emit_artifact("plan", "json", lambda: describe_plan(plan))
 
 
 def emit_schedule(schedule: Schedule) -> None:
-    """Where each call of a running program sends its values; belongs to no graph by itself."""
+    """Add `schedule`: where each call of a step sends its values. It belongs to no single graph."""
     emit_artifact("schedule", "json", lambda: describe_schedule(schedule))
 
 

@@ -41,15 +41,15 @@ from fxoffload.torch_internals import DynamoGraph
 log = logging.getLogger(__name__)
 
 MIB = 2**20
-# Of saved values: a graph that keeps so much is named.
+# A graph that saves this much is named in a warning if nothing of it may move.
 MUCH_BYTES = 64 * MIB
 
-_compiled: list[bool] = []  # Of each graph that was compiled: whether something moves.
+_compiled: list[bool] = []  # For each compiled graph: whether it has values that may move.
 
 
 @dataclass(frozen=True, slots=True)
 class GraphCounts:
-    """How many graphs this process compiled with this backend, and of how many something may move.
+    """The number of graphs that this process has compiled, and of those with values that may move.
 
     A graph that is compiled again, for other sizes, counts again.
     """
@@ -62,9 +62,9 @@ class GraphCounts:
 
 
 def graph_counts() -> GraphCounts:
-    """What torch.compile has handed to this backend in this process; no reset changes it.
+    """Count the graphs that torch.compile has passed to this backend; the counts are never reset.
 
-    `compiled == 0` behind a step says that torch found no graph in what was to be compiled.
+    `compiled == 0` after a step means that torch found no graph in the code.
     """
     return GraphCounts(len(_compiled), sum(_compiled))
 
@@ -92,8 +92,8 @@ def backend(
 class BoundBackend:
     """The backend with its options: to torch, equal options are one backend.
 
-    Else each module that is compiled by itself would compile the code that it shares with others
-    once more, up to torch's limit on that, and then run eagerly.
+    Otherwise torch would compile the code that modules share once for each module, up to its limit
+    of recompilations, and then run it eagerly.
     """
 
     config: OffloadConfig
@@ -150,8 +150,8 @@ def compile_graph(
 ) -> Callable[..., Any]:
     """Compile `gm` with the compiler that `config` names, with ops for the values it saves.
 
-    Its cut is the best one for the graph by itself, until steps have shown the program it belongs
-    to (see cuts.py), or what an earlier process found out so.
+    The cut is the one that an earlier process found to be best for whole steps. If there is none,
+    it is the best one for this graph alone, until steps have shown their program (see cuts.py).
     """
     store = open_store(config)
     name = hash_graph(gm, example_inputs, find_identity(config))
@@ -178,7 +178,7 @@ def compile_graph(
 
 
 def _note_calls(compiled: Callable[..., Any]) -> Callable[..., Any]:
-    """`compiled`, whose call begins a step where none runs: also a graph that saves nothing."""
+    """`compiled`, whose call begins a step if none is in progress, even if it saves nothing."""
 
     def run(*args: Any) -> Any:
         runtime.note_forward()
@@ -195,7 +195,7 @@ def _compile_cut(
     cut: Cut | Literal["best"],
     recut: RecutGraph | None = None,
 ) -> tuple[Callable[..., Any], Transformed | None]:
-    """`gm` at a cut, and what is known of it, as _compile; recut: what may compile it anew."""
+    """Compile `gm` at `cut` and let it follow schedules, see _compile; recut: may change `cut`."""
     key = hash_graph(gm, inputs, find_identity(config, cut))
     # Before the compiler, which may replace symbols by numbers.
     is_symbolic = has_symbols(inputs)
@@ -225,9 +225,9 @@ def _compile(
     key: str,
     cut: Cut | Literal["best"],
 ) -> tuple[Callable[..., Any], Transformed | None]:
-    """The compiled graph, and what is known of it; None where nothing is saved or planned.
+    """The compiled graph, with its plan and model; None for these if it saves or plans nothing.
 
-    key: under what the runtime and caches on disk know the graph.
+    key: names the graph for the runtime and for caches on disk.
     """
     found: list[Transformed] = []
     partitioner = build_partitioner(
@@ -265,12 +265,12 @@ def _trace_cuts(graph: DynamoGraph, config: OffloadConfig) -> Mapping[Cut, Graph
 
 
 def _find_path(name: str, kind: str) -> Path:
-    """Where what is known of a graph is kept, beside torch's compiled graphs."""
+    """The file for the plan or the cut of a graph, beside torch's compiled graphs."""
     return torch_internals.find_cache_folder() / "fxoffload" / f"{name}.{kind}"
 
 
 def _warn_of_unmoved(plan: Plan) -> None:
-    """Say why nothing of a graph may move, if it saves much."""
+    """Warn, with the reasons, of a graph that saves much and of which nothing may move."""
     kept = {
         reason: nbytes
         for reason, nbytes in plan.kept_bytes_by_reason().items()
@@ -287,7 +287,7 @@ def _warn_of_unmoved(plan: Plan) -> None:
 
 
 def open_store(config: OffloadConfig) -> str:
-    """Open the store of `config`, or find it open already; returns its key."""
+    """Open the store of `config` unless it is open; returns its key."""
     if not config.enabled:
         return ""
     return runtime.register_store(

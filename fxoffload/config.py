@@ -230,7 +230,7 @@ class OffloadConfig:
 
 
 def _name_variables(error: ConfigError, names: Iterable[str]) -> ConfigError:
-    """`error` with the variables of those options that it is about. names: options by variables."""
+    """`error`, with the variables of the options that it names. names: options from variables."""
     about = [name_variable(name) for name in names if re.search(rf"\b{name}=", str(error))]
     return ConfigError(f"{error}; set by {', '.join(about)}") if about else error
 

@@ -1,7 +1,7 @@
 """The cost model: the seconds of a node, by a roofline of the device.
 
-It is coarse. It chooses the partition of a graph, and stands for what was not measured: the clocks
-of the ops correct it from the first step on.
+It is coarse. The partition of a graph is chosen by it. Schedules use it only for nodes that were
+not measured: from the first step on, they have the clocks of the ops.
 """
 
 from __future__ import annotations

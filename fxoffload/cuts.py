@@ -1,4 +1,4 @@
-"""Cuts with the whole step in view: a graph is compiled once more where another cut pays.
+"""Choose cuts for whole steps, and compile a graph again if another cut makes its steps faster.
 
 A cut decides what a graph saves, and what its backward recomputes. When a graph is compiled,
 nothing is known of the step that it belongs to: a block by itself fits any budget, so that it
@@ -23,8 +23,8 @@ from fxoffload.schedule import Schedule
 
 log = logging.getLogger(__name__)
 
-# Of the predicted seconds of a step: what another cut must save to be compiled, and what transfers
-# must cost for other cuts to be looked at.
+# The share of the predicted step time that another cut must save to be compiled. Other cuts are
+# tried only if transfers cost at least this share.
 LEAST_GAIN = 0.05
 
 Models = Mapping[Cut, GraphModel]
@@ -33,11 +33,11 @@ MakeSchedule = Callable[[Mapping[str, GraphModel]], Schedule]
 
 @dataclass(eq=False)
 class RecutGraph:
-    """Calls `compiled`, and what another cut compiles to once `review` has chosen one.
+    """A compiled graph that is replaced by one at another cut if `review` chooses one.
 
-    review: called before a step with the schedule that it is expected to follow, if that is another
-    one than before: it settles graphs, this one among them or not. trace: the models of the graph
-    at the cuts that it may have. compile_cut(arguments, cut): the graph at another cut. cut: that
+    review: called before a step, once for each schedule that steps are expected to follow. It calls
+    `settle` of the graphs that it has decided on. trace: returns the models of the graph at the
+    cuts that it may have. compile_cut(arguments, cut): compiles the graph at another cut. cut: that
     of `compiled`.
     """
 
@@ -51,7 +51,7 @@ class RecutGraph:
     _seen: Schedule | None = field(default=None, init=False)
 
     def settle(self, cuts: Sequence[Cut] = ()) -> None:
-        """No other review is needed; cuts: one, if the graph is to be compiled anew."""
+        """End the reviews of this graph. cuts: the cut to compile it at, or none to leave it."""
         self.settled = True
         self._chosen = list(cuts)
 
@@ -62,7 +62,7 @@ class RecutGraph:
             if schedule is not None and schedule is not self._seen:
                 self._seen = schedule
                 self._review(schedule)
-                runtime.begin_step()  # What was traced is not part of it.
+                runtime.begin_step()  # The memory that tracing took is not part of the step.
         if self._chosen:
             self.cut = self._chosen.pop()
             log.warning(
@@ -79,7 +79,7 @@ class RecutGraph:
         try:
             self.review(schedule)
         except Exception:
-            # The graphs that ran so far are as right as ever: no reason to end a job.
+            # The compiled graphs stay correct, so a failed review must not end the job.
             log.warning("other cuts could not be looked at; the present ones stay", exc_info=True)
             self.settle()
 

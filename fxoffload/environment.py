@@ -75,7 +75,7 @@ def _parse_object(variable: str, text: str) -> dict[str, Any]:
     return {str(name): option for name, option in value.items()}
 
 
-# Of what is no text to OffloadConfig.
+# For the options that OffloadConfig does not take as text.
 _PARSERS: dict[str, Callable[[str, str], Any]] = {
     "checksum": _parse_bool,
     "enabled": _parse_bool,

@@ -36,6 +36,13 @@ def get_tensor(node: fx.Node) -> torch.Tensor | None:
     return value if isinstance(value, torch.Tensor) else None
 
 
+def require_tensor(node: fx.Node) -> torch.Tensor:
+    """The fake tensor that `node` produces; it must produce one."""
+    tensor = get_tensor(node)
+    assert tensor is not None, f"{node} produces no tensor"
+    return tensor
+
+
 def find_maker(node: fx.Node) -> fx.Node:
     """The node that computes `node`: its tuple, if `node` is an item of one; else itself."""
     while node.target is getitem:
@@ -53,6 +60,12 @@ def get_results(graph: fx.Graph) -> list[fx.Node | None]:
     (results,) = get_output(graph).args
     assert isinstance(results, list | tuple)
     return [value if isinstance(value, fx.Node) else None for value in results]
+
+
+def get_returned(graph: TrainingGraph) -> set[fx.Node]:
+    """Forward nodes whose values the user's program gets."""
+    returned = get_results(graph.forward.graph)[: graph.num_outputs]
+    return {node for node in returned if node is not None}
 
 
 def get_saved(graph: TrainingGraph) -> list[fx.Node]:

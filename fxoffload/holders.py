@@ -10,7 +10,7 @@ MIB = 2**20
 
 @dataclass(frozen=True, slots=True)
 class Holder:
-    """One thing that is in memory. call, graph: None and "" for what is no value of a call."""
+    """Memory that one value or node takes. call, graph: None and "" if it is no value of a call."""
 
     name: str
     call: int | None
@@ -22,7 +22,10 @@ class Holder:
 
 
 def list_rows(holders: Iterable[Holder], *, whole_paths: bool = False) -> list[tuple[str, ...]]:
-    """A row for each, below a row of headings. whole_paths: else the last folder and the file."""
+    """A row of headings, then one for each holder.
+
+    whole_paths: whether to show the whole path of a source, not only its last folder and the file.
+    """
     rows = [("MiB", "name", "call", "module", "op", "source")]
     rows += [
         (

@@ -79,7 +79,10 @@ def _find_outermost(module: nn.Module, class_name: str) -> Iterable[nn.Module]:
 
 
 def _warn_of_cache(model: nn.Module) -> None:
-    """Models of Hugging Face make a cache for generation in each forward, of which guards know."""
+    """Warn if `model` makes a cache for generation in each forward, as Hugging Face's models do.
+
+    Dynamo guards on the state of the cache, which differs from layer to layer.
+    """
     if getattr(getattr(model, "config", None), "use_cache", False):
         warnings.warn(
             f"use_cache is on in the config of {type(model).__name__}: torch then compiles each "

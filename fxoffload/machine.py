@@ -83,16 +83,16 @@ def find_device_limit(config: OffloadConfig, device: torch.device) -> int | None
 
 
 def find_room(config: OffloadConfig, device: torch.device) -> int | None:
-    """What such a limit leaves beside what is on `device` now; None without a limit.
+    """Bytes that the limit of find_device_limit leaves free on `device`; None without a limit.
 
-    Also None where the device does not tell what is on it.
+    Also None if the device does not count what is on it.
     """
     limit, held_bytes = find_device_limit(config, device), count_held_bytes(device)
     return None if limit is None or held_bytes is None else max(0, limit - held_bytes)
 
 
 def count_held_bytes(device: torch.device) -> int | None:
-    """What this process and others have on `device` now; None where it does not tell."""
+    """Bytes that this process and others have on `device`; None if it does not count them."""
     live_bytes = runtime.count_live_bytes(device)
     return None if live_bytes is None else live_bytes + runtime.count_foreign_bytes(device)
 
@@ -100,7 +100,7 @@ def count_held_bytes(device: torch.device) -> int | None:
 def find_links(config: OffloadConfig, device: torch.device) -> dict[str, Link]:
     """Links by tier as transfers from `device` see them, and what they take from its compute.
 
-    Where the options state hardware, its links. Not to be called while tracing. Raises as
+    If the options state hardware, these are its links. Must not be called while tracing. Raises as
     measure_links.
     """
     stated = find_stated_cost(config)
@@ -134,7 +134,7 @@ def find_nominal_cost(links: Iterable[str], graph: TrainingGraph) -> CostModel:
 
 
 def find_nominal_links(tiers: Iterable[str]) -> dict[str, Link]:
-    """Links by tier, of the same numbers."""
+    """Nominal links by tier, equal on every machine like those of find_nominal_cost."""
     return {tier: _NOMINAL_LINKS[tier] for tier in tiers}
 
 

@@ -17,6 +17,7 @@ are in `fxoffload.runtime.kernels`; this module only defines what the ops mean.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
@@ -61,23 +62,12 @@ WAIT = torch.ops.fxoffload.wait.default
 OPS = (OFFLOAD, RELEASE, PREFETCH, WAIT)
 
 
-def _fake_offload(
-    x: torch.Tensor,
-    store: str,
-    name: str,
-    tier: str,
-    owned: bool,
-    duplicate_bytes: int,
-    graph: str = "",
-) -> torch.Tensor:
+# The fake kernels: the schemas above name their arguments.
+def _fake_offload(*_: Any, **__: Any) -> torch.Tensor:
     return torch.empty(1, dtype=torch.int64, device="cpu")
 
 
-def _fake_release(ticket: torch.Tensor, x: torch.Tensor) -> None:
-    return None
-
-
-def _fake_prefetch(ticket: torch.Tensor) -> None:
+def _return_nothing(*_: Any, **__: Any) -> None:
     return None
 
 
@@ -87,15 +77,15 @@ def _fake_wait(
     stride: Sequence[int],
     dtype: torch.dtype,
     device: torch.device,
-    owned: bool = True,
+    *_: Any,
 ) -> torch.Tensor:
     return torch.empty_strided(size, stride, dtype=dtype, device=device)
 
 
 for _name, _fake in (
     ("offload", _fake_offload),
-    ("release", _fake_release),
-    ("prefetch", _fake_prefetch),
+    ("release", _return_nothing),
+    ("prefetch", _return_nothing),
     ("wait", _fake_wait),
 ):
     torch.library.register_fake(f"{NAMESPACE}::{_name}", _fake, lib=LIBRARY)

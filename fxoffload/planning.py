@@ -1,4 +1,4 @@
-"""From options to a partitioner: what the passes must know of this machine, and their plan."""
+"""Build the partitioners that plan and rewrite graphs, by the user's options and the machine."""
 
 from __future__ import annotations
 
@@ -29,6 +29,7 @@ from fxoffload.machine import (
 from fxoffload.passes import PassOptions, Transformed
 from fxoffload.planner.graph_model import GraphModel
 from fxoffload.planner.plan import Cut, Plan
+from fxoffload.sizes import UNLIMITED_BYTES
 from fxoffload.torch_internals import (
     Graphs,
     OffloadPartitioner,
@@ -53,11 +54,11 @@ def build_partitioner(
 ) -> OffloadPartitioner:
     """A partitioner that plans and rewrites.
 
-    store: key of the store that must hold what moves; "" where nothing will run. key: under what
-    the runtime knows the graph, and a cache of compiled graphs its code; it must follow from the
-    graph, `config` and `cut`. cut: that of the graph; the best one has the best plan of the graph
-    by itself. cost: of other hardware than this machine. on_partitioned sees the chosen partition
-    in torch's order, before any pass; on_transformed sees the result.
+    store: key of the store that must hold what moves; "" if nothing will run. key: names the graph
+    for the runtime, and its code in caches of compiled graphs; it must follow from the graph,
+    `config` and `cut`. cut: that of the graph; "best" is the one with the best plan for the graph
+    alone. cost: of other hardware than this machine. on_partitioned is called with the chosen
+    partition in torch's order, before any pass; on_transformed with the result.
     """
     ranks = cost is None and is_distributed()
 
@@ -97,7 +98,7 @@ def build_partitioner(
 def _find_agreed_cost(
     config: OffloadConfig, known: CostModel, graph: TrainingGraph
 ) -> CostModel | None:
-    """The costs by which all ranks of a job choose cuts; None if `known` serves for that."""
+    """The costs by which all ranks of a job choose cuts; None if they can use `known`."""
     if config.stated_hardware is not None or not is_distributed():
         return None
     return find_nominal_cost(known.links, graph)
@@ -119,7 +120,7 @@ def build_tracer(
         own = build(None)
         known = measure_cost(config, own)
         agreed = _find_agreed_cost(config, known, own) or known
-        options = replace(build_options(config, agreed), budget_bytes=2**62)
+        options = replace(build_options(config, agreed), budget_bytes=UNLIMITED_BYTES)
         forced = passes.find_forced(own)
         found: dict[Cut, GraphModel] = {}
         for cut in passes.list_cuts(own):
@@ -138,17 +139,18 @@ def find_identity(config: OffloadConfig, cut: Cut | Literal["best"] = "best") ->
     """What the code of a compiled graph depends on beside the graph. Nothing of it is measured.
 
     Speeds decide which values move, and when; that needs no other code. They also decide the cut of
-    a graph that is compiled for the first time: who finds its code takes over its cut.
+    a graph that is compiled for the first time. A process that finds its code takes over its cut.
     """
     ranks = " the same cut on all ranks" if is_distributed() else ""
     return f"{hash_sources()} {config.key} {cut}{ranks}"
 
 
 def may_recut(config: OffloadConfig) -> bool:
-    """Whether a graph may be compiled anew at another cut, once its steps have shown that it pays.
+    """Whether a graph may be compiled again at another cut, once its steps have shown that it pays.
 
-    Without a budget, and under "min", transfers that cost time are not made, or are asked for. What
-    `device_memory` leaves differs between the ranks of a job, which must choose the same cuts.
+    Not without a budget, when no transfer costs time, and not under "min", which asks for all
+    transfers. What `device_memory` leaves differs between the ranks of a job, which must choose the
+    same cuts.
     """
     limited = config.device_memory is not None and not is_distributed()
     return config.enabled and (limited or config.budget_bytes is not None)
@@ -217,7 +219,7 @@ def _show_partition(
     orders: Mapping[fx.GraphModule, passes.Order],
     on_partitioned: Callable[[TrainingGraph], None] | None,
 ) -> None:
-    """Show `graph` in its order of `orders`, as torch made it; the hoisted order is back then."""
+    """Show `graph` in torch's order, which `orders` has; then restore the hoisted order."""
     if on_partitioned is None and not is_tracing():
         return
     hoisted = passes.find_order(graph)

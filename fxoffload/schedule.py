@@ -17,7 +17,7 @@ from fxoffload.ops import OpEvent
 Destination = Literal["keep", "host", "nvme"]
 # A value of a step: the index of its call, and its name in the graph.
 CallValue = tuple[int, str]
-# Bytes of a direction from which on its speed is taken from them.
+# A direction that moved fewer bytes than this does not show its speed.
 LEAST_FLOW_BYTES = 2**22
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from fxoffload.graph import get_tensor
+from fxoffload.graph import require_tensor
 from fxoffload.torch_internals.tensor_sizes import count_bytes, guess_int
 
 aten = torch.ops.aten
@@ -52,8 +52,7 @@ def _count_query_sums(node: fx.Node) -> int:
 def _count_convolution(node: fx.Node) -> int:
     """Scratch bytes on a CPU; 0 on a GPU, as cudnn states no bound for its workspaces."""
     x, weight = _find_tensor(node, 0), _find_tensor(node, 1)
-    y = get_tensor(node)
-    assert y is not None
+    y = require_tensor(node)
     if not _is_plain(x):
         return 0
     _, _, bias, _, _, _, transposed, _, groups = node.args
@@ -123,6 +122,4 @@ def _count_windows(
 def _find_tensor(node: fx.Node, index: int) -> torch.Tensor:
     argument = node.args[index]
     assert isinstance(argument, fx.Node)
-    tensor = get_tensor(argument)
-    assert tensor is not None
-    return tensor
+    return require_tensor(argument)

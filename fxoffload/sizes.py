@@ -6,6 +6,8 @@ import re
 
 from fxoffload.errors import ConfigError
 
+UNLIMITED_BYTES = 2**62  # A limit on bytes that nothing reaches.
+
 _UNITS = {
     "": 1,
     "B": 1,

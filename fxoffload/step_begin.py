@@ -1,4 +1,4 @@
-"""A step begins with a forward of a model: what runs in front of its graphs counts, too."""
+"""Begin a step with each forward of a model, so that what runs before its graphs counts, too."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from fxoffload import runtime
 def begin_with_forwards(model: object) -> None:
     """Let a step begin with each forward of `model`, if it is a module; see runtime.note_forward.
 
-    Copies and files of the model keep that. Where a compiler traces the forward, nothing is added:
-    the step begins where the graph is called.
+    Copies and files of the model keep the hook. If a compiler traces the forward, the hook adds
+    nothing to the graph, and the step begins when the graph is called.
     """
     if isinstance(model, nn.Module) and _note_forward not in model._forward_pre_hooks.values():
         model.register_forward_pre_hook(_note_forward)

@@ -37,7 +37,7 @@ log = logging.getLogger(__name__)
 # other threads hold for a moment, are part of it.
 TOLERANCE = 0.02
 NOISE_BYTES = 2**20
-# Of a device's memory: what fragmentation may take.
+# The share of a device's memory that is left for fragmentation.
 HEADROOM = 0.02
 MIB = 2**20
 
@@ -128,7 +128,8 @@ def follow_schedules(
         runtime.forget_programs(key)
     _graphs[key] = graph
     limited = graph.config.is_limited
-    runtime.schedule_graph(key, schedule_program, explain, is_limited=limited, sizes=graph.sizes)
+    rules = runtime.GraphRules(schedule_program, explain, is_limited=limited, sizes=graph.sizes)
+    runtime.schedule_graph(key, rules)
 
 
 def schedule_program(program: Program, measured: StepMeasurement) -> Schedule:
@@ -168,7 +169,7 @@ def make_graph_schedule(
     if room is not None and budget != "min":
         budget = room if budget is None else min(room, budget)
     if isinstance(budget, int) and measured.excess_bytes:
-        # What steps held beyond the prediction comes again, but a disturbed step is no measure.
+        # Steps exceed the prediction again; the limit keeps one disturbed step from deciding.
         correction = min(measured.excess_bytes, int(TOLERANCE * budget) + NOISE_BYTES)
         with suppress(BudgetError):
             return replace(make(budget_bytes=max(0, budget - correction)), budget_bytes=budget)
@@ -221,7 +222,7 @@ def predict_bound(graphs: Sequence[ScheduledGraph], schedule: Schedule) -> Bound
 
 
 def _leave_out_seconds(half: HalfMeasurement, config: OffloadConfig) -> HalfMeasurement:
-    """`half` without its seconds, which stated hardware replaces, and without a limit no bytes."""
+    """`half` without seconds, which stated hardware replaces; without a limit, also no bytes."""
     if not config.is_limited:
         return HalfMeasurement({})
     return replace(half, clocks={}, gap_seconds=0.0)

@@ -26,7 +26,15 @@ from itertools import pairwise
 import torch
 from torch import fx
 
-from fxoffload.graph import TrainingGraph, find_mutated, get_tensor, is_reduction, is_view
+from fxoffload.graph import (
+    TrainingGraph,
+    find_mutated,
+    get_output,
+    get_returned,
+    get_tensor,
+    is_reduction,
+    is_view,
+)
 from fxoffload.torch_internals import is_collective
 from fxoffload.torch_internals.tensor_sizes import count_bytes
 
@@ -40,10 +48,7 @@ def hoist_saved(graph: TrainingGraph) -> None:
     the graph (which live on anyway), draws random numbers, writes to memory or is a collective.
     """
     forward = graph.forward.graph
-    output = next(iter(forward.find_nodes(op="output")))
-    (results,) = output.args
-    assert isinstance(results, list | tuple)
-    returned = {node for node in results[: graph.num_outputs] if isinstance(node, fx.Node)}
+    output, returned = get_output(forward), get_returned(graph)
     only_saved: set[fx.Node] = set()
     for node in reversed(forward.nodes):
         serves = all(user is output or user in only_saved for user in node.users)

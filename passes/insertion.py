@@ -35,8 +35,8 @@ from fxoffload.graph import (
     find_views,
     get_output,
     get_results,
-    get_tensor,
     is_view,
+    require_tensor,
 )
 from fxoffload.ops import OFFLOAD, OPS, PREFETCH, RELEASE, WAIT
 from fxoffload.passes.saved_views import replay_view, sink_views
@@ -101,7 +101,7 @@ def _gather(graph: fx.Graph, window: fx.Node) -> fx.Node:
         # The copy is dense, in the order of the window's strides: kernels choose their path by
         # layout, and the results of another path may differ in the last bits.
         copy = graph.call_function(torch.ops.aten.clone.default, (window,))
-    copy.meta = {"val": _tensor(window).clone()}
+    copy.meta = {"val": require_tensor(window).clone()}
     return copy
 
 
@@ -201,7 +201,7 @@ def _insert_prefetch(
     new.meta = dict(ticket.meta)
 
     first = min(sink_views(backward, olds))
-    tensor = _tensor(base)
+    tensor = require_tensor(base)
     with backward.inserting_before(first):
         size = [symbols.emit(item) for item in tensor.size()]
         stride = [symbols.emit(item) for item in tensor.stride()]
@@ -254,14 +254,8 @@ def _erase_dead_views(graph: fx.Graph) -> None:
             graph.erase_node(node)
 
 
-def _tensor(node: fx.Node) -> torch.Tensor:
-    tensor = get_tensor(node)
-    assert tensor is not None
-    return tensor
-
-
 def _make_fake_ticket(node: fx.Node) -> torch.Tensor:
-    with _tensor(node).fake_mode:  # pyright: ignore[reportAttributeAccessIssue]
+    with require_tensor(node).fake_mode:  # pyright: ignore[reportAttributeAccessIssue]
         return torch.empty(1, dtype=torch.int64, device="cpu")
 
 

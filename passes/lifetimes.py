@@ -12,7 +12,7 @@ whose edges join a view with its source. Reads `meta["val"]`; changes nothing.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 import networkx as nx
@@ -29,6 +29,7 @@ from fxoffload.graph import (
     get_saved,
     get_tensor,
     is_view,
+    require_tensor,
 )
 from fxoffload.marks import KEEP, KEEPING, MOVE, POLICY
 from fxoffload.origins import find_origin
@@ -88,6 +89,7 @@ def find_saved_values(graph: TrainingGraph, *, min_bytes: int = 1) -> tuple[Save
         elif marks & {KEEP, KEEPING}:
             refusal = refusal or KEPT
         born = positions[find_maker(root)]
+        first_use, freed = _find_reading(uses)
         value = SavedValue(
             name=root.name,
             members=tuple(member.name for member in members),
@@ -95,8 +97,8 @@ def find_saved_values(graph: TrainingGraph, *, min_bytes: int = 1) -> tuple[Save
             member_bytes=sum(_distinct_bytes(member) for member in members),
             born=born,
             last_use=max((positions[reader] for reader in readers), default=born),
-            first_use=min(uses, default=0),
-            freed=max(uses, default=0),
+            first_use=first_use,
+            freed=freed,
             owned=root.op != "placeholder" and refusal != RETURNED,
             refusal=refusal,
             must_move=must_move,
@@ -213,8 +215,10 @@ def _gather(
     nbytes = {member: _tensor_bytes(member) for member in members}
     if sum(nbytes.values()) > GATHER_FRACTION * value.nbytes:
         return ()
-    return tuple(
-        replace(
+    found: list[SavedValue] = []
+    for member in members:
+        first_use, freed = _find_reading(uses[member])
+        window = replace(
             value,
             name=member.name,
             members=(member.name,),
@@ -222,28 +226,28 @@ def _gather(
             member_bytes=nbytes[member],
             born=positions[member],
             last_use=positions[member],
-            first_use=min(uses[member], default=0),
-            freed=max(uses[member], default=0),
+            first_use=first_use,
+            freed=freed,
             gathered=True,
             owned=True,
-            refusal=None if uses[member] else UNREAD,
         )
-        for member in members
-    )
+        found.append(window if window.is_read else replace(window, refusal=UNREAD))
+    return tuple(found)
+
+
+def _find_reading(uses: Sequence[int]) -> tuple[int, int]:
+    """`first_use` and `freed` of a value that is read at `uses`; without any, it is never read."""
+    return (min(uses), max(uses)) if uses else (0, -1)
 
 
 def _tensor_bytes(node: fx.Node) -> int:
-    tensor = get_tensor(node)
-    assert tensor is not None
-    return count_bytes(tensor)
+    return count_bytes(require_tensor(node))
 
 
 def _refuse_small(value: SavedValue, root: fx.Node, min_bytes: int) -> SavedValue:
     """`value`, refused if it has less than `min_bytes` and may not grow beyond that."""
-    tensor = get_tensor(root)
-    assert tensor is not None
     least_bytes = 1 if value.must_move else max(min_bytes, 1)
-    if may_grow(tensor):
+    if may_grow(require_tensor(root)):
         least_bytes = max(1, least_bytes // GROWTH)
     if not value.has_ops or value.nbytes >= least_bytes:
         return value
@@ -253,9 +257,8 @@ def _refuse_small(value: SavedValue, root: fx.Node, min_bytes: int) -> SavedValu
 
 def _distinct_bytes(member: fx.Node) -> int:
     """Bytes of the distinct elements of `member`: a dimension of stride 0 repeats them."""
-    tensor = get_tensor(member)
-    assert tensor is not None
-    nbytes = _tensor_bytes(member)
+    tensor = require_tensor(member)
+    nbytes = count_bytes(tensor)
     if nbytes == 0:
         return 0
     for size, stride in zip(tensor.size(), tensor.stride(), strict=True):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import fx
 
-from fxoffload.graph import TrainingGraph, get_results, get_tensor
+from fxoffload.graph import TrainingGraph, get_results, get_returned, require_tensor
 from fxoffload.planner.plan import RETURNED, UNCOUNTED
 from fxoffload.torch_internals import is_rng_state, is_unchecked, is_wrapper_subclass
 from fxoffload.torch_internals.tensor_sizes import has_hints, is_bounded, is_dense, is_strided
@@ -24,11 +24,9 @@ def find_refusal(
 
     component: `root` and its views. mutated: all nodes that the forward writes to.
     """
-    tensor = get_tensor(root)
-    assert tensor is not None
     if root.name in graph.static_inputs:
         return STATIC_INPUT
-    returned = {n for n in get_results(graph.forward.graph)[: graph.num_outputs] if n is not None}
+    returned = get_returned(graph)
     # In-place changes are detected by the version counter of the returned tensor. Views that the
     # caller makes of it share the counter; another view that the graph returns does not.
     if returned & component and (root not in returned or root.op == "placeholder"):
@@ -47,14 +45,13 @@ def find_refusal(
         reason = _find_tensor_refusal(node)
         if reason is not None:
             return reason
-    if not is_dense(tensor):
+    if not is_dense(require_tensor(root)):
         return "storage with gaps or overlaps"
     return RETURNED if root in returned else None
 
 
 def _find_tensor_refusal(node: fx.Node) -> str | None:
-    tensor = get_tensor(node)
-    assert tensor is not None
+    tensor = require_tensor(node)
     if not is_strided(tensor) or is_wrapper_subclass(tensor):
         return "tensor subclass or layout that is not understood"
     if tensor.device.type not in ("cpu", "cuda"):

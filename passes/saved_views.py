@@ -7,7 +7,7 @@ from typing import Any, cast
 import torch
 from torch import fx
 
-from fxoffload.graph import find_views, get_tensor
+from fxoffload.graph import find_views, require_tensor
 from fxoffload.torch_internals import SymbolicInts
 
 
@@ -15,7 +15,7 @@ def replay_view(
     graph: fx.Graph, y: fx.Node, base: fx.Node, member: fx.Node, symbols: SymbolicInts
 ) -> fx.Node:
     """Insert a view of `y` that has the layout and dtype that `member` has as a view of `base`."""
-    source, target = _tensor(base), _tensor(member)
+    source, target = require_tensor(base), require_tensor(member)
     if target.dtype != source.dtype:
         # `view.dtype` needs a last stride of 1 and a divisible size: flatten `y` first.
         flat_size = [symbols.emit(source.numel())]
@@ -37,7 +37,7 @@ def _call(
     graph: fx.Graph, target: torch._ops.OpOverload, args: tuple[object, ...], y: fx.Node
 ) -> fx.Node:
     node = graph.call_function(target, cast(Any, args))
-    with _tensor(y).fake_mode:  # pyright: ignore[reportAttributeAccessIssue]
+    with require_tensor(y).fake_mode:  # pyright: ignore[reportAttributeAccessIssue]
         node.meta = {"val": target(*fx.map_arg(cast(Any, args), lambda n: n.meta["val"]))}
     return node
 
@@ -55,9 +55,3 @@ def sink_views(graph: fx.Graph, placeholders: list[fx.Node]) -> list[fx.Node]:
         if view < first:
             first.prepend(view)
     return [*readers, *views]
-
-
-def _tensor(node: fx.Node) -> torch.Tensor:
-    tensor = get_tensor(node)
-    assert tensor is not None
-    return tensor

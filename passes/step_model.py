@@ -17,10 +17,7 @@ from dataclasses import replace
 from torch import fx
 
 from fxoffload.cost import CostModel
-from fxoffload.graph import (
-    TrainingGraph,
-    get_results,
-)
+from fxoffload.graph import TrainingGraph, get_results, get_returned
 from fxoffload.passes.footprint import Footprint
 from fxoffload.planner.plan import RETURNED, SavedValue
 from fxoffload.planner.step import Residence, Step
@@ -42,7 +39,7 @@ def build_step(
     forward_roots = {root.name: root for root in forward.members}
     backward_roots = {node.name: root for node, root in backward.roots.items()}
     last = length + len(backward.nodes) - 1
-    outputs = {n for n in get_results(graph.forward.graph)[: graph.num_outputs] if n is not None}
+    outputs = get_returned(graph)
     names = {value.name for value in values}
     fixed: list[Residence] = []
     for root in forward.members:
@@ -72,16 +69,20 @@ def build_step(
         fixed=tuple(residence for residence in fixed if residence.nbytes),
         values=tuple(
             replace(
-                value,
+                _extend_reading(value, backward, backward_roots),
                 last_use=_find_last_use(value, forward, forward_roots),
-                freed=max(
-                    value.freed,
-                    *(backward.last_use[backward_roots[name]] for name in value.members),
-                ),
             )
             for value in values
         ),
     )
+
+
+def _extend_reading(
+    value: SavedValue, backward: Footprint, roots: Mapping[str, fx.Node]
+) -> SavedValue:
+    """`value` as long as a loop of the backward reads it, and at least to its placeholder."""
+    freed = max(value.freed, *(backward.last_use[roots[name]] for name in value.members))
+    return replace(value, first_use=value.first_use if value.is_read else freed + 1, freed=freed)
 
 
 def _find_last_use(value: SavedValue, forward: Footprint, roots: Mapping[str, fx.Node]) -> int:

@@ -23,8 +23,8 @@ from fxoffload.graph import (
     find_mutated,
     find_views,
     get_results,
-    get_tensor,
     is_view,
+    require_tensor,
 )
 from fxoffload.ops import OFFLOAD, PREFETCH, RELEASE, WAIT
 from fxoffload.torch_internals.tensor_sizes import hint_int
@@ -103,9 +103,7 @@ def _verify_backward(graph: TrainingGraph, tickets: dict[str, fx.Node]) -> None:
 
 
 def _verify_restored(base: fx.Node, wait: fx.Node) -> None:
-    source, target = get_tensor(base), get_tensor(wait)
-    assert source is not None
-    assert target is not None
+    source, target = require_tensor(base), require_tensor(wait)
     facts = (_describe(source), _describe(target))
     if facts[0] != facts[1]:
         raise GraphError(

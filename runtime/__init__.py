@@ -36,6 +36,7 @@ from fxoffload.runtime.program.live_bytes import (
     count_live_bytes,
     find_device_bytes,
 )
+from fxoffload.runtime.program.threads import GraphRules
 from fxoffload.runtime.store.counters import StoreStatistics
 from fxoffload.runtime.stores import (
     close_stores,
@@ -50,6 +51,7 @@ __all__ = [
     "Bandwidth",
     "Contention",
     "EngineChoice",
+    "GraphRules",
     "Speed",
     "StoreStatistics",
     "begin_step",

@@ -11,7 +11,7 @@ from __future__ import annotations
 import itertools
 import os
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -24,11 +24,10 @@ from fxoffload.holders import Holder
 from fxoffload.ops import DIRECT, LIBRARY, OPS
 from fxoffload.runtime.devices.buffers import copy_values, same_layout
 from fxoffload.runtime.measurement.clocks import Mark, mark_now
-from fxoffload.runtime.program.book import ExplainFailure, MakeSchedule
 from fxoffload.runtime.program.calls import Call
 from fxoffload.runtime.program.entry import Entry
 from fxoffload.runtime.program.half_run import HalfRun
-from fxoffload.runtime.program.threads import Programs
+from fxoffload.runtime.program.threads import GraphRules, Programs
 from fxoffload.runtime.stores import find_store
 from fxoffload.schedule import ProgramRecord, Schedule
 from fxoffload.torch_internals.profiling import is_profiling
@@ -40,22 +39,9 @@ _programs = Programs()
 _ids = itertools.count(1)
 
 
-def schedule_graph(
-    graph: str,
-    make_schedule: MakeSchedule,
-    explain: ExplainFailure,
-    *,
-    is_limited: bool,
-    sizes: Mapping[str, int],
-) -> None:
-    """Let the ops that carry `graph` follow schedules from now on, which `make_schedule` makes.
-
-    make_schedule, explain: see ProgramBook; those of the graph that runs first in a thread count.
-    is_limited: whether the graph has a budget, so that the safe rule waits for its writes. sizes:
-    bytes of its values by name, if it has a budget and they may change from call to call; else
-    empty.
-    """
-    _programs.add_graph(graph, make_schedule, explain, is_limited=is_limited, sizes=sizes)
+def schedule_graph(graph: str, rules: GraphRules) -> None:
+    """Let the ops that carry `graph` follow the schedules that are made by `rules`."""
+    _programs.add_graph(graph, rules)
 
 
 def forget_programs(graph: str) -> None:
@@ -64,26 +50,26 @@ def forget_programs(graph: str) -> None:
 
 
 def begin_step() -> None:
-    """The next step of this thread begins here, and not with its first compiled graph.
+    """Begin the next step of this thread here, not with its first compiled graph.
 
-    What is held from now on is the step's and counts under a budget, such as embeddings that run in
-    front of compiled layers. To be called in front of a forward, behind `zero_grad`; nothing
-    happens while a step runs, as between the micro-batches of a pipeline. A step of a model that
-    fxoffload.compile or compile_in_place compiled begins with its forward without this.
+    Memory that is allocated after this call counts under a budget, such as that of embeddings that
+    run before compiled layers. Call it after `zero_grad` and before a forward. It does nothing
+    while a step runs, as between the micro-batches of a pipeline. Models that fxoffload.compile or
+    compile_in_place have compiled do not need it: their forwards begin steps.
     """
     _programs.note_begin(declared=True)
 
 
 def note_forward() -> None:
-    """A compiled graph, or a model that has some, runs: the next step begins here at the latest."""
-    if torch.is_grad_enabled():  # Else it is an evaluation, or the next token of a text.
+    """Begin the next step here at the latest: a compiled graph, or a model with some, is called."""
+    if torch.is_grad_enabled():  # Otherwise it is an evaluation, or generates text.
         _programs.note_begin(declared=False)
 
 
 def find_next_schedule() -> Schedule | None:
-    """What the next step of this thread is expected to follow, once its program is known.
+    """The schedule that the next step of this thread is expected to follow, if one is known.
 
-    None while a step runs, and where several threads run steps.
+    None while a step runs, and if several threads run steps.
     """
     return _programs.find_next_schedule()
 
@@ -94,9 +80,9 @@ def find_programs() -> list[ProgramRecord]:
 
 
 def list_held() -> list[Holder]:
-    """What the values of steps in progress take from the device's memory now, largest first.
+    """The memory of the device that values of steps in progress take at present, largest first.
 
-    Names, graphs and calls are those of the runtime; where they come from is not known here.
+    Names, graphs and calls are those of the runtime, which does not know modules and lines.
     """
     found = [
         Holder(name, call, step.calls[call].graph, "", "", "", nbytes)
@@ -228,7 +214,7 @@ def _open_range(kind: str, name: str) -> record_function:
 def _end(
     call: Call | None, start: _Start | None, kind: str, name: str, device: torch.device
 ) -> None:
-    """The op `kind` of the value `name` ends, which began at `start`."""
+    """Note the end of the op `kind` on the value `name`; start: from _begin."""
     if start is None:
         return
     if call is not None and start.run is not None and start.enter is not None:
@@ -252,7 +238,7 @@ def _find_entry(tensor: torch.Tensor) -> tuple[Entry, Call | None]:
 
 
 def _forget(number: int, address: int, _: object) -> None:
-    """The memory of a ticket tensor dies; its address is used again only behind this."""
+    """Free a ticket when the memory of its tensor dies; the address is reused only after this."""
     _arrays.pop(number, None)
     _numbers.pop(address, None)
     found = _entries.pop(number, None)

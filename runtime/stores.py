@@ -27,8 +27,8 @@ from fxoffload.sizes import format_bytes
 
 _lock = threading.Lock()  # Guards changes of _stores; nothing else is called under it.
 _stores: dict[str, OffloadStore] = {}
-_past = [StoreStatistics()]  # What closed stores did whose place another one took.
-# Rating of a store's drives, None where nobody gave it, and when counting began.
+_past = [StoreStatistics()]  # The sum of closed stores that were replaced by a new one.
+# By key of a store: the rating of its drives (None if not given), and when counting began.
 _wear: dict[str, tuple[int | None, float]] = {}
 
 
@@ -60,7 +60,8 @@ def register_store(
         store = _stores.get(key)
         used = store is None or store.closed
         if used:
-            _wear[key] = rating, time.perf_counter()  # First: who finds the store looks it up.
+            # Before _stores: a thread that finds the store there looks up its rating.
+            _wear[key] = rating, time.perf_counter()
             _stores[key] = opened
     if not used:  # Another thread was first.
         opened.close()

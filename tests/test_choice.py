@@ -8,6 +8,7 @@ import os
 import threading
 from importlib import metadata
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from python_runs import run_python
@@ -70,6 +71,21 @@ def test_one_file_system_is_counted_once(directories: list[Path]) -> None:
     assert set(os.listdir("/proc/self/fd")) == before, "the files of the probe are closed"
     assert chosen.bandwidths[0] == chosen.bandwidths[1] == chosen.bandwidth
     assert str(chosen) == 'posix: ioengine="posix" was asked for'
+
+
+def test_file_systems_differ_by_device_or_by_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Subvolumes of one device have numbers of their own, and so have devices of one number."""
+    systems = {Path("/a"): (16, 1), Path("/b"): (16, 2), Path("/c"): (17, 1)}
+    known = SimpleNamespace(
+        stat=lambda path: SimpleNamespace(st_dev=systems[path][0]),
+        statvfs=lambda path: SimpleNamespace(f_fsid=systems[path][1]),
+    )
+    monkeypatch.setattr(choice, "os", known)
+    monkeypatch.setattr(choice, "recall_pair", lambda key, measure: (1e9, 2e9))
+    monkeypatch.setattr(choice, "_make_key", lambda kind, place: place)
+    chosen = choice._choose("posix", "", [*systems, Path("/a")])
+    assert chosen.bandwidth == (3e9, 6e9)
+    assert chosen.key == "10-1 10-2 11-1"
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from steps import draw_step, make_link, make_step, make_value
 
@@ -56,6 +56,7 @@ def test_a_step_that_says_where_ops_stand_stays() -> None:
     assert condense(phases).step is phases
 
 
+@settings(deadline=None)
 @given(st.data())
 def test_transfers_take_as_long_and_no_more_memory_in_the_step_itself(data: st.DataObject) -> None:
     def draw_int(low: int, high: int) -> int:

@@ -98,6 +98,11 @@ def run() -> Iterator[Run]:
     yield from open_run(World(seed=1))
 
 
+@pytest.fixture(params=["host", "nvme"])
+def tier(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
 def train(run: Run, steps: int = 3) -> None:
     """Steps of two microbatches, with reads ahead, second backwards and given up ones."""
     random = run.world.random
@@ -263,7 +268,6 @@ def test_as_much_is_written_at_a_time_as_the_engine_can(run: Run) -> None:
     run.check()
 
 
-@pytest.mark.parametrize("tier", ["host", "nvme"])
 def test_a_write_that_waits_for_its_copy_is_cancelled(run: Run, tier: str) -> None:
     run.world.hold()
     ticket = run.offload(2, tier=tier)
@@ -367,7 +371,6 @@ def test_what_finds_host_memory_full_counts_towards_the_cap() -> None:
         run.check()
 
 
-@pytest.mark.parametrize("tier", ["host", "nvme"])
 def test_what_comes_back_over_the_bus_is_not_forwarded(run: Run, tier: str) -> None:
     """The same holds if the host requests it before the copy out has begun."""
     run.world.hold()

@@ -70,6 +70,16 @@ def test_files_and_commands_that_pages_name_exist() -> None:
     assert set(re.findall(r"(?:`|^    )make (\w+)", text, re.MULTILINE)) <= targets
 
 
+def test_names_for_contributors_are_defined_in_the_files_that_are_named() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    found = re.findall(r"`(\w+)`(?: and `(\w+)`)? in\s`([\w/]+\.py)`", text)
+    assert found
+    for *names, path in found:
+        for name in filter(None, names):
+            definition = rf"^(?:\s*def {name}\(|{name} = )"
+            assert re.search(definition, (ROOT / path).read_text(), re.MULTILINE), name
+
+
 def test_every_public_name_is_in_the_reference_once() -> None:
     named = re.findall(r"^::: fxoffload\.(\w+)$", (DOCS / "api.md").read_text(), re.MULTILINE)
     assert sorted(named) == sorted(fxoffload.__all__)

@@ -16,9 +16,11 @@ from fxoffload.graph import (
     find_views,
     get_output,
     get_results,
+    get_returned,
     get_saved,
     is_scatter,
     is_view,
+    require_tensor,
 )
 
 
@@ -118,8 +120,16 @@ def test_results_and_saved() -> None:
         "layer0",
         "layer1",
     ]
+    assert [node.name for node in get_returned(graph)] == ["out"]
     assert [node.name for node in get_saved(graph)] == ["layer0", "layer1"]
     assert get_output(graph.forward.graph).op == "output"
+
+
+def test_a_tensor_is_required(half: Half) -> None:
+    x = half.input("x", torch.empty(4))
+    assert require_tensor(x) is x.meta["val"]
+    with pytest.raises(AssertionError, match="output produces no tensor"):
+        require_tensor(get_output(half.finish([x]).graph))
 
 
 def test_constant_results_appear_as_none() -> None:

@@ -210,6 +210,15 @@ def test_rooms_are_drawn_in_the_docs() -> None:
     check_drawing(ROOT / "docs" / "rooms.svg", draw_layers(find_arrows()))
 
 
+def test_rooms_are_described_in_the_docs() -> None:
+    text = (ROOT / "docs" / "architecture.md").read_text()
+    table = dict(re.findall(r"^\| ([\w ]+) \| (.*) \|$", text, re.MULTILINE))
+    assert table.pop("room")
+    assert table.keys() == ROOMS.keys()
+    modules = {name.removesuffix(".py") for name in re.findall(r"`(\w+\.py)`", table["backend"])}
+    assert modules == set(ROOMS["backend"].modules)
+
+
 @pytest.mark.parametrize("name", RUNTIME)
 def test_runtime_sees_no_graphs(name: str) -> None:
     assert not has(find_imports(name), "torch.fx")

@@ -240,6 +240,7 @@ def test_window_that_nobody_reads_is_refused() -> None:
     (read, _) = sketch.save(*windows)
     values = find_saved_values(sketch.finish([b], [sketch.backward.call(aten.exp.default, read)]))
     assert [value.refusal for value in values] == [None, "not read by the backward"]
+    assert [value.is_read for value in values] == [True, False]
 
 
 # --- refusals -----------------------------------------------------------------------------------
@@ -379,6 +380,7 @@ def test_value_that_nobody_reads_is_refused() -> None:
     tangent = sketch.backward.input("tangents_1", torch.empty(4, 4))
     (value,) = find_saved_values(sketch.finish([out], [tangent]))
     assert value.refusal == "not read by the backward"
+    assert not value.is_read
 
 
 # --- aliases ------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ import threading
 import time
 
 import pytest
+import torch
 
 from fxoffload.runtime.measurement.load import keep_computing
 
@@ -23,6 +24,18 @@ def test_it_computes_meanwhile_and_stops_at_the_end() -> None:
         assert count_threads() == 1
         assert time.process_time() - before > 0.05
     assert count_threads() == 0
+
+
+def test_it_has_computed_before_anything_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    products: list[torch.Tensor] = []
+
+    def multiply(*_: torch.Tensor, out: torch.Tensor) -> None:
+        time.sleep(0.05)
+        products.append(out)
+
+    monkeypatch.setattr(torch, "mm", multiply)
+    with keep_computing(matrix_size=8):
+        assert products
 
 
 def test_it_stops_on_an_error() -> None:

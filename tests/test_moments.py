@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from hypothesis import given
+from hypothesis import given, settings
 from steps import make_step, make_value, random_steps
 
 from fxoffload.planner.moments import find_least_bytes, find_live_bytes, find_moments
@@ -9,6 +9,7 @@ from fxoffload.planner.simulation import simulate
 from fxoffload.planner.step import Residence, Step
 
 
+@settings(deadline=None)
 @given(random_steps())
 def test_the_extremes_are_those_of_the_simulation(step: Step):
     assert find_live_bytes(step) == simulate(step, {}, {}).live_bytes

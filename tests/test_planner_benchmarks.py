@@ -28,7 +28,6 @@ from benchmarks import (
     depth,
     layerwise,
     limits,
-    planner_truth,
     planning_time,
     programs,
     rok,
@@ -313,7 +312,7 @@ def test_tables_are_markdown(capsys: pytest.CaptureFixture[str]) -> None:
 # --- whole runs ---------------------------------------------------------------------------------
 
 
-TRUTH = ("--budgets", "min", "0.95", "0.01", "--rounds", "2", "--layers", "1")
+TRUTH = ("--program", "whole", "--budgets", "min", "0.95", "0.01", "--rounds", "2", "--layers", "1")
 
 
 def check_truth(record: dict[str, Any], output: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -337,16 +336,18 @@ def check_truth(record: dict[str, Any], output: Path, capsys: pytest.CaptureFixt
     assert share["peak_bytes"] <= share["budget_bytes"] + NOISE_BYTES
     printed = capsys.readouterr().out
     assert "no plan fits" in printed
-    planner_truth.main(["--report", "--output", str(output)])
+    programs.main(["--report", "--output", str(output)])
     reported = capsys.readouterr().out
     ratio = f"{lowest['peak_bytes'] / lowest['predicted_peak_bytes']:.3f}"
     assert ratio in reported
     assert ratio in printed
 
 
-def test_planner_truth(spill_directory: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_predictions_beside_measurements(
+    spill_directory: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """In a fresh process, as users run it."""
-    record = run(planner_truth, spill_directory, *TRUTH, *EAGER)
+    record = run(programs, spill_directory, *TRUTH, *EAGER)
     check_truth(record, spill_directory / "results.jsonl", capsys)
 
 
@@ -532,9 +533,7 @@ def test_planning_time(spill_directory: Path, capsys: pytest.CaptureFixture[str]
     assert f"{record['nodes']} nodes" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(
-    "module", [planner_truth, planning_time, rok, throughput, depth, slow_drive]
-)
+@pytest.mark.parametrize("module", [programs, planning_time, rok, throughput, depth, slow_drive])
 def test_what_cannot_be_built_is_refused_in_words(
     module: ModuleType, spill_directory: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -39,6 +39,31 @@ def test_seconds_become_bytes_per_second(monkeypatch: pytest.MonkeyPatch) -> Non
     assert measure_exchange(CPU) == Bandwidth(4e3, 4e3)
 
 
+def test_the_least_of_the_timed_runs_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+    runs = iter([0.001, 0.03, 0.02, 0.04, 0.06])  # The first one warms up.
+
+    def run() -> None:
+        nonlocal now
+        now += next(runs)
+
+    monkeypatch.setattr(speed.time, "perf_counter", lambda: now)
+    assert speed._find_least_seconds(run, CPU) == pytest.approx(0.02)
+    assert list(runs) == [], "it runs until PROBE_SECONDS have passed"
+
+
+def test_a_run_takes_until_the_gpu_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+
+    def advance(seconds: float) -> None:
+        nonlocal now
+        now += seconds
+
+    monkeypatch.setattr(speed.time, "perf_counter", lambda: now)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda _: advance(0.25))
+    assert speed._find_least_seconds(lambda: advance(0.125), torch.device("cuda", 0)) == 0.375
+
+
 def test_the_work_is_of_the_size_that_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(speed, "_find_least_seconds", lambda run, _: float(run().nbytes))
     assert speed._measure_copies(4000, CPU) == 2 * 4000 / 4000

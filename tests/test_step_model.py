@@ -118,7 +118,8 @@ def assert_sound(step: Step) -> None:
     for value in step.values:
         assert 0 <= value.born <= value.last_use < length - 1
         assert length <= step.first_use(value) or value.refusal is not None
-        assert step.first_use(value) <= step.freed(value) < end
+        assert step.first_use(value) <= step.freed(value) + 1 <= end
+        assert value.is_read or step.first_use(value) == step.freed(value) + 1
 
 
 @settings(deadline=None, max_examples=100)

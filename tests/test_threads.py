@@ -11,7 +11,7 @@ from fxoffload.runtime.program.book import ProgramBook
 from fxoffload.runtime.program.calls import Call
 from fxoffload.runtime.program.entry import Entry
 from fxoffload.runtime.program.learned import FIRST_STEPS
-from fxoffload.runtime.program.threads import Programs
+from fxoffload.runtime.program.threads import GraphRules, Programs
 from fxoffload.runtime.store.store import OffloadStore
 from fxoffload.schedule import CallSchedule, Half, Program, Schedule, StepMeasurement
 
@@ -27,9 +27,8 @@ def make_programs(graphs: str) -> Programs:
     programs = Programs()
     assert programs.enter_offload("a", "x", CPU) is None, "it follows no schedules"
     for graph in graphs:
-        programs.add_graph(
-            graph, make_schedule, lambda error: error, is_limited=True, sizes={"x": 5}
-        )
+        rules = GraphRules(make_schedule, lambda error: error, is_limited=True, sizes={"x": 5})
+        programs.add_graph(graph, rules)
     return programs
 
 

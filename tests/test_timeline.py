@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from programs import MODELS, UNMEASURED, make_program, parse_program
 from steps import draw_step, make_link, make_step, make_value
@@ -25,6 +25,7 @@ LINKS = {
 }
 
 
+@settings(deadline=None)
 @given(data=st.data(), inflight=st.sampled_from([150, 2**62]))
 def test_a_replay_is_the_simulation(data: st.DataObject, inflight: int) -> None:
     step = draw_step(lambda low, high: data.draw(st.integers(low, high)))

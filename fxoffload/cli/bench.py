@@ -28,7 +28,6 @@ SUITES = {
     "programs": "10 minutes",
     "throughput": "a quarter of an hour",
     "rok": "half an hour",
-    "planner_truth": "10 minutes",
     "depth": "10 minutes",
     "slow_drive": "half an hour",
     "compile_time": "half an hour",

@@ -101,8 +101,7 @@ def _follow(
     backward = _list_names(graph.backward_after)
     born = forward.index(value.name)
     ops = find_ops(graph.forward_after.graph, graph.backward_after.graph)
-    readers = _find_readers(graph, value, ops)
-    end = len(forward) + (backward.index(max(readers).name) if readers else 0)
+    end = len(forward) + backward.index(_find_last(graph, value, ops).name)
     if destination == "keep":
         return (Stay("device", born, end),)
     released = forward.index(ops["release", value.name].name)
@@ -114,14 +113,14 @@ def _follow(
     )
 
 
-def _find_readers(
+def _find_last(
     graph: GraphExplanation, value: SavedValue, ops: Mapping[OpEvent, fx.Node]
-) -> list[fx.Node]:
-    """The nodes of the backward that read the value, or a view of it."""
+) -> fx.Node:
+    """The last node of the backward that reads the value or a view of it; else its placeholder."""
     inputs = graph.backward_after.graph.find_nodes(op="placeholder")
     wait = ops.get(("wait", value.name))
     roots = [node for node in inputs if node.name in value.members] if wait is None else [wait]
-    return [reader for node in (*roots, *find_views(roots)) for reader in node.users]
+    return max([*roots, *(user for node in (*roots, *find_views(roots)) for user in node.users)])
 
 
 def _list_names(module: fx.GraphModule) -> list[str]:

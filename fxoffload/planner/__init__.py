@@ -1,20 +1,24 @@
 """The planner: a function of plain data, which sees no graph, no tensor and no file.
 
-plan            what is known of each saved value, and what is decided about it
+plan            the saved values, and the decision on each of them
+step            the nodes of a training step, and the transfers of its values
 link            seconds of a transfer
+residences      when values are on the device, and the sums of their bytes
+simulation      the predicted time and memory of a step with its transfers
+timeline        the same, event by event
 condensing      a step in fewer pieces, for the search
-simulation      what a step takes and holds, when transfers stand where they stand
-placement       where the transfers of a set of values stand
-walks           what placement carries along
-slack           the same transfers where memory allows them more time
-search          which set of values, of those that are tried
+placement       the places of the transfers of a set of values
+walks           the state of the two walks of placement
+slack           moves releases later and prefetches earlier where memory allows it
+search          the best set of values to move, of those that are tried
 selection       which values move
-plan_writer     a choice as the plan of a graph
+peak            describes what is in memory at the peak
+plan_writer     writes the plan of a graph
 graph_model     what a schedule needs to know of a graph
-joining         the calls of a step as one step
+joining         joins the calls of a step to one step
 program         the schedule of a step
-moments         the nodes of a step that may decide its bound
-linear_program  variables, rows, and what HiGHS finds
-fluid           a step in which values are fluid, as a linear program
-bound           what no plan gets below
+moments         the nodes of a step that its bound depends on
+linear_program  linear programs, solved by HiGHS
+fluid           the linear program that bounds all plans of a step
+bound           the least time and the lowest peak that any plan can reach
 """

@@ -1,7 +1,7 @@
-"""The bound: what no plan that moves values of a step gets below, in seconds and in bytes.
+"""Bounds: the least time and the lowest peak that any plan of transfers can reach for a step.
 
-Both are optima of the linear program in `fluid`, less the tolerances of its solver. Recomputation
-is a third choice: each partition of a graph is a step of its own, and the best of them counts.
+Both are optima of the linear program in `fluid`, less the tolerances of its solver. Each partition
+of a graph, which recomputes other values, is a step of its own; the lowest of their bounds counts.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from fxoffload.planner.link import Link
 from fxoffload.planner.moments import find_least_bytes
 from fxoffload.planner.step import Step
 
-# Of the unmoved peak and of the compute: what the tolerances of the solver may amount to.
+# What the tolerances of the solver may amount to, as a share of the unmoved peak and the compute.
 SLACK = 1e-6
 _MIB = 2**20
 
 
 @dataclass(frozen=True, slots=True)
 class Bound:
-    """What no plan gets below; `print` it for a line of text.
+    """Lower bounds of all plans of a step; `print` it for a line of text.
 
     within_seconds: of a step. peak_bytes: the lowest peak in that time; None if no partition
     computes within it. lowest_peak_bytes: the lowest peak in any time. budget_bytes: None without a

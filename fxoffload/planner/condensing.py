@@ -3,9 +3,9 @@
     nodes      n0 n1 n2 | n3 n4 | n5        a value is born in n2, another one dies behind n4
     segments      s0    |  s1   | s2
 
-Nodes between two changes of what is in memory are one segment if they take next to no time. Every
-value begins and ends its ways at the border of a segment, so transfers take as long as in the step
-itself, and memory is no less: the most of each segment counts.
+Nodes between two changes of what is in memory become one segment if together they take little time.
+Every transfer begins and ends at the border of a segment, so it takes as long as in the step. The
+memory of a segment is the most that one of its nodes holds.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from itertools import pairwise
 from fxoffload.planner.plan import SavedValue
 from fxoffload.planner.step import Residence, Step, Transfer
 
-# Of the compute of a step: what the nodes of a segment take at most, if there are several.
+# The most that several nodes of a segment take together, as a share of the compute of the step.
 LONGEST_SHARE = 1e-3
 
 

@@ -1,8 +1,8 @@
-"""A step in which values are fluid, as a linear program: it does better than every plan.
+"""The linear program whose optimum bounds all plans of a step: values can be divided at will.
 
-    values      of each, as many bytes move as one likes, in pieces of any size
+    values      any number of bytes of each moves, in pieces of any size
     links       for each tier a queue of writes and one of reads, at full bandwidth, no latency
-    waits       as long as one likes, in front of every node
+    waits       of any length, in front of every node
     memory      at every node no more than the peak
 
 Every result of `simulate` is a solution, with the same waits and no higher peak, so the optimum
@@ -47,11 +47,12 @@ class Fluid:
 class _Stop:
     """A moment as a queue meets it: writes from the start of the step, reads from its end.
 
-    wait, gap_seconds: waiting and compute since the stop before. seconds: of the node. joining:
-    variables of bytes that the queue may move from there on, once the node is passed.
+    wait, gap_seconds: waiting and compute since the stop before; wait is None for the first read,
+    as nothing is read after the last moment. seconds: of the node. joining: variables of the bytes
+    that the queue may move after the node.
     """
 
-    wait: int
+    wait: int | None
     gap_seconds: float
     seconds: float
     joining: Sequence[int]
@@ -122,8 +123,7 @@ def _add_queues(
         _Stop(wait, gap, moment.seconds, born.get(moment.position, ()))
         for moment, wait, gap in zip(moments, fluid.waits, gaps, strict=True)
     ]
-    # Behind the last moment nothing is read.
-    following = zip([*fluid.waits[1:], -1], [*gaps[1:], 0.0], strict=True)
+    following = zip([*fluid.waits[1:], None], [*gaps[1:], 0.0], strict=True)
     reads = [
         _Stop(wait, gap, moment.seconds, used.get(moment.position, ()))
         for moment, (wait, gap) in zip(moments, following, strict=True)
@@ -146,7 +146,7 @@ def _add_queue(fluid: Fluid, stops: Sequence[_Stop], speed: float) -> list[int]:
     for stop in stops:
         start = program.add_variable()
         compute = speed * (compute_seconds + stop.gap_seconds) / fluid.unit_seconds
-        if before != joined:
+        if before != joined and stop.wait is not None:  # Else nothing has joined the queue yet.
             program.require([(start, 1.0), (before, -1.0), (stop.wait, -speed)], upper=compute)
         program.require([(start, 1.0), (joined, -1.0)], upper=0.0)
         met.append(start)
@@ -184,7 +184,7 @@ def _add_contention(
     total: int,
     link: Link,
 ) -> None:
-    """Waits are no shorter than what transfers take from compute, those of births behind these."""
+    """Require waits of at least the compute time that transfers take; writes follow the births."""
     taken = link.compute_seconds_per_byte * fluid.unit_bytes / fluid.unit_seconds
     if taken == 0.0:
         return

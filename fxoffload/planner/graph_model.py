@@ -1,7 +1,7 @@
-"""Graph model: all that the planner must know of a compiled graph when it plans whole steps.
+"""Graph model: what the planner needs to know of a compiled graph when it plans whole steps.
 
-A step has thousands of nodes, but memory that a plan changes only where a value is born or dies,
-and the runtime acts only where an op of ours stands. Between two such places nodes are one segment:
+A step has thousands of nodes. But a plan changes memory only where a value is born or dies, and the
+runtime acts only at our ops. The nodes between two such places are one segment:
 
     nodes      n0 n1 n2 | n3 n4 | n5        offload(a) stands in front of n3, a dies behind n4
     segments      s0    |  s1   | s2
@@ -23,7 +23,7 @@ from fxoffload.planner.step import Step
 class HalfModel:
     """A forward or a backward in segments.
 
-    seconds: of each segment. fixed_bytes: the most that lives in it whatever the schedule says.
+    seconds: of each segment. fixed_bytes: the most in it that no schedule changes.
     ops: each op of the half, in order, and the segment in front of which it stands.
     """
 

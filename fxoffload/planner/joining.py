@@ -1,4 +1,4 @@
-"""Joining: the calls of a whole step as one `Step`, which is planned as that of a single graph is.
+"""Joining: join the calls of a whole step to one `Step`, planned like that of a single graph.
 
     program    F0  F1  B1  B0               forwards and backwards in the order in which they ran
     step       segments of F0, F1, B1, B0   values of call 0 and of call 1, under names of their own
@@ -82,7 +82,8 @@ def join_step(
         values = models[half.graph].values if half.forward else ()
         held = _find_held(model, values, record)
         if base_bytes is None:
-            # Where the step begins with its first op, with nothing but what is born there.
+            # If the step began at its first op, measured bytes are relative to that op. Then `held`
+            # is negative by what the graph itself has there.
             base_bytes = min(0, held)
         seen = _find_fixed(model, values, record, held)
         fixed += [
@@ -91,7 +92,7 @@ def join_step(
         ]
     end = len(seconds)
     if 2 * len({half.call for half in program}) > len(program):
-        seconds.append(0.0)  # Where what is never read ends.
+        seconds.append(0.0)  # Values of calls without a backward may live to this extra node.
     phases = _find_phases(program, starts, len(seconds))
     deaths = _find_deaths(program, measured, starts, end)
     joined = _join_values(program, models, starts, deaths, phases[0].turn, owners)
@@ -138,7 +139,7 @@ def _join_values(
 ) -> list[tuple[SavedValue, tuple[CallValue, ...]]]:
     """The values of all calls, with the values of calls that each of them is.
 
-    What several calls have saved is one value: it lives from its first birth to its last reader.
+    A tensor that several calls have saved is one value, from its first birth to its last reader.
     deaths: see _find_deaths.
     """
     found: dict[CallValue, SavedValue] = {}
@@ -179,9 +180,9 @@ def _join_values(
 
 
 def _merge(values: Sequence[SavedValue], first: SavedValue) -> SavedValue:
-    """The one value that `values`, in the order of their readers, are; `first` was born first.
+    """One value in place of `values`, which are the same tensor; `first` is the first born.
 
-    Those that nothing reads are the last ones.
+    values: in the order of their first readers; those that nothing reads come last.
     """
     refusals = [value.refusal for value in values if value.refusal not in (None, RETURNED)]
     freed = max(value.freed for value in values)
@@ -228,7 +229,7 @@ def _find_half(models: Mapping[str, GraphModel], half: Half) -> HalfModel:
 
 
 def _estimate_seconds(model: HalfModel, record: HalfMeasurement) -> list[float]:
-    """Of each segment: what was measured between two ops goes to those between, by their share."""
+    """Seconds of each segment: those measured between two ops, divided as in the model."""
     seconds = list(model.seconds)
     seen = [
         (position, record.clocks[event]) for event, position in model.ops if event in record.clocks
@@ -243,15 +244,15 @@ def _estimate_seconds(model: HalfModel, record: HalfMeasurement) -> list[float]:
 
 
 def describe_half(half: Half) -> str:
-    """What messages call it."""
+    """The name of `half` in messages."""
     return f"{'forward' if half.forward else 'backward'} of call {half.call}"
 
 
 def _find_held(model: HalfModel, values: Sequence[SavedValue], record: HalfMeasurement) -> int:
-    """Bytes that are held from outside of the half, by what was seen at its first op.
+    """Bytes that are held from outside of the half, as measured at its first op.
 
-    values: that are born in it. What was seen holds those that were born and had not met their op
-    yet; these are not part of it.
+    values: those that are born in the half. The measured bytes include values that were born before
+    the op and have not been offloaded yet; these are subtracted.
     """
     if record.held_bytes is None or not model.ops:
         return 0
@@ -266,8 +267,8 @@ def _find_fixed(
 ) -> list[int]:
     """Bytes of each segment that the schedule does not change; values, held_bytes: see _find_held.
 
-    They are the graph's own and what is held from outside of it, by the model, and by what was seen
-    between the ops; the higher counts.
+    They are the higher of two numbers: the model's bytes with those that are held from outside of
+    the half, and the bytes that were measured between its ops.
     """
     length = len(model.seconds)
     bounds = [(event, min(position, length)) for event, position in model.ops]

@@ -1,4 +1,4 @@
-"""Seconds of a transfer: a link from the device to a tier."""
+"""Links: how long transfers between the device and a tier take."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class Link:
 
     Transfers overlap their latencies and queue for the bandwidth. compute_seconds_per_byte is what
     a transfer takes, each way, from the compute beside it: nothing on a GPU, but a CPU's cores do
-    both. The maxima are what the way to the tier lets through, such as a GPU's bus.
+    both. The maxima are the bandwidth of the path to the tier, such as a GPU's bus.
     """
 
     write_bytes_per_second: float
@@ -39,8 +39,8 @@ class Link:
     def correct(self, flow: TierFlow, price: float | None = None) -> Link:
         """The link with the speeds that were seen; a direction that moved little keeps its own.
 
-        price: seconds of compute that each byte took, if that is known. A link that takes nothing
-        from compute goes on to do so.
+        price: seconds of compute that each byte took, if that is known; it does not change a link
+        that takes nothing from compute.
         """
         write = find_speed(flow.write, self.latency_seconds) or self.write_bytes_per_second
         read = find_speed(flow.read, self.latency_seconds) or self.read_bytes_per_second

@@ -1,7 +1,7 @@
-"""Moments: the nodes of a step that may decide its bound, and the time between them.
+"""Moments: the nodes of a step that its bound depends on, and the time between them.
 
-Most nodes neither begin nor end the way of a value, and hold no more than a node near them: what
-they ask of transfers, another node asks, too. They only take time.
+Most nodes neither start nor end a transfer, and hold no more than a node near them, so they add no
+constraint to the linear program. Only their time counts.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def find_least_bytes(step: Step) -> int:
 
 
 def find_moments(step: Step, limit_bytes: float) -> list[Moment]:
-    """The moments of `step` in order. Nodes that hold at most `limit_bytes` anyway ask nothing."""
+    """The moments of `step` in order. Nodes that hold at most `limit_bytes` add no constraint."""
     live_bytes = find_live_bytes(step)
     needed: set[int] = set()
     # Between two of these nothing changes but what is fixed.

@@ -1,4 +1,4 @@
-"""The peak: what is in memory there, with the calls and the lines of the program."""
+"""Describe what is in memory at the peak, with the calls and the lines of the program."""
 
 from __future__ import annotations
 

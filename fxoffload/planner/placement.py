@@ -6,8 +6,8 @@
                and later only where the budget would be exceeded otherwise
 
 Writes queue in the order of birth and reads in the order of first use, so both walks are greedy
-and each is the best for its half. Seconds are estimates. Where they are too low, the store waits:
-later, never wrong; `slack` moves the places to where this costs least.
+and each is the best for its half. Seconds are estimates. If they are too low, the store waits, and
+the step takes longer; `slack` moves the places to where this costs least.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from fxoffload.planner.plan import SavedValue, Tier
 from fxoffload.planner.residences import find_working_sets
 from fxoffload.planner.step import Step, Transfer
 from fxoffload.planner.walks import Reads, Tail
+from fxoffload.sizes import UNLIMITED_BYTES
 
 
 def place_transfers(
@@ -30,7 +31,7 @@ def place_transfers(
     *,
     budget_bytes: int | None = None,
     held_bytes: int | None = None,
-    max_inflight_bytes: int = 2**62,
+    max_inflight_bytes: int = UNLIMITED_BYTES,
     overtakes: bool = False,
 ) -> dict[str, Transfer]:
     """A Transfer for each value that `tiers` names.
@@ -41,7 +42,7 @@ def place_transfers(
     """
     moved = [value for value in step.values if value.name in tiers]
     working_sets = find_working_sets(step, set(tiers))
-    limit = 2**62 if budget_bytes is None else budget_bytes
+    limit = UNLIMITED_BYTES if budget_bytes is None else budget_bytes
     room_bytes = [limit - nbytes for nbytes in working_sets]
     if held_bytes is not None:
         end = step.forward_length - 1
@@ -58,7 +59,7 @@ def place_transfers(
     for tail in tails:
         releases |= dict.fromkeys(tail.find_waited(), tail.first)
     if budget_bytes is None and held_bytes is None:
-        releases = dict.fromkeys(releases, None)  # Whatever a write takes, there is room for it.
+        releases = dict.fromkeys(releases, None)  # Without a limit, nothing waits for a write.
     found = {
         value.name: Transfer(tiers[value.name], releases[value.name], prefetches[value.name])
         for value in moved
@@ -96,9 +97,9 @@ def _place_releases(
     links: Mapping[str, Link],
     room_bytes: Sequence[int],
 ) -> tuple[dict[str, int | None], list[int], list[Tail]]:
-    """Positions by name; bytes that nobody reads any more, in the forwards; a tail for each phase.
+    """Release positions by name, bytes that wait to be written by position, a tail for each phase.
 
-    room_bytes: what values that nobody reads any more may take at each position.
+    room_bytes: what values may take at each position after their last forward reader.
     """
     born = _group(moved, [value.born for value in moved])
     dead = _group(moved, [value.last_use + 1 for value in moved])
@@ -158,10 +159,10 @@ def _place_prefetches(
     tails: Sequence[Tail],
     reads: Reads,
 ) -> dict[str, int]:
-    """Positions by name; lets forwards wait for writes of their tail where that is the cheaper.
+    """Prefetch positions by name; forwards wait for writes of their tail if that is the cheaper.
 
-    room_bytes: what values that nobody reads yet may take at each position, and in the backwards
-    those that nobody reads any more.
+    room_bytes: what values may take at each position before their first backward reader. In the
+    backwards, values whose write has not ended take their part of it.
     """
     read = [value for value in moved if value.is_read]
     first_uses = _group(read, [step.first_use(value) for value in read])
@@ -183,9 +184,10 @@ def _place_prefetches(
 
 
 def _order_reads(values: Sequence[SavedValue], excess: int) -> list[SavedValue]:
-    """What one node reads, the last read first: these come late, and so make up for `excess` bytes.
+    """The values that one node reads, in the reverse order of their reads.
 
-    As few bytes of them as may be, as they keep the node waiting.
+    The first ones are read so late that `excess` bytes are free until then. They are as small as
+    possible, as the node waits for them.
     """
     rest = sorted(values, key=lambda value: (value.nbytes, value.name))
     order: list[SavedValue] = []

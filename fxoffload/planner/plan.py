@@ -1,4 +1,4 @@
-"""What is known of each saved value, and what is decided about it. Plain data, no torch.fx."""
+"""The saved values of a graph, and the plan that decides on each. Plain data, no torch.fx."""
 
 from __future__ import annotations
 
@@ -11,19 +11,18 @@ Tier = Literal["nvme", "host"]
 # choice without checkpoints. "loops": that choice, but no result of a fused loop is saved because
 # a call of the backward reads it.
 Cut = float | Literal["loops"] | None
-# Why a value stays of which nobody knows how large it will be.
+# Reasons why a value stays. It could be of any size:
 UNCOUNTED = "size that depends on data without a bound: not counted in the predicted peak"
-
-# Why a value stays that could move.
+# It could move, but is marked (see fxoffload/marks.py):
 KEPT = "kept by the program"
-# Why a value stays that could move as soon as it is known that the caller lets go of it.
+# It can move once steps have shown that the caller lets go of it:
 RETURNED = "output of the forward, which the caller may keep"
-# Why a value stays that could move, were it not in memory anyway.
+# It could move, but the caller holds its memory anyway:
 HELD = "kept by the caller"
 
 
 def describe_cut(cut: Cut) -> str:
-    """What a cut recomputes beside what the program says; "" of the program's own."""
+    """What a cut recomputes beside what the program says; "" for the program's own cut."""
     if cut is None:
         return ""
     if cut == "loops":
@@ -33,7 +32,7 @@ def describe_cut(cut: Cut) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """Where in the program a value comes from; "" is not known.
+    """Where in the program a value comes from; "" means unknown.
 
     module: path of the module that computes it. source: file and line. shape: "8 x 512".
     """
@@ -53,8 +52,8 @@ class SavedValue:
     nbytes: of the storage; member_bytes: of all members added up.
     born, last_use: positions in the forward (index of node) of the op that makes it, be it in a
     tuple, and of the last reader of its data, also through views; `born` when there is none.
-    first_use, freed: positions of the first and the last reader in the backward. A value that
-    nothing reads dies behind `freed`, and first_use is the position behind that.
+    first_use, freed: positions of the first and the last reader in the backward. If nothing reads
+    the value (see is_read), it dies behind `freed`, and first_use is the position after that.
     gathered: True when the members cover so little of the storage that the one member `name` is
     copied out of it instead; base_bytes: its share of that storage, which stays when the value
     does. owned: False when the storage belongs to the caller.
@@ -99,10 +98,10 @@ class SavedValue:
 
     @property
     def counts(self) -> bool:
-        """Whether a kept value is part of the peak: inputs that may not move are the caller's.
+        """Whether a kept value is part of the peak: an input that the caller holds is not.
 
-        Those that may, or that only the program keeps, are activations of another graph, which
-        nobody but this one keeps. Outputs are the caller's, but the graph makes them.
+        An input that may move, or that only a mark keeps, is an activation of another graph, which
+        this graph alone keeps alive. Outputs belong to the caller, but the graph makes them.
         """
         return self.owned or self.refusal in (None, KEPT, RETURNED, HELD)
 
@@ -133,10 +132,10 @@ Decision = Keep | Offload
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """A decision for every saved value, with what it is predicted to lead to.
+    """A decision for every saved value, with the predicted time and memory of the step.
 
     peak_bytes: predicted activation peak; unmoved_peak_bytes: the same with nothing moved.
-    budget_bytes: the peak that was asked for, None when there was none. step_seconds,
+    budget_bytes: the peak that was asked for, None if none was. step_seconds,
     exposed_seconds, contended_seconds: predicted; see Simulation. cut: what is saved at all,
     and not recomputed. held_bytes: predicted to be on the device when the forward ends, its results
     included. kept_at_peak: bytes of kept values that are part of the peak, by the reason why they

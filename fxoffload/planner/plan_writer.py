@@ -1,4 +1,4 @@
-"""Plan writer: a choice of transfers as the plan of a graph, in which places are names of nodes."""
+"""Plan writer: write a choice of transfers as the plan of a graph, with positions as node names."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _MIB = 2**20
 def write_plan(
     step: Step, choice: Choice, *, budget_bytes: int | Literal["min"] | None = None
 ) -> Plan:
-    """The plan of a graph whose nodes are `step`: what `choice` decides, and what it leads to.
+    """The plan of a graph whose nodes are `step`, by the transfers of `choice`.
 
     budget_bytes: what was asked for.
     """

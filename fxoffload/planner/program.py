@@ -1,4 +1,4 @@
-"""Programs: the schedule of a whole step, from its calls, what they took, and a budget."""
+"""Make the schedule of a whole step from its calls, their measurements, and a budget."""
 
 from __future__ import annotations
 
@@ -28,6 +28,7 @@ from fxoffload.schedule import (
     Program,
     Schedule,
 )
+from fxoffload.sizes import UNLIMITED_BYTES
 
 
 def make_schedule(
@@ -39,7 +40,7 @@ def make_schedule(
     budget_bytes: int | Literal["min"] | None,
     owners: Owners = UNKNOWN_OWNERS,
     host_bytes: int = 0,
-    max_inflight_bytes: int = 2**62,
+    max_inflight_bytes: int = UNLIMITED_BYTES,
 ) -> Schedule:
     """A schedule of `program` under a budget, see choose_transfers, in the least time found.
 
@@ -67,7 +68,7 @@ def _write_schedule(
     links: Mapping[str, Link],
     budget_bytes: int | Literal["min"] | None,
 ) -> Schedule:
-    """What each op does so that the transfers of `choice` come about."""
+    """The schedule by which ops carry out the transfers of `choice`."""
     step, transfers, simulation = joined.step, choice.best.transfers, choice.best.simulation
     calls = _Calls(1 + max(half.call for half in program))
     order = {(op.call, op.event): index for index, op in enumerate(joined.ops)}
@@ -91,7 +92,7 @@ def _write_schedule(
         own = order[readers[0][0], ("wait", readers[0][1])]
         written = simulation.written_positions.get(value.name)
         if written is not None and budget_bytes is not None:
-            # A slower write than was foreseen must not meet the reads of the backward.
+            # A write that is slower than predicted must not delay the reads of the backward.
             turn = step.find_turn(value)
             index = bisect_left(positions, max(written, turn))
             if index < own:
@@ -119,7 +120,7 @@ def _write_schedule(
 
 
 class _Calls:
-    """The schedules of the calls of a step, as long as they are being written."""
+    """Collects what the ops of each call do, and builds the schedules of the calls from that."""
 
     def __init__(self, count: int) -> None:
         self._destinations: list[dict[str, Destination]] = [{} for _ in range(count)]
@@ -130,7 +131,7 @@ class _Calls:
     def send(
         self, members: Sequence[CallValue], readers: Sequence[CallValue], destination: Destination
     ) -> None:
-        """One tensor goes there, which each of `members` is; each of `readers` passes it on."""
+        """Send one tensor, which all `members` are, there; each of `readers` passes it on."""
         for call, name in members:
             self._destinations[call][name] = destination
         if destination != "keep":
@@ -146,7 +147,7 @@ class _Calls:
         self._reads[op.call].setdefault(op.event, []).append(value)
 
     def build(self) -> tuple[CallSchedule, ...]:
-        """One for each call."""
+        """The schedule of each call."""
         return tuple(
             CallSchedule(
                 destinations,
@@ -167,7 +168,7 @@ def _explain(
     error: BudgetError,
     max_inflight_bytes: int,
 ) -> BudgetError:
-    """`error` in terms of calls and graphs: values of one call are added up."""
+    """`error` in terms of calls and graphs, with the sum of the values of each call."""
     lowest = choose_transfers(
         joined.step, links, budget_bytes="min", max_inflight_bytes=max_inflight_bytes
     ).best

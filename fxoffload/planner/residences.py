@@ -47,8 +47,8 @@ def find_residences(
                 residences.append(keep_residence(step, value))
             continue
         if transfer.release is None:
-            # The store holds it until it is written. What a node waits for has its memory by then,
-            # so that what counts is when the waiting begins.
+            # The store holds the value until it is written. A node allocates the memory of what it
+            # waits for before it waits, so it must be written when the node is reached.
             last = bisect_left(arrivals, written[value.name]) - 1
         else:
             last = transfer.release - 1
@@ -60,7 +60,7 @@ def find_residences(
 
 
 def keep_residence(step: Step, value: SavedValue) -> Residence:
-    """That of a value that does not move."""
+    """The residence of a value that does not move."""
     return Residence(value.name, value.kept_bytes, value.born, step.freed(value))
 
 

@@ -1,4 +1,4 @@
-"""Search: which set of values to move, of those that a caller places and simulates."""
+"""Search: find the best set of values to move, by trials that the caller places and simulates."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from fxoffload.planner.plan import SavedValue
 from fxoffload.planner.simulation import Simulation
 from fxoffload.planner.step import Transfer
 
-# Part of a step that the rounding of sums of seconds may amount to.
+# What the rounding of sums of seconds may amount to, as a share of a step.
 ROUNDING = 1e-9
 
 
@@ -31,7 +31,7 @@ class Trial:
 class Choice:
     """The best set of moved values that was found.
 
-    best: placed and simulated; unmoved: the same of no values. reason: why the others are kept.
+    best: its trial. unmoved: the trial that moves nothing. reason: why the other values are kept.
     """
 
     best: Trial
@@ -55,7 +55,7 @@ class Limits:
         return sum(max(0, nbytes - limit) for nbytes, limit in pairs if limit is not None)
 
     def rate(self, trial: Trial) -> tuple[int, float, int]:
-        """What is least of the best trial: the excess, then seconds, then bytes written."""
+        """A key that is lowest for the best trial: the excess, then seconds, then bytes written."""
         simulation = trial.simulation
         return self.find_excess(trial), simulation.step_seconds, simulation.written_bytes
 
@@ -119,8 +119,9 @@ def choose_to_fit(
 ) -> list[SavedValue]:
     """The set that fits in the least time; all candidates when none fits.
 
-    least: `attempt(())`. orders: of the candidates, each with what promises most first. The search
-    goes on from the shortest prefix of each and from all of them, but for the worst of these.
+    least: `attempt(())`. orders: the candidates in several orders, the most promising first. Local
+    search starts from all candidates and from the shortest prefix of each order that fits, but not
+    from the worst of these.
     """
     if not limits.find_excess(least):
         return []
@@ -135,7 +136,7 @@ def choose_to_fit(
             fits = not limits.find_excess(attempt(order[:middle]))
             low, high = (low, middle) if fits else (middle + 1, high)
         starts.append(list(order[:low]))
-    # What starts furthest behind does not catch up: the trials are worth more elsewhere.
+    # The worst start rarely catches up, so its trials are given to the others.
     starts = sorted(starts, key=lambda chosen: limits.rate(attempt(chosen)))[:-1]
     share = max(0, max_trials - trials) // len(starts)
     found = [_improve(start, orders[0], limits.rate, attempt, share) for start in starts]
@@ -151,10 +152,11 @@ def refine(
     lose: Callable[[Trial], float],
     max_trials: int,
 ) -> Trial:
-    """The best that is found from `chosen` by what the search before it did not look at.
+    """Improve `chosen` by a criterion that the search before did not use.
 
-    Where something is waited for, that is `attempt(..., overtakes=True)`, else what sets that are
-    as good take on slow links, which is `lose(trial)`. least: `attempt(())`.
+    If the step waits for transfers, reads may overtake each other: `attempt(..., overtakes=True)`.
+    If not, the best of equally good sets is the one with the lowest `lose(trial)`, which is the
+    step time on slow links. least: `attempt(())`.
     """
     best = attempt(chosen)
     if not chosen:
@@ -200,7 +202,7 @@ def _improve(
 def _find_neighbours(
     chosen: Sequence[SavedValue], candidates: Sequence[SavedValue]
 ) -> Iterable[list[SavedValue]]:
-    """Without and with runs of values, long ones first; then one value for another."""
+    """`chosen` without or with runs of values, long runs first; then with one value exchanged."""
     names = {value.name for value in chosen}
     others = [value for value in candidates if value.name not in names]
     size = len(candidates)

@@ -1,6 +1,6 @@
 """Selection: decide for every saved value whether it moves, and where. Pure data, no torch.fx.
 
-    no budget   what moves without being waited for, and takes next to nothing from compute
+    no budget   what moves without being waited for, and takes little from compute
     bytes       what fits: least step time, then fewest bytes written; nothing when all fits anyway
     "min"       the lowest peak that moving reaches: everything moves
 
@@ -26,19 +26,21 @@ from fxoffload.planner.search import Choice, Limits, Trial, choose_hidden, choos
 from fxoffload.planner.simulation import find_holders, simulate
 from fxoffload.planner.slack import add_slack
 from fxoffload.planner.step import Step, Transfer
+from fxoffload.sizes import UNLIMITED_BYTES
 
-# Part of a link's bandwidth that a plan counts on, where it places transfers and where it predicts
-# them. More insurance is in `slack`, where it costs neither memory nor time.
+# The part of a link's bandwidth that plans count on. `slack` adds more insurance against slow links
+# where that takes neither memory nor time.
 LINK_UTILISATION = 0.95
 # Without a budget, the part of the unmoved step that transfers may take from compute beside them.
 HIDDEN_SHARE = 0.02
 # Nodes, or segments of them, that may be simulated in one selection, at most a second's worth:
 # small steps are searched through, large ones get some dozens of trials.
 MAX_NODE_VISITS = 300_000
-# Of sets that take as long and write as much, the one that is faster on such a share of the links.
-INSURED_SPEED = 0.6
-# What a value adds to them: its transfers are placed and queued.
+# What a value counts as in node visits, as its transfers are placed and queued.
 VISITS_OF_VALUE = 4
+# Of sets that take as long and write as much, the one is chosen that is fastest on links of this
+# share of the assumed speed.
+INSURED_SPEED = 0.6
 _MIB = 2**20
 
 
@@ -49,7 +51,7 @@ def choose_transfers(
     budget_bytes: int | Literal["min"] | None = None,
     held_bytes: int | None = None,
     host_bytes: int = 0,
-    max_inflight_bytes: int = 2**62,
+    max_inflight_bytes: int = UNLIMITED_BYTES,
     utilisation: float = LINK_UTILISATION,
     max_node_visits: int = MAX_NODE_VISITS,
 ) -> Choice:
@@ -86,7 +88,7 @@ def choose_transfers(
     trials = max(1, max_node_visits // max(1, visits))
     unmoved = terms.simulate(step, {})
     if budget_bytes == "min":
-        # Also what does not count at the peak of this graph: it does when graphs follow each other.
+        # Values that do not add to the peak of this graph add to it if other graphs run in between.
         best, reason = attempt(candidates), ""
     else:
         best, reason = _search(condensed.step, candidates, idle, terms, attempt, trials)
@@ -101,7 +103,7 @@ def choose_transfers(
 
 @dataclass(frozen=True, slots=True)
 class _Terms:
-    """What plans are made for: the links that they count on, and what may be on the device."""
+    """The terms of a plan: the links that it counts on, and the bytes that may be on the device."""
 
     links: Mapping[str, Link]
     limits: Limits
@@ -113,7 +115,7 @@ class _Terms:
         transfers: Mapping[str, Transfer],
         links: Mapping[str, Link] | None = None,
     ) -> Trial:
-        """What `transfers` come to. links: others than those that are counted on."""
+        """The trial of `transfers`. links: if not those that plans count on."""
         found = simulate(
             step, transfers, links or self.links, max_inflight_bytes=self.max_inflight_bytes
         )
@@ -140,9 +142,10 @@ class _Terms:
 
 @dataclass(frozen=True, slots=True)
 class _Attempts:
-    """What sets of values come to; each set is placed and simulated once.
+    """The trials of sets of values; each set is placed and simulated once.
 
-    forced: what is part of every set. assign: the tier of each value. place: see place_transfers.
+    forced: the values that are in every set. assign: gives the tier of each value. place: see
+    place_transfers.
     """
 
     forced: Sequence[SavedValue]
@@ -154,7 +157,7 @@ class _Attempts:
     )
 
     def __call__(self, chosen: Iterable[SavedValue], overtakes: bool = False) -> Trial:
-        """What `chosen` and what is forced come to; overtakes: see place_transfers."""
+        """The trial of `chosen` and the forced values; overtakes: see place_transfers."""
         tiers = self.assign([*self.forced, *chosen])
         key = frozenset(tiers), overtakes
         if key not in self.known:
@@ -174,7 +177,8 @@ def _search(
     limits, least = terms.limits, attempt(())
     if limits.peak_bytes is None:
         taken = HIDDEN_SHARE * terms.simulate(step, {}).simulation.step_seconds
-        read = [value for value in candidates if value.is_read]  # The rest is garbage already.
+        # Values that no backward reads are freed without a transfer.
+        read = [value for value in candidates if value.is_read]
         best = attempt(choose_hidden(read, idle, terms.links, attempt, least, taken, max_trials))
         if not limits.find_excess(best):
             return best, "moving it would cost step time"
@@ -192,7 +196,7 @@ def _search(
 def _find_orders(
     candidates: Sequence[SavedValue], idle: Mapping[str, float]
 ) -> tuple[Sequence[SavedValue], ...]:
-    """What promises most first: by bytes and idle seconds, by these alone, by size."""
+    """Orders with the most promising first: by bytes and idle seconds, by idle seconds, by size."""
     return (
         candidates,
         sorted(candidates, key=lambda value: (-idle[value.name], value.name)),

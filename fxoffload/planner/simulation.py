@@ -19,8 +19,9 @@ from fxoffload.planner.link import Link
 from fxoffload.planner.plan import SavedValue
 from fxoffload.planner.residences import find_residences, sum_residences
 from fxoffload.planner.step import Residence, Step, Transfer
+from fxoffload.sizes import UNLIMITED_BYTES
 
-# Of what is predicted: no smaller share of it is told apart.
+# Predictions that differ by a smaller share than this count as equal.
 RESOLUTION = 0.01
 
 EventKind = Literal["write", "read", "wait"]
@@ -53,7 +54,7 @@ class Simulation:
 
     @property
     def peak_position(self) -> int:
-        """The first position at which that is so."""
+        """The first position at which the peak is reached."""
         return self.live_bytes.index(self.peak_bytes)
 
 
@@ -76,10 +77,9 @@ class _Channel:
 class EventLoop:
     """The nodes of a step, one after the other, and the transfers beside them.
 
-    note: called with each transfer, and with each time that the compute waits for one, and with the
-    seconds from which to which it was. clock, exposed_seconds, contended_seconds: so far. arrivals:
-    when each position was reached, before what is waited for there. written: when the write of each
-    value ends.
+    note: called for each transfer, and each wait of the compute for one, with its start and end in
+    seconds. clock, exposed_seconds, contended_seconds: the sums so far. arrivals: when each
+    position was reached, before the waits there. written: when the write of each value ends.
     """
 
     def __init__(
@@ -108,7 +108,7 @@ class EventLoop:
         self._inflight_bytes = 0
 
     def run(self) -> None:
-        """Position after position."""
+        """Run the nodes in order."""
         offloads, releases, prefetches, waits = _index_events(self._step, self._transfers)
         busy = offloads.keys() | releases.keys() | prefetches.keys() | waits.keys()
         for position, seconds in enumerate(self._step.seconds):
@@ -171,7 +171,7 @@ def simulate(
     transfers: Mapping[str, Transfer],
     links: Mapping[str, Link],
     *,
-    max_inflight_bytes: int = 2**62,
+    max_inflight_bytes: int = UNLIMITED_BYTES,
 ) -> Simulation:
     """Run `step` with `transfers` (by name of value) over `links` (by tier)."""
     loop = EventLoop(step, transfers, links, max_inflight_bytes)

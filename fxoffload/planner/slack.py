@@ -1,10 +1,10 @@
-"""Slack: transfers get the time that costs no memory, so that a slow link costs less. Pure data.
+"""Slack: give transfers more time where memory is free, so that a slow link costs less. Pure data.
 
     forward    a release that blocks stands as late as memory below the limit allows
     backward   a prefetch stands as early as memory below the limit allows
 
-placement assumes a speed of the links. Where they are slower, nodes wait for what comes late; what
-stands further from its transfer waits less, and holds memory that nobody else needs there.
+placement assumes a speed of the links. If they are slower, nodes wait for transfers. The further a
+prefetch or a release stands from its node, the shorter is that wait, and the longer is memory held.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from dataclasses import replace
 from fxoffload.planner.plan import SavedValue
 from fxoffload.planner.simulation import Simulation
 from fxoffload.planner.step import Step, Transfer
+from fxoffload.sizes import UNLIMITED_BYTES
 
 
 def add_slack(
@@ -24,7 +25,7 @@ def add_slack(
     simulation: Simulation,
     *,
     limit_bytes: int,
-    max_inflight_bytes: int = 2**62,
+    max_inflight_bytes: int = UNLIMITED_BYTES,
 ) -> dict[str, Transfer]:
     """`transfers` with later releases and earlier prefetches, at most `limit_bytes` at each node.
 
@@ -45,7 +46,7 @@ def _delay_releases(
     transfers: dict[str, Transfer],
     room_bytes: list[int],
 ) -> None:
-    """Later in the forwards, the last one first: it is the last that a slow link writes."""
+    """Delay releases in the forwards, the last one first, as a slow link writes it last."""
     places = [
         (release, value)
         for value in moved
@@ -55,7 +56,7 @@ def _delay_releases(
     following: dict[str, int] = {}
     for release, value in sorted(places, key=lambda place: (place[0], place[1].born), reverse=True):
         transfer = transfers[value.name]
-        # Behind the last forward nothing may be waited for but what is there already.
+        # A release stays in its forwards, and one behind the last forward stays where it is.
         end = next((end for end in ends if end >= release), release)
         last = min(end, transfer.prefetch, following.get(transfer.tier, end))
         position = release
@@ -75,7 +76,7 @@ def _advance_prefetches(
     room_bytes: list[int],
     max_inflight_bytes: int,
 ) -> None:
-    """Earlier in the backwards, the first one first: what is read later queues behind it."""
+    """Advance prefetches in the backwards, the first one first, as later reads queue behind it."""
     start = step.phases[0].turn + step.backward_inputs
     ahead_bytes = [0] * len(step.seconds)
     read = [value for value in moved if value.is_read]
@@ -88,7 +89,7 @@ def _advance_prefetches(
         transfer = transfers[value.name]
         release = transfer.release
         if release is None:
-            # Read before it is written, it would never leave.
+            # A value that is read before it has been written never leaves the device.
             release = simulation.written_positions[value.name]
         first = max(start, release + 1, previous.get(transfer.tier, 0))
         position = transfer.prefetch

@@ -87,9 +87,9 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Transfer:
-    """One value on its way: `release` stands in front of that position, `prefetch` too.
+    """The move of one value: the positions in front of which its release and prefetch stand.
 
-    release: None where nothing waits for the write: the store lets go when it is done.
+    release: None if nothing waits for the write; the store frees the memory when it has ended.
     """
 
     tier: Tier
@@ -98,7 +98,7 @@ class Transfer:
 
 
 def find_changes(residences: Sequence[Residence], length: int) -> list[int]:
-    """By how many bytes of `residences` more live at each position than at the one before."""
+    """The bytes of `residences` at each position, less those at the position before."""
     changes = [0] * (length + 1)
     for residence in residences:
         if residence.first <= residence.last:

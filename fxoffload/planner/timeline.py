@@ -1,7 +1,7 @@
-"""Timeline: when the compute, the transfers and the waits of a scheduled step are predicted to be.
+"""Timeline: the predicted start and end of compute, transfers and waits in a scheduled step.
 
-schedule    what each op does: `read_transfers` finds the transfers that this means
-replay      the event simulation once more, which notes what happens when
+`read_transfers` finds the transfers that the ops of a schedule carry out, and `replay` notes when
+they run in the event simulation.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from fxoffload.planner.plan import SavedValue
 from fxoffload.planner.simulation import EventKind, EventLoop
 from fxoffload.planner.step import Step, Transfer
 from fxoffload.schedule import Schedule
+from fxoffload.sizes import UNLIMITED_BYTES
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +32,7 @@ class TimedTransfer:
 
 @dataclass(frozen=True, slots=True)
 class Timeline:
-    """arrivals: when each position is reached, before what is waited for there; then the end."""
+    """The times of a step. arrivals: when each position is reached, before its waits; the end."""
 
     arrivals: tuple[float, ...]
     transfers: tuple[TimedTransfer, ...]
@@ -48,7 +49,7 @@ class Timeline:
 
 
 def read_transfers(joined: JoinedStep, schedule: Schedule) -> dict[str, Transfer]:
-    """The transfers, by name of value in `joined`, that the ops of `schedule` bring about."""
+    """The transfers that the ops of `schedule` carry out, by the names of values in `joined`."""
     positions = {(op.call, op.event): op.position for op in joined.ops}
     step = joined.step
     waited: dict[tuple[int, str], int] = {}
@@ -78,9 +79,9 @@ def replay(
     transfers: Mapping[str, Transfer],
     links: Mapping[str, Link],
     *,
-    max_inflight_bytes: int = 2**62,
+    max_inflight_bytes: int = UNLIMITED_BYTES,
 ) -> Timeline:
-    """As simulate; the times instead of the sums."""
+    """Simulate a step as `simulate` does, and return the times of its events."""
     noted: list[TimedTransfer] = []
 
     def note(kind: EventKind, value: SavedValue, start: float, end: float) -> None:

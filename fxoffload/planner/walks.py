@@ -1,4 +1,4 @@
-"""What the walks of placement carry along: writes that outlast a forward, reads under way.
+"""The state of placement's walks: writes that outlast a forward, and reads in progress.
 
 placement walks through a step twice, forwards for the writes and backwards for the reads.
 """
@@ -17,10 +17,10 @@ from fxoffload.planner.step import Phase, Step
 
 
 class Tail:
-    """Writes that are not done when a phase turns: the first ones may be waited for, right there.
+    """Writes that have not ended when a phase turns from forwards to backwards.
 
-    The rest stays in memory until it is written, while the backwards run. first: the last position
-    of the forwards.
+    The forwards may wait for the first of them at their last position, `first`. The others stay in
+    memory until they have ended, while the backwards run.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class Tail:
         return [write for write in self._writes[self._waited :] if write[0] > self.end]
 
     def find_waited(self) -> list[str]:
-        """Names of what is waited for."""
+        """Names of the values whose writes the forwards wait for."""
         return [name for _, name, _ in self._writes[: self._waited]]
 
     def held_bytes(self, position: int) -> int:
@@ -59,12 +59,12 @@ class Tail:
         return self._held_bytes(position, self._clock, self._waited)
 
     def wait_seconds(self, position: int, room_bytes: int) -> float:
-        """What the forward has to wait so that no more than `room_bytes` are held there."""
+        """Seconds that the forwards must wait for at most `room_bytes` to be held at `position`."""
         count = self._count_waited(position, room_bytes)
         return max(self._clock, self._ends[count - 1]) - self._clock if count else 0.0
 
     def wait(self, position: int, room_bytes: int) -> None:
-        """Wait for that."""
+        """Let the forwards wait until at most `room_bytes` are held at `position`."""
         self._waited = self._count_waited(position, room_bytes)
         if self._waited:
             self._clock = max(self._clock, self._ends[self._waited - 1])
@@ -83,7 +83,7 @@ class Tail:
 
 
 class _Read(NamedTuple):
-    """A read on its way, walking backwards: it may end once its value is used, at `ready`."""
+    """A read in progress; times run backwards, from `ready`, when its value is used, to `end`."""
 
     end: float
     name: str
@@ -93,9 +93,9 @@ class _Read(NamedTuple):
 
 
 class Reads:
-    """Reads on their way in the walk from the end of the step to its start.
+    """Reads in progress in the walk from the end of the step to its start.
 
-    clock: seconds before the end of the step. nbytes: that have been read and not been used.
+    clock: seconds before the end of the step. nbytes: of these reads, whose memory is allocated.
     overtakes: whether small reads may come later than large ones that are used later.
     """
 
@@ -112,7 +112,7 @@ class Reads:
         self._overtaken: set[str] = set()
 
     def add(self, value: SavedValue, tier: Tier) -> None:
-        """The value is used at the clock, and must have been read by then."""
+        """Add the read of a value that is used at the clock, by when it must have ended."""
         heappush(self._pending, self._queue(value.name, value.nbytes, self.clock, tier))
         self.nbytes += value.nbytes
 
@@ -122,9 +122,9 @@ class Reads:
         return _Read(self._free[tier] + link.latency_seconds, name, nbytes, ready, tier)
 
     def start(self, position: int, room_bytes: int, tail: Tail | None) -> list[str]:
-        """What is to be started behind `position`, and not in front of it.
+        """Names of the reads that start behind `position`, not in front of it.
 
-        That is what has been long enough on its way, and what there is no room for.
+        These are the reads that need no more time, and those for which there is no room.
         """
         started: list[str] = []
         while self._pending:

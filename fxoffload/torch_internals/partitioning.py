@@ -16,6 +16,7 @@ from torch.utils._sympy.interp import sympy_interp
 from torch.utils._sympy.reference import PythonReferenceAnalysis
 from torch.utils.checkpoint import CheckpointPolicy
 
+from fxoffload.graph import get_output, get_results
 from fxoffload.ops import OPS
 from fxoffload.planner.plan import Cut
 from fxoffload.torch_internals.marking import apply_marks, is_always_saved
@@ -124,9 +125,7 @@ def name_rng_states(forward: fx.Graph, backward: fx.Graph) -> None:
     All other saved values have the same name already. Source:
     torch._functorch.partitioners.functionalize_rng_ops, which has the same order in both graphs.
     """
-    (results,) = next(iter(forward.find_nodes(op="output"))).args
-    assert isinstance(results, list | tuple)
-    saved = [node for node in results if isinstance(node, fx.Node) and is_saved_rng_state(node)]
+    saved = [node for node in get_results(forward) if node is not None and is_saved_rng_state(node)]
     taken = [
         node for node in backward.find_nodes(op="placeholder") if node.name.startswith(_RNG_STATE)
     ]
@@ -159,7 +158,7 @@ def set_results(graph: fx.Graph, results: Sequence[Any], kept: Sequence[int]) ->
 
     The output node has one descriptor for each result. Source: torch._functorch.partitioners.
     """
-    output = next(iter(graph.find_nodes(op="output")))
+    output = get_output(graph)
     output.args = (tuple(results),)
     descriptors = output.meta.get("desc")
     if descriptors is not None:

@@ -20,6 +20,7 @@ from fxoffload.runtime.measurement.choice import choose_engine, open_engine
 from fxoffload.runtime.measurement.probe_cache import recall_pair
 from fxoffload.runtime.store.store import OffloadStore
 from fxoffload.runtime.store.ticket import Ticket
+from fxoffload.sizes import UNLIMITED_BYTES
 
 ROUNDS = 8
 VALUES = 8
@@ -51,13 +52,15 @@ class Contention(NamedTuple):
 def recall_contention(config: OffloadConfig) -> Contention:
     """The Contention of the engine for `config`, by a probe, once on a machine.
 
-    It holds for the number of threads that torch uses now. Raises the errors of choose_engine.
+    It holds for the present number of torch's threads. Raises the errors of choose_engine.
     """
     choice = choose_engine(config)
 
     def measure() -> Contention:
         # Must not recall another number: this process holds the lock of the cache file.
-        store = OffloadStore({_TIER: open_engine(config, choice)}, max_inflight_bytes=2**62)
+        store = OffloadStore(
+            {_TIER: open_engine(config, choice)}, max_inflight_bytes=UNLIMITED_BYTES
+        )
         try:
             return measure_contention(store, min(choice.bandwidth))
         finally:

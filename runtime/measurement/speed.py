@@ -38,8 +38,8 @@ class Speed(NamedTuple):
 def recall_speed(device: torch.device, dtype: torch.dtype) -> Speed:
     """The Speed of `device` with matrices of `dtype`, by a probe, once on a machine.
 
-    On a CPU it holds for the number of threads that torch uses now, and for float32 on a GPU, for
-    the present torch.get_float32_matmul_precision().
+    On a CPU it holds for the present number of torch's threads, and for float32 on a GPU, for the
+    present torch.get_float32_matmul_precision().
     """
     key = f"{describe_device(device)} {dtype} torch {torch.__version__}"
     if device.type == "cuda" and dtype is torch.float32:

@@ -12,9 +12,9 @@ log = logging.getLogger(__name__)
 
 MIB = 2**20
 GB = 1e9
-# Of waits in a step: a smaller share is not worth a word.
+# Waits of a smaller share of a step than this are not warned of.
 NOTICED_WAITS = 0.1
-# Measured steps that a judgement takes.
+# The number of measured steps that advice is based on.
 JUDGED_STEPS = 3
 
 

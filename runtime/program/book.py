@@ -1,4 +1,4 @@
-"""The programs that this process has run: what was measured of each, and its schedule."""
+"""The book of a thread: the programs that it has run, their measurements and their schedules."""
 
 from __future__ import annotations
 
@@ -26,11 +26,13 @@ from fxoffload.schedule import Program, ProgramRecord, Schedule, StepMeasurement
 
 log = logging.getLogger(__name__)
 
-# Exposed seconds beyond the scheduled ones, as a share of the step: more of them is measured.
+# If a step waits for transfers longer than predicted, by more than this share of the step, the next
+# one is measured.
 UNFORESEEN_WAIT = 0.1
-# Programs that are remembered.
+# The number of programs that are remembered.
 MAX_PROGRAMS = 16
-# Forwards and backwards of a step. More come only where some ticket lives for ever.
+# The number of forwards and backwards after which a step ends, as one with a ticket that is never
+# freed would not end by itself.
 MAX_HALVES = 4096
 
 MakeSchedule = Callable[[Program, StepMeasurement], Schedule]
@@ -55,19 +57,19 @@ class ProgramBook:
 
     @property
     def records(self) -> list[ProgramRecord]:
-        """Of all programs that have a schedule, the latest first."""
+        """The records of all programs that have a schedule, the latest first."""
         found = (each.record() for each in reversed(self._learned.values()))
         return [record for record in found if record is not None]
 
     @property
     def schedules(self) -> list[Schedule]:
-        """Of all programs that have one, the latest first."""
+        """The schedules of all programs that have one, the latest first."""
         found = (each.schedule for each in reversed(self._learned.values()))
         return [schedule for schedule in found if schedule is not None]
 
     @property
     def next_schedule(self) -> Schedule | None:
-        """What the next step is expected to follow.
+        """The schedule that the next step is expected to follow.
 
         None while a step runs, and until FIRST_STEPS of its program have been measured.
         """
@@ -82,11 +84,12 @@ class ProgramBook:
                 del self._learned[program]
 
     def note_begin(self, *, declared: bool) -> None:
-        """The next step begins here: from now on, what is held is the step's.
+        """Begin the next step here: memory that is allocated from here on belongs to it.
 
-        declared: the program says so, which replaces what was noted before. Else a compiled graph
-        is called; of all such calls since the last step, the one where the least was held counts.
-        Nothing is noted while a step runs, nor before the first one, whose device is not known.
+        declared: whether the program says so, which replaces an earlier beginning. If not, a
+        compiled graph is called; of all such calls since the last step, the one at which the least
+        memory was live is the beginning. Does nothing while a step runs, and before the first step,
+        whose device is not known.
         """
         if self._device is None or (self.step is not None and not self.step.ended):
             return
@@ -96,9 +99,9 @@ class ProgramBook:
         self._begun_bytes = found
 
     def begin_step(self, device: torch.device, graph: str) -> StepRun:
-        """The step that runs, or where that has ended the next one: on `device`, `graph` first.
+        """The step in progress; if it has ended, the next one, which begins with `graph`.
 
-        Raises BudgetError where the step that has ended cannot be brought within its budget.
+        Raises BudgetError if no schedule brings the ended step within its budget.
         """
         step = self.step
         if step is not None and not step.ended and len(step.runs) < MAX_HALVES:
@@ -128,6 +131,7 @@ class ProgramBook:
         return self.step
 
     def _learn(self, step: StepRun) -> None:
+        """Note the ended `step`; make another schedule for its program if its numbers differ."""
         program = step.program
         if not program:
             return
@@ -156,7 +160,7 @@ class ProgramBook:
         if not step.measures:
             return
         if learned.steps == 2:
-            # The first step of a process met compilers and cold memory.
+            # The first step of a process had compilers and cold memory beside it.
             learned.records.clear()
         latest = step.measure()
         learned.forget_guess()
@@ -196,7 +200,7 @@ class ProgramBook:
                     error,
                 )
             elif learned.steps == 1:
-                learned.assumed = None  # What compilers held is no reason to give up.
+                learned.assumed = None  # The memory of compilers counts in the first step only.
             else:
                 log.warning(
                     "the step goes on at the lowest peak that there is: %s", self._explain(error)

@@ -1,8 +1,8 @@
 """One step as it runs: its calls, when their ops ran, and the schedule that each call follows.
 
-A forward begins with the first offload of its graph, and with one of a value that the call has
-already. A backward begins with the first op on one of the call's tickets. The step ends when all
-of its tickets have died.
+A forward begins with the first offload of its graph; another call of the graph begins when a value
+is offloaded a second time. A backward begins with the first op on one of the call's tickets. The
+step ends when all of its tickets have died.
 """
 
 from __future__ import annotations
@@ -66,9 +66,9 @@ class Call:
     entries: dict[str, Entry] = field(default_factory=dict[str, Entry])
 
     def find_run(self, kind: str, device: torch.device) -> HalfRun | None:
-        """The half that an op of this kind belongs to; None where the step is not measured.
+        """The half that an op of this kind belongs to; None if the step is not measured.
 
-        A backward begins here.
+        The first op of a backward begins its half.
         """
         run = self.forward
         if kind in ("prefetch", "wait"):
@@ -79,9 +79,9 @@ class Call:
         return run if self.step.measures else None
 
     def find_destination(self, name: str, tier: str, nbytes: int) -> str:
-        """Where the value goes: to `tier` by the safe rule.
+        """The destination of the value by the schedule; without one `tier`, by the safe rule.
 
-        A value that is larger than the schedule foresaw ends it for the step.
+        If the value is larger than the schedule allows for, the step leaves the schedule.
         """
         if self.limits:
             self.seen[name] = nbytes
@@ -103,18 +103,18 @@ class Call:
         return self.schedule is None and not self.is_limited
 
     def add(self, name: str, entry: Entry) -> None:
-        """The value has left, or was kept."""
+        """Add the entry of a value that was offloaded or kept."""
         self.entries[name] = entry
         self.step.stores.add(entry.store)
         self.step.note_birth()
 
     def note_death(self) -> None:
-        """A ticket of the call has died; safe in a finalizer, in any thread."""
+        """Count a ticket of the call that has died; safe in a finalizer, in any thread."""
         self.forward.last_half = len(self.step.runs) - 1
         self.step.note_death()
 
     def act(self, kind: str, name: str) -> None:
-        """What the schedule wants done at this op: wait for writes, start reads."""
+        """Do what the schedule says for this op: wait for writes, start reads."""
         if self.schedule is None:
             return
         event = kind, name
@@ -128,7 +128,7 @@ class Call:
                 entry.start_reading()
 
     def pass_on(self, name: str, y: torch.Tensor) -> None:
-        """The wait of the value `name` returns `y`: keep it for the call that reads it next."""
+        """Keep `y`, which the wait of the value `name` returns, for the call that reads it next."""
         if self.schedule is None or name not in self.schedule.passes:
             return
         entry = self.step.find_entry(*self.schedule.passes[name])
@@ -184,7 +184,7 @@ class StepRun:
         is_limited: bool,
         sizes: Mapping[str, int] = NO_SIZES,
     ) -> Call:
-        """A forward of `graph` begins; is_limited: see Call. sizes: its limits by its model."""
+        """Begin a forward of `graph`; is_limited: see Call. sizes: limits without a schedule."""
         number = len(self.calls)
         before = self.followed
         run = self.add_half(Half(graph, number, True), device)
@@ -198,14 +198,14 @@ class StepRun:
         return call
 
     def add_half(self, half: Half, device: torch.device) -> HalfRun:
-        """A half begins: from here on the step follows the first schedule that foresaw all."""
+        """Begin a half; the step follows the first schedule whose program has begun like this."""
         run = HalfRun(half)
         if self.measures or not self.runs:
             found = self._count_held(device, half)
             run.held_bytes = None if found is None else found.held_bytes
             if not self.runs and run.held_bytes is not None:
                 begun_bytes = run.held_bytes if self._begun_bytes is None else self._begun_bytes
-                # What ends meanwhile, such as the batch before, is not this step's.
+                # Memory that was freed since, such as the last batch's, is not part of this step.
                 self._begun_bytes = min(begun_bytes, run.held_bytes)
                 self.base_bytes = self._begun_bytes + count_foreign_bytes(device)
             if self._watch is not None:
@@ -223,45 +223,45 @@ class StepRun:
         return run
 
     def leave_schedule(self) -> None:
-        """More may follow than was foreseen: what was kept moves, the rest is by the safe rule."""
+        """Move what was kept, and follow the safe rule: more may come than the schedule allows."""
         log.info("the step goes on otherwise than foreseen: what was kept moves")
         self._schedules, self.followed = [], None
         for entry in self._list_entries().values():
             entry.move_kept()
 
     def find_sizes(self) -> tuple[Sizes, Sizes]:
-        """Of values whose size may change, the largest: what was foreseen, and what came."""
+        """The largest sizes of values whose size may change: those that are scheduled, and seen."""
         calls = [call for call in self.calls if call.limits]
         foreseen = merge_sizes(*({call.graph: call.limits} for call in calls))
         return foreseen, merge_sizes(*({call.graph: call.seen} for call in calls))
 
     def find_entry(self, number: int, name: str) -> Entry | None:
-        """That of a value of the call `number`, if it is there."""
+        """The entry of the value `name` of the call `number`; None if there is none."""
         if number >= len(self.calls):
             return None
         return self.calls[number].entries.get(name)
 
     def note_birth(self) -> None:
-        """A ticket of the step was made."""
+        """Count a new ticket of the step."""
         self._alive += 1
 
     def note_death(self) -> None:
-        """A ticket of the step has died; safe in a finalizer, in any thread."""
+        """Count a ticket of the step that has died; safe in a finalizer, in any thread."""
         self._dead.append(None)
 
     def note_op(self, run: HalfRun, event: OpEvent, enter: Mark, leave: Mark) -> None:
-        """An op of a measured step ran from `enter` to `leave`."""
+        """Note that an op of a measured step ran from `enter` to `leave`."""
         run.marks[event] = enter, leave
         if self._watch is not None:
             self._watch.note_op(run, event)
 
     def stop(self) -> None:
-        """Look no more at what is held."""
+        """Stop sampling what the device holds."""
         if self._watch is not None:
             self._watch.stop()
 
     def measure(self) -> StepMeasurement:
-        """What the step took. To be called once, when it has ended."""
+        """The measurement of the step; called once, when it has ended."""
         self.stop()
         return StepMeasurement(
             measure_halves(self.runs, self._begun_bytes or 0),
@@ -283,14 +283,14 @@ class StepRun:
         return {(number, name): entry for number, items in pairs for name, entry in items}
 
     def _count_held(self, device: torch.device, half: Half | None = None) -> Held | None:
-        """What is held in `half`; without one in the half that runs, until the step has ended.
+        """What the device holds in `half`; by default, in the half in progress.
 
-        None where the device does not tell.
+        None if the device does not count it, and by default also once the step has ended.
         """
         if half is None and self._alive and self.ended:
             return None
         half = self.runs[-1].half if half is None and self.runs else half
-        # A value that dies in between is not taken for memory of others in this order.
+        # In this order, a value that dies in between is not taken for memory of others.
         resident_bytes = sum_resident_bytes(self._list_entries().values(), half)
         live_bytes = count_live_bytes(device)
         return None if live_bytes is None else Held(live_bytes, live_bytes - resident_bytes)

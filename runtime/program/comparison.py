@@ -1,4 +1,4 @@
-"""Comparison: what several steps of a program have in common, and whether they have changed."""
+"""Comparison: medians over several steps of a program, and whether steps have changed."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from fxoffload.schedule import (
     TierFlow,
 )
 
-# What must have changed for another schedule: seconds by a share, held bytes by one of the peak,
-# the speed of a tier by a factor, what transfers take from compute by a share, what exceeds the
-# predicted peak by a share of that.
+# How much must have changed before another schedule is made: seconds by a share; held bytes by a
+# share of the peak; the speed of a tier by a factor; what transfers take from compute by a share;
+# the bytes above the predicted peak by a share of it.
 CHANGED_SECONDS = 0.2
 CHANGED_BYTES = 0.02
 CHANGED_SPEED = 1.5
@@ -30,16 +30,16 @@ CHANGED_EXCESS = 0.002
 def find_medians(
     program: Program, records: Sequence[Sequence[HalfMeasurement]]
 ) -> list[HalfMeasurement]:
-    """Of each half of `program`, over steps: medians, but the highest of bytes that were seen."""
+    """For each half of `program`, the medians over steps, and the maxima of sampled bytes."""
     return [_find_median([record[index] for record in records]) for index in range(len(program))]
 
 
 def keep_seen(
     before: Sequence[HalfMeasurement], latest: Sequence[HalfMeasurement]
 ) -> list[HalfMeasurement]:
-    """`latest`, with the bytes that were seen before where nobody looked since.
+    """`latest`, with the sampled bytes of `before` at ops for which it has none.
 
-    A sampler that got no time between two ops says nothing of what is held there.
+    A sampler that gets no time between two ops has no sample for them.
     """
     return [
         replace(
@@ -85,7 +85,7 @@ def differ(
     measured: StepMeasurement,
     schedule: Schedule | None,
 ) -> bool:
-    """Whether a schedule made by `measured` would be another one than that made by `assumed`."""
+    """Whether `measured` is so far from `assumed` that another schedule should be made by it."""
     pairs = list(zip(assumed.halves, measured.halves, strict=True))
     if assumed.owners != measured.owners or any(a.last_half != b.last_half for a, b in pairs):
         return True
@@ -111,7 +111,7 @@ def differ(
 def differ_in_base(
     assumed: StepMeasurement | None, base_bytes: int | None, schedule: Schedule | None
 ) -> bool:
-    """Whether what is on the device before a step is other than assumed."""
+    """Whether the bytes on the device before a step differ from the assumed ones."""
     if assumed is None or schedule is None:
         return False
     change = abs((base_bytes or 0) - (assumed.base_bytes or 0))
@@ -133,7 +133,7 @@ def differ_in_flows(then: Mapping[str, TierFlow], now: Mapping[str, TierFlow]) -
 
 
 def differ_in_price(assumed: StepMeasurement, measured: StepMeasurement) -> bool:
-    """Whether a transferred byte took another time from compute, by a share of all that it took."""
+    """Whether the compute time that a transferred byte takes has changed by CHANGED_PRICE."""
     if assumed.price is None or measured.price is None:
         return assumed.price is not measured.price
     change = abs(measured.price - assumed.price)

@@ -1,4 +1,4 @@
-"""What is known of one program: its measured steps, and the schedule that was made by them."""
+"""What a thread has learned of one program: its measured steps, and the schedule made by them."""
 
 from __future__ import annotations
 
@@ -24,35 +24,37 @@ from fxoffload.schedule import (
 
 # Steps of one program from which medians are taken.
 KEPT_STEPS = 5
-# A step is measured when its program has run no more often than this, and then each so many steps.
+# The first steps of a program are measured, and then one in so many.
 FIRST_STEPS = 5
 MEASURED_EACH = 16
-# Of the measured steps, each so many is sampled at the close rate, which makes it slower. One of
-# the KEPT_STEPS always is: medians leave out its seconds, and the highest bytes count.
+# One in so many measured steps is sampled at the close rate, which makes it slower. The KEPT_STEPS
+# always have such a step: it does not change the medians of seconds, but the maxima of bytes.
 CLOSE_EACH = 4
-# Steps of a program that move everything beside steps that follow a schedule, so that the price of
-# a byte shows: these, and then each so many steps. Each of them is measured.
+# These steps of a program, and then one in so many, move everything and are measured: the price of
+# a byte shows when they are compared with steps that follow a schedule.
 TRIED_STEPS = (1, 3, 5, 7, 9)
 TRIED_EACH = 16 * MEASURED_EACH
-# Where not everything moves, which shows the price: less than this part of what may move.
+# A schedule that moves this share of what may move needs no such comparison.
 ALL_MOVED = 0.8
-# Measured steps whose transfers tell the speed of a tier: the one in the middle counts.
+# The number of measured steps from which the speed of a tier is taken, as that of the median one.
 KEPT_FLOWS = 3
 
 
 @dataclass(slots=True, eq=False)
 class Learned:
-    """One program. assumed: the measurement that the schedule was made by.
+    """What is known of one program.
 
+    steps, measured: how many steps have run, and how many of them were measured.
+    records, flows, samples: the latest measurements of halves, tiers, and seconds by moved bytes.
+    assumed: the measurement that `schedule` was made by.
     latest: the last measured step, and the schedule that it followed to its end.
-    samples: what its steps took, by what they moved. limited: whether there is a budget.
+    judged: measured steps that followed schedules, without the first ones.
+    doubts: whether the next step must be measured, as the latest one waited longer than predicted,
+    had other speeds, or had larger values than any before.
+    limited: whether there is a budget.
     excess_bytes: the most by which a step exceeded the peak that its schedule predicted.
-    measured: how many steps were measured. judged: measured steps that followed schedules, behind
-    the first ones.
-    doubts: whether the latest step waited for transfers that should have been hidden, saw other
-    speeds, or had larger values than any before: then the next one is measured.
-    sizes: the largest that values of symbolic size had; schedules are made for them. guessed:
-    whether `assumed` is scaled from a step of smaller values.
+    sizes: the largest sizes of values of symbolic size, for which schedules are made.
+    guessed: whether `assumed` was scaled from a step of smaller values.
     """
 
     steps: int = 0
@@ -87,7 +89,7 @@ class Learned:
         return True
 
     def forget_guess(self) -> None:
-        """A step of the sizes that were guessed has been measured."""
+        """Drop what was scaled, as a step of the largest sizes has been measured."""
         if self.guessed:
             self.assumed, self.guessed, self.excess_bytes = None, False, 0
             self.records.clear()
@@ -114,8 +116,7 @@ class Learned:
     def _needs_price(self) -> bool:
         """Whether the price of a byte decides what moves.
 
-        Under a budget the budget does, and no price does where transfers take nothing from compute,
-        as on a GPU.
+        It does not under a budget, and not if transfers take nothing from compute, as on a GPU.
         """
         schedule = self.schedule
         if schedule is None or self.limited or not schedule.price:

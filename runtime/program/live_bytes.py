@@ -12,10 +12,10 @@ from fxoffload.runtime.engines.memory_limit import find_memory_limit
 
 
 def count_live_bytes(device: torch.device) -> int | None:
-    """What tensors and others hold on `device`; None where nobody counts that.
+    """Bytes that are allocated on `device`; None if nothing counts them.
 
-    On a CPU what this process has from malloc, which glibc tells since 2.33 (mallinfo2): in its
-    heaps, and in mappings of single blocks.
+    On a CPU these are the bytes that this process has from malloc, in its heaps and in mappings of
+    single blocks, which glibc reports since 2.33 (mallinfo2).
     """
     if device.type == "cuda":
         return torch.cuda.memory_allocated(device)
@@ -27,7 +27,7 @@ def count_live_bytes(device: torch.device) -> int | None:
 
 
 def restart_peak(device: torch.device) -> None:
-    """`find_peak_bytes` counts from here on; so does torch's own peak statistic of the device."""
+    """Restart the peak that find_peak_bytes returns: torch's own statistic of the device."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
 
@@ -38,7 +38,7 @@ def find_peak_bytes(device: torch.device) -> int | None:
 
 
 def count_foreign_bytes(device: torch.device) -> int:
-    """What the allocator of `device` does not count: other programs, contexts of CUDA."""
+    """Bytes that the allocator of `device` does not count: other programs, contexts of CUDA."""
     if device.type != "cuda":
         return 0
     free, total = torch.cuda.mem_get_info(device)
@@ -66,8 +66,7 @@ class _MallocInfo(ctypes.Structure):
 
 @cache
 def _find_malloc_info() -> Callable[[], _MallocInfo] | None:
-    # PyDLL holds the interpreter lock: nothing of the program runs between this and what is asked
-    # next.
+    # PyDLL keeps the interpreter lock, so that no other Python code runs between two counts.
     function = getattr(ctypes.PyDLL(None), "mallinfo2", None)
     if function is not None:
         function.restype = _MallocInfo

@@ -38,14 +38,14 @@ class LiveWatch:
         self._sampler = HeldSampler(self._sample, rate)
 
     def note_half(self, run: HalfRun, found: Held | None) -> None:
-        """A half begins; found: what is held now."""
+        """Note the beginning of a half. found: what the device holds then."""
         run.gap_bytes = self._sampler.take()
         self._note(found)
         self._note_live_bytes()
         self._last = None
 
     def note_op(self, run: HalfRun, event: OpEvent) -> None:
-        """An op of the half has run."""
+        """Note that an op of the half has run."""
         highest = self._sampler.take()
         if highest is not None and self._last is not None:
             last, before = self._last

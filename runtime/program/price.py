@@ -1,4 +1,4 @@
-"""Price: what a transferred byte takes from the compute beside it, by whole steps of the run.
+"""Price: estimate the compute time that a transferred byte takes, from whole steps of the run.
 
 On a CPU the cores compute the graph and serve the drive. Steps that moved much and steps that moved
 little, in turns, show how much longer a step computes for each byte.
@@ -11,7 +11,7 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-# Steps of each kind that are remembered, and those without which nothing is said.
+# The number of steps of each kind that are kept, and the least from which a price is estimated.
 KEPT_SAMPLES = 5
 LEAST_SAMPLES = 4
 # Steps that moved much moved at least this part more bytes than those that moved little.

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 class Rate:
     """How often to count: pauses of `seconds` or longer, and at most `share` of the time.
 
-    On a CPU, the program loses the time in which is counted.
+    On a CPU, the time of counting is taken from the program.
     """
 
     seconds: float
@@ -22,7 +22,7 @@ class Rate:
 RATE = Rate(seconds=0.001, share=0.1)
 # What eager operations hold between two graphs may last for a millisecond only.
 CLOSE_RATE = Rate(seconds=0.0001, share=0.5)
-# A step in which no op has run for so long is not looked at any further.
+# If no op has run for so long, sampling ends.
 IDLE_SECONDS = 10.0
 
 

@@ -1,4 +1,4 @@
-"""What the stores of a step did since it began: seconds of waiting for them, and transfers."""
+"""Watch the stores of a step: the seconds of waiting for them, and their transfers."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ class StoreWatch:
 
     @property
     def exposed_seconds(self) -> float:
-        """Of waiting for transfers, since each store was added."""
+        """Seconds of waiting for transfers, since each store was added."""
         return sum(store.exposed_seconds - before for store, before in self._exposed_before.items())
 
     def add(self, store: OffloadStore) -> None:
-        """The step moves values through `store`; nothing changes if that is known."""
+        """Watch `store`, unless it is watched already."""
         if store not in self._exposed_before:
             self._exposed_before[store] = store.exposed_seconds
             if self._measures:
                 self._windows.append(open_windows(store.engines))
 
     def close(self) -> dict[str, TierFlow]:
-        """The transfers of each tier, which are recorded no further."""
+        """End the recording; return the transfers of each tier."""
         return {tier: each.close() for windows in self._windows for tier, each in windows.items()}

@@ -1,4 +1,4 @@
-"""The programs of all threads: each thread runs steps of its own, and has a book of its own."""
+"""The programs of all threads: each thread that runs steps has a book of its programs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,15 @@ from fxoffload.schedule import ProgramRecord, Schedule
 
 
 @dataclass(frozen=True, slots=True)
-class _Graph:
+class GraphRules:
+    """How the calls of a graph follow schedules.
+
+    make_schedule, explain: see ProgramBook; a thread uses those of the graph that it runs first.
+    is_limited: whether the graph has a budget, so that the safe rule waits for its writes. sizes:
+    bytes of its values by name, if it has a budget and they may change from call to call; else
+    empty.
+    """
+
     make_schedule: MakeSchedule
     explain: ExplainFailure
     is_limited: bool
@@ -25,23 +33,15 @@ class Programs:
     """The books of all threads, and the graphs whose ops follow schedules."""
 
     def __init__(self) -> None:
-        self._graphs: dict[str, _Graph] = {}
+        self._graphs: dict[str, GraphRules] = {}
         self._books: dict[int, ProgramBook] = {}
 
-    def add_graph(
-        self,
-        graph: str,
-        make_schedule: MakeSchedule,
-        explain: ExplainFailure,
-        *,
-        is_limited: bool,
-        sizes: Mapping[str, int],
-    ) -> None:
-        """Let the calls of `graph` follow schedules; see ProgramBook, and Call for the rest."""
-        self._graphs[graph] = _Graph(make_schedule, explain, is_limited, sizes)
+    def add_graph(self, graph: str, rules: GraphRules) -> None:
+        """Let the calls of `graph` follow schedules by `rules`."""
+        self._graphs[graph] = rules
 
     def enter_offload(self, graph: str, name: str, device: torch.device) -> Call | None:
-        """The call that the offload of the value `name` belongs to; None if it follows no schedule.
+        """The call that an offload of the value `name` belongs to; None if it follows no schedule.
 
         Raises BudgetError as ProgramBook.begin_step.
         """
@@ -86,7 +86,7 @@ class Programs:
         return [step for step in steps if step is not None and not step.ended]
 
     def clear(self) -> None:
-        """Forget all."""
+        """Stop all steps, and forget all graphs and books."""
         for book in self._books.values():
             if book.step is not None:
                 book.step.stop()

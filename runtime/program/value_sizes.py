@@ -1,4 +1,4 @@
-"""Sizes of values that change from step to step: those of a schedule, and those of the steps.
+"""Compare and scale the sizes of values that change from step to step.
 
 A schedule of larger values fits smaller ones, too. So a program keeps the largest sizes that it has
 seen, and only steps of about these sizes tell what the device holds and how long compute takes.
@@ -10,7 +10,7 @@ from dataclasses import replace
 
 from fxoffload.schedule import HalfMeasurement, Sizes, StepMeasurement
 
-# Of the bytes that a schedule was made for: steps with less tell nothing about it.
+# A step with less than this share of the bytes that a schedule was made for does not measure it.
 LIKE = 0.9
 
 
@@ -33,9 +33,9 @@ def is_smaller(seen: Sizes, known: Sizes) -> bool:
 
 
 def scale_measurement(measured: StepMeasurement, sizes: Sizes) -> StepMeasurement:
-    """What a step of `sizes` is assumed to take until one is measured.
+    """The assumed measurement of a step of `sizes`, until one is measured.
 
-    Bytes and seconds grow as the values do.
+    Bytes and seconds grow in proportion to the values.
     """
     before = _sum(measured.sizes)
     factor = _sum(sizes) / before if before else 1.0
