@@ -9,6 +9,8 @@ from reports import FAST, make_data, make_deep_data
 
 from fxoffload.inspection.report_records import ReportData
 from fxoffload.inspection.report_trace import Event, list_events
+from fxoffload.planner.link import Link
+from fxoffload.planner.selection import LINK_UTILISATION
 
 
 def select(data: ReportData, phase: str) -> list[Event]:
@@ -69,12 +71,16 @@ def test_arrows_pair_and_go_forward_from_slice_to_slice(
 
 
 def test_counters_are_never_negative_and_end_at_nothing() -> None:
-    data = make_data()
-    values: dict[str, list[int]] = defaultdict(list)
+    data = make_data(link=Link(25.0, 50.0, 0.0))
+    values: dict[str, list[dict[str, int]]] = defaultdict(list)
     for event in select(data, "C"):
-        (value,) = event["args"].values()
-        assert value >= 0
-        values[event["name"]].append(value)
-    assert max(values["live bytes"]) == data.predicted.peak_bytes
-    assert values["bytes in flight"][-1] == 0
-    assert max(values["bytes in flight"]) >= 100
+        assert min(event["args"].values()) >= 0
+        values[event["name"]].append(event["args"])
+    assert max(each["live"] for each in values["live bytes"]) == data.predicted.peak_bytes
+    inflight, bandwidth = values["bytes in flight"], values["bandwidth, bytes per second"]
+    assert inflight[-1] == {"in flight": 0}
+    assert max(each["in flight"] for each in inflight) >= 100
+    assert bandwidth[-1] == {"offload nvme": 0, "prefetch nvme": 0}
+    for series, speed in (("offload nvme", 25.0), ("prefetch nvme", 50.0)):
+        used = speed * LINK_UTILISATION
+        assert max(each[series] for each in bandwidth) == pytest.approx(used, abs=0.5)
