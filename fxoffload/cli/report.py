@@ -45,4 +45,7 @@ def read_report(file: Path) -> Report:
             f"{file} cannot be read ({reason}); name a file that has what "
             "fxoffload.report().to_json() returned"
         ) from error
-    return Report.from_json(text)
+    try:
+        return Report.from_json(text)
+    except ReportError as error:
+        raise ReportError(f"{file}: {error}") from error

@@ -47,7 +47,7 @@ def test_wrong_use(saved: Path, tmp_path: Path) -> None:
     check_usage_error(run("report", str(tmp_path)), "Is a directory")
     other = tmp_path / "other.json"
     other.write_text("{}")
-    check_usage_error(run("report", str(other)), "report")
+    check_usage_error(run("report", str(other)), "other.json: this is no report")
     other.write_bytes(b"\xff\xfe")
     check_usage_error(run("report", str(other)), "no text")
     page = tmp_path / "none" / "page.html"
