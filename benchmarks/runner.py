@@ -211,7 +211,7 @@ def build_parser(kind: type[Any], doc: str | None, name: str) -> argparse.Argume
             keywords["action"] = "store_false" if each.default else "store_true"
             flag = f"no-{flag}" if each.default else flag
         elif isinstance(each.default, tuple):
-            keywords |= {"nargs": "+", "type": type(each.default[0])}
+            keywords |= {"nargs": "+", "type": type(each.default[0]) if each.default else str}
         elif isinstance(each.default, int | float):
             keywords["type"] = type(each.default)
         parser.add_argument(f"--{flag}", **{**keywords, **each.metadata})

@@ -123,15 +123,15 @@ def make_rows(batch: int) -> torch.Tensor:
 def prepare(page: Path) -> dict[str, Any]:
     """What the blocks of a page use and do not define, behind a job where they look at one."""
     toy, x = Toy(), torch.ones(2**13, 64)
+    step = fxoffload.compile(toy, memory_budget="min")
     if page.name == "report.md":
-        step = fxoffload.compile(toy, memory_budget="min")
         for _ in range(3):
             step(x).sum().backward()
     return {
         "README.md": {"torch": torch, "model": toy},
         "marks.md": {"fxoffload": fxoffload, "self": toy, "h": torch.ones(4, 64)},
         "options.md": {"model": toy},
-        "report.md": {"fxoffload": fxoffload, "Path": Path, "model": toy, "x": x},
+        "report.md": {"fxoffload": fxoffload, "Path": Path, "model": toy, "step": step, "x": x},
         "planner.md": {"build_model": Toy, "make_tokens": make_rows},
     }.get(page.name, {})
 

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from itertools import count, pairwise
 from typing import Any
 
+from fxoffload.errors import ReportError
 from fxoffload.inspection.report_records import ReportData, Span
 
 Event = dict[str, Any]
@@ -46,6 +47,31 @@ def list_events(data: ReportData) -> list[Event]:
     events += _count_transfers(data, "bytes in flight", lambda span: ("in flight", span.nbytes))
     events += _count_transfers(data, "bandwidth, bytes per second", _find_bandwidth)
     return events
+
+
+def merge_profile(data: ReportData, profile: dict[str, Any]) -> dict[str, Any]:
+    """`profile`, a trace of torch.profiler that begins with a step, with the predicted step in it.
+
+    Both have the offload of the value that is written first at the same time. Raises ReportError
+    where nothing is written, or where `profile` has no such op.
+    """
+    first = next((span for span in data.spans if span.kind == "write"), None)
+    if first is None:
+        raise ReportError("the step moves nothing: its trace has no place in that of a profiler")
+    graphs = [call.graph for call in data.calls]
+    number = graphs[: first.call].count(graphs[first.call])
+    name = f"fxoffload offload {first.name}"
+    found = profile.get("traceEvents", ())
+    starts = sorted(event["ts"] for event in found if event.get("name") == name)
+    if len(starts) <= number:
+        raise ReportError(
+            f"the profile has {len(starts)} range(s) {name!r} and not {number + 1}: pass one of a "
+            "step of this program, as ProfilerActivity.CPU records it"
+        )
+    shift = starts[number] - _MICROSECONDS * first.start
+    process = 1 + max(event["pid"] for event in found if isinstance(event.get("pid"), int))
+    moved = [{**event, "ts": event["ts"] + shift, "pid": process} for event in list_events(data)]
+    return {**profile, "traceEvents": [*found, *moved]}
 
 
 def _number_tracks(data: ReportData) -> dict[str, int]:

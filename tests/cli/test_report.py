@@ -52,5 +52,8 @@ def test_wrong_use(saved: Path, tmp_path: Path) -> None:
     check_usage_error(run("report", str(other)), "no text")
     page = tmp_path / "none" / "page.html"
     check_usage_error(run("report", str(saved), "--html", str(page)), "page.html")
+    check_usage_error(run("report", str(saved), "--profile", str(other)), "--trace")
+    profiled = ("--profile", str(other), "--trace", str(tmp_path / "trace.json"))
+    check_usage_error(run("report", str(saved), *profiled), "other.json is no trace of a profiler")
     with pytest.raises(ReportError, match="cannot be read"):
         read_report(tmp_path / "none.json")
