@@ -3,9 +3,9 @@
     python -m benchmarks.docs_tables
 
 A table is written where a comment stands in front of it, such as `<!-- record: depth 1 2 -->`: the
-second table of the first record in benchmarks/results/depth.jsonl (the number of the table is left
-out where there is one). `by planner_truth` at its end names another benchmark that makes the table.
-Its title and the text around it are written by hand.
+second table of the first record in benchmarks/results/depth.jsonl; without the 2 the first table.
+`limits 1+2` has the rows of two records, and `rok 1 by planner_truth` the table that another
+benchmark makes of a record. Titles and the text around are written by hand.
 """
 
 from __future__ import annotations
@@ -13,15 +13,17 @@ from __future__ import annotations
 import importlib
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from benchmarks.runner import RESULTS, Benchmark, Table
+from benchmarks.runner import RESULTS, Benchmark
 
 ROOT = Path(__file__).parent.parent
 PAGES = ROOT / "README.md", ROOT / "docs" / "benchmarks.md", ROOT / "docs" / "planner.md"
 # The comment, the rows below it, and an empty line.
 MARKED = re.compile(
-    r"^(?P<mark><!-- record: (?P<name>\w+) (?P<record>\d+)(?: (?P<table>\d+))?"
+    r"^(?P<mark><!-- record: (?P<name>\w+) (?P<records>\d+(?:\+\d+)*)(?: (?P<table>\d+))?"
     r"(?: by (?P<by>\w+))? -->\n)\n?(?:\|.*\n)*(?P<end>\n|\Z)",
     re.MULTILINE,
 )
@@ -35,20 +37,26 @@ def fill_page(text: str) -> str:
 def _fill(found: re.Match[str]) -> str:
     records = (RESULTS / f"{found['name']}.jsonl").read_text().splitlines()
     module = importlib.import_module(f"benchmarks.{found['by'] or found['name']}")
-    benchmark: Benchmark = module.main
-    tables = benchmark.tabulate(json.loads(records[int(found["record"]) - 1]))
-    table = write_table(tables[int(found["table"] or 1) - 1])
-    return f"{found['mark']}\n{table}{found['end']}"
+    benchmark: Benchmark[Any] = module.main
+    rows: list[list[str]] = []
+    for number in found["records"].split("+"):
+        tables = benchmark.tabulate(json.loads(records[int(number) - 1]))
+        heading, *others = tables[int(found["table"] or 1) - 1].rows
+        rows += others if rows else [heading, *others]
+    return f"{found['mark']}\n{write_table(rows)}{found['end']}"
 
 
-def write_table(table: Table) -> str:
-    """Its rows as Markdown; columns of numbers are aligned on the right."""
-    heading, *rows = table.rows
-    numbers = (
-        all(re.match(r"[-+\d]|$", cell) for cell in cells) for cells in zip(*rows, strict=True)
-    )
+def write_table(table: Sequence[Sequence[str]]) -> str:
+    """Rows below a heading as Markdown; columns of numbers are aligned on the right."""
+    heading, *rows = table
+    numbers = (_are_numbers(list(filter(None, cells))) for cells in zip(*rows, strict=True))
     rule = ["---:" if each else "---" for each in numbers]
     return "".join(f"| {' | '.join(row)} |\n" for row in (heading, rule, *rows))
+
+
+def _are_numbers(cells: Sequence[str]) -> bool:
+    """Whether most of them are."""
+    return 2 * sum(re.match(r"[-+]?\d", cell) is not None for cell in cells) > len(cells)
 
 
 def main() -> None:

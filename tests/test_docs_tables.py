@@ -11,7 +11,6 @@ import pytest
 sys.path.append(str(Path(__file__).parent.parent))
 
 from benchmarks.docs_tables import MARKED, PAGES, fill_page, write_table
-from benchmarks.runner import Table
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -39,6 +38,14 @@ def test_a_new_mark_gets_its_table() -> None:
     assert fill_page(filled) == filled
 
 
+def test_records_in_one_table() -> None:
+    both, first, second = (
+        fill_page(f"<!-- record: compile_time {numbers} -->\n\n").splitlines()[2:]
+        for numbers in ("1+2", "1", "2")
+    )
+    assert both == first + second[2:]
+
+
 def test_columns_of_numbers_are_on_the_right() -> None:
-    table = Table([["a", "b", "c"], ["x", "1.0 (0.9 to 1.1)", "-3"], ["2", "", "+0.1%"]])
-    assert write_table(table).splitlines()[1] == "| --- | ---: | ---: |"
+    rows = [["a", "b", "c"], ["x", "1.0 (0.9 to 1.1)", "-3"], ["2", "", "+0.1%"]]
+    assert write_table(rows).splitlines()[1] == "| --- | ---: | ---: |"
