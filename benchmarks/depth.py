@@ -1,6 +1,7 @@
-"""Measures how the activation peak grows with the depth of a model, plain and with fxoffload.
+"""Measures how the activation peak grows with the depth of a model, or with its sequences.
 
     python -m benchmarks.depth --plot depth.png
+    python -m benchmarks.depth --layers 4 --lengths 128 256 512
 
 The lower bound is the simulator's: the largest working set of any single moment.
 """
@@ -8,7 +9,7 @@ The lower bound is the simulator's: the largest working set of any single moment
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from benchmarks.fresh_process import Record
@@ -32,33 +33,43 @@ class DepthArguments(ModelArguments):
     length: int = option(128)
     min_bytes: str = option("64KiB", "smaller values stay in memory")
     layers: Sequence[int] = option((4, 8, 16, 32, 48))
+    lengths: Sequence[int] = option((), "tokens to try at each depth, not --length", type=int)
     plot: Path | None = option(None, "picture to write", type=Path)
 
 
 def measure(arguments: DepthArguments, show: Show) -> Record:
-    """The variants at each depth, each from an empty compile cache."""
-    workloads = {layers: arguments.make_workload(layers) for layers in arguments.layers}
+    """The variants at each depth and length, each from an empty compile cache."""
+    workloads = [
+        replace(arguments, length=length).make_workload(layers)
+        for layers in arguments.layers
+        for length in arguments.lengths or (arguments.length,)
+    ]
     return {
         "depths": [
-            {"layers": layers, "variants": run_variants(workload, VARIANTS, 0, show)}
-            for layers, workload in workloads.items()
+            {
+                "layers": workload.shape.layers,
+                "length": workload.shape.length,
+                "variants": run_variants(workload, VARIANTS, 0, show),
+            }
+            for workload in workloads
         ]
     }
 
 
 def tabulate(record: Record) -> list[Table]:
-    """A table for each depth."""
+    """A table for each depth and length."""
     return [tabulate_variants({**record, **depth}, HEADINGS) for depth in record["depths"]]
 
 
 def draw(record: Record, path: Path) -> None:
-    """Peaks against layers."""
+    """Peaks against tokens where these differ, else against layers."""
     title = f"{record['model']}, width {record['hidden']}, {record['batch']} x {record['length']}"
-    layers = [depth["layers"] for depth in record["depths"]]
-    with draw_axes(path, title, "layers", "activation peak, MiB") as axes:
+    key = "length" if record.get("lengths") else "layers"
+    sizes = [depth[key] for depth in record["depths"]]
+    with draw_axes(path, title, key, "activation peak, MiB") as axes:
 
         def plot(values: Sequence[int | None], style: str, label: str) -> None:
-            axes.plot(layers, [(value or 0) / MIB for value in values], style, label=label)
+            axes.plot(sizes, [(value or 0) / MIB for value in values], style, label=label)
 
         for index, line in enumerate(zip(*map(parse_measured, record["depths"]), strict=True)):
             plot([item.peak_bytes for item in line], f"C{index}o-", line[0].label)

@@ -15,6 +15,7 @@ from benchmarks.runner import Arguments, option
 from benchmarks.trainer import Workload
 from fxoffload import OffloadConfig
 from fxoffload.cli.byte_models import BUILDERS, Shape, check_shape
+from fxoffload.cli.train import choose_device
 from fxoffload.directories import find_filesystem
 
 HEADS = 8
@@ -45,6 +46,7 @@ class ModelArguments(Arguments):
         names = ("directory", "memory_budget", "min_bytes", "compiler")
         options = {name: getattr(self, name) for name in names if hasattr(self, name)}
         OffloadConfig(**options)
+        choose_device(self.device)
         return Workload(self.model, shape, self.device, options, self.threads)
 
     def describe(self, name: str) -> Record:

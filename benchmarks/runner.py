@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, NoReturn, TypeVar
 
 import numpy as np
 import rich.table
@@ -24,6 +25,7 @@ from rich.console import Console
 from benchmarks.fresh_process import ChildFailed, Record
 from benchmarks.measure import MIB, find_cpu_model
 from fxoffload import ConfigError, OffloadError
+from fxoffload.directories import check_directory
 from fxoffload.sizes import parse_bytes
 
 RESULTS = Path(__file__).parent / "results"
@@ -123,7 +125,7 @@ class Benchmark(Generic[Parsed]):
 
     def __call__(self, argv: Sequence[str] | None = None) -> None:
         """Measure and keep the record, or read what was kept; print tables and missed limits."""
-        parser = build_parser(self.arguments, self.doc)
+        parser = build_parser(self.arguments, self.doc, self.name)
         arguments = self.arguments(**vars(parser.parse_args(argv)))
         folder = RESULTS if arguments.report else OUTPUTS
         output = arguments.output or folder / f"{self.name}.jsonl"
@@ -135,8 +137,10 @@ class Benchmark(Generic[Parsed]):
         if arguments.report:
             records: list[Record] = list(map(json.loads, output.read_text().splitlines()))
         else:
+            # What cannot be written is named before the measurement.
+            if not _make_room(output):
+                parser.error(f"--output {output} cannot be written; name another file")
             records = [self._measure(arguments, parser)]
-            output.parent.mkdir(parents=True, exist_ok=True)
             with output.open("a") as file:
                 file.write(json.dumps(records[0]) + "\n")
         misses: list[str] = []
@@ -162,7 +166,10 @@ class Benchmark(Generic[Parsed]):
             else:
                 print(text, file=sys.stderr, flush=True)
 
+        place = getattr(arguments, "directory", None)
         try:
+            if place is not None:
+                check_directory(Path(place))
             return {**arguments.describe(self.name), **self.measure(arguments, show)}
         except OffloadError as error:
             parser.error(str(error))
@@ -173,9 +180,27 @@ class Benchmark(Generic[Parsed]):
             status.stop()
 
 
-def build_parser(kind: type[Any], doc: str | None) -> argparse.ArgumentParser:
+def _make_room(output: Path) -> bool:
+    """Make the folder of `output`; whether this can be a file that is written."""
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return False
+    return not output.is_dir() and os.access(output if output.exists() else output.parent, os.W_OK)
+
+
+class _Parser(argparse.ArgumentParser):
+    """Tells what is wrong in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        """Exit with status 2."""
+        self.exit(2, f"{self.prog}: {' '.join(message.split())} (see --help)\n")
+
+
+def build_parser(kind: type[Any], doc: str | None, name: str) -> argparse.ArgumentParser:
     """A flag for each field of the dataclass `kind`, of the type of its default."""
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
+        prog=f"fxoffload bench {name}",
         description=(doc or "").splitlines()[0],
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
@@ -186,7 +211,7 @@ def build_parser(kind: type[Any], doc: str | None) -> argparse.ArgumentParser:
             keywords["action"] = "store_false" if each.default else "store_true"
             flag = f"no-{flag}" if each.default else flag
         elif isinstance(each.default, tuple):
-            keywords |= {"nargs": "+", "type": type(each.default[0])}
+            keywords |= {"nargs": "+", "type": type(each.default[0]) if each.default else str}
         elif isinstance(each.default, int | float):
             keywords["type"] = type(each.default)
         parser.add_argument(f"--{flag}", **{**keywords, **each.metadata})

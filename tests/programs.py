@@ -25,6 +25,38 @@ def make_model() -> GraphModel:
     return build_graph_model(step, forward, backward)
 
 
+def make_mirrored_model(values: int) -> GraphModel:
+    """Values of 100 bytes that the backward needs in the opposite order; two nodes for each.
+
+    The last one is released behind the last node, where the backward begins.
+    """
+    length = 2 * values
+    made = [
+        make_value(
+            f"value_with_a_name_{index}",
+            born=2 * index,
+            last_use=2 * index + 1,
+            first_use=length - 2 * index - 2,
+            freed=length - 2 * index - 1,
+        )
+        for index in range(values)
+    ]
+    forward = [
+        op
+        for value in made
+        for op in (
+            (("offload", value.name), value.born + 1),
+            (("release", value.name), value.born + 2),
+        )
+    ]
+    backward = [
+        ((kind, value.name), value.first_use)
+        for value in reversed(made)
+        for kind in ("prefetch", "wait")
+    ]
+    return build_graph_model(make_step(made, forward=length, backward=length), forward, backward)
+
+
 MODEL = make_model()
 MODELS = {"block": MODEL}
 

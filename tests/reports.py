@@ -5,13 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from programs import make_model, make_program
-from steps import make_step, make_value
+from programs import make_mirrored_model, make_model, make_program
 
 from fxoffload.config import OffloadConfig
 from fxoffload.inspection.report_builder import build_report
 from fxoffload.inspection.report_records import ReportData
-from fxoffload.planner.graph_model import GraphModel, build_graph_model
+from fxoffload.planner.graph_model import GraphModel
 from fxoffload.planner.link import Link
 from fxoffload.planner.plan import Origin
 from fxoffload.schedule import HalfMeasurement, ProgramRecord, StepMeasurement
@@ -44,27 +43,5 @@ def make_data(calls: int = 4, link: Link = SLOW, **options: Any) -> ReportData:
 
 def make_deep_data(layers: int = 48, values: int = 10) -> ReportData:
     """The report of many equal calls, at the lowest peak."""
-    made = [
-        make_value(
-            f"value_with_a_name_{index}",
-            born=2 * index,
-            last_use=2 * index + 1,
-            first_use=2 * (values - 1 - index),
-            freed=2 * (values - 1 - index) + 1,
-        )
-        for index in range(values)
-    ]
-    names = [value.name for value in made]
-    forward = [
-        op
-        for index, name in enumerate(names)
-        for op in ((("offload", name), 2 * index + 1), (("release", name), 2 * index + 2))
-    ]
-    backward = [
-        ((kind, name), 2 * (values - 1 - index))
-        for index, name in reversed(list(enumerate(names)))
-        for kind in ("prefetch", "wait")
-    ]
-    step = make_step(made, forward=2 * values, backward=2 * values)
-    model = build_graph_model(step, forward, backward)
+    model = make_mirrored_model(values)
     return build_report(make_scheduled(layers, SLOW, model=model, memory_budget="min"))

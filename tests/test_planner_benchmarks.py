@@ -375,15 +375,16 @@ def test_depth(
     in_process: list[Path], spill_directory: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     plot = spill_directory / "depth.png"
-    record = run(depth, spill_directory, "--layers", "1", *EAGER, "--plot", str(plot))
+    sizes = ("--layers", "1", "--lengths", "32")
+    record = run(depth, spill_directory, *EAGER, *sizes, "--plot", str(plot))
     (found,) = record["depths"]
+    assert (found["layers"], found["length"], record["length"]) == (1, 32, 64)
     _, _, lowest = found["variants"]
-    assert found["layers"] == 1
     # By the nodes of the graph, in which the logits live to the end; the other by what was seen.
     assert 0 < lowest["lower_bound_bytes"] <= 1.2 * lowest["predicted_peak_bytes"]
     assert lowest["offloaded_bytes"] > 0
     assert image.imread(plot).std() > 0
-    assert "gpt: 1 layers x 64" in capsys.readouterr().out
+    assert re.search(r"gpt: 1 layers x 64, batch \d+ x 32,", capsys.readouterr().out)
 
 
 def test_slow_drive(

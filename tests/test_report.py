@@ -11,6 +11,7 @@ import pytest
 import torch
 from gated_blocks import Block, compile_blocks
 from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
 
 import fxoffload
 from benchmarks.measure import record_memory
@@ -23,6 +24,7 @@ pytestmark = [
 
 MIB = 2**20
 ROWS, WIDTH, BLOCKS = 2048, 256, 3
+BEFORE = {"compiler": "eager", "min_bytes": 1, "memory_budget": "min"}
 VALUE_BYTES = ROWS * WIDTH * 4  # Of each result: 2 MiB.
 
 
@@ -74,6 +76,7 @@ def test_a_running_job(spill_directory: Path, tmp_path: Path, budget: int | str)
     assert "posix" in report.ioengine  # Those of the other tests of this process are in it, too.
     check_values(report)
     check_outputs(report, tmp_path)
+    check_profile(report, blocks, x, tmp_path)
     assert fxoffload.statistics().live_bytes == 0
 
 
@@ -103,6 +106,32 @@ def check_outputs(report: fxoffload.Report, folder: Path) -> None:
     report.save_trace(folder / "trace.json")
     events = json.loads((folder / "trace.json").read_text())["traceEvents"]
     assert sum(event.get("cat") == "compute" for event in events) == 2 * BLOCKS
+
+
+def check_profile(report: fxoffload.Report, blocks: list[Block], x: Tensor, folder: Path) -> None:
+    """The prediction of a step lies beside what a profiler saw of one."""
+    with profile(activities=[ProfilerActivity.CPU]) as profiler:
+        run_step(blocks, x)
+    seen = folder / "seen.json.gz"
+    profiler.export_chrome_trace(str(seen))
+    report.save_trace(folder / "both.json", profile=seen)
+    events = json.loads((folder / "both.json").read_text())["traceEvents"]
+    names = [event["name"] for event in events if event["ph"] == "X"]
+    assert {"aten::mm", "forward of call 0"} <= set(names)
+    writes = [event for event in events if event.get("cat") == "write"]
+    first = min(writes, key=lambda event: event["ts"])
+    op = f"fxoffload offload {first['name'].rsplit('/', 1)[1]}"
+    assert first["ts"] in [event["ts"] for event in events if event["name"] == op]
+
+
+def test_a_trace_that_no_profiler_wrote(spill_directory: Path) -> None:
+    explanation = fxoffload.explain(Block(WIDTH), torch.randn(ROWS, WIDTH), options=BEFORE)
+    path = spill_directory / "trace.json"
+    for content in (None, "no JSON", "[1]"):
+        if content is not None:
+            path.write_text(content)
+        with pytest.raises(fxoffload.ReportError, match=r"trace\.json is no trace of a profiler"):
+            explanation.report().save_trace(spill_directory / "out.json", profile=path)
 
 
 def test_before_a_run(spill_directory: Path, tmp_path: Path) -> None:

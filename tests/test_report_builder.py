@@ -7,11 +7,13 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 import pytest
+from programs import make_mirrored_model, make_model
 from reports import FAST, ORIGIN, SLOW, make_data, make_scheduled
 
 from fxoffload.inspection.report_builder import build_report
 from fxoffload.inspection.report_records import Figures, Wear
 from fxoffload.ops import OpEvent
+from fxoffload.planner.graph_model import GraphModel
 from fxoffload.planner.link import Link
 from fxoffload.schedule import Flow, HalfMeasurement, StepMeasurement, TierFlow
 
@@ -54,6 +56,16 @@ def test_spans_are_halves_transfers_and_waits() -> None:
     assert compute[-1].end == pytest.approx(data.predicted.step_seconds)
     written = sum(span.nbytes for span in data.spans if span.kind == "write")
     assert written == data.moved_bytes > 0
+
+
+@pytest.mark.parametrize("budget", ["min", "200B", "350B", "500B", None])
+@pytest.mark.parametrize("model", [make_model(), make_mirrored_model(3)], ids=["plain", "mirrored"])
+def test_spans_end_when_the_step_is_predicted_to(model: GraphModel, budget: str | None) -> None:
+    step = make_scheduled(4, SLOW, model=model, memory_budget=budget)
+    data = build_report(step)
+    compute = [span.end for span in data.spans if span.kind == "compute"]
+    assert max(compute) == pytest.approx(step.record.schedule.step_seconds)
+    assert data.predicted.step_seconds == step.record.schedule.step_seconds
 
 
 def test_each_value_of_each_call_has_its_row() -> None:

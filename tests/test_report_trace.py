@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from dataclasses import replace
+from typing import Any
 
 import pytest
 from reports import FAST, make_data, make_deep_data
 
+from fxoffload.errors import ReportError
 from fxoffload.inspection.report_records import ReportData
-from fxoffload.inspection.report_trace import Event, list_events
+from fxoffload.inspection.report_trace import Event, list_events, merge_profile
+from fxoffload.planner.link import Link
+from fxoffload.planner.selection import LINK_UTILISATION
 
 
 def select(data: ReportData, phase: str) -> list[Event]:
@@ -69,12 +74,46 @@ def test_arrows_pair_and_go_forward_from_slice_to_slice(
 
 
 def test_counters_are_never_negative_and_end_at_nothing() -> None:
-    data = make_data()
-    values: dict[str, list[int]] = defaultdict(list)
+    data = make_data(link=Link(25.0, 50.0, 0.0))
+    values: dict[str, list[dict[str, int]]] = defaultdict(list)
     for event in select(data, "C"):
-        (value,) = event["args"].values()
-        assert value >= 0
-        values[event["name"]].append(value)
-    assert max(values["live bytes"]) == data.predicted.peak_bytes
-    assert values["bytes in flight"][-1] == 0
-    assert max(values["bytes in flight"]) >= 100
+        assert min(event["args"].values()) >= 0
+        values[event["name"]].append(event["args"])
+    assert max(each["live"] for each in values["live bytes"]) == data.predicted.peak_bytes
+    inflight, bandwidth = values["bytes in flight"], values["bandwidth, bytes per second"]
+    assert inflight[-1] == {"in flight": 0}
+    assert max(each["in flight"] for each in inflight) >= 100
+    assert bandwidth[-1] == {"offload nvme": 0, "prefetch nvme": 0}
+    for series, speed in (("offload nvme", 25.0), ("prefetch nvme", 50.0)):
+        used = speed * LINK_UTILISATION
+        assert max(each[series] for each in bandwidth) == pytest.approx(used, abs=0.5)
+
+
+def make_profile(name: str, *starts: float) -> dict[str, Any]:
+    """As torch.profiler writes it: processes are numbers, or names."""
+    events = [{"name": name, "ph": "X", "pid": 7, "tid": 7, "ts": ts, "dur": 5.0} for ts in starts]
+    return {"schemaVersion": 1, "traceEvents": [{"name": "x", "ph": "M", "pid": "a"}, *events]}
+
+
+def test_a_profile_and_the_prediction_agree_on_the_first_offload() -> None:
+    data = make_data()
+    first = next(span for span in data.spans if span.kind == "write")
+    # The same graph ran twice before the call that moves first.
+    later = tuple(replace(each, call=each.call + 2) for each in data.spans)
+    for spans, starts in ((data.spans, (5e9,)), (later, (1.0, 2.0, 5e9))):
+        changed = replace(data, spans=spans)
+        profile = make_profile(f"fxoffload offload {first.name}", *starts)
+        merged = merge_profile(changed, profile)
+        assert merged["schemaVersion"] == 1
+        assert merged["traceEvents"][: len(starts) + 1] == profile["traceEvents"]
+        ours = merged["traceEvents"][len(starts) + 1 :]
+        assert {event["pid"] for event in ours} == {8}
+        assert len(ours) == len(list_events(changed))
+        assert min(e["ts"] for e in ours if e.get("cat") == "write") == pytest.approx(5e9)
+
+
+def test_a_profile_of_something_else_is_refused() -> None:
+    with pytest.raises(ReportError, match=r"0 range\(s\) 'fxoffload offload a' and not 1"):
+        merge_profile(make_data(), make_profile("fxoffload offload other", 1.0))
+    with pytest.raises(ReportError, match="moves nothing"):
+        merge_profile(make_data(memory_budget=10_000), make_profile("fxoffload offload a", 1.0))

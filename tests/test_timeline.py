@@ -5,9 +5,11 @@ from __future__ import annotations
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from programs import MODELS, UNMEASURED, make_program, parse_program
+from programs import MODELS, UNMEASURED, make_mirrored_model, make_program, parse_program
 from steps import draw_step, make_link, make_step, make_value
 
+from fxoffload.ops import OpEvent
+from fxoffload.planner.graph_model import GraphModel
 from fxoffload.planner.joining import join_step
 from fxoffload.planner.link import Link
 from fxoffload.planner.placement import place_transfers
@@ -23,6 +25,7 @@ LINKS = {
     "slow": Link(25.0, 25.0, 0.0),
     "late": Link(50.0, 30.0, 2.0, 0.001),
 }
+MIRRORED = {"block": make_mirrored_model(3)}
 
 
 @settings(deadline=None)
@@ -63,40 +66,54 @@ def test_times_of_a_value() -> None:
 @pytest.mark.parametrize("link", LINKS.values(), ids=LINKS)
 @pytest.mark.parametrize("budget_bytes", ["min", 250, 350, 450, None])
 @pytest.mark.parametrize("halves", ["F0 F1 F2 F3 B3 B2 B1 B0", "F0 B0 F1 B1", "F0 F1 B0 F2 B1 B2"])
-def test_a_schedule_is_read_back(link: Link, budget_bytes: int | None, halves: str) -> None:
+@pytest.mark.parametrize("models", [MODELS, MIRRORED], ids=["first_and_last", "mirrored"])
+def test_a_schedule_is_read_back(
+    link: Link, budget_bytes: int | None, halves: str, models: dict[str, GraphModel]
+) -> None:
     """What is read from the ops takes the time and the memory that the schedule states."""
     program = parse_program(halves)
     measured = [UNMEASURED] * len(program)
     links = {"nvme": link}
-    schedule = make_schedule(program, MODELS, measured, links, budget_bytes=budget_bytes)
-    joined = join_step(program, MODELS, measured)
-    transfers = read_transfers(joined, schedule)
+    schedule = make_schedule(program, models, measured, links, budget_bytes=budget_bytes)
+    joined = join_step(program, models, measured)
     used = derate_links(links, LINK_UTILISATION)
-    simulated = simulate(joined.step, transfers, used)
-    assert sum(v.nbytes for v in joined.step.values if v.name in transfers) == schedule.moved_bytes
-    assert simulated.peak_bytes == schedule.peak_bytes
-    assert simulated.exposed_seconds == pytest.approx(schedule.exposed_seconds)
+    transfers = read_transfers(joined, schedule, used)
+    moved = sum(v.nbytes for v in joined.step.values if v.name in transfers)
+    assert moved == schedule.moved_bytes
+    assert simulate(joined.step, transfers, used).peak_bytes == schedule.peak_bytes
+    timeline = replay(joined.step, transfers, used)
+    assert timeline.exposed_seconds == pytest.approx(schedule.exposed_seconds)
+    assert timeline.step_seconds == pytest.approx(schedule.step_seconds)
 
 
 def test_a_schedule_that_keeps_all_has_no_transfers() -> None:
     program = make_program(3)
     measured = [UNMEASURED] * 6
-    schedule = make_schedule(program, MODELS, measured, {"nvme": LINKS["fast"]}, budget_bytes=10**6)
+    links = {"nvme": LINKS["fast"]}
+    schedule = make_schedule(program, MODELS, measured, links, budget_bytes=10**6)
     joined = join_step(program, MODELS, measured)
-    assert read_transfers(joined, schedule) == {}
+    assert read_transfers(joined, schedule, links) == {}
 
 
-def test_a_wait_in_the_backward_is_no_release() -> None:
-    """There it only keeps a late write from the reads: the memory goes when it is written."""
+@pytest.mark.parametrize(
+    ("event", "write_seconds", "releases"),
+    [
+        (("release", "b"), 1.0, True),
+        (("prefetch", "b"), 1.0, False),
+        (("prefetch", "b"), 20.0, True),
+    ],
+)
+def test_a_wait_in_the_backward_is_a_release_where_it_waits(
+    event: OpEvent, write_seconds: float, releases: bool
+) -> None:
+    """Else it only keeps a late write from the reads: the memory goes when it is written."""
     program = make_program(1)
     joined = join_step(program, MODELS, [UNMEASURED] * 2)
     positions = {op.event: op.position for op in joined.ops}
-    for event, released in ((("release", "b"), True), (("prefetch", "b"), False)):
-        waits = {event: ((0, "a"),)}
-        reads = {("prefetch", "a"): ((0, "a"),)}
-        call = CallSchedule({"a": "nvme", "b": "keep"}, waits, reads)
-        schedule = Schedule(program, (call,), 1, 1, 1, 1.0, 0.0, 200, 100)
-        release = positions[event] if released else None
-        prefetch = positions["prefetch", "a"]
-        expected = {"0/a": Transfer("nvme", release, prefetch)}
-        assert read_transfers(joined, schedule) == expected
+    reads = {("prefetch", "a"): ((0, "a"),)}
+    call = CallSchedule({"a": "nvme", "b": "keep"}, {event: ((0, "a"),)}, reads)
+    schedule = Schedule(program, (call,), 1, 1, 1, 1.0, 0.0, 200, 100)
+    expected = Transfer("nvme", positions[event] if releases else None, positions["prefetch", "a"])
+    assert read_transfers(joined, schedule, {"nvme": make_link(write_seconds, 1.0)}) == {
+        "0/a": expected
+    }

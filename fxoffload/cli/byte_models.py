@@ -1,8 +1,8 @@
-"""Small language models over bytes: classes of transformers with random weights.
+"""Small models over bytes: classes of transformers with random weights.
 
-The command `train` and the benchmarks use them. Nothing is downloaded. Tokens are bytes; dropout is
-off; an MLP is four times as wide as its model, that of a Llama three and a half times, as in the 8B
-of Llama 3. Importing this needs the package transformers.
+The command `train` and the benchmarks use them. Nothing is downloaded. Tokens are bytes, the pixels
+of a ViT too; dropout is off; an MLP is four times as wide as its model, that of a Llama three and a
+half times, as in the 8B of Llama 3. Importing this needs the package transformers.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForMaskedLM,
@@ -22,6 +22,8 @@ from transformers import (
     LlamaConfig,
     PreTrainedModel,
     T5Config,
+    ViTConfig,
+    ViTForImageClassification,
 )
 
 from fxoffload.cli.transformers_models import LossOnly
@@ -119,9 +121,29 @@ def _make_config(kind: type[Any], shape: Shape, layers: int, **options: Any) -> 
     )
 
 
-BUILDERS: dict[str, Callable[[Shape], PreTrainedModel]] = {
+class _ByteViT(nn.Module):
+    """A ViT whose image has a pixel for each byte, and whose label is the first one."""
+
+    loss_type = "ForImageClassification"
+
+    def __init__(self, shape: Shape) -> None:
+        super().__init__()
+        image = {"image_size": (1, shape.length), "patch_size": 1, "num_channels": 1}
+        dropout = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+        sizes = {"intermediate_size": 4 * shape.hidden, "num_labels": shape.vocabulary}
+        config = _make_config(ViTConfig, shape, shape.layers, **image, **dropout, **sizes)
+        self.vit = ViTForImageClassification(config)
+
+    def forward(self, input_ids: Tensor, **_: Any) -> Any:
+        """The loss of a batch of images of one row."""
+        pixels = (input_ids[:, None, None] / VOCABULARY).to(self.vit.dtype)
+        return self.vit(pixel_values=pixels, labels=input_ids[:, 0])
+
+
+BUILDERS: dict[str, Callable[[Shape], nn.Module]] = {
     "gpt": _build_gpt,
     "bert": _build_bert,
     "t5": _build_t5,
     "llama": _build_llama,
+    "vit": _ByteViT,
 }

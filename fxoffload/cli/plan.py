@@ -21,6 +21,7 @@ from fxoffload.cli.plan_tables import (
 )
 from fxoffload.cli.planned_hardware import choose_hardware, find_device, measure_hardware
 from fxoffload.config import OffloadConfig
+from fxoffload.directories import check_directory
 from fxoffload.errors import BudgetError, ConfigError, OffloadError
 from fxoffload.hardware import Hardware
 from fxoffload.inspection.explain import explain
@@ -77,6 +78,9 @@ def plan(
     if directory:
         options["directory"] = [str(path) for path in directory]
     config = OffloadConfig.from_options(options)
+    if not hardware:
+        for path in config.directories:  # Before a model is built.
+            check_directory(path)
     named = choose_hardware(hardware, drive, drives, memory) if hardware else None
     device = "meta" if named else str(find_device())
     with show_progress() as progress:

@@ -18,15 +18,20 @@ def report(
     trace: Annotated[
         Path | None, typer.Option(help="Write Chrome trace events to this file.")
     ] = None,
+    profile: Annotated[
+        Path | None, typer.Option(help="Add the events of this trace of torch.profiler to it.")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Show the report of a step as text, or write it as a page or a trace."""
+    if profile is not None and trace is None:
+        raise ReportError("--profile adds to a trace; pass --trace FILE, too")
     found = read_report(file)
     try:
         if html is not None:
             found.save_html(html)
         if trace is not None:
-            found.save_trace(trace)
+            found.save_trace(trace, profile)
     except OSError as error:
         raise ReportError(f"{error.filename}: {error.strerror}; name another file") from error
     if as_json:
@@ -45,4 +50,7 @@ def read_report(file: Path) -> Report:
             f"{file} cannot be read ({reason}); name a file that has what "
             "fxoffload.report().to_json() returned"
         ) from error
-    return Report.from_json(text)
+    try:
+        return Report.from_json(text)
+    except ReportError as error:
+        raise ReportError(f"{file}: {error}") from error

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +73,8 @@ def find_config(name: str) -> tuple[Any, str]:
         return CONFIG_MAPPING[name](), f"the defaults of the model type {name!r}"
     try:
         # The hub is asked only for "org/model": a misspelt model type fails at once.
-        return AutoConfig.from_pretrained(name, local_files_only="/" not in name), name
+        with _silence("huggingface_hub"):  # It warns of each retry without a network.
+            return AutoConfig.from_pretrained(name, local_files_only="/" not in name), name
     except Exception as error:  # Of the file, of the cache or of the network: of many kinds.
         reason = str(error).strip().splitlines()
         types = list(CONFIG_MAPPING.keys())
@@ -80,3 +84,15 @@ def find_config(name: str) -> tuple[Any, str]:
             f"{find_hint(name, types)}name a model type such as 'gpt2', a directory with "
             "config.json, or module:callable"
         ) from None
+
+
+@contextmanager
+def _silence(name: str) -> Generator[None]:
+    """Let the logger `name`, and those below it, say nothing."""
+    logger = logging.getLogger(name)
+    level = logger.level
+    logger.setLevel(logging.CRITICAL + 1)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)

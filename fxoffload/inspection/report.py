@@ -9,9 +9,11 @@ Report.from_json(Path("report.json").read_text())  one that was saved by to_json
 
 from __future__ import annotations
 
+import gzip
 import json
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 from fxoffload import runtime
 from fxoffload.errors import ReportError
@@ -19,7 +21,7 @@ from fxoffload.inspection.report_builder import build_report
 from fxoffload.inspection.report_page import write_page
 from fxoffload.inspection.report_records import ReportData, decode_record, encode_record
 from fxoffload.inspection.report_text import write_text
-from fxoffload.inspection.report_trace import list_events
+from fxoffload.inspection.report_trace import list_events, merge_profile
 from fxoffload.step_schedules import ScheduledStep, find_steps
 
 
@@ -43,13 +45,29 @@ class Report(ReportData):
         """Write one page that opens in a browser without a network."""
         Path(path).write_text(write_page(self), encoding="utf-8")
 
-    def save_trace(self, path: str | Path) -> None:
+    def save_trace(self, path: str | Path, profile: str | Path | None = None) -> None:
         """Write the predicted step as Chrome trace events, which Perfetto opens.
 
+        profile: a trace that torch.profiler exported of this program, from the begin of a step on;
+        its events are written, too, at the same times. Raises ReportError where it is no such file.
         Source of the format: "Trace Event Format", the JSON object format of Chrome's tracing.
         """
-        trace = {"displayTimeUnit": "ms", "traceEvents": list_events(self)}
+        trace: dict[str, Any] = {"displayTimeUnit": "ms", "traceEvents": list_events(self)}
+        if profile is not None:
+            trace = merge_profile(self, _read_profile(Path(profile)))
         Path(path).write_text(json.dumps(trace), encoding="utf-8")
+
+
+def _read_profile(path: Path) -> dict[str, Any]:
+    try:
+        content = path.read_bytes()
+        if content.startswith(b"\x1f\x8b"):  # As torch writes it under a name that ends in .gz.
+            content = gzip.decompress(content)
+        return dict(json.loads(content))
+    except (OSError, ValueError, TypeError) as error:
+        raise ReportError(
+            f"{path} is no trace of a profiler ({error}); pass what export_chrome_trace wrote"
+        ) from error
 
 
 def report() -> Report:

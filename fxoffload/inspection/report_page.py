@@ -17,9 +17,11 @@ from fxoffload.holders import shorten_source
 from fxoffload.inspection.report_charts import draw_memory, draw_timeline
 from fxoffload.inspection.report_records import ReportData
 from fxoffload.inspection.report_text import (
+    describe_peak_time,
     describe_wear,
     list_comparisons,
     list_holders,
+    write_ms,
 )
 
 MIB = 2**20
@@ -34,7 +36,7 @@ def write_page(data: ReportData) -> str:
     parts = [
         _write_head(data),
         _section("Memory of the step", _write_memory(data)),
-        _section("Top holders at the peak", _tabulate(list_holders(data))),
+        _section("Top holders at the peak", _write_holders(data)),
         _section("Compute and transfers", _write_timeline(data)),
         _section("Values", _write_values(data)),
         _section("Predicted and measured", _tabulate(list_comparisons(data), sortable=False)),
@@ -83,6 +85,11 @@ def _write_memory(data: ReportData) -> str:
     )
 
 
+def _write_holders(data: ReportData) -> str:
+    at = f'<p class="faint">At the predicted peak, {describe_peak_time(data)}.</p>'
+    return at + _tabulate(list_holders(data))
+
+
 def _write_timeline(data: ReportData) -> str:
     names = {"forward": "forward", "backward": "backward", "write": "offload"}
     names |= {"read": "prefetch", "wait": "the compute waits", "idle": "no transfer"}
@@ -120,8 +127,8 @@ def _write_values(data: ReportData) -> str:
     rows += [
         (
             str(each.call), each.graph, each.name, each.module, each.op, each.shape, each.dtype,
-            f"{each.nbytes / MIB:.2f}", each.decision, each.reason, _write_ms(each.released),
-            _write_ms(each.prefetched), _write_ms(each.exposed_seconds),
+            f"{each.nbytes / MIB:.2f}", each.decision, each.reason, write_ms(each.released),
+            write_ms(each.prefetched), write_ms(each.exposed_seconds),
             shorten_source(each.source),
         )
         for each in data.values
@@ -131,10 +138,6 @@ def _write_values(data: ReportData) -> str:
         'placeholder="filter: words, such as nvme silu">'
         '<p class="faint" id="shown"></p>' + _tabulate(rows, name="values")
     )
-
-
-def _write_ms(seconds: float | None) -> str:
-    return "" if seconds is None else f"{1e3 * seconds:.2f}"
 
 
 def _tabulate(rows: Sequence[tuple[str, ...]], *, name: str = "", sortable: bool = True) -> str:

@@ -17,8 +17,9 @@ def write_text(data: ReportData) -> str:
     """Everything but the curves, in the order of the page."""
     parts = [
         data.verdict,
-        _title("top holders at the peak", list_holders(data)),
+        _title(f"top holders at the peak, {describe_peak_time(data)}", list_holders(data)),
         _title("calls", _list_calls(data)),
+        _title("tiers, as predicted", _list_tiers(data)),
         _title("largest values", _list_values(data)),
         _title("predicted against measured", list_comparisons(data)),
         describe_wear(data),
@@ -74,26 +75,63 @@ def _title(title: str, rows: Sequence[tuple[str, ...]]) -> str:
     return f"{title}\n{format_table(rows[: MAX_ROWS + 1])}{rest}"
 
 
+def describe_peak_time(data: ReportData) -> str:
+    """When the predicted peak is."""
+    return f"{1e3 * data.peak_seconds:.1f} ms after the step begins"
+
+
 def list_holders(data: ReportData) -> list[tuple[str, ...]]:
     """What is in memory at the peak, below a row of headings."""
     return list_rows(data.holders)
 
 
 def _list_calls(data: ReportData) -> list[tuple[str, ...]]:
-    rows = [("call", "graph", "forward ms", "backward ms", "saved MiB", "moved MiB", "waits ms")]
+    heading = (
+        "call", "graph", "forward at ms", "for ms", "backward at ms", "for ms",
+        "saved MiB", "moved MiB", "waits ms",
+    )  # fmt: skip
+    rows = [heading]
     rows += [
         (
             str(each.call),
             each.graph,
-            f"{1e3 * each.forward_seconds:.2f}",
-            "" if each.backward_seconds is None else f"{1e3 * each.backward_seconds:.2f}",
+            write_ms(each.forward_start),
+            write_ms(each.forward_seconds),
+            write_ms(each.backward_start),
+            write_ms(each.backward_seconds),
             f"{each.saved_bytes / MIB:.2f}",
             f"{each.moved_bytes / MIB:.2f}",
-            f"{1e3 * each.exposed_seconds:.2f}",
+            write_ms(each.exposed_seconds),
         )
         for each in data.calls
     ]
     return rows
+
+
+def _list_tiers(data: ReportData) -> list[tuple[str, ...]]:
+    """What each tier moves, and how long it neither writes nor reads."""
+    rows = [("tier", "written MiB", "read MiB", "idle ms", "of step", "longest idle ms")]
+    for tier in data.tiers:
+        nbytes = {k.direction: k.nbytes for k in data.links if k.tier == tier}
+        idle = data.find_idle(tier)
+        seconds = sum(end - start for start, end in idle)
+        start, end = max(idle, key=lambda times: times[1] - times[0], default=(0.0, 0.0))
+        rows.append(
+            (
+                tier,
+                f"{nbytes['write'] / MIB:.2f}",
+                f"{nbytes['read'] / MIB:.2f}",
+                write_ms(seconds),
+                f"{seconds / data.predicted.step_seconds:.0%}",
+                f"{write_ms(end - start)} from {write_ms(start)}",
+            )
+        )
+    return rows
+
+
+def write_ms(seconds: float | None) -> str:
+    """Milliseconds with two digits; "" for None."""
+    return "" if seconds is None else f"{1e3 * seconds:.2f}"
 
 
 def _list_values(data: ReportData) -> list[tuple[str, ...]]:
@@ -108,7 +146,7 @@ def _list_values(data: ReportData) -> list[tuple[str, ...]]:
             each.shape,
             each.decision,
             each.reason,
-            f"{1e3 * each.exposed_seconds:.2f}",
+            write_ms(each.exposed_seconds),
         )
         for each in sorted(data.values, key=lambda value: -value.nbytes)
     ]

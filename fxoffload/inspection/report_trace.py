@@ -2,16 +2,18 @@
 
 One process, with a track for the compute and, for each tier, one each for offloads, prefetches,
 waits, and the times at which it is idle. Arrows lead from the offload of a value to its prefetch
-and to the wait for it. Counters have the bytes that are live, and those on their way. Source of the
-format: "Trace Event Format".
+and to the wait for it. Counters have the bytes that are live, those on their way, and how fast they
+are. Source of the format: "Trace Event Format".
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
+from collections.abc import Callable
 from itertools import count, pairwise
 from typing import Any
 
+from fxoffload.errors import ReportError
 from fxoffload.inspection.report_records import ReportData, Span
 
 Event = dict[str, Any]
@@ -42,8 +44,34 @@ def list_events(data: ReportData) -> list[Event]:
     events += [
         _make_counter("live bytes", point.seconds, {"live": point.nbytes}) for point in data.memory
     ]
-    events += _count_inflight(data)
+    events += _count_transfers(data, "bytes in flight", lambda span: ("in flight", span.nbytes))
+    events += _count_transfers(data, "bandwidth, bytes per second", _find_bandwidth)
     return events
+
+
+def merge_profile(data: ReportData, profile: dict[str, Any]) -> dict[str, Any]:
+    """`profile`, a trace of torch.profiler that begins with a step, with the predicted step in it.
+
+    Both have the offload of the value that is written first at the same time. Raises ReportError
+    where nothing is written, or where `profile` has no such op.
+    """
+    first = next((span for span in data.spans if span.kind == "write"), None)
+    if first is None:
+        raise ReportError("the step moves nothing: its trace has no place in that of a profiler")
+    graphs = [call.graph for call in data.calls]
+    number = graphs[: first.call].count(graphs[first.call])
+    name = f"fxoffload offload {first.name}"
+    found = profile.get("traceEvents", ())
+    starts = sorted(event["ts"] for event in found if event.get("name") == name)
+    if len(starts) <= number:
+        raise ReportError(
+            f"the profile has {len(starts)} range(s) {name!r} and not {number + 1}: pass one of a "
+            "step of this program, as ProfilerActivity.CPU records it"
+        )
+    shift = starts[number] - _MICROSECONDS * first.start
+    process = 1 + max(event["pid"] for event in found if isinstance(event.get("pid"), int))
+    moved = [{**event, "ts": event["ts"] + shift, "pid": process} for event in list_events(data)]
+    return {**profile, "traceEvents": [*found, *moved]}
 
 
 def _number_tracks(data: ReportData) -> dict[str, int]:
@@ -118,16 +146,24 @@ def _make_counter(name: str, seconds: float, values: dict[str, int]) -> Event:
     }  # fmt: skip
 
 
-def _count_inflight(data: ReportData) -> list[Event]:
-    """Bytes that are being written or read at any time."""
-    changes: list[tuple[float, int]] = []
+def _find_bandwidth(span: Span) -> tuple[str, int]:
+    seconds = span.end - span.start
+    return _find_track(span), round(span.nbytes / seconds) if seconds else 0
+
+
+def _count_transfers(
+    data: ReportData, name: str, weigh: Callable[[Span], tuple[str, int]]
+) -> list[Event]:
+    """Counter `name` of the writes and reads under way. weigh: the series of one, and its share."""
+    changes: dict[float, Counter[str]] = defaultdict(Counter)
     for span in data.spans:
         if span.kind in ("write", "read"):
-            changes += [(span.start, span.nbytes), (span.end, -span.nbytes)]
+            series, share = weigh(span)
+            changes[span.start][series] += share
+            changes[span.end][series] -= share
+    sums = {series: 0 for change in changes.values() for series in change}
     events: list[Event] = []
-    inflight = 0
-    # What starts comes first, so that a transfer of no time leaves nothing negative.
-    for seconds, change in sorted(changes, key=lambda each: (each[0], each[1] < 0)):
-        inflight += change
-        events.append(_make_counter("bytes in flight", seconds, {"in flight": inflight}))
+    for seconds in sorted(changes):
+        sums = {series: value + changes[seconds][series] for series, value in sums.items()}
+        events.append(_make_counter(name, seconds, sums))
     return events

@@ -7,14 +7,14 @@ they run in the event simulation.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from fxoffload.planner.joining import JoinedStep
 from fxoffload.planner.link import Link
 from fxoffload.planner.plan import SavedValue
-from fxoffload.planner.simulation import EventKind, EventLoop
+from fxoffload.planner.simulation import EventKind, EventLoop, simulate
 from fxoffload.planner.step import Step, Transfer
-from fxoffload.schedule import Schedule
+from fxoffload.schedule import CallValue, Schedule
 from fxoffload.sizes import UNLIMITED_BYTES
 
 
@@ -48,30 +48,59 @@ class Timeline:
         return sum(each.end - each.start for each in self.transfers if each.kind == "wait")
 
 
-def read_transfers(joined: JoinedStep, schedule: Schedule) -> dict[str, Transfer]:
-    """The transfers that the ops of `schedule` carry out, by the names of values in `joined`."""
+def read_transfers(
+    joined: JoinedStep,
+    schedule: Schedule,
+    links: Mapping[str, Link],
+    *,
+    max_inflight_bytes: int = UNLIMITED_BYTES,
+) -> dict[str, Transfer]:
+    """The transfers, by name of value in `joined`, that the ops of `schedule` bring about.
+
+    links: those that the schedule was made for. An op of the backwards that waits for a write is a
+    release where the write is predicted to end later. Elsewhere it only ensures that the write does
+    not meet the reads.
+    """
+    transfers, guards = _read_ops(joined, schedule)
+    while True:
+        simulation = simulate(joined.step, transfers, links, max_inflight_bytes=max_inflight_bytes)
+        ends = simulation.written_positions
+        late = {name: position for name, position in guards.items() if position < ends.get(name, 0)}
+        # What waits there makes everything behind it later.
+        first = min(late.values(), default=None)
+        if first is None:
+            return transfers
+        for name, position in late.items():
+            if position == first:
+                transfers[name] = replace(transfers[name], release=position)
+
+
+def _read_ops(joined: JoinedStep, schedule: Schedule) -> tuple[dict[str, Transfer], dict[str, int]]:
+    """Transfers by name, and where backwards wait for writes: these are no releases yet."""
     positions = {(op.call, op.event): op.position for op in joined.ops}
     step = joined.step
-    waited: dict[tuple[int, str], int] = {}
-    started: dict[tuple[int, str], int] = {}
+    waited: dict[CallValue, int] = {}
+    started: dict[CallValue, int] = {}
     for call, each in enumerate(schedule.calls):
         for events, found in ((each.waits, waited), (each.reads, started)):
             for event, values in events.items():
                 for value in values:
                     found.setdefault(value, positions[call, event])
     transfers: dict[str, Transfer] = {}
+    guards: dict[str, int] = {}
     for value in step.values:
         owner = joined.values[value.name][0]
         tier = schedule.calls[owner[0]].destinations.get(owner[1], "keep")
         if tier == "keep":
             continue
-        turn = step.find_turn(value)
         release = waited.get(owner)
-        if release is not None and release >= turn:
-            release = None  # Such an op only ensures that the write does not meet the reads.
+        if release is not None:
+            release = max(release, value.last_use + 1)
+            if release >= step.find_turn(value):
+                guards[value.name], release = release, None
         prefetch = started.get(owner, step.first_use(value))
         transfers[value.name] = Transfer(tier, release, prefetch)
-    return transfers
+    return transfers, guards
 
 
 def replay(

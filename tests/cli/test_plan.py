@@ -102,7 +102,7 @@ def test_wrong_use(tmp_path: Path) -> None:
     check_usage_error(run(*MODEL, *H100, "--drive", "Gen9"), "Gen9")
     check_usage_error(run(*MODEL, *H100, "--dtype", "int3"), "int3", "bfloat16")
     check_usage_error(run(*MODEL, *H100, "--budget", "much"), "memory_budget='much'")
-    check_usage_error(run(*MODEL, "--directory", str(tmp_path / "none")), "does not exist")
+    check_usage_error(run("plan", "x:y", "--directory", str(tmp_path / "none")), "does not exist")
     fixed = ("plan", "planned_models:with_tensors", *H100)
     check_usage_error(run(*fixed, "--batch", "4"), "fixed")
     assert run(*MODEL, "--batch", "0").exit_code == 2

@@ -47,10 +47,13 @@ def test_wrong_use(saved: Path, tmp_path: Path) -> None:
     check_usage_error(run("report", str(tmp_path)), "Is a directory")
     other = tmp_path / "other.json"
     other.write_text("{}")
-    check_usage_error(run("report", str(other)), "report")
+    check_usage_error(run("report", str(other)), "other.json: this is no report")
     other.write_bytes(b"\xff\xfe")
     check_usage_error(run("report", str(other)), "no text")
     page = tmp_path / "none" / "page.html"
     check_usage_error(run("report", str(saved), "--html", str(page)), "page.html")
+    check_usage_error(run("report", str(saved), "--profile", str(other)), "--trace")
+    profiled = ("--profile", str(other), "--trace", str(tmp_path / "trace.json"))
+    check_usage_error(run("report", str(saved), *profiled), "other.json is no trace of a profiler")
     with pytest.raises(ReportError, match="cannot be read"):
         read_report(tmp_path / "none.json")

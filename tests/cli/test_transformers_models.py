@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import pytest
@@ -50,6 +51,20 @@ def test_a_model_type_compiles_to_one_graph(tmp_path: Path) -> None:
     model, _ = build_model(save(GPT2Config(**SMALL), tmp_path), 8)
     compiled = torch.compile(model, backend="eager", fullgraph=True)  # Raises at a graph break.
     assert compiled(torch.zeros(2, 8, dtype=torch.int64)).shape == ()
+
+
+def test_retries_without_a_network_are_not_told(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        logging.getLogger("huggingface_hub.utils._http").warning("Retrying")
+        raise OSError("no network")
+
+    monkeypatch.setattr("transformers.AutoConfig.from_pretrained", fail)
+    with pytest.raises(ConfigError, match="no network"):
+        find_config("no/such")
+    assert caplog.records == []
+    assert logging.getLogger("huggingface_hub").level < logging.CRITICAL
 
 
 def test_what_is_no_language_model(tmp_path: Path) -> None:
