@@ -16,7 +16,6 @@ from dataclasses import replace
 
 import torch
 
-from fxoffload.errors import StoreError
 from fxoffload.runtime.devices.devices import Devices
 from fxoffload.runtime.engines.ioengine import IOEngine
 from fxoffload.runtime.engines.memory import MemoryEngine
@@ -24,7 +23,7 @@ from fxoffload.runtime.store.callers import CallersTensor
 from fxoffload.runtime.store.counters import StoreStatistics, reset_sums
 from fxoffload.runtime.store.ledger import Ledger
 from fxoffload.runtime.store.loading import finish_prefetch, start_prefetch
-from fxoffload.runtime.store.storing import keep_value, send_value
+from fxoffload.runtime.store.storing import find_engine, keep_value, send_value
 from fxoffload.runtime.store.ticket import Ticket
 
 
@@ -64,6 +63,21 @@ class OffloadStore:
         return self._ledger.closed
 
     @property
+    def host_bytes(self) -> int:
+        """The size of the host tier; 0 without one."""
+        host = self.engines.get("host")
+        return host.capacity_bytes if isinstance(host, MemoryEngine) else 0
+
+    def add_host_tier(self, nbytes: int) -> None:
+        """Give the store a host tier of `nbytes`, unless it has one; before a value goes there."""
+        with self._ledger.lock:
+            self._ledger.check_open("host tier")
+            if "host" in self.engines:
+                return
+            self.engines = {**self.engines, "host": MemoryEngine(nbytes)}
+            self._devices.host_bytes += nbytes
+
+    @property
     def exposed_seconds(self) -> float:
         """As in `statistics`, but without freeing anything first."""
         return self._ledger.counters.exposed_seconds
@@ -100,9 +114,9 @@ class OffloadStore:
         if found is not None:
             return found
         caller = None if owned else CallersTensor(x, self._make_counter(x))
-        return keep_value(
-            self._ledger, x, name, tier, self._find_engine(tier, name), self._alignment, caller
-        )
+        order = self._devices.find(x.device).find_order()
+        engine = find_engine(self.engines, tier, name)
+        return keep_value(self._ledger, x, name, tier, engine, self._alignment, caller, order)
 
     def move_kept(self, ticket: Ticket) -> Ticket | None:
         """Move the value that `ticket` keeps; return its new ticket, or None if it keeps nothing.
@@ -118,10 +132,11 @@ class OffloadStore:
             return ticket.successor
         if ticket.caller is not None:
             ticket.caller.check_unchanged(ticket.name)
-        moved = ticket.successor = self._send(kept, ticket.name, ticket.tier, ticket.caller)
-        del kept
-        self.release(moved, block=False)
-        self.settle(moved)
+        with ticket.order:
+            moved = ticket.successor = self._send(kept, ticket.name, ticket.tier, ticket.caller)
+            del kept
+            self.release(moved, block=False)
+            self.settle(moved)
         return moved
 
     def is_held(self, ticket: Ticket) -> bool | None:
@@ -215,7 +230,7 @@ class OffloadStore:
         """Make sure that `tier` can hold `nbytes` in all; raise StoreFull otherwise."""
         with self._ledger.lock:
             self._ledger.check_open("reserve")
-            self._find_engine(tier, "reserve").reserve(nbytes)
+            find_engine(self.engines, tier, "reserve").reserve(nbytes)
 
     def statistics(self) -> StoreStatistics:
         """A copy of the counters, after queued tickets have been freed."""
@@ -256,15 +271,6 @@ class OffloadStore:
         for engine in self.engines.values():
             engine.abandon()
 
-    def _find_engine(self, tier: str, subject: str) -> IOEngine:
-        engine = self.engines.get(tier)
-        if engine is None:
-            raise StoreError(
-                f"{subject}: the store has no tier {tier!r}, only {sorted(self.engines)}; "
-                "give host_budget to have a host tier"
-            )
-        return engine
-
     def _find_shared(self, x: torch.Tensor, *, kept: bool) -> Ticket | None:
         with self._ledger.lock:
             found = self._ledger.shared.find(x, kept=kept)
@@ -286,7 +292,7 @@ class OffloadStore:
             x,
             name,
             tier=tier,
-            engine=self._find_engine(tier, name),
+            engine=find_engine(self.engines, tier, name),
             spare=self.engines.get("nvme"),
             alignment=self._alignment,
             caller=caller,
