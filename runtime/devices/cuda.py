@@ -204,10 +204,10 @@ class CudaArrival:
 
     def __init__(self, layout: Layout, device: CudaDevice) -> None:
         streams = device.streams
+        self._home = streams.find_current()  # First: a capture must not see the events of holds.
         device.let_go()
         self._layout = layout
         self._device = device
-        self._home = streams.find_current()
         try:
             self.y = streams.empty(layout.size, layout.stride, layout.dtype)
         except torch.OutOfMemoryError:
