@@ -506,7 +506,7 @@ class QueueCopies(TorchFunctionMode):
 
 def make_device(world: World, device: torch.device = CPU, staging_bytes: int = 2**20) -> CudaDevice:
     """A CudaDevice on the installed world; the simulated tensors of each device are on the CPU."""
-    made = CudaDevice(CudaStreams(device))
+    made = CudaDevice(CudaStreams(device), staging_bytes)
     made.arena = WatchedArena(world, made.streams.empty_host, staging_bytes)
     made.workers.shutdown()
     made.workers = JobWorkers(world)  # pyright: ignore[reportAttributeAccessIssue]

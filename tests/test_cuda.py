@@ -465,6 +465,34 @@ def test_as_much_is_written_at_a_time_as_the_engine_can(run: Run) -> None:
     run.check()
 
 
+def test_values_are_copied_out_while_earlier_ones_are_written(run: Run) -> None:
+    """The engine gets the pinned memory that each was copied to, aligned for direct I/O."""
+    views: list[memoryview] = []
+    writing: list[Future[int]] = []
+
+    def write(view: memoryview, offset: int) -> Future[int]:
+        views.append(view)
+        writing.append(Future())
+        return writing[-1]
+
+    run.engine.write = write
+    tickets = [run.offload(number) for number in (2, 4)]
+    run.world.run_all()
+    assert not any(future.done() for future in writing)
+    for view, number in zip(views, (2, 4), strict=True):
+        came = torch.frombuffer(view, dtype=torch.float32)[:LENGTH]
+        assert came.eq(number).all(), "the copy of the second waits for no write of the first"
+        (pinned,) = run.world.host_memory
+        assert 0 <= came.data_ptr() - pinned.data_ptr() < len(pinned), "no second copy"
+        assert came.data_ptr() % 4096 == len(view) % 512 == 0
+    assert run.device.arena.pageable_bytes == 0
+    for future in writing:
+        future.set_result(1536)
+    for ticket in tickets:
+        run.store.free(ticket)
+    run.check()
+
+
 @pytest.mark.parametrize("tier", ["host", "nvme"])
 def test_a_write_that_waits_for_its_copy_is_cancelled(run: Run, tier: str) -> None:
     run.world.hold()

@@ -49,8 +49,6 @@ from fxoffload.runtime.engines.ioengine import IOEngine, IOFuture, find_outcome
 from fxoffload.runtime.engines.memory import MemoryEngine
 from fxoffload.runtime.engines.workers import Workers
 
-STAGING_BYTES = 2 * 2**30
-
 
 @dataclass(slots=True, eq=False)
 class Hold:
@@ -64,13 +62,13 @@ class Hold:
 class CudaDevice:
     """Moves the tensors of one CUDA device.
 
-    host_bytes: size of the host tier, whose values stay in staging buffers. At most
-    host_bytes + STAGING_BYTES are pinned.
+    pinned_bytes: the most host memory to pin, for the host tier, whose values stay in staging
+    buffers, and for transfers to and from drives.
     """
 
-    def __init__(self, streams: CudaStreams, host_bytes: int = 0) -> None:
+    def __init__(self, streams: CudaStreams, pinned_bytes: int) -> None:
         self.streams = streams
-        self.arena = StagingArena(streams.empty_host, host_bytes + STAGING_BYTES)
+        self.arena = StagingArena(streams.empty_host, pinned_bytes)
         self._holds: deque[Hold] = deque()
         # A write first waits for its copy; this thread does so, to keep the engine's threads free.
         self.workers = Workers(1, "fxoffload-cuda-write", enter=streams.enter_thread)

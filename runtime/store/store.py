@@ -55,7 +55,8 @@ class OffloadStore:
         self._make_counter = make_counter
         self._ledger = Ledger(max_inflight_bytes)
         host = [engine for engine in self.engines.values() if isinstance(engine, MemoryEngine)]
-        self._devices = Devices(sum(engine.capacity_bytes for engine in host))
+        # What is in flight to drives takes staging buffers, the host tier consists of them.
+        self._devices = Devices(max_inflight_bytes + sum(it.capacity_bytes for it in host))
 
     @property
     def closed(self) -> bool:
@@ -72,10 +73,9 @@ class OffloadStore:
         """Give the store a host tier of `nbytes`, unless it has one; before a value goes there."""
         with self._ledger.lock:
             self._ledger.check_open("host tier")
-            if "host" in self.engines:
-                return
-            self.engines = {**self.engines, "host": MemoryEngine(nbytes)}
-            self._devices.host_bytes += nbytes
+            if "host" not in self.engines:
+                self.engines = {**self.engines, "host": MemoryEngine(nbytes)}
+                self._devices.pinned_bytes += nbytes
 
     @property
     def exposed_seconds(self) -> float:
