@@ -54,11 +54,10 @@ class CudaStreams:
             return torch.cuda.current_stream()
 
     def mark(self, stream: torch.cuda.Stream) -> torch.cuda.Event:
-        """An event after the work that is queued on `stream`."""
-        with torch.cuda.device(self._index):
-            event = torch.cuda.Event()
-            event.record(stream)
-            return event
+        """An event after the work that is queued on `stream`, which names the device."""
+        event = torch.cuda.Event()
+        event.record(stream)
+        return event
 
     @contextmanager
     def entering(self, stream: torch.cuda.Stream) -> Iterator[None]:
