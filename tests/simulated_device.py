@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import random
+import threading
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -132,6 +133,7 @@ class World:
     def __init__(self, seed: int) -> None:
         self.random = random.Random(seed)
         self.lags: tuple[int, ...] = (0, 0, 1, 5)
+        self.locks: list[threading.Lock] = []
         self.default_streams = {device: Stream(self, device) for device in (0, 1)}
         self.currents = dict(self.default_streams)  # Of the running thread, for each device.
         self.device = 0  # The current one of the running thread.
@@ -172,6 +174,8 @@ class World:
 
     def progress(self) -> None:
         """Run a random number of steps, as if the host were busy for a while."""
+        if any(lock.locked() for lock in self.locks):
+            return  # Jobs would wait for it; they are threads, but run in this one.
         for _ in range(self.random.choice(self.lags)):
             if not self.step():
                 return

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from functools import partial
@@ -81,7 +81,7 @@ class Run:
         return ticket
 
     @contextlib.contextmanager
-    def on_some_stream(self) -> Iterator[None]:
+    def on_some_stream(self) -> Generator[None]:
         """Sometimes on another stream, as work of another call of the step may be."""
         world, device = self.world, self.device.streams.device.index or 0
         before = world.currents[device]
@@ -120,6 +120,7 @@ def make_run(world: World, device: CudaDevice) -> Run:
     engines = {"nvme": engine, "host": MemoryEngine(HOST_BYTES)}
     store = OffloadStore(engines, max_inflight_bytes=2**26)
     store._devices._found[CPU] = device
+    world.locks.append(store._ledger.lock)
     # Any stream may be the one that computes: copies must look for it at each call.
     if world.random.random() < 0.5:
         world.current = world.make_stream(device.streams.device.index or 0)
@@ -555,6 +556,20 @@ def test_what_goes_to_host_memory_stays_where_it_was_copied_to(run: Run) -> None
     assert run.device.arena.used_bytes >= held
     for ticket in tickets:
         run.store.free(ticket)
+    run.check()
+
+
+def test_no_thread_is_woken_for_what_stays_in_host_memory(run: Run) -> None:
+    """It would contend for the interpreter with the program; later ops look at the event."""
+    run.world.hold()
+    ticket = run.offload(2, tier="host")
+    assert run.world.jobs == []
+    assert run.store.statistics().inflight_bytes == ticket.nbytes
+    run.world.run_all()
+    other = run.offload(4, tier="nvme")
+    assert (ticket.write, len(run.world.jobs)) == (None, 1)
+    for each in (ticket, other):
+        run.store.free(each)
     run.check()
 
 

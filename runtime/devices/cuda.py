@@ -16,8 +16,8 @@ Events keep the order, and not `record_stream`, behind which memory is free late
 A value of the host tier stays in its staging buffer: a second copy in host memory would only slow
 down the bus. It counts as written once it has been copied out, and prefetch copies it back.
 
-One worker thread waits for the copies out, which end in the order of their starts, and then starts
-each engine write: the engine has as many writes in flight as it can take.
+One worker thread waits for the copies out to drives, which end in the order of their starts, and
+then starts each engine write: the engine has as many writes in flight as it can take.
 
 A schedule may release or read a value in another call of the step, which the program may run on
 another stream than the offload (the home of x) or the wait (the reader of y). So the home waits for
@@ -34,14 +34,14 @@ from __future__ import annotations
 
 from collections import deque
 from concurrent.futures import Future
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from functools import partial
 
 import torch
 
 from fxoffload.runtime.devices.buffers import StagingBuffer, compact, span_tensor
-from fxoffload.runtime.devices.cuda_write import CudaWrite
+from fxoffload.runtime.devices.cuda_write import CudaWrite, HostWrite
 from fxoffload.runtime.devices.staging import StagingArena
 from fxoffload.runtime.devices.streams import CudaStreams
 from fxoffload.runtime.devices.transfer import Arrival, Incoming, Layout, Outgoing, find_layout
@@ -70,6 +70,7 @@ class CudaDevice:
         self.streams = streams
         self.arena = StagingArena(streams.empty_host, pinned_bytes)
         self._holds: deque[Hold] = deque()
+        self.host_writes: deque[HostWrite] = deque()  # Whose copies end in this order.
         # A write first waits for its copy; this thread does so, to keep the engine's threads free.
         self.workers = Workers(1, "fxoffload-cuda-write", enter=streams.enter_thread)
 
@@ -91,7 +92,11 @@ class CudaDevice:
         return self.arena.take(nbytes)
 
     def let_go(self, *, wait: bool = False) -> None:
-        """Drop the holds whose event has passed; with `wait`, the host waits for each."""
+        """Drop the holds whose event has passed, and end the writes to the host tier.
+
+        With `wait`, the host waits for each.
+        """
+        self._end_writes(wait)
         for _ in range(len(self._holds)):
             try:
                 hold = self._holds.popleft()
@@ -105,6 +110,12 @@ class CudaDevice:
             hold.tensors = ()  # The outgoing value has the hold, too, for as long as it is stored.
             if hold.buffer is not None:
                 self.arena.give(hold.buffer)
+
+    def _end_writes(self, wait: bool) -> None:
+        with suppress(IndexError):  # None is left, or another thread took the last one.
+            while (write := self.host_writes.popleft()).end(wait=wait):
+                pass
+            self.host_writes.appendleft(write)
 
     def keeps(self, engine: IOEngine) -> bool:
         """Whether values for `engine` stay in their staging buffers: it is in host memory, too."""
@@ -150,10 +161,12 @@ class CudaOutgoing:
         A slot of the host tier stays empty; it only counts the bytes that are used.
         """
         self.stays = self._device.keeps(engine)
+        if self.stays:
+            kept = HostWrite(self._copied, self.write_bytes)
+            self._device.host_writes.append(kept)  # Another thread may take it at once.
+            return kept
         view = self._buffer.view[: self.write_bytes]
-        write = CudaWrite(
-            self._copied, view, None if self.stays else partial(engine.write, offset=offset)
-        )
+        write = CudaWrite(self._copied, view, partial(engine.write, offset=offset))
         self._device.workers.start(write)
         return write
 

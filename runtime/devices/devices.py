@@ -35,6 +35,11 @@ class Devices:
         # setdefault: if two threads race, both use the Device that is kept.
         return self._found.setdefault(device, CudaDevice(CudaStreams(device), self.pinned_bytes))
 
+    def let_go(self) -> None:
+        """Account for all copies that have ended."""
+        for device in self._cuda():
+            device.let_go()
+
     @property
     def pageable_bytes(self) -> int:
         """Bytes of staging buffers that could not be pinned."""

@@ -9,7 +9,7 @@ hundreds of MiB of its memory, even if the job computes on another GPU.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -60,7 +60,7 @@ class CudaStreams:
         return event
 
     @contextmanager
-    def entering(self, stream: torch.cuda.Stream) -> Iterator[None]:
+    def entering(self, stream: torch.cuda.Stream) -> Generator[None]:
         """Make `stream` the current one of the calling thread, for a while."""
         with torch.cuda.device(self._index), torch.cuda.stream(stream):
             yield

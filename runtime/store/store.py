@@ -234,13 +234,12 @@ class OffloadStore:
 
     def statistics(self) -> StoreStatistics:
         """A copy of the counters, after queued tickets have been freed."""
+        self._devices.let_go()
         self._ledger.catch_up()
-        names = dict.fromkeys(engine.name for engine in self.engines.values())
+        names = ", ".join(dict.fromkeys(engine.name for engine in self.engines.values()))
         pageable_bytes = self._devices.pageable_bytes
         with self._ledger.lock:
-            return replace(
-                self._ledger.counters, pageable_bytes=pageable_bytes, ioengine=", ".join(names)
-            )
+            return replace(self._ledger.counters, pageable_bytes=pageable_bytes, ioengine=names)
 
     def reset_statistics(self) -> None:
         """Set the sums to zero; bytes in flight and in slots stay."""
