@@ -12,13 +12,12 @@ from typing import Any, Literal
 import torch
 from torch import fx
 
-from fxoffload import runtime, torch_internals
+from fxoffload import machine, runtime, torch_internals
 from fxoffload.artifacts import emit_plan
 from fxoffload.config import OffloadConfig
 from fxoffload.cut_review import review_cuts
 from fxoffload.cuts import RecutGraph
 from fxoffload.errors import BudgetError, OffloadError
-from fxoffload.machine import find_device_limit, find_links
 from fxoffload.memory_dump import explain_failure, watch_devices
 from fxoffload.passes import Transformed
 from fxoffload.passes.refusals import CONSTANT, STATIC_INPUT
@@ -153,7 +152,8 @@ def compile_graph(
     The cut is the one that an earlier process found to be best for whole steps. If there is none,
     it is the best one for this graph alone, until steps have shown their program (see cuts.py).
     """
-    store = open_store(config)
+    device = machine.find_compute_device(example_inputs)
+    store = open_store(config, machine.find_default_host_bytes(config, device))
     name = hash_graph(gm, example_inputs, find_identity(config))
     cut = recall_cut(_find_path(name, "cut")) if config.compiler == "inductor" else "best"
     graph = None
@@ -205,9 +205,9 @@ def _compile_cut(
     if found is not None and model is None:
         _warn_of_unmoved(found.plan)
     if model is not None:
-        device = next(x.device for x in inputs if isinstance(x, torch.Tensor))
+        where = config, machine.find_compute_device(inputs)
         with torch_internals.outside_of_tracing():
-            links, limit = find_links(config, device), find_device_limit(config, device)
+            links, limit = machine.find_links(*where), machine.find_device_limit(*where)
         explain = partial(explain_failure, config=config)
         graph = ScheduledGraph(model, config, links, limit, is_symbolic, recut)
         follow_schedules(key, graph, explain)
@@ -286,12 +286,13 @@ def _warn_of_unmoved(plan: Plan) -> None:
         )
 
 
-def open_store(config: OffloadConfig) -> str:
-    """Open the store of `config` unless it is open; returns its key."""
+def open_store(config: OffloadConfig, host_bytes: int | None = None) -> str:
+    """Open the store of `config` unless it is open, see register_store; returns its key."""
     if not config.enabled:
         return ""
     return runtime.register_store(
         config,
+        host_bytes=host_bytes,
         keeps_graph=torch_internals.keeps_graph,
         is_shared=torch_internals.is_shared,
         make_counter=torch_internals.make_version_counter,

@@ -38,9 +38,11 @@ class OffloadConfig:
         everything on it together may take: parameters, gradients, states of optimizers, what other
         programs hold, and activations, which get the rest, less 2 % for fragmentation. On a CPU it
         is what this process has from malloc; a share is one of the machine's or cgroup's memory.
-    host_budget: bytes of host memory for the host tier (int or "4GiB"); None: no host tier. With
-        `ioengine="memory"`, the cap on the host memory that is used in place of a disk; None: half
-        of the memory of the machine, or of what the process's cgroup allows.
+    host_budget: bytes of host memory for the host tier (int or "4GiB"); 0: no host tier. None: for
+        values of a GPU half of the available host memory, divided by the ranks on the machine (none
+        with stated `hardware`), for those of a CPU no host tier. With `ioengine="memory"`, the cap
+        on the host memory that is used in place of a disk; None: half of the memory of the machine,
+        or of what the process's cgroup allows.
     min_bytes: storages smaller than this are not moved.
     max_inflight_bytes: cap on bytes being written, and on bytes being read ahead; at the cap an
         offload waits. On a GPU, values on their way to a disk take as much pinned host memory; on a
@@ -144,7 +146,7 @@ class OffloadConfig:
 
     @property
     def host_bytes(self) -> int | None:
-        """`host_budget` in bytes, None when not given."""
+        """`host_budget` in bytes, None when not given (see machine.find_host_bytes)."""
         return self.host_budget if isinstance(self.host_budget, int) else None
 
     @property

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 
@@ -31,6 +32,7 @@ MASK_LOAD_CORE_SECONDS = 4e-9
 # with one drive. A cut decides which collectives are recomputed, so all ranks must choose the same
 # one, but their measured numbers differ. By its measured numbers, a rank decides what moves.
 _NOMINAL_SPEEDS = {"cpu": DeviceSpeed(5e11, 5e10), "cuda": DeviceSpeed(3e14, 2e12)}
+_NOMINAL_HOST_BYTES = 2**36
 _NOMINAL_LINKS = {
     "nvme": Link(2e9, 3e9, TRANSFER_LATENCY_SECONDS),
     "host": Link(2e10, 2e10, GPU_TRANSFER_LATENCY_SECONDS),
@@ -112,8 +114,37 @@ def find_links(config: OffloadConfig, device: torch.device) -> dict[str, Link]:
         taken = runtime.recall_contention(config).mean
         return {tier: replace(link, compute_seconds_per_byte=taken) for tier, link in links.items()}
     if device.type == "cuda":
-        return _go_through(links, config, runtime.recall_exchange(device))
+        exchange = runtime.recall_exchange(device)
+        bus = Link(*exchange, GPU_COPY_LATENCY_SECONDS, 0.0, *exchange)
+        has_default = find_default_host_bytes(config, device) is not None
+        tiers = {**links, "host": bus} if has_default else links
+        return _go_through(tiers, config, bus)
     return links
+
+
+def find_default_host_bytes(config: OffloadConfig, device: torch.device) -> int | None:
+    """Bytes of the host tier that values of a GPU have where no option says it; else None.
+
+    Stated hardware has none: its plans must not depend on the memory that is available here.
+    """
+    may_choose = config.host_bytes is None and config.stated_hardware is None
+    if may_choose and device.type == "cuda" and config.ioengine != "memory":
+        return runtime.find_host_share()
+    return None
+
+
+def find_host_bytes(config: OffloadConfig, links: Iterable[str]) -> int:
+    """Bytes of the host tier; 0 where `links`, the names of the tiers, have none."""
+    if "host" not in links:
+        return 0
+    return runtime.find_host_share() if config.host_bytes is None else config.host_bytes
+
+
+def find_nominal_host_bytes(config: OffloadConfig, links: Iterable[str]) -> int:
+    """As find_host_bytes, with a nominal number where no option says it."""
+    if "host" not in links:
+        return 0
+    return _NOMINAL_HOST_BYTES if config.host_bytes is None else config.host_bytes
 
 
 def find_stated_cost(config: OffloadConfig) -> CostModel | None:
@@ -150,6 +181,13 @@ def find_device(graph: TrainingGraph) -> tuple[torch.device, torch.dtype]:
     return device, dtype
 
 
+def find_compute_device(inputs: Sequence[Any]) -> torch.device:
+    """The device of a graph with these inputs: a GPU if one is among them, else the first one's."""
+    devices = [x.device for x in inputs if isinstance(x, torch.Tensor)]
+    found = [device for device in devices if device.type == "cuda"] or devices
+    return found[0] if found else torch.device("cpu")
+
+
 def _find_mask_seconds(device: torch.device) -> tuple[float, float]:
     """The mask_store_seconds and mask_load_seconds of DeviceSpeed."""
     if device.type != "cpu":
@@ -158,20 +196,21 @@ def _find_mask_seconds(device: torch.device) -> tuple[float, float]:
     return MASK_STORE_CORE_SECONDS / threads, MASK_LOAD_CORE_SECONDS / threads
 
 
-def _go_through(
-    links: Mapping[str, Link], config: OffloadConfig, exchange: runtime.Bandwidth
-) -> dict[str, Link]:
+def _go_through(links: Mapping[str, Link], config: OffloadConfig, bus: Link) -> dict[str, Link]:
     """`links` as seen from a GPU, whose transfers pass the bus.
 
-    exchange: the bandwidth of copies between the GPU and host memory. The host tier is as fast as
-    these; a drive is at most as fast.
+    bus: copies between the GPU and host memory. The host tier is as fast as these; a drive is at
+    most as fast.
     """
     found: dict[str, Link] = {}
     for tier, link in links.items():
         if tier == "host" or (config.ioengine == "memory" and not config.checksum):
-            found[tier] = Link(*exchange, GPU_COPY_LATENCY_SECONDS, 0.0, *exchange)
+            found[tier] = bus
         else:
-            write = min(link.write_bytes_per_second, exchange.write)
-            read = min(link.read_bytes_per_second, exchange.read)
-            found[tier] = Link(write, read, GPU_TRANSFER_LATENCY_SECONDS, 0.0, *exchange)
+            found[tier] = replace(
+                bus,
+                write_bytes_per_second=min(link.write_bytes_per_second, bus.write_bytes_per_second),
+                read_bytes_per_second=min(link.read_bytes_per_second, bus.read_bytes_per_second),
+                latency_seconds=GPU_TRANSFER_LATENCY_SECONDS,
+            )
     return found

@@ -21,7 +21,9 @@ from fxoffload.errors import BudgetError
 from fxoffload.graph import TrainingGraph
 from fxoffload.machine import (
     find_device,
+    find_host_bytes,
     find_nominal_cost,
+    find_nominal_host_bytes,
     find_room,
     is_distributed,
     measure_cost,
@@ -171,7 +173,8 @@ def build_options(
         cut_cost=cut_cost,
         key=key,
         budget_bytes="min" if config.memory_budget == "min" else config.budget_bytes,
-        host_bytes=config.host_bytes or 0,
+        host_bytes=find_host_bytes(config, cost.links),
+        cut_host_bytes=find_nominal_host_bytes(config, cost.links),
         min_bytes=config.min_storage_bytes,
         max_inflight_bytes=config.inflight_bytes,
         fuses=config.compiler == "inductor",
@@ -179,12 +182,17 @@ def build_options(
 
 
 def reserve(store: str, plan: Plan) -> None:
-    """Make sure that `store` can hold what one step by `plan` moves; StoreFull otherwise."""
-    needed: dict[str, int] = {}
+    """Make sure that `store` can hold what one step by `plan` moves; StoreFull otherwise.
+
+    A plan of an earlier process may count on a larger host tier: the rest goes to NVMe.
+    """
+    found = runtime.find_store(store)
+    needed = {"host": 0, "nvme": 0}
     for value, decision in plan.offloads:
-        needed[decision.tier] = needed.get(decision.tier, 0) + value.nbytes
-    for tier, nbytes in needed.items():
-        runtime.find_store(store).reserve(nbytes, tier)
+        needed[decision.tier] += value.nbytes
+    excess_bytes = max(0, needed["host"] - found.host_bytes)
+    if needed["nvme"] + excess_bytes:
+        found.reserve(needed["nvme"] + excess_bytes, "nvme")
 
 
 def _transform(

@@ -15,6 +15,7 @@ from fxoffload.config import OffloadConfig
 from fxoffload.cuts import RecutGraph
 from fxoffload.errors import BudgetError
 from fxoffload.holders import Holder
+from fxoffload.machine import find_host_bytes
 from fxoffload.planner.bound import Bound, find_bound
 from fxoffload.planner.graph_model import GraphModel
 from fxoffload.planner.joining import join_step
@@ -161,7 +162,7 @@ def make_graph_schedule(
         halves,
         links,
         owners=measured.owners,
-        host_bytes=first.config.host_bytes or 0,
+        host_bytes=find_host_bytes(first.config, first.links),
         max_inflight_bytes=first.config.inflight_bytes,
     )
     budget = _find_lowest(each.config for each in graphs.values())
@@ -217,7 +218,7 @@ def predict_bound(graphs: Sequence[ScheduledGraph], schedule: Schedule) -> Bound
         first.links,
         within_seconds=schedule.step_seconds,
         budget_bytes=schedule.budget_bytes,
-        host_bytes=first.config.host_bytes or 0,
+        host_bytes=find_host_bytes(first.config, first.links),
     )
 
 

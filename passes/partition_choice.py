@@ -45,12 +45,14 @@ class PassOptions:
     budget_bytes, host_bytes: see choose_transfers. min_bytes: see find_saved_values.
     max_inflight_bytes: see place_transfers. store, key: see insert_transfers. fuses: see
     build_step. cut_cost: the cost model that chooses the partition, if not `cost`; if it is given,
-    other partitions than the program's own are tried only under a budget.
+    `cut_host_bytes` stands for `host_bytes` there, and other partitions than the program's own are
+    tried only under a budget.
     """
 
     cost: CostModel
     store: str
     cut_cost: CostModel | None = None
+    cut_host_bytes: int = 0
     key: str = ""
     budget_bytes: int | Literal["min"] | None = None
     host_bytes: int = 0
@@ -78,7 +80,7 @@ def choose_partition(
     own = _OwnPartition(graph, options)
     if options.cut_cost is None:
         return _try_partitions(own, options, repartition)
-    by = replace(options, cost=options.cut_cost)
+    by = replace(options, cost=options.cut_cost, host_bytes=options.cut_host_bytes)
     other = None if options.budget_bytes is None else repartition
     chosen, plan = _try_partitions(own, by, other)
     return chosen, own.make_plan(chosen, plan.cut, options)

@@ -24,6 +24,7 @@ from fxoffload.runtime.kernels import (
 from fxoffload.runtime.measurement.bandwidth import Bandwidth
 from fxoffload.runtime.measurement.choice import EngineChoice, choose_engine, probe_memory
 from fxoffload.runtime.measurement.contention import Contention, recall_contention
+from fxoffload.runtime.measurement.host_share import find_host_share
 from fxoffload.runtime.measurement.probe_cache import cache_path
 from fxoffload.runtime.measurement.speed import (
     Speed,
@@ -63,6 +64,7 @@ __all__ = [
     "describe_device",
     "drive_lifetimes",
     "find_device_bytes",
+    "find_host_share",
     "find_next_schedule",
     "find_programs",
     "find_store",

@@ -35,13 +35,16 @@ _wear: dict[str, tuple[int | None, float]] = {}
 def register_store(
     config: OffloadConfig,
     *,
+    host_bytes: int | None = None,
     keeps_graph: Callable[[], bool] = lambda: True,
     is_shared: Callable[[torch.Tensor], bool] = lambda _: False,
     make_counter: Callable[[torch.Tensor], torch.Tensor | None] = lambda _: None,
 ) -> str:
     """Open the store of `config`, or find the open one; returns the key that the ops carry.
 
-    keeps_graph, is_shared, make_counter: see OffloadStore.
+    host_bytes: the size of a host tier, if `config` names none and the store has none yet; a store
+    that is opened again has that of the one before. keeps_graph, is_shared, make_counter: see
+    OffloadStore.
     """
     key = config.store_key
     rating = config.endurance_bytes
@@ -49,10 +52,16 @@ def register_store(
     if store is not None and not store.closed:
         if rating is not None:
             _wear[key] = rating, _wear[key][1]
+        if host_bytes is not None:
+            store.add_host_tier(host_bytes)
         return key
     opened = _open_store(
         config, keeps_graph=keeps_graph, is_shared=is_shared, make_counter=make_counter
     )
+    if host_bytes is None and store is not None and "host" in store.engines:
+        host_bytes = store.host_bytes
+    if host_bytes is not None:
+        opened.add_host_tier(host_bytes)
     past = find_past(store.statistics()) if store is not None else None
     with _lock:
         if past is not None and _stores.get(key) is store:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import random
+import threading
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -83,6 +84,7 @@ Command = Wait | Record | Kernel
 @dataclass(eq=False)
 class Stream:
     world: World
+    device: int = 0
     queue: deque[Command] = field(default_factory=deque[Command])
 
     def wait_event(self, event: Event) -> None:
@@ -116,6 +118,7 @@ class Block:
 
     memory: np.ndarray
     stream: Stream
+    readers: list[Stream] = field(default_factory=list[Stream])  # Of record_stream.
     freed: int = 0
     reused: int = 0
 
@@ -129,23 +132,51 @@ class World:
 
     def __init__(self, seed: int) -> None:
         self.random = random.Random(seed)
-        self.default_stream = Stream(self)
-        self.current = self.default_stream
-        self.streams = [self.default_stream]
+        self.lags: tuple[int, ...] = (0, 0, 1, 5)
+        self.locks: list[threading.Lock] = []
+        self.default_streams = {device: Stream(self, device) for device in (0, 1)}
+        self.currents = dict(self.default_streams)  # Of the running thread, for each device.
+        self.device = 0  # The current one of the running thread.
+        self.captures = False
+        self.streams = list(self.default_streams.values())
         self.jobs: list[Callable[[], None]] = []
         self.blocks: list[Block] = []
         self.free_blocks: list[Block] = []
+        self.deferred: list[tuple[Block, list[Event]]] = []  # Freed, with the events of readers.
+        self.refusal_rate = 0.0  # Of allocations.
+        self.refuses_pinning = False
         self.host_owners: dict[int, int] = {}  # Of the staging buffer at an address.
         self.host_memory: list[torch.Tensor] = []
         self.pinned_bytes: list[int] = []  # One entry for each call of the driver.
         self.computes = False
         self.errors: list[str] = []
 
+    @property
+    def current(self) -> Stream:
+        """The current stream of the current device."""
+        return self.currents[self.device]
+
+    @current.setter
+    def current(self, stream: Stream) -> None:
+        self.currents[stream.device] = stream
+
+    def find_current(self, *tensors: torch.Tensor) -> Stream:
+        """The current stream of the device that the first of `tensors` on one is on."""
+        blocks = (self._find_block(tensor.data_ptr()) for tensor in tensors)
+        return next((self.currents[it.stream.device] for it in blocks if it), self.current)
+
+    def make_stream(self, device: int = 0) -> Stream:
+        """Another stream of `device`."""
+        self.streams.append(Stream(self, device))
+        return self.streams[-1]
+
     # Time
 
     def progress(self) -> None:
         """Run a random number of steps, as if the host were busy for a while."""
-        for _ in range(self.random.choice((0, 0, 1, 5))):
+        if any(lock.locked() for lock in self.locks):
+            return  # Jobs would wait for it; they are threads, but run in this one.
+        for _ in range(self.random.choice(self.lags)):
             if not self.step():
                 return
 
@@ -189,37 +220,59 @@ class World:
         return future
 
     def _run_job(self) -> None:
-        # In a thread of its own, whose current stream is the default one.
-        before, self.current = self.current, self.default_stream
+        # In a thread of its own, whose current streams are the default ones.
+        before = self.device, self.currents
+        self.device, self.currents = 0, dict(self.default_streams)
         self.jobs.pop(self.random.randrange(len(self.jobs)))()
-        self.current = before
+        self.device, self.currents = before
 
     # Memory
 
     @property
     def live_blocks(self) -> int:
+        self._give_back_passed()
         return len(self.blocks) - len(self.free_blocks)
 
     def empty_strided(
-        self, size: Sequence[int], stride: Sequence[int], *, dtype: torch.dtype, **_: Any
+        self,
+        size: Sequence[int],
+        stride: Sequence[int],
+        *,
+        dtype: torch.dtype,
+        device: torch.device = CPU,
     ) -> torch.Tensor:
         """As torch.empty_strided: the memory goes back when the last tensor on it dies."""
         self.progress()
-        return self.allocate(size, stride, dtype)
+        return self.allocate(size, stride, dtype, self.currents[device.index or 0])
+
+    def empty_cache(self) -> None:
+        """As torch.cuda.empty_cache with expandable segments, which are the less careful.
+
+        It waits for the stream that allocated a block, and for no other one, then unmaps it.
+        """
+        self._give_back_passed()
+        while self.free_blocks:
+            block = self.free_blocks.pop()
+            self.run_until(lambda stream=block.stream: not stream.queue)
+            block.reused = -1  # Whatever copies now finds that it is not its own.
+            self.blocks.remove(block)
 
     def allocate(
-        self, size: Sequence[int], stride: Sequence[int], dtype: torch.dtype
+        self, size: Sequence[int], stride: Sequence[int], dtype: torch.dtype, stream: Stream
     ) -> torch.Tensor:
+        if self.random.random() < self.refusal_rate:
+            raise torch.OutOfMemoryError("simulated")
+        self._give_back_passed()
         reach = sum((n - 1) * s for n, s in zip(size, stride, strict=True) if n)
         nbytes = -(-(reach + 1) * dtype.itemsize // ALIGNMENT) * ALIGNMENT
         fitting = (
             block
             for block in reversed(self.free_blocks)
-            if len(block.memory) == nbytes and block.stream is self.current
+            if len(block.memory) == nbytes and block.stream is stream
         )
         block = next(fitting, None)
         if block is None:
-            block = Block(np.full(nbytes, POISON, np.uint8), self.current)
+            block = Block(np.full(nbytes, POISON, np.uint8), stream)
             self.blocks.append(block)
         else:
             self.free_blocks.remove(block)
@@ -233,6 +286,8 @@ class World:
         self.host_memory.append(memory)
         if not pin_memory:
             return memory[:nbytes]
+        if self.refuses_pinning:
+            raise RuntimeError("CUDA error: out of memory")
         self.pinned_bytes.append(nbytes)
         start = -memory.data_ptr() % PAGE_BYTES  # The driver pins whole pages.
         return memory[start : start + nbytes]
@@ -295,8 +350,31 @@ class World:
                 return block
         return None
 
+    def record_stream(self, tensor: torch.Tensor, stream: Stream) -> None:
+        """As Tensor.record_stream."""
+        block = self._find_block(tensor.data_ptr())
+        assert block is not None
+        block.readers.append(stream)
+
     def _free(self, block: Block) -> None:
         block.freed += 1
+        if not block.readers:
+            self._give_back(block)
+            return
+        events: list[Event] = []
+        for stream in block.readers:
+            events.append(Event(self))
+            stream.queue.append(Record(events[-1]))  # Nothing may run in a finalizer.
+        block.readers = []
+        self.deferred.append((block, events))
+
+    def _give_back_passed(self) -> None:
+        for block, events in list(self.deferred):
+            if all(event.passed for event in events):
+                self.deferred.remove((block, events))
+                self._give_back(block)
+
+    def _give_back(self, block: Block) -> None:
         self.free_blocks.append(block)
 
         def reuse() -> None:
@@ -414,15 +492,29 @@ class QueueCopies(TorchFunctionMode):
         if world.computes:
             return func(*args, **(kwargs or {}))
         if func is torch.Tensor.copy_:
-            world.copy(args[0], args[1], world.current)
+            world.copy(args[0], args[1], world.find_current(args[0], args[1]))
             return args[0]
         if func is torch.Tensor.clone:
             source = args[0]
-            stride = torch.empty(source.shape, device="meta").stride()
-            target = world.allocate(source.shape, stride, source.dtype)
-            world.copy(target, source, world.current)
+            stream = world.find_current(source)
+            target = world.allocate(
+                source.shape,
+                torch.empty(source.shape, device="meta").stride(),
+                source.dtype,
+                stream,
+            )
+            world.copy(target, source, stream)
             return target
         return func(*args, **(kwargs or {}))
+
+
+def make_device(world: World, device: torch.device = CPU, staging_bytes: int = 2**20) -> CudaDevice:
+    """A CudaDevice on the installed world; the simulated tensors of each device are on the CPU."""
+    made = CudaDevice(CudaStreams(device), staging_bytes)
+    made.arena = WatchedArena(world, made.streams.empty_host, staging_bytes)
+    made.workers.shutdown()
+    made.workers = JobWorkers(world)  # pyright: ignore[reportAttributeAccessIssue]
+    return made
 
 
 @contextlib.contextmanager
@@ -433,32 +525,36 @@ def install(
 
     @contextlib.contextmanager
     def stream(chosen: Stream) -> Iterator[None]:
+        assert chosen.device == world.device, "leaving it would make a context on another device"
         before, world.current = world.current, chosen
         yield
         world.current = before
 
-    def make_stream(_device: torch.device) -> Stream:
-        world.streams.append(Stream(world))
-        return world.streams[-1]
+    @contextlib.contextmanager
+    def device(index: int | None) -> Iterator[None]:
+        before, world.device = world.device, index or 0
+        yield
+        world.device = before
 
-    def make_event(blocking: bool = False) -> Event:
-        return Event(world, blocking)
+    def set_device(device: torch.device) -> None:
+        world.device = device.index or 0
 
     cuda = SimpleNamespace(
-        Stream=make_stream,
-        Event=make_event,
+        Stream=lambda device: world.make_stream(device.index or 0),
+        Event=lambda blocking=False: Event(world, blocking),
         stream=stream,
-        device=lambda _device: contextlib.nullcontext(),
+        device=device,
         current_stream=lambda: world.current,
-        set_device=lambda _device: None,
+        is_current_stream_capturing=lambda: world.captures,
+        set_device=set_device,
     )
     simulated = SimpleNamespace(
-        cuda=cuda, empty=world.empty, empty_strided=world.empty_strided, uint8=torch.uint8
+        cuda=cuda,
+        empty=world.empty,
+        empty_strided=world.empty_strided,
+        uint8=torch.uint8,
+        Tensor=SimpleNamespace(record_stream=world.record_stream),
     )
     patch.setattr(streams, "torch", simulated)
-    device = CudaDevice(CudaStreams(CPU))
-    device.arena = WatchedArena(world, device.streams.empty_host, staging_bytes)
-    device.workers.shutdown()
-    device.workers = JobWorkers(world)  # pyright: ignore[reportAttributeAccessIssue]
     with QueueCopies(world):
-        yield device
+        yield make_device(world, staging_bytes=staging_bytes)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from waiting import wait_for_writes
 
 import fxoffload
-from fxoffload import backend, config, runtime, torch_internals
+from fxoffload import backend, config, machine, runtime, torch_internals
 
 WIDTH = 32
 
@@ -491,3 +491,17 @@ def test_the_plan_uses_the_speed_of_the_work(
     assert slow.offloaded_bytes > 0
     monkeypatch.setattr(runtime, "recall_speed", lambda *_: runtime.Speed(1e20, 1e20))
     assert fxoffload.explain(model, x, options=options).offloaded_bytes == 0
+
+
+def test_the_host_tier_of_a_gpu_is_opened_with_its_first_graph(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the device of its inputs; what follows is compiled otherwise in no way."""
+    monkeypatch.setattr(runtime, "find_host_share", lambda: 2**20)
+    options = config.OffloadConfig(directory=tmp_path, ioengine="posix", compiler="eager")
+    store = runtime.find_store(backend.open_store(options))
+    graph = torch.fx.symbolic_trace(lambda x: (x.tanh(),))
+    for device, host_bytes in (("cpu", 0), ("cuda", 2**20), ("cpu", 2**20)):
+        monkeypatch.setattr(machine, "find_compute_device", lambda _, it=device: torch.device(it))
+        backend.compile_graph(graph, [torch.ones(2)], options)
+        assert store.host_bytes == host_bytes

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import Future
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
 
 from fxoffload.errors import StoreClosed
-from fxoffload.runtime.devices.cuda_write import CudaWrite
+from fxoffload.runtime.devices.cuda_write import CudaWrite, HostWrite
+from fxoffload.runtime.engines.ioengine import find_outcome
 
 
 class Copied:
@@ -20,7 +22,7 @@ class Copied:
 
 
 def make_write(
-    write: Callable[[memoryview], Any] | None, wait: Callable[[], object] = lambda: None
+    write: Callable[[memoryview], Any], wait: Callable[[], object] = lambda: None
 ) -> CudaWrite:
     copied: Any = Copied(wait)
     return CudaWrite(copied, memoryview(b"12345"), write)
@@ -43,11 +45,60 @@ def test_the_engine_writes_behind_the_copy() -> None:
     assert write.result() == 5
 
 
+@dataclass
+class HostCopy:
+    """In place of the event of a copy out to the host tier."""
+
+    passed: bool = False
+
+    def query(self) -> bool:
+        return self.passed
+
+    def synchronize(self) -> None:
+        self.passed = True
+
+
+def make_host_write() -> tuple[HostWrite, Any, list[int | Exception | None]]:
+    """A write of 5 bytes, its copy, and the outcomes that its callback was told."""
+    copy: Any = HostCopy()
+    write = HostWrite(copy, 5)
+    told: list[int | Exception | None] = []
+    write.add_done_callback(lambda future: told.append(find_outcome(future)))
+    return write, copy, told
+
+
 def test_what_stays_in_host_memory_is_written_when_it_is_copied() -> None:
-    copied: list[bool] = []
-    write = make_write(None, lambda: copied.append(True))
-    write.run()
-    assert (copied, write.result()) == ([True], 5)
+    """Whoever asks first ends it; it is counted once."""
+    write, copy, told = make_host_write()
+    assert not write.end()
+    assert not write.done()
+    assert told == []
+    copy.passed = True
+    assert write.done()
+    assert told == [5]
+    assert write.end()
+    assert not write.cancel()
+    assert (write.result(), told) == (5, [5])
+
+
+@pytest.mark.parametrize("by", ["result", "end"])
+def test_who_needs_what_stays_waits_for_its_copy(by: str) -> None:
+    write, copy, told = make_host_write()
+    assert write.result() == 5 if by == "result" else write.end(wait=True)
+    assert (copy.passed, told) == (True, [5])
+
+
+def test_what_stays_is_cancelled_until_its_copy_has_ended() -> None:
+    write, copy, told = make_host_write()
+    assert write.cancel()
+    copy.passed = True
+    assert write.end()
+    assert write.cancelled()
+    assert told == [None]
+    late, copy, told = make_host_write()
+    copy.passed = True
+    assert not late.cancel()
+    assert told == [5]
 
 
 def test_a_write_that_has_not_begun_is_cancelled() -> None:

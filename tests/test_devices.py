@@ -9,7 +9,7 @@ import torch
 from simulated_device import World, install
 
 from fxoffload.errors import StoreError
-from fxoffload.runtime.devices.cuda import STAGING_BYTES, CudaDevice
+from fxoffload.runtime.devices.cuda import CudaDevice
 from fxoffload.runtime.devices.devices import Devices
 from fxoffload.runtime.devices.host import HostDevice
 
@@ -21,7 +21,7 @@ def devices(monkeypatch: pytest.MonkeyPatch) -> Iterator[Devices]:
     """On a machine whose current GPU is the second one."""
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
     with install(World(seed=1), monkeypatch):
-        devices = Devices(host_bytes=4096)
+        devices = Devices(pinned_bytes=4096)
         yield devices
         devices.close()
 
@@ -46,8 +46,10 @@ def test_a_gpu_without_a_number_is_the_current_one(devices: Devices) -> None:
     assert find_gpu(devices, SECOND).streams.device == SECOND
 
 
-def test_values_that_stay_in_host_memory_are_pinned_too(devices: Devices) -> None:
-    assert find_gpu(devices, FIRST).arena._max_bytes == STAGING_BYTES + 4096
+def test_a_gpu_pins_as_much_as_it_may_when_it_is_first_used(devices: Devices) -> None:
+    assert find_gpu(devices, FIRST).arena._max_bytes == 4096
+    devices.pinned_bytes += 100  # A host tier comes.
+    assert find_gpu(devices, SECOND).arena._max_bytes == 4196
 
 
 def test_other_kinds_are_refused(devices: Devices) -> None:

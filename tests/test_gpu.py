@@ -20,6 +20,7 @@ from waiting import wait_for_writes
 from zoo import CASES, TanhLayers
 
 import fxoffload
+from fxoffload.errors import StoreError
 from fxoffload.runtime.devices.cuda import CudaDevice
 from fxoffload.runtime.engines.memory import MemoryEngine
 from fxoffload.runtime.store.store import OffloadStore
@@ -87,7 +88,9 @@ def train(
     module, inputs = CASES[case]()
     module.to(CUDA)
     inputs = tuple(x.to(CUDA) for x in inputs)
-    compiled = fxoffload.compile(module, mode=mode, min_bytes=1, memory_budget="min", **options)
+    # By default everything would stay in host memory.
+    options = {"host_budget": 0, "min_bytes": 1, "memory_budget": "min", **options}
+    compiled = fxoffload.compile(module, mode=mode, **options)
     optimizer = torch.optim.SGD(module.parameters(), lr=0.01, momentum=0.9)
     history: list[list[Tensor]] = []
     for step in range(steps):
@@ -146,6 +149,13 @@ def test_parity_kvikio(spill_directory: Path) -> None:
     assert "kvikio" in fxoffload.statistics().ioengine
 
 
+def test_parity_by_default_in_host_memory(spill_directory: Path) -> None:
+    check_parity("attention", compiler="eager", directory=spill_directory, host_budget=None)
+    done = fxoffload.statistics()
+    assert done.host_written_bytes == done.host_read_bytes == done.offloaded_bytes
+    assert done.host_overflow_bytes == 0
+
+
 def test_reduce_overhead_is_right_over_many_steps(spill_directory: Path) -> None:
     """CUDA graphs are replayed around our ops, which read and write other addresses each time."""
     from torch._dynamo.utils import counters
@@ -185,7 +195,8 @@ def test_retain_graph(spill_directory: Path) -> None:
     assert fxoffload.statistics().read_bytes > 0
 
 
-def test_peak_falls_by_what_is_moved(spill_directory: Path) -> None:
+@pytest.mark.parametrize("host_budget", [None, 0])
+def test_peak_falls_by_what_is_moved(host_budget: int | None, spill_directory: Path) -> None:
     """12 activations of 64 MiB; the moved model holds a few of them at a time."""
     x = torch.randn(8192, 2048, device=CUDA)
 
@@ -193,9 +204,8 @@ def test_peak_falls_by_what_is_moved(spill_directory: Path) -> None:
         torch._dynamo.reset()
         torch.manual_seed(0)
         model = TanhLayers(12, 2048).to(CUDA)
-        compiled = fxoffload.compile(
-            model, compiler="eager", directory=spill_directory, memory_budget="min", **options
-        )
+        options = {"memory_budget": "min", "host_budget": host_budget, **options}
+        compiled = fxoffload.compile(model, compiler="eager", directory=spill_directory, **options)
         peaks: list[int] = []
         for _ in range(2):
             model.zero_grad()
@@ -294,6 +304,62 @@ def test_a_value_that_is_given_up_overwrites_nothing(store: OffloadStore) -> Non
         other = torch.full((nbytes // 4,), 2.0, device=CUDA)
         torch.cuda._sleep(SLEEP_CYCLES)
         assert torch.aminmax(other) == (2, 2)
+
+
+@pytest.mark.parametrize("block", [False, True])
+def test_a_released_value_takes_no_memory(store: OffloadStore, block: bool) -> None:
+    """Its bytes stay in host memory, and a schedule may never wait for them."""
+    before = torch.cuda.memory_allocated()
+    x = torch.full((16 * MIB,), 3.0, device=CUDA)
+    ticket = store.offload(x, "x", "nvme", True)
+    store.release(ticket, block=block)
+    del x
+    torch.cuda.synchronize()
+    find_device(store).let_go()
+    assert torch.cuda.memory_allocated() == before
+    assert torch.aminmax(store.wait(ticket)) == (3, 3)
+    store.free(ticket)
+
+
+def test_what_another_stream_does_is_in_order(store: OffloadStore) -> None:
+    """It settles a value, whose memory is reused, and reads it ahead; the first one waits."""
+    other = torch.cuda.Stream()
+    for number in range(10):
+        torch.cuda._sleep(SLEEP_CYCLES)
+        x = torch.full((16 * MIB,), float(number), device=CUDA)
+        ticket = store.offload(x, "x", "nvme", True)
+        store.release(ticket, block=False)
+        del x
+        with torch.cuda.stream(other):
+            store.settle(ticket)
+        scratch = torch.full((16 * MIB,), -1.0, device=CUDA)
+        del scratch
+        with torch.cuda.stream(other):
+            store.prefetch(ticket)
+        torch.cuda._sleep(SLEEP_CYCLES)
+        y = store.wait(ticket)
+        torch.cuda._sleep(SLEEP_CYCLES)
+        low, high = torch.aminmax(y)
+        del y
+        with torch.cuda.stream(other):
+            scratch = torch.full((16 * MIB,), -1.0, device=CUDA)
+            del scratch
+        assert low.item() == high.item() == number
+        store.free(ticket)
+
+
+def test_a_capture_of_a_cuda_graph_is_refused(store: OffloadStore) -> None:
+    x, y = torch.ones(MIB, device=CUDA), torch.ones(MIB, device=CUDA)
+    ticket = store.offload(x, "x", "nvme", True)
+    wait_for_writes(store.statistics)  # No thread calls CUDA during the capture.
+    with torch.cuda.graph(torch.cuda.CUDAGraph()):
+        y.add_(1)  # torch warns of an empty graph.
+        with pytest.raises(StoreError, match="CUDA graph"):
+            store.offload(x, "x", "nvme", True)
+        with pytest.raises(StoreError, match="CUDA graph"):
+            store.prefetch(ticket)
+    assert torch.equal(store.wait(ticket), x)
+    store.free(ticket)
 
 
 def test_a_steady_step_pins_nothing(store: OffloadStore) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 import toys
+from torch._subclasses import FakeTensorMode
 from toys import Sketch, aten
 
 from fxoffload import runtime
@@ -20,9 +21,12 @@ from fxoffload.machine import (
     GPU_COPY_LATENCY_SECONDS,
     GPU_TRANSFER_LATENCY_SECONDS,
     TRANSFER_LATENCY_SECONDS,
+    find_compute_device,
     find_device_limit,
+    find_host_bytes,
     find_links,
     find_nominal_cost,
+    find_nominal_host_bytes,
     find_room,
     measure_cost,
     measure_links,
@@ -168,3 +172,58 @@ def test_limit_of_a_device(
     assert config.is_limited is (option is not None)
     assert find_device_limit(config, torch.device("cpu")) == limit
     assert find_room(config, torch.device("cpu")) == room
+
+
+@pytest.mark.parametrize(
+    ("device", "options", "host_bytes"),
+    [
+        ("cuda", {}, 5000),
+        ("cuda", {"host_budget": 300}, 300),
+        ("cuda", {"host_budget": 0}, 0),
+        ("cuda", {"ioengine": "memory"}, 0),  # Everything is in host memory.
+        ("cuda", {"hardware": toys.HARDWARE}, 0),  # Its plans depend on no measurement.
+        ("cpu", {}, 0),
+    ],
+)
+def test_a_gpu_has_a_host_tier_by_default(
+    device: str, options: dict[str, Any], host_bytes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is as fast as the bus, and of the size that this process may take."""
+    speed = runtime.Bandwidth(1e9, 2e9)
+    monkeypatch.setattr(runtime, "choose_engine", lambda _: SimpleNamespace(bandwidth=speed))
+    monkeypatch.setattr(runtime, "probe_memory", lambda: speed)
+    monkeypatch.setattr(runtime, "recall_contention", lambda _: runtime.Contention(0.0, 0.0))
+    monkeypatch.setattr(runtime, "recall_exchange", lambda _: runtime.Bandwidth(5e9, 6e9))
+    monkeypatch.setattr(runtime, "find_host_share", lambda: 5000)
+    config = OffloadConfig(directory=".", **options)
+    links = find_links(config, torch.device(device))
+    assert find_host_bytes(config, links) == host_bytes
+    assert ("host" in links) is (host_bytes > 0)
+    if host_bytes:
+        assert links["host"] == Link(5e9, 6e9, GPU_COPY_LATENCY_SECONDS, 0.0, 5e9, 6e9)
+
+
+def test_all_ranks_choose_cuts_by_one_size_of_the_host_tier(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(runtime, "find_host_share", refuse)
+    config = OffloadConfig(directory=".")
+    assert find_nominal_host_bytes(config, ["nvme", "host"]) == 64 * 2**30
+    assert find_nominal_host_bytes(config, ["nvme"]) == 0
+    assert find_nominal_host_bytes(replace(config, host_budget=7), ["host"]) == 7
+
+
+@pytest.mark.parametrize(
+    ("devices", "found"),
+    [
+        (["cpu", "cuda:1"], "cuda:1"),
+        (["cuda:0", "cuda:1"], "cuda:0"),
+        (["cpu"], "cpu"),
+        ([], "cpu"),
+    ],
+)
+def test_a_graph_computes_on_the_gpu_among_its_inputs(devices: list[str], found: str) -> None:
+    """Also if the first input is a number in host memory."""
+    with FakeTensorMode():
+        inputs = [torch.empty(2, device=device) for device in devices]
+    assert find_compute_device([3, *inputs]) == torch.device(found)

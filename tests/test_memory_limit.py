@@ -57,5 +57,30 @@ def test_available_memory(known: str, expected: int, tmp_path: Path) -> None:
     assert find_available_memory(tmp_path) == 5000
 
 
+@pytest.mark.parametrize(
+    ("folder", "names", "line"),
+    [
+        ("", ("memory.max", "memory.current"), "inactive_file"),
+        ("memory", ("memory.limit_in_bytes", "memory.usage_in_bytes"), "total_inactive_file"),
+    ],
+)
+def test_what_a_cgroup_uses_is_not_available(
+    folder: str, names: tuple[str, str], line: str, tmp_path: Path
+) -> None:
+    """But for the page cache, which the kernel takes back first."""
+    (tmp_path / "proc/self").mkdir(parents=True)
+    (tmp_path / "proc/self/cgroup").write_text(f"{'4:memory' if folder else '0:'}:/a\n")
+    cgroup = tmp_path / "sys/fs/cgroup" / folder / "a"
+    cgroup.mkdir(parents=True)
+    (cgroup / names[0]).write_text("5000\n")
+    (cgroup / names[1]).write_text("4000\n")
+    assert find_available_memory(tmp_path) == 1000
+    (cgroup / "memory.stat").write_text(f"anon 2000\n{line} 1500\nactive_file 500\n")
+    assert find_available_memory(tmp_path) == 2500
+    (cgroup / names[1]).write_text("9000\n")
+    assert find_available_memory(tmp_path) == 0
+    assert find_memory_limit(tmp_path) == 5000
+
+
 def test_available_memory_of_this_machine() -> None:
     assert 0 < find_available_memory() <= find_memory_limit()

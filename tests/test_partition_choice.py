@@ -16,7 +16,7 @@ from toys import NBYTES, OPTIONS, make_cost
 
 from fxoffload.cost import CostModel, DeviceSpeed
 from fxoffload.graph import TrainingGraph
-from fxoffload.passes import PassOptions, make_plan, transform_graph
+from fxoffload.passes import PassOptions, make_plan, partition_choice, transform_graph
 from fxoffload.passes.partition_choice import (
     ALL_SAVED,
     CUTS,
@@ -337,3 +337,24 @@ def test_a_cut_by_given_numbers_is_the_same_whatever_was_measured(
     if budget != "min":
         assert fast.cut != slow.cut
     assert other.step_seconds > same.step_seconds or not other.offloads, "by its own numbers"
+
+
+def test_a_cut_by_given_numbers_counts_on_a_given_host_tier(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The plan at that cut counts on the one that is there."""
+    asked: list[int] = []
+    plan_with = partition_choice.make_plan
+
+    def watch(graph: TrainingGraph, options: PassOptions, **rest: Any) -> Plan:
+        asked.append(options.host_bytes)
+        return plan_with(graph, options, **rest)
+
+    monkeypatch.setattr(partition_choice, "make_plan", watch)
+    _, repartition = record_cuts(lambda: toys.make_chain(6))
+    options = dataclasses.replace(
+        OPTIONS, cut_cost=OPTIONS.cost, cut_host_bytes=7, host_bytes=5, budget_bytes="min"
+    )
+    plan_graph(toys.make_chain(6), options, repartition=repartition)
+    assert asked == [*[7] * (len(asked) - 1), 5]
+    assert len(asked) > 1

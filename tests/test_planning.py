@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -14,13 +15,23 @@ from python_runs import run_python
 from torch import fx
 from toys import Sketch, aten, names_of
 
-from fxoffload import passes, planning
+from fxoffload import passes, planning, runtime
 from fxoffload.config import OffloadConfig
+from fxoffload.errors import StoreFull
 from fxoffload.graph import TrainingGraph
 from fxoffload.passes import PassOptions, find_order, hoist_saved, make_plan
 from fxoffload.planner.graph_model import GraphModel
 from fxoffload.planner.plan import Cut
-from fxoffload.planning import _restore_order, _show_partition, _transform, build_tracer
+from fxoffload.planning import (
+    _restore_order,
+    _show_partition,
+    _transform,
+    build_options,
+    build_tracer,
+    reserve,
+)
+from fxoffload.runtime.engines.memory import MemoryEngine
+from fxoffload.runtime.store.store import OffloadStore
 from fxoffload.torch_internals import compile_with_aot
 
 
@@ -93,6 +104,41 @@ def test_a_limit_of_the_device_decides_the_cut(
     _, used = _transform(graph, options, room, lambda cut: make_late(), None)
     assert used.budget_bytes == budget
     assert asked == ([room, budget] if budget == "min" else [budget]), "planned once where it fits"
+
+
+def test_ranks_cut_by_a_host_tier_that_nobody_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each rank plans what moves by the one that it has."""
+    monkeypatch.setattr(runtime, "find_host_share", lambda: 5000)
+    cost = toys.make_cost(1.0)
+    cost = replace(cost, links={**cost.links, "host": cost.links["nvme"]})
+    options = build_options(OffloadConfig(directory="."), cost)
+    assert (options.host_bytes, options.cut_host_bytes) == (5000, 64 * 2**30)
+    own = build_options(OffloadConfig(directory=".", host_budget=300), cost)
+    assert (own.host_bytes, own.cut_host_bytes) == (300, 300)
+
+
+@pytest.mark.parametrize("in_nvme", [True, False])
+def test_what_exceeds_the_host_tier_is_reserved_on_the_drive(
+    in_nvme: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A plan of an earlier process, which found more host memory free."""
+    engines = {"nvme": MemoryEngine(2**20), "host": MemoryEngine(2**30)}
+    options = PassOptions(
+        cost=toys.make_cost(1.0), store="", budget_bytes="min", min_bytes=1, host_bytes=2**30
+    )
+    links = options.cost.links
+    cost = replace(options.cost, links={**links, "host": links["nvme"]})
+    plan = make_plan(toys.make_chain(3), replace(options, cost=cost))
+    (nbytes,) = {value.nbytes for value, _ in plan.offloads}
+    assert {decision.tier for _, decision in plan.offloads} == {"host"}
+    left = len(plan.offloads) - 1
+    engines["host"].capacity_bytes = nbytes
+    engines["nvme"].capacity_bytes = left * nbytes - (not in_nvme)
+    store = OffloadStore(engines, max_inflight_bytes=2**20)
+    monkeypatch.setattr(runtime, "find_store", lambda _: store)
+    with nullcontext() if in_nvme else pytest.raises(StoreFull):
+        reserve("store", plan)
+    store.close()
 
 
 def test_models_of_a_graph_at_its_cuts(fresh_dynamo: None) -> None:

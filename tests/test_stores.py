@@ -52,6 +52,27 @@ def test_short_host_memory_is_said_when_the_store_opens(
         assert str(warning.message).startswith(words)
 
 
+def test_a_store_gets_the_host_tier_of_a_gpu_once(tmp_path: Path) -> None:
+    """Options without a host tier: one comes with the first graph of a GPU, and stays."""
+    config = OffloadConfig(directory=tmp_path, ioengine="posix")
+    key = register_store(config)
+    store = find_store(key)
+    assert store.host_bytes == 0
+    for nbytes in (2**20, 2**30):
+        assert register_store(config, host_bytes=nbytes) == key
+        assert find_store(key) is store
+        assert store.host_bytes == 2**20
+        assert store._devices.pinned_bytes == 2**20 + config.inflight_bytes, "of each kind"
+    x = torch.arange(1000.0)
+    ticket = store.offload(x, "x", "host", True)
+    store.release(ticket, block=True)
+    assert torch.equal(store.wait(ticket), x)
+    store.free(ticket)
+    store.close()
+    assert register_store(config) == key
+    assert find_store(key).host_bytes == 2**20, "graphs that were compiled before go on"
+
+
 def test_a_store_is_shared_by_all_budgets(config: OffloadConfig) -> None:
     """One spill file, one set of threads, and the host budget is given out once."""
     others = [

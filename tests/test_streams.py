@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 import torch
-from simulated_device import Event, Stream, World, install
+from simulated_device import Event, World, install
 
+from fxoffload.errors import StoreError
 from fxoffload.runtime.devices.streams import CudaStreams
 
 LENGTH = 64
@@ -54,13 +55,12 @@ def test_a_copy_in_comes_behind_each_of_its_events(
     source, raw, gate = torch.zeros(LENGTH), world.alias(y), Event(world)
     events: list[Any] = []
     for index in range(2):
-        world.current = Stream(world)
-        world.streams.append(world.current)
+        world.current = world.make_stream()
         if index == late:
             world.current.wait_event(gate)
         world.launch(lambda: (source.add_(1.0), raw.fill_(-1.0)))
         events.append(world.current.record_event())
-    world.current = world.default_stream
+    world.current = world.default_streams[0]
     end = streams.copy_in(y, source, events)
     world.run_all()
     assert not end.query()
@@ -91,9 +91,73 @@ def test_what_is_queued_behind_a_join_waits(world: World, streams: CudaStreams) 
     assert seen == [5.0]
 
 
+def test_other_streams_join_too(world: World, streams: CudaStreams) -> None:
+    """As that of the memory, where another one is the current one."""
+    x = make(world, 5.0)
+    target, seen = torch.zeros(LENGTH), list[float]()
+    event = streams.copy_out(target, x)
+    home, world.current = world.current, world.make_stream()
+    assert streams.join(event, home) is world.current is streams.find_current()
+    with streams.entering(home):  # pyright: ignore[reportArgumentType]
+        assert streams.find_current() is home
+        world.launch(lambda: seen.append(target.min().item()))
+    assert streams.find_current() is not home
+    world.run_all()
+    assert seen == [5.0]
+
+
+def test_memory_waits_for_a_reader_on_another_stream(world: World, streams: CudaStreams) -> None:
+    x = make(world, 5.0)
+    event = streams.mark(streams.find_current())
+    reader, gate, seen = world.make_stream(), Event(world), list[float]()
+    reader.wait_event(event)  # pyright: ignore[reportArgumentType]
+    reader.wait_event(gate)
+    world.current, raw = reader, world.alias(x)
+    world.launch(lambda: seen.append(raw.min().item()))
+    streams.note_reader(x, reader)  # pyright: ignore[reportArgumentType]
+    del x
+    world.run_all()
+    assert world.live_blocks == 1
+    gate.passed = True
+    world.run_all()
+    assert (seen, world.live_blocks) == ([5.0], 0)
+
+
+def test_all_is_done_on_the_device_of_the_streams(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The caller's current device, and its streams, may be others."""
+    with install(world, monkeypatch):
+        streams = CudaStreams(torch.device("cuda", 1))
+        stream = world.make_stream(1)
+        world.current = stream
+        assert streams.find_current() is stream
+        y = streams.empty((LENGTH,), (1,), torch.float32)
+        block = world._find_block(y.data_ptr())
+        assert block is not None
+        assert block.stream is stream
+        raw = world.alias(y)
+        world.device = 1
+        world.launch(lambda: raw.fill_(3.0))
+        world.device = 0
+        target = torch.zeros(LENGTH)
+        run_until(world, streams.copy_out(target, y))
+        assert target.eq(3.0).all()
+        assert world.device == 0
+        streams.enter_thread()
+        assert world.device == 1
+
+
+def test_a_capture_of_a_cuda_graph_is_refused(world: World, streams: CudaStreams) -> None:
+    """A replay would repeat kernels, and not what the host does in between."""
+    world.captures = True
+    with pytest.raises(StoreError, match=r"CUDA graph .*captured.*mode=.reduce-overhead"):
+        streams.find_current()
+
+
 def test_a_mark_is_behind_what_is_queued(world: World, streams: CudaStreams) -> None:
     x = make(world, 7.0)
-    run_until(world, streams.mark())
+    run_until(world, streams.mark(streams.find_current()))
     assert world.alias(x).eq(7.0).all()
 
 

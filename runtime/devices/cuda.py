@@ -2,7 +2,7 @@
 
 The tests run it with streams that are simulated on the CPU; test_gpu.py runs it on a device.
 
-Events keep the order, never `record_stream`:
+Events keep the order, and not `record_stream`, behind which memory is free later than needed:
 
     offload    the outgoing stream waits for the computing stream, then copies x out; the engine
                writes the staging buffer
@@ -16,8 +16,13 @@ Events keep the order, never `record_stream`:
 A value of the host tier stays in its staging buffer: a second copy in host memory would only slow
 down the bus. It counts as written once it has been copied out, and prefetch copies it back.
 
-One worker thread waits for the copies out, which end in the order of their starts, and then starts
-each engine write: the engine has as many writes in flight as it can take.
+One worker thread waits for the copies out to drives, which end in the order of their starts, and
+then starts each engine write: the engine has as many writes in flight as it can take.
+
+A schedule may release or read a value in another call of the step, which the program may run on
+another stream than the offload (the home of x) or the wait (the reader of y). So the home waits for
+the copy of x, too, and only for a y of another stream `record_stream` tells the allocator of the
+reader.
 
 Memory that a side stream uses is freed only when an event has passed. A staging buffer is reused
 after its last copy. A y that no op waited for (of a backward that was abandoned) is held until the
@@ -29,21 +34,20 @@ from __future__ import annotations
 
 from collections import deque
 from concurrent.futures import Future
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from functools import partial
 
 import torch
 
 from fxoffload.runtime.devices.buffers import StagingBuffer, compact, span_tensor
-from fxoffload.runtime.devices.cuda_write import CudaWrite
+from fxoffload.runtime.devices.cuda_write import CudaWrite, HostWrite
 from fxoffload.runtime.devices.staging import StagingArena
 from fxoffload.runtime.devices.streams import CudaStreams
 from fxoffload.runtime.devices.transfer import Arrival, Incoming, Layout, Outgoing, find_layout
 from fxoffload.runtime.engines.ioengine import IOEngine, IOFuture, find_outcome
 from fxoffload.runtime.engines.memory import MemoryEngine
 from fxoffload.runtime.engines.workers import Workers
-
-STAGING_BYTES = 2 * 2**30
 
 
 @dataclass(slots=True, eq=False)
@@ -58,16 +62,21 @@ class Hold:
 class CudaDevice:
     """Moves the tensors of one CUDA device.
 
-    host_bytes: size of the host tier, whose values stay in staging buffers. At most
-    host_bytes + STAGING_BYTES are pinned.
+    pinned_bytes: the most host memory to pin, for the host tier, whose values stay in staging
+    buffers, and for transfers to and from drives.
     """
 
-    def __init__(self, streams: CudaStreams, host_bytes: int = 0) -> None:
+    def __init__(self, streams: CudaStreams, pinned_bytes: int) -> None:
         self.streams = streams
-        self.arena = StagingArena(streams.empty_host, host_bytes + STAGING_BYTES)
+        self.arena = StagingArena(streams.empty_host, pinned_bytes)
         self._holds: deque[Hold] = deque()
+        self.host_writes: deque[HostWrite] = deque()  # Whose copies end in this order.
         # A write first waits for its copy; this thread does so, to keep the engine's threads free.
         self.workers = Workers(1, "fxoffload-cuda-write", enter=streams.enter_thread)
+
+    def find_order(self) -> AbstractContextManager[object]:
+        """A context in which the present current stream is the current one."""
+        return self.streams.entering(self.streams.find_current())
 
     def send(self, x: torch.Tensor, alignment: int) -> Outgoing:
         """Start to copy `x` to a staging buffer on the outgoing stream."""
@@ -82,17 +91,31 @@ class CudaDevice:
         self.let_go()
         return self.arena.take(nbytes)
 
-    def let_go(self) -> None:
-        """Drop the holds whose event has passed."""
+    def let_go(self, *, wait: bool = False) -> None:
+        """Drop the holds whose event has passed, and end the writes to the host tier.
+
+        With `wait`, the host waits for each.
+        """
+        self._end_writes(wait)
         for _ in range(len(self._holds)):
             try:
                 hold = self._holds.popleft()
             except IndexError:  # Another thread took the last one.
                 break
-            if hold.event is not None and not hold.event.query():
+            if wait and hold.event is not None:
+                hold.event.synchronize()
+            elif hold.event is not None and not hold.event.query():
                 self._holds.append(hold)
-            elif hold.buffer is not None:
+                continue
+            hold.tensors = ()  # The outgoing value has the hold, too, for as long as it is stored.
+            if hold.buffer is not None:
                 self.arena.give(hold.buffer)
+
+    def _end_writes(self, wait: bool) -> None:
+        with suppress(IndexError):  # None is left, or another thread took the last one.
+            while (write := self.host_writes.popleft()).end(wait=wait):
+                pass
+            self.host_writes.appendleft(write)
 
     def keeps(self, engine: IOEngine) -> bool:
         """Whether values for `engine` stay in their staging buffers: it is in host memory, too."""
@@ -105,10 +128,7 @@ class CudaDevice:
     def close(self) -> None:
         """Finish the writes, and wait for all copies."""
         self.workers.shutdown()
-        while self._holds:
-            hold = self._holds.popleft()
-            if hold.event is not None:
-                hold.event.synchronize()
+        self.let_go(wait=True)
 
 
 class CudaOutgoing:
@@ -120,6 +140,7 @@ class CudaOutgoing:
     stays = False
 
     def __init__(self, x: torch.Tensor, device: CudaDevice, alignment: int) -> None:
+        self._home = device.streams.find_current()
         tensor = compact(x.resolve_conj().resolve_neg())
         self.layout = find_layout(tensor)
         self.slot_bytes = self.write_bytes = -(-self.layout.span // alignment) * alignment
@@ -140,29 +161,31 @@ class CudaOutgoing:
         A slot of the host tier stays empty; it only counts the bytes that are used.
         """
         self.stays = self._device.keeps(engine)
+        if self.stays:
+            kept = HostWrite(self._copied, self.write_bytes)
+            self._device.host_writes.append(kept)  # Another thread may take it at once.
+            return kept
         view = self._buffer.view[: self.write_bytes]
-        write = CudaWrite(
-            self._copied, view, None if self.stays else partial(engine.write, offset=offset)
-        )
+        write = CudaWrite(self._copied, view, partial(engine.write, offset=offset))
         self._device.workers.start(write)
         return write
 
     def release(self, block: bool) -> None:
-        """Make the current stream wait for the copy (`block`), or hold x; the host never waits."""
+        """Let later work on the device wait for the copy (`block`), or hold x."""
         tensor, self._tensor = self._tensor, None
         if tensor is None:
             return
         if block:
-            self._device.streams.join(self._copied)
+            self._device.streams.join(self._copied, self._home)
         else:
             self._held = Hold(self._copied, tensors=(tensor,))
             self._device.hold(self._held)
 
     def settle(self) -> bool:
-        """Make the current stream wait for the copy; the host does not wait."""
+        """Let later work on the device wait for the copy; the host does not wait."""
         held, self._held = self._held, None
         if held is not None:
-            self._device.streams.join(self._copied)
+            self._device.streams.join(self._copied, self._home)
             held.tensors = ()
         return True
 
@@ -192,12 +215,17 @@ class CudaArrival:
 
     def __init__(self, layout: Layout, device: CudaDevice) -> None:
         streams = device.streams
+        self._home = streams.find_current()  # First: a capture must not see the events of holds.
         device.let_go()
         self._layout = layout
         self._device = device
-        self.y = streams.empty(layout.size, layout.stride, layout.dtype)
-        # Earlier uses of this memory may still be queued on the current stream.
-        self._ready = streams.mark()
+        try:
+            self.y = streams.empty(layout.size, layout.stride, layout.dtype)
+        except torch.OutOfMemoryError:
+            device.let_go(wait=True)  # The host may be a step ahead of the copies that hold memory.
+            self.y = streams.empty(layout.size, layout.stride, layout.dtype)
+        # Earlier uses of this memory may still be queued there.
+        self._ready = streams.mark(self._home)
         self._started: Future[Hold] = Future()
 
     def start(self, buffer: StagingBuffer, *after: torch.cuda.Event) -> torch.cuda.Event:
@@ -222,7 +250,9 @@ class CudaArrival:
         """Make the current stream wait for the copy."""
         hold = self._started.result()
         assert hold.event is not None
-        self._device.streams.join(hold.event)
+        reader = self._device.streams.join(hold.event)
+        if reader != self._home:
+            self._device.streams.note_reader(self.y, reader)
         hold.tensors = ()  # Now the current stream orders every later use after the copy.
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""The write of a device tensor's bytes: a copy to host memory, then a write of the engine."""
+"""The write of a device tensor: a copy to host memory, then a write of the engine if any."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from fxoffload.runtime.engines.ioengine import FollowingFuture, IOFuture
 class CudaWrite(FollowingFuture):
     """The write of a staging buffer: waits for the event `copied`, then calls `write(view)`.
 
-    write: starts the engine's write; None for the host tier, whose write ends with the copy.
+    write: starts the engine's write.
     """
 
     def __init__(
         self,
         copied: torch.cuda.Event,
         view: memoryview,
-        write: Callable[[memoryview], IOFuture] | None,
+        write: Callable[[memoryview], IOFuture],
     ) -> None:
         super().__init__()
         self._copied = copied
@@ -37,9 +37,6 @@ class CudaWrite(FollowingFuture):
             return
         try:
             self._copied.synchronize()
-            if self._write is None:
-                self.set_result(len(view))
-                return
             inner = self._write(view)
         except Exception as error:
             self.set_exception(error)
@@ -53,3 +50,48 @@ class CudaWrite(FollowingFuture):
         except IndexError:
             return super().cancel()
         return Future.cancel(self)  # The engine's write does not exist yet.
+
+
+class HostWrite(Future[int]):
+    """The write of a value that stays in its staging buffer: it ends when its copy has ended.
+
+    No thread waits for that: waking one takes more of the interpreter's time than all else that an
+    offload does. The device calls `end` at later ops, and whoever asks learns the truth.
+    """
+
+    def __init__(self, copied: torch.cuda.Event, nbytes: int) -> None:
+        super().__init__()
+        self._copied = copied
+        # pop is atomic: the thread that gets the size ends or cancels the write.
+        self._sizes = deque([nbytes])
+
+    def end(self, *, wait: bool = False) -> bool:
+        """End the write if its copy has ended; False if not. wait: wait for that."""
+        if self._sizes and wait:
+            self._copied.synchronize()
+        elif self._sizes and not self._copied.query():
+            return False
+        nbytes = self._take_size()
+        if nbytes is not None:
+            self.set_result(nbytes)
+        return True
+
+    def done(self) -> bool:
+        """Whether the copy has ended, or the write was cancelled."""
+        self.end()
+        return super().done()
+
+    def result(self, timeout: float | None = None) -> int:
+        """Wait for the copy, without a limit of time; return the bytes."""
+        self.end(wait=True)
+        return super().result(timeout)
+
+    def cancel(self) -> bool:
+        """Try to cancel; True only if the copy had not ended."""
+        return not self.end() and self._take_size() is not None and super().cancel()
+
+    def _take_size(self) -> int | None:
+        try:
+            return self._sizes.pop()
+        except IndexError:
+            return None

@@ -14,11 +14,11 @@ from fxoffload.runtime.devices.transfer import Device
 class Devices:
     """The Devices of a store, each made for the first tensor of its torch device.
 
-    host_bytes: size of the host tier, see CudaDevice.
+    pinned_bytes: see CudaDevice; it counts for Devices that are made later.
     """
 
-    def __init__(self, host_bytes: int = 0) -> None:
-        self._host_bytes = host_bytes
+    def __init__(self, pinned_bytes: int) -> None:
+        self.pinned_bytes = pinned_bytes
         self._found: dict[torch.device, Device] = {torch.device("cpu"): HostDevice()}
 
     def find(self, device: torch.device) -> Device:
@@ -33,7 +33,12 @@ class Devices:
         if device == torch.device("cuda"):
             return self.find(torch.device("cuda", torch.cuda.current_device()))
         # setdefault: if two threads race, both use the Device that is kept.
-        return self._found.setdefault(device, CudaDevice(CudaStreams(device), self._host_bytes))
+        return self._found.setdefault(device, CudaDevice(CudaStreams(device), self.pinned_bytes))
+
+    def let_go(self) -> None:
+        """Account for all copies that have ended."""
+        for device in self._cuda():
+            device.let_go()
 
     @property
     def pageable_bytes(self) -> int:

@@ -8,6 +8,8 @@ buffer.
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 
 from fxoffload.runtime.devices.buffers import (
@@ -164,6 +166,10 @@ class HostDevice:
 
     def __init__(self) -> None:
         self._pool = StagingPool()
+
+    def find_order(self) -> AbstractContextManager[object]:
+        """Any context: what the caller did so far has ended."""
+        return nullcontext()
 
     def send(self, x: torch.Tensor, alignment: int) -> Outgoing:
         """Make the bytes of `x` ready to be written."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from typing import NamedTuple, Protocol
 
 import torch
@@ -106,6 +107,10 @@ class Incoming(Arrival, Protocol):
 
 class Device(Protocol):
     """Moves tensors between the memory of one device and views that an engine can move."""
+
+    def find_order(self) -> AbstractContextManager[object]:
+        """A context, entered once, whose work comes in order behind the caller's work so far."""
+        ...
 
     def send(self, x: torch.Tensor, alignment: int) -> Outgoing:
         """Make the bytes of `x` ready to be written."""

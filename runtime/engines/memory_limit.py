@@ -7,12 +7,16 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-# Folder and file of a cgroup's memory limit: version 2, version 2 beside version 1, version 1.
+# Of a cgroup: the folder, the files of its limit and of what is in use, and the line of memory.stat
+# that says how much of that the kernel takes back first. Version 2, 2 beside 1, 1.
 _PLACES = (
-    ("sys/fs/cgroup", "memory.max"),
-    ("sys/fs/cgroup/unified", "memory.max"),
-    ("sys/fs/cgroup/memory", "memory.limit_in_bytes"),
-)
+    ("sys/fs/cgroup", "memory.max", "memory.current", "inactive_file"),
+    ("sys/fs/cgroup/unified", "memory.max", "memory.current", "inactive_file"),
+    (
+        "sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes",
+        "total_inactive_file",
+    ),
+)  # fmt: skip
 
 
 def find_memory_limit(root: Path = Path("/")) -> int:
@@ -21,27 +25,36 @@ def find_memory_limit(root: Path = Path("/")) -> int:
     root: the root of the file system; tests pass another one. Source: cgroups(7).
     """
     physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return min([physical, *_find_limits(root)])
+    return min([physical, *(limit for limit, _ in _find_limits(root))])
 
 
 def find_available_memory(root: Path = Path("/")) -> int:
-    """Bytes that programs can take before the machine swaps or kills, but no more than the limit.
+    """Bytes that this process can take before the machine or a cgroup swaps or kills.
 
-    Source: MemAvailable in proc_meminfo(5), which counts memory that the page cache can give back.
+    Source: MemAvailable in proc_meminfo(5), which counts memory that the page cache can give back;
+    of a cgroup, the limit without what is in use, but for pages of files that nobody reads again.
     """
-    limit = find_memory_limit(root)
+    physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     found = re.search(r"^MemAvailable:\s+(\d+) kB$", _read(root / "proc/meminfo"), re.MULTILINE)
-    return limit if found is None else min(limit, 1024 * int(found[1]))
+    machine = physical if found is None else 1024 * int(found[1])
+    return min([machine, *(max(0, limit - used) for limit, used in _find_limits(root))])
 
 
-def _find_limits(root: Path) -> Iterator[int]:
+def _find_limits(root: Path) -> Iterator[tuple[int, int]]:
+    """The limit of each cgroup of this process that has one, and the bytes in use there."""
     for path in _find_cgroups(root):
-        for place, name in _PLACES:
+        for place, *names in _PLACES:
             # A limit also holds for all child cgroups. A container may see its own cgroup as root.
             for folder in (path, *path.parents):
-                limit = _read(root / place / folder / name)
+                limit, used = (_read(root / place / folder / name) for name in names[:2])
                 if limit.isdigit():  # It may be "max", or "" if there is no such file.
-                    yield int(limit)
+                    yield int(limit), _count_used(used, root / place / folder, names[2])
+
+
+def _count_used(used: str, folder: Path, reclaimable: str) -> int:
+    """Bytes in use by a cgroup, without those of files that the kernel takes back first."""
+    found = re.search(rf"^{reclaimable} (\d+)$", _read(folder / "memory.stat"), re.MULTILINE)
+    return max(0, int(used or 0) - (int(found[1]) if found else 0))
 
 
 def _find_cgroups(root: Path) -> Iterator[Path]:

@@ -16,7 +16,6 @@ from dataclasses import replace
 
 import torch
 
-from fxoffload.errors import StoreError
 from fxoffload.runtime.devices.devices import Devices
 from fxoffload.runtime.engines.ioengine import IOEngine
 from fxoffload.runtime.engines.memory import MemoryEngine
@@ -24,7 +23,7 @@ from fxoffload.runtime.store.callers import CallersTensor
 from fxoffload.runtime.store.counters import StoreStatistics, reset_sums
 from fxoffload.runtime.store.ledger import Ledger
 from fxoffload.runtime.store.loading import finish_prefetch, start_prefetch
-from fxoffload.runtime.store.storing import keep_value, send_value
+from fxoffload.runtime.store.storing import find_engine, keep_value, send_value
 from fxoffload.runtime.store.ticket import Ticket
 
 
@@ -56,12 +55,27 @@ class OffloadStore:
         self._make_counter = make_counter
         self._ledger = Ledger(max_inflight_bytes)
         host = [engine for engine in self.engines.values() if isinstance(engine, MemoryEngine)]
-        self._devices = Devices(sum(engine.capacity_bytes for engine in host))
+        # What is in flight to drives takes staging buffers, the host tier consists of them.
+        self._devices = Devices(max_inflight_bytes + sum(it.capacity_bytes for it in host))
 
     @property
     def closed(self) -> bool:
         """Whether close was called."""
         return self._ledger.closed
+
+    @property
+    def host_bytes(self) -> int:
+        """The size of the host tier; 0 without one."""
+        host = self.engines.get("host")
+        return host.capacity_bytes if isinstance(host, MemoryEngine) else 0
+
+    def add_host_tier(self, nbytes: int) -> None:
+        """Give the store a host tier of `nbytes`, unless it has one; before a value goes there."""
+        with self._ledger.lock:
+            self._ledger.check_open("host tier")
+            if "host" not in self.engines:
+                self.engines = {**self.engines, "host": MemoryEngine(nbytes)}
+                self._devices.pinned_bytes += nbytes
 
     @property
     def exposed_seconds(self) -> float:
@@ -100,9 +114,9 @@ class OffloadStore:
         if found is not None:
             return found
         caller = None if owned else CallersTensor(x, self._make_counter(x))
-        return keep_value(
-            self._ledger, x, name, tier, self._find_engine(tier, name), self._alignment, caller
-        )
+        order = self._devices.find(x.device).find_order()
+        engine = find_engine(self.engines, tier, name)
+        return keep_value(self._ledger, x, name, tier, engine, self._alignment, caller, order)
 
     def move_kept(self, ticket: Ticket) -> Ticket | None:
         """Move the value that `ticket` keeps; return its new ticket, or None if it keeps nothing.
@@ -118,10 +132,11 @@ class OffloadStore:
             return ticket.successor
         if ticket.caller is not None:
             ticket.caller.check_unchanged(ticket.name)
-        moved = ticket.successor = self._send(kept, ticket.name, ticket.tier, ticket.caller)
-        del kept
-        self.release(moved, block=False)
-        self.settle(moved)
+        with ticket.order:
+            moved = ticket.successor = self._send(kept, ticket.name, ticket.tier, ticket.caller)
+            del kept
+            self.release(moved, block=False)
+            self.settle(moved)
         return moved
 
     def is_held(self, ticket: Ticket) -> bool | None:
@@ -215,17 +230,16 @@ class OffloadStore:
         """Make sure that `tier` can hold `nbytes` in all; raise StoreFull otherwise."""
         with self._ledger.lock:
             self._ledger.check_open("reserve")
-            self._find_engine(tier, "reserve").reserve(nbytes)
+            find_engine(self.engines, tier, "reserve").reserve(nbytes)
 
     def statistics(self) -> StoreStatistics:
         """A copy of the counters, after queued tickets have been freed."""
+        self._devices.let_go()
         self._ledger.catch_up()
-        names = dict.fromkeys(engine.name for engine in self.engines.values())
+        names = ", ".join(dict.fromkeys(engine.name for engine in self.engines.values()))
         pageable_bytes = self._devices.pageable_bytes
         with self._ledger.lock:
-            return replace(
-                self._ledger.counters, pageable_bytes=pageable_bytes, ioengine=", ".join(names)
-            )
+            return replace(self._ledger.counters, pageable_bytes=pageable_bytes, ioengine=names)
 
     def reset_statistics(self) -> None:
         """Set the sums to zero; bytes in flight and in slots stay."""
@@ -256,15 +270,6 @@ class OffloadStore:
         for engine in self.engines.values():
             engine.abandon()
 
-    def _find_engine(self, tier: str, subject: str) -> IOEngine:
-        engine = self.engines.get(tier)
-        if engine is None:
-            raise StoreError(
-                f"{subject}: the store has no tier {tier!r}, only {sorted(self.engines)}; "
-                "give host_budget to have a host tier"
-            )
-        return engine
-
     def _find_shared(self, x: torch.Tensor, *, kept: bool) -> Ticket | None:
         with self._ledger.lock:
             found = self._ledger.shared.find(x, kept=kept)
@@ -286,7 +291,7 @@ class OffloadStore:
             x,
             name,
             tier=tier,
-            engine=self._find_engine(tier, name),
+            engine=find_engine(self.engines, tier, name),
             spare=self.engines.get("nvme"),
             alignment=self._alignment,
             caller=caller,

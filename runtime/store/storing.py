@@ -2,17 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from functools import partial
 
 import torch
 
-from fxoffload.errors import StoreFull
+from fxoffload.errors import StoreError, StoreFull
 from fxoffload.runtime.devices.buffers import find_span
 from fxoffload.runtime.devices.transfer import Device, find_layout
 from fxoffload.runtime.engines.ioengine import IOEngine
 from fxoffload.runtime.store.callers import CallersTensor
 from fxoffload.runtime.store.ledger import Ledger
 from fxoffload.runtime.store.ticket import Ticket
+
+
+def find_engine(engines: Mapping[str, IOEngine], tier: str, subject: str) -> IOEngine:
+    """The engine of `tier`; raises StoreError without one."""
+    engine = engines.get(tier)
+    if engine is None:
+        raise StoreError(
+            f"{subject}: the store has no tier {tier!r}, only {sorted(engines)}; "
+            "give host_budget to have a host tier"
+        )
+    return engine
 
 
 def send_value(
@@ -65,14 +78,18 @@ def keep_value(
     engine: IOEngine,
     alignment: int,
     caller: CallersTensor | None,
+    order: AbstractContextManager[object],
 ) -> Ticket:
-    """A ticket for `x`, which stays in memory. tier, engine: used if it moves later (move_kept)."""
+    """A ticket for `x`, which stays in memory.
+
+    tier, engine, order: used if it moves later (move_kept).
+    """
     # A tensor of the store's own, so that `is_shared` counts the caller's tensor as another one.
     kept = x.detach()
     layout = find_layout(kept)
     nbytes = min(layout.span, x.nbytes)
     ticket = Ticket(
-        name, tuple(x.shape), nbytes, tier, engine, alignment, layout, caller, None, kept
+        name, tuple(x.shape), nbytes, tier, engine, alignment, layout, caller, None, kept, order
     )
     with ledger.lock:
         ledger.check_open(name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 
 import torch
@@ -46,7 +47,8 @@ class Ticket:
     write: set until the end of the write has been counted. kept: the tensor itself if the value
     stays in memory; the three others are None then. caller: set if the tensor belongs to the
     caller; graphs that save the same tensor share the ticket. holders: the number of these graphs.
-    successor: the new ticket of a kept value that was moved later (OffloadStore.move_kept).
+    order: the context in which a kept value moves later, see Device.find_order. successor: the new
+    ticket of a kept value that was moved later (OffloadStore.move_kept).
     """
 
     name: str
@@ -59,6 +61,7 @@ class Ticket:
     caller: CallersTensor | None
     outgoing: Outgoing | None
     kept: torch.Tensor | None = None
+    order: AbstractContextManager[object] = field(default_factory=nullcontext[None])
     write_bytes: int = 0  # The bytes of a complete write.
     slot: int | None = None
     write: IOFuture | None = None
