@@ -117,10 +117,10 @@ class Workload:
 
             keep = plan(2**60)
             assert isinstance(keep, Plan), "a budget that everything fits into"
-            budgets = (
-                int(share * keep.peak_bytes) if isinstance(share, float) else share
+            budgets: list[int | Literal["min"] | None] = [
+                int(share * keep.peak_bytes) if isinstance(share, int | float) else share
                 for share in shares
-            )
+            ]
             build = make_builder(partition, num_outputs, static_inputs, {})
             steps = build_steps(map(build, cuts), CONFIG, cost)
             found.append((keep, [plan(budget) for budget in budgets], steps))
