@@ -185,7 +185,8 @@ def main() -> None:
     """Print the records of a measurement, whose place comes as JSON."""
     part, text = sys.argv[1:]
     place = json.loads(text)
-    work = GpuWork(**{**place, "folder": Path(place["folder"])})
+    folder = Path(place["folder"])
+    work = GpuWork(place["device"], place["tiny"], place["directory"], folder)
     until = time.monotonic() + float(os.environ.get("SECTION_SECONDS", "inf"))
     parts: dict[str, Callable[[], Iterator[Record]]] = {
         **{model: partial(measure_points, work, model, until) for model in SHAPES},

@@ -14,6 +14,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 from benchmarks import rok, throughput
@@ -155,7 +156,8 @@ def list_rows(found: Sequence[Measured]) -> list[list[str]]:
     ]
     for item in found:
         if item.refused is not None or not item.seconds:
-            rows.append([f"{item.label}: {item.refused or 'not timed'}", *[""] * 5])
+            why = shorten(item.refused or "not timed", 80)
+            rows.append([f"{item.label}: {why}", *[""] * 5])
             continue
         ratios = item.find_ratios(plain)
         peaks = f"{item.peak_bytes / MIB:.0f}", format_number(item.peak_bytes / plain.peak_bytes)

@@ -119,7 +119,7 @@ def plan_sections(arguments: argparse.Namespace) -> list[Section]:
     sections = [
         Section("tests", (*TESTS, *TEST_OPTIONS), 90.0),
         *(measure(part, limit) for part, limit in PARTS.items()),
-        Section("verdicts", report, 15.0, 0.0),
+        Section("verdicts", report, 15.0, 5.0),
     ]
     if arguments.only is None:
         return sections

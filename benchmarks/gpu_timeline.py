@@ -30,9 +30,10 @@ def record_timeline(step: Callable[[], object], path: Path) -> Record:
         activities.append(torch.profiler.ProfilerActivity.CUDA)
     with tempfile.TemporaryDirectory() as folder:
         raw = Path(folder) / "trace.json"
-        for _ in range(2):
-            with torch.profiler.profile(activities=activities) as profile:
-                step()
+        with torch.profiler.profile(activities=activities):
+            step()
+        with torch.profiler.profile(activities=activities) as profile:
+            step()
         profile.export_chrome_trace(str(raw))
         trace = json.loads(raw.read_text())
     events = trace["traceEvents"]

@@ -52,6 +52,7 @@ def read(records: Iterator[dict[str, Any]]) -> dict[str, Any]:
     return {"status": "ok", "records": [json.loads(json.dumps(record)) for record in records]}
 
 
+@pytest.mark.slow
 def test_points(work: GpuWork, spill_directory: Path) -> None:
     section = read(gpu_measurements.measure_points(work, "gpt", inf))
     found = {item.label: item for item in gpu_report.collect(section)}
@@ -94,6 +95,7 @@ def test_without_time_ways_are_refused(work: GpuWork, monkeypatch: pytest.Monkey
     assert records[-1]["error"] == "timeline: fxoffload has no trainer"
 
 
+@pytest.mark.slow
 def test_throughput(work: GpuWork) -> None:
     section = read(gpu_measurements.measure_throughput(work, inf))
     plain, *found = gpu_report.collect(section)
