@@ -51,10 +51,10 @@ METHODS = (
     Variant("checkpoint"),
     Variant("fxoffload", 0.35),
     Variant("fxoffload", 0.5),
+    Variant("fxoffload", 1.0),
     TRL,
     Variant("fxoffload", 0.7),
     Variant("recompute", 0.5),
-    Variant("fxoffload", 1.0),
 )
 NVME_BUDGET = 0.9
 
