@@ -1,4 +1,4 @@
-"""Measures store and models on the GPU, each part in a fresh process of gpu_suite.py.
+"""Measures models and the store on the GPU, each part in a fresh process of gpu_suite.py.
 
 On the CPU it runs with tiny sizes, which shows that it works and nothing else.
 """
@@ -6,55 +6,37 @@ On the CPU it runs with tiny sizes, which shows that it works and nothing else.
 from __future__ import annotations
 
 import json
+import os
 import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from functools import partial
-from typing import NamedTuple
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from benchmarks.batch_search import measure_methods
+from benchmarks.drive_load import LoadedTrainer
 from benchmarks.fresh_process import Record
+from benchmarks.gpu_models import CAPS, SHAPES, GpuWork, list_variants
+from benchmarks.gpu_timeline import record_timeline
 from benchmarks.graph_calls import make_calls, open_store
-from benchmarks.measure import MIB, Loss, record_step
-from benchmarks.trainer import (
-    Trainer,
-    Workload,
-    pair_steps,
-    prove_transfers,
-    synchronize,
-    wait_for_writes,
-)
+from benchmarks.measure import MIB
+from benchmarks.trainer import Trainer, synchronize, wait_for_writes
 from benchmarks.transfers import DIRECTIONS, EngineTransfers, Values, time_transfers
-from fxoffload import OffloadConfig, OffloadError, runtime
-from fxoffload.cli.byte_models import Shape
-from fxoffload.runtime.devices.cuda import CudaDevice
+from benchmarks.variants import Variant, measure_variants
+from fxoffload import OffloadConfig, OffloadError
 from fxoffload.runtime.devices.staging import StagingArena
 from fxoffload.runtime.engines.ioengine import IOEngine
-from fxoffload.runtime.engines.memory import MemoryEngine
 from fxoffload.runtime.measurement.choice import open_engine
-from fxoffload.runtime.store.store import OffloadStore
 
-ENGINES = ("posix", "kvikio", "memory")
-PAIRED_STEPS = 4
+ENGINES = ("posix", "kvikio")
+OP_STEPS = 10
 TIMED = ("offload", "release", "written", "prefetch", "wait")
-
-
-class GpuWork(NamedTuple):
-    """Where to measure; `tiny` sizes only show that it works."""
-
-    device: str
-    tiny: bool
-    directory: str | None
-    steps: int
-
-    @property
-    def on_cuda(self) -> bool:
-        """Whether there is a GPU."""
-        return self.device == "cuda"
 
 
 def measure_transfers(work: GpuWork) -> Iterator[Record]:
@@ -116,7 +98,7 @@ def measure_ops(work: GpuWork) -> Iterator[Record]:
     with open_store(None, ioengine="memory") as store:
         for nbytes in (4096,) if work.tiny else (MIB, 16 * MIB):
             seconds: dict[str, list[float]] = {name: [] for name in TIMED}
-            for _ in range(work.steps + 5):
+            for _ in range(OP_STEPS + 5):
                 x = torch.zeros(nbytes, dtype=torch.uint8, device=work.device)
                 calls = make_calls(store, [x], [])
                 calls["written"] = lambda _: wait_for_writes()
@@ -129,7 +111,7 @@ def measure_ops(work: GpuWork) -> Iterator[Record]:
                     seconds[name].append(time.perf_counter() - start)
             # The first ones allocate.
             medians = {name: statistics.median(times[5:]) for name, times in seconds.items()}
-            yield {"nbytes": nbytes, "median_seconds": medians, "calls": work.steps}
+            yield {"nbytes": nbytes, "median_seconds": medians, "calls": OP_STEPS}
 
 
 def measure_engines(work: GpuWork) -> Iterator[Record]:
@@ -163,95 +145,59 @@ def time_engine(engine: IOEngine, work: GpuWork) -> Record:
     return {"path": engine.name, "nbytes": nbytes, "count": count, "bytes_per_second": rates}
 
 
-def measure_staging(work: GpuWork) -> Iterator[Record]:
-    """The pinned memory after each of several steps."""
-    nbytes, count = (4096, 4) if work.tiny else (32 * MIB, 24)
-    device = torch.device("cuda", 0) if work.on_cuda else torch.device("cpu")
-    engine = MemoryEngine(2 * nbytes * count)
-    store = OffloadStore({"nvme": engine}, max_inflight_bytes=nbytes * count)
-    for step in range(work.steps):
-        start = time.perf_counter()
-        tickets = []
-        for number in range(count):
-            x = torch.full((nbytes // 4,), float(number), device=device)
-            tickets.append(store.offload(x, f"x{number}", "nvme", True))
-            store.release(tickets[-1], block=True)
-        for number in reversed(range(count)):
-            ticket = tickets.pop()
-            store.prefetch(ticket)
-            y = store.wait(ticket)
-            if y[-1].item() != number:
-                raise RuntimeError(f"step {step}: value {number} came back as {y[-1].item()}")
-            store.free(ticket)
-        record: Record = {"step": step, "seconds": time.perf_counter() - start}
-        if work.on_cuda:
-            found = store._devices.find(device)
-            assert isinstance(found, CudaDevice)
-            calls = torch.cuda.host_memory_stats()["num_host_alloc"]
-            record |= {"pinned_bytes": found.arena.pinned_bytes, "driver_calls": calls}
-        yield record
-    store.close()
+def measure_points(work: GpuWork, model: str, until: float) -> Iterator[Record]:
+    """The ways to train a model, and for the GPT the timeline of a step without a budget."""
+    finish = partial(trace_step, work) if model == "gpt" else None
+    variants, rounds = list_variants(model), 2 if work.tiny else 5
+    workload = work.make_workload(model).share_parameters()
+    yield from measure_variants(
+        workload, variants, rounds, None, until=until, goes_on=True, finish=finish
+    )
 
 
-def measure_model(workload: Workload, pairs: int, proves: bool) -> Iterator[Record]:
-    """Paired steps, then the activation peak of each, gradients included.
-
-    proves: makes one more step, whose every byte must move.
-    """
-    plain, moved = workload.make_trainer("plain"), workload.make_trainer("fxoffload")
-    found = list(pair_steps(plain, moved, pairs, time_steps))
-    ratios = [pair["fxoffload_seconds"] / pair["plain_seconds"] for pair in found]
-    peaks: dict[str, int] = {}
-    for name, trainer in (("plain", plain), ("fxoffload", moved)):
-        trainer.model.zero_grad()
-        peaks[name] = record_step(trainer.compute_loss, trainer.tokens.device).peak_bytes
-    yield {
-        "peak_bytes": peaks,
-        "peak_ratio": peaks["fxoffload"] / peaks["plain"],
-        "predicted_peak_bytes": moved.schedule.peak_bytes if moved.schedule else None,
-        "predicted_step_seconds": moved.schedule.step_seconds if moved.schedule else None,
-        "plans": [str(moved.schedule)],
-        "speeds": json.loads(runtime.cache_path().read_text()),
-        "step_ratio": statistics.median(ratios),
-        "compile_seconds": {"plain": plain.first_seconds, "fxoffload": moved.first_seconds},
-        "proof": prove_transfers(moved) if proves else None,
-        "pairs": found,
-    }
+def trace_step(work: GpuWork, trainers: Mapping[str, Trainer | LoadedTrainer]) -> Iterator[Record]:
+    """The timeline of a step of fxoffload without a budget."""
+    label = Variant("fxoffload").label
+    if label not in trainers:
+        yield {"error": f"timeline: {label} has no trainer"}
+        return
+    yield record_timeline(trainers[label].step, work.folder / "timeline.json.gz")
 
 
-def time_steps(trainer: Trainer) -> tuple[float, float]:
-    """The last loss of PAIRED_STEPS steps without a sync between them, and seconds per step."""
-    synchronize(trainer.tokens)
-    start = time.perf_counter()
-    losses: list[Loss] = []
-    for _ in range(PAIRED_STEPS):
-        trainer.model.zero_grad()
-        losses.append(trainer.compute_loss())
-        losses[-1].backward()
-    synchronize(trainer.tokens)
-    return losses[-1].detach().item(), (time.perf_counter() - start) / PAIRED_STEPS
+def measure_throughput(work: GpuWork, until: float) -> Iterator[Record]:
+    """The best rates of the GPT under caps of memory, see throughput.py."""
+    workload, methods = work.make_workload("gpt"), work.list_methods()
+    # A cap of 1 is what the largest batch takes.
+    workload = replace(workload, shape=replace(workload.shape, batch=max(work.batches)))
+    yield {"caps": CAPS}
+    yield from measure_methods(workload, methods, work.batches, CAPS, 2, until=until, goes_on=True)
+
+
+def measure_nvme(work: GpuWork, until: float) -> Iterator[Record]:
+    """The drive by itself, then the GPT under a budget that is kept by moving values to it."""
+    yield from measure_engines(work)
+    workload = work.make_workload("gpt").share_parameters()
+    variants = work.list_nvme_variants()
+    yield from measure_variants(workload, variants, 2, None, until=until, goes_on=True)
 
 
 def main() -> None:
-    """Print the records of a measurement, whose arguments come as JSON."""
+    """Print the records of a measurement, whose place comes as JSON."""
     part, text = sys.argv[1:]
-    arguments = json.loads(text)
-    if part == "model":
-        workload = arguments.pop("workload")
-        workload["shape"] = Shape(**workload["shape"])
-        records = measure_model(Workload(**workload), **arguments)
-    else:
-        records = PROBES[part](GpuWork(**arguments))
-    for record in records:
+    place = json.loads(text)
+    folder = Path(place["folder"])
+    work = GpuWork(place["device"], place["tiny"], place["directory"], folder)
+    until = time.monotonic() + float(os.environ.get("SECTION_SECONDS", "inf"))
+    parts: dict[str, Callable[[], Iterator[Record]]] = {
+        **{model: partial(measure_points, work, model, until) for model in SHAPES},
+        "throughput": partial(measure_throughput, work, until),
+        "nvme": partial(measure_nvme, work, until),
+        "transfers": partial(measure_transfers, work),
+        "ops": partial(measure_ops, work),
+    }
+    for record in parts[part]():
         print(json.dumps(record), flush=True)
 
-
-PROBES = {
-    "transfers": measure_transfers,
-    "ops": measure_ops,
-    "engines": measure_engines,
-    "staging": measure_staging,
-}
 
 if __name__ == "__main__":
     main()

@@ -2,14 +2,16 @@
 
     python -m benchmarks.gpu_suite --output build/gpu.json
 
-`--dry-run` goes through all of it on the CPU with tiny sizes.
-It takes less than 8 minutes: sections for which no time is left are marked as skipped. The file is
-written again after every result, so a run that is killed keeps its results.
+It takes less than 8 minutes. Sections run by priority; those for which no time is left are marked
+as skipped, and ways to train for which a section has no time are refused in words. The file is
+written again after every result, so a run that is killed keeps its results; `--only` measures
+sections again, or those that were skipped, into the same file. `--dry-run` goes through all of it
+on the CPU with tiny sizes. `python -m benchmarks.gpu_report build/gpu.json` prints the tables.
 
-Needs a CUDA device with 32 GiB, a C compiler, torch >= 2.11 with its Triton, and the packages
-networkx, numpy, transformers >= 5, rich, pytest, pytest-timeout and hypothesis; nothing from the
-network. kvikio is measured where it is installed. The package itself need not be installed: a
-tree of links beside the output takes its place.
+Needs a CUDA device with 80 GiB, 64 GiB of host memory, a C compiler, torch >= 2.11 with its Triton,
+and the packages networkx, numpy, highspy, transformers >= 5, rich, pytest, pytest-timeout and
+hypothesis; nothing from the network. trl and kvikio are measured where they are installed. The
+package itself need not be installed: a tree of links beside the output takes its place.
 
 Exit status: 0 when all went well, 1 when a test or a measurement failed, 2 without CUDA.
 """
@@ -36,11 +38,14 @@ BUDGET_SECONDS = 460.0
 TESTS = ("-m", "pytest", "tests/test_gpu.py", "-m", "gpu", "-v", "--tb=short")
 # A warning of one torch version must not spoil the run; the tests read what is printed.
 TEST_OPTIONS = ("-W", "default", "--color=no", "-p", "no:cacheprovider")
-# Four layers are the depth of the SSDTrain paper. A wider model computes more for each byte that it
-# saves, so that more of them hide.
-SHAPE = {"layers": 4, "hidden": 4096, "heads": 32, "batch": 8, "length": 1024}
-WIDE_SHAPE = {"layers": 3, "hidden": 8192, "heads": 64, "batch": 16, "length": 1024}
-TINY_SHAPE = {"layers": 2, "hidden": 32, "heads": 2, "batch": 2, "length": 16}
+# Parts of benchmarks/gpu_measurements.py by priority, with what they may take. Estimates, from what
+# compilations and steps took on an H200: an import 10 s, a compilation 4 to 17 s, the ten steps
+# behind it 4 s.
+PARTS = {"gpt": 145.0, "bert": 40.0, "t5": 40.0, "llama": 30.0, "throughput": 75.0, "nvme": 25.0}
+# Those that run only if they are asked for by name.
+PROBES = {"transfers": 60.0, "ops": 60.0}
+# With less time than this a model is not even compiled.
+LEAST_SECONDS = 25.0
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -52,15 +57,18 @@ def main(argv: Sequence[str] | None = None) -> None:
             "--dry-run goes through everything on the CPU"
         )
     start = time.monotonic()
-    results = Results(arguments.output, find_facts(arguments))
+    results = Results(arguments.output, find_facts(arguments), find_kept(arguments))
     with link_packages(arguments.output.parent) as environment:
-        for section in plan_sections(arguments):
+        sections = plan_sections(arguments)
+        for number, section in enumerate(sections):
             left = arguments.seconds - (time.monotonic() - start)
             if left < min(section.least_seconds, section.limit_seconds):
-                results.sections[section.name] = {"status": "skipped", "why": "no time left"}
-                results.write()
+                results.skip(section.name, "no time left")
                 continue
-            run_section(section, results, environment, min(left, section.limit_seconds))
+            later = sum(each.limit_seconds for each in sections[number + 1 :])
+            # A section may have what those before it have left.
+            limit_seconds = min(left, max(section.limit_seconds, left - later))
+            run_section(section, results, environment, limit_seconds)
             done = results.sections[section.name]
             print(f"{section.name}: {done['status']} in {done['seconds']:.0f} s", flush=True)
     results.write(complete=True)
@@ -77,60 +85,46 @@ def build_parser() -> argparse.ArgumentParser:
     add("--seconds", type=float, default=BUDGET_SECONDS, help="for everything together")
     add("--directory", help="where fxoffload spills to; default: see OffloadConfig")
     add("--commit", help="of the sources, where git cannot tell")
-    add("--only", nargs="*", help="names of sections; default: all")
+    names = ", ".join(("tests", *PARTS, *PROBES))
+    add("--only", nargs="*", help=f"of {names}; the file keeps what it has of others")
     add("--dry-run", action="store_true", help="on the CPU with tiny sizes")
     return parser
+
+
+def find_kept(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The sections that the file has already, where only some are measured again."""
+    if arguments.only is None or not arguments.output.is_file():
+        return {}
+    return json.loads(arguments.output.read_text())["sections"]
 
 
 def plan_sections(arguments: argparse.Namespace) -> list[Section]:
     """The sections, by descending priority."""
     tiny = arguments.dry_run
-    device = "cpu" if tiny else "cuda"
+    # By name: this process has no package fxoffload that it could import them with.
+    work = {
+        "device": "cpu" if tiny else "cuda",
+        "tiny": tiny,
+        "directory": arguments.directory,
+        "folder": str(arguments.output.parent.resolve()),
+    }
 
-    def measure(part: str, **work: Any) -> tuple[str, ...]:
-        # By name: this process has no package fxoffload that it could import them with.
-        return ("-m", "benchmarks.gpu_measurements", part, json.dumps(work))
+    def measure(part: str, limit: float) -> Section:
+        command = ("-m", "benchmarks.gpu_measurements", part, json.dumps(work))
+        # Tiny sizes are for CPUs, which may be slow.
+        limit_seconds, least_seconds = (600.0, 10.0) if tiny else (limit, LEAST_SECONDS)
+        return Section(part, command, limit_seconds, least_seconds)
 
-    def probe(part: str) -> Section:
-        steps, place = 2 if tiny else 10, arguments.directory
-        work = measure(part, device=device, tiny=tiny, directory=place, steps=steps)
-        return Section(part, work, 60)
-
-    def train(
-        model: str,
-        name: str,
-        dtype: str = "bfloat16",
-        shape: dict[str, int] = SHAPE,
-        **options: Any,
-    ) -> Section:
-        tiny_options = {"compiler": "eager", "min_bytes": 1} if tiny else {}
-        workload = {
-            "model": model,
-            "shape": TINY_SHAPE if tiny else shape,
-            "device": device,
-            "options": {"directory": arguments.directory, **options, **tiny_options},
-            "dtype": "float32" if tiny else dtype,
-        }
-        proves, pairs = options.get("memory_budget") == "min", 2 if tiny else 5
-        work = measure("model", workload=workload, pairs=pairs, proves=proves)
-        return Section(f"{model}-{name}", work, 120, least_seconds=30)
-
-    host: dict[str, Any] = {"ioengine": "memory", "host_budget": "32GiB"}
+    report = ("-m", "benchmarks.gpu_report", "--json", str(arguments.output.resolve()))
     sections = [
-        Section("tests", (*TESTS, *TEST_OPTIONS), 240),
-        *(probe(part) for part in ("transfers", "ops", "engines", "staging")),
-        train("gpt", "wide-host-hidden", shape=WIDE_SHAPE, **host),
-        train("gpt", "host-min", memory_budget="min", **host),
-        train("gpt", "host-hidden", **host),
-        train("bert", "host-hidden", **host),
-        train("t5", "host-hidden", **host),
-        train("gpt", "host-hidden-float32", "float32", **host),
-        train("gpt", "nvme-hidden"),
-        train("gpt", "nvme-min", memory_budget="min"),
-        train("bert", "host-min", memory_budget="min", **host),
-        train("t5", "host-min", memory_budget="min", **host),
+        Section("tests", (*TESTS, *TEST_OPTIONS), 90.0),
+        *(measure(part, limit) for part, limit in PARTS.items()),
+        Section("verdicts", report, 15.0, 5.0),
     ]
-    return [each for each in sections if arguments.only is None or each.name in arguments.only]
+    if arguments.only is None:
+        return sections
+    asked = [each for each in sections if each.name in (*arguments.only, "verdicts")]
+    return [*(measure(x, limit) for x, limit in PROBES.items() if x in arguments.only), *asked]
 
 
 def find_facts(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -152,8 +146,18 @@ def find_facts(arguments: argparse.Namespace) -> dict[str, Any]:
             "devices": torch.cuda.device_count(),
             "device_bytes": properties.total_memory,
             "cuda": torch.version.cuda,
+            "driver": find_driver(),
         }
     return facts
+
+
+def find_driver() -> str:
+    """The version of NVIDIA's driver; "unknown" without its tool."""
+    if shutil.which("nvidia-smi") is None:
+        return "unknown"
+    command = ("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader", "--id=0")
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return done.stdout.strip() or "unknown"
 
 
 def find_commit() -> str:

@@ -108,6 +108,7 @@ def find_best_rival(item: Measured, found: Sequence[Measured]) -> Measured | Non
         other
         for other in found
         if other.kind != "fxoffload"
+        and other.refused is None
         and other.label != PLAIN_AGAIN.label
         and other.peak_bytes <= SAME_PEAK * item.peak_bytes
     ]

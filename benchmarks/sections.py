@@ -24,6 +24,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 TAIL_LINES = 1000
+CLOSING_SECONDS = 12.0  # Of a section: Python and torch before it looks, and its last steps.
 _OUTCOME = re.compile(r"^(tests/\S+::.+?) (PASSED|FAILED|ERROR|SKIPPED)\b")
 
 
@@ -41,14 +42,23 @@ class Results:
     """The JSON file: facts, then one record for each section, written again at each change.
 
     sections: by name, status ("running", "ok", "failed", "skipped"), seconds, records, errors.
+    kept: those of the file that stay until they are measured again.
     """
 
-    def __init__(self, path: Path, facts: dict[str, Any]) -> None:
+    def __init__(
+        self, path: Path, facts: dict[str, Any], kept: Mapping[str, dict[str, Any]] | None = None
+    ) -> None:
         self._path = path
         self._facts = facts
-        self.sections: dict[str, dict[str, Any]] = {}
+        self.sections: dict[str, dict[str, Any]] = dict(kept or {})
         path.parent.mkdir(parents=True, exist_ok=True)
         self.write()
+
+    def skip(self, name: str, why: str) -> None:
+        """Say why a section does not run; what was measured of it before stays."""
+        if self.sections.get(name, {}).get("status") != "ok":
+            self.sections[name] = {"status": "skipped", "why": why}
+            self.write()
 
     def write(self, *, complete: bool = False) -> None:
         """Replace the file in one step."""
@@ -75,7 +85,8 @@ def run_section(
         text=True,
         errors="replace",
         cwd=ROOT,
-        env=environment,
+        # A section that knows its time leaves out what does not fit, and is not killed.
+        env={**environment, "SECTION_SECONDS": str(limit_seconds - CLOSING_SECONDS)},
         start_new_session=True,
     ) as child:
         # A timer, as a child may hang without output. It kills the group of the child, as compilers

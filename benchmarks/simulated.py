@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -89,12 +89,12 @@ class Workload:
         return make_cost_model(self.hardware).links
 
     def forecast(
-        self, shares: Sequence[float | None], cuts: Sequence[Cut]
+        self, shares: Sequence[float | Literal["min"] | None], cuts: Sequence[Cut]
     ) -> tuple[Plan, list[Plan | BudgetError], list[Step]]:
         """The plan that moves nothing, those at budgets, and the steps at `cuts`, by one trace.
 
-        shares: of the peak with nothing moved; None is no budget. A plan is that of
-        fxoffload.simulate, which traces the model for each budget, or the error that it raises.
+        shares: of the peak with nothing moved; None is no budget, "min" the lowest peak. A plan is
+        that of fxoffload.simulate, which traces the model for each, or the error that it raises.
         """
         found: list[tuple[Plan, list[Plan | BudgetError], list[Step]]] = []
         cost = make_cost_model(self.hardware)
@@ -102,7 +102,7 @@ class Workload:
         def choose(
             partition: PartitionFunction, num_outputs: int, static_inputs: tuple[int, ...]
         ) -> Graphs:
-            def plan(budget: int | None) -> Plan | BudgetError:
+            def plan(budget: int | Literal["min"] | None) -> Plan | BudgetError:
                 plans: list[Plan] = []
                 partitioner = build_partitioner(
                     replace(CONFIG, memory_budget=budget),
@@ -118,7 +118,10 @@ class Workload:
 
             keep = plan(UNLIMITED_BYTES)
             assert isinstance(keep, Plan), "a budget that everything fits into"
-            budgets = (None if share is None else int(share * keep.peak_bytes) for share in shares)
+            budgets: list[int | Literal["min"] | None] = [
+                int(share * keep.peak_bytes) if isinstance(share, int | float) else share
+                for share in shares
+            ]
             build = make_builder(partition, num_outputs, static_inputs, {})
             steps = build_steps(map(build, cuts), CONFIG, cost)
             found.append((keep, [plan(budget) for budget in budgets], steps))

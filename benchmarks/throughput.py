@@ -2,43 +2,35 @@
 
     python -m benchmarks.throughput --plot throughput.png
 
-A cap is a share of the activation peak, gradients included, that plain Inductor has at the batch of
-`--batch`. Each way to train (see variants.py) is measured at batches from the largest down, until
-two of them fit the tightest cap; fxoffload has each cap as its memory_budget. The best of a method
-under a cap is its batch with the most samples per second among those whose measured peak fits. All
+A cap is a share of what a step of plain Inductor takes at the batch of `--batch`, gradients
+included, beside what stays: parameters and the states of an optimizer, whose update is part of a
+step. Each way to train (see variants.py) is measured at batches from the largest down, until two of
+them fit the tightest cap; fxoffload has each cap as its memory_budget. The best of a method under a
+cap is its batch with the most samples per second among those that fit (see batch_search.py). All
 run in one process, in turn, and ratios are those of one round.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import get_args
 
-import torch
-
+from benchmarks.batch_search import measure_methods
 from benchmarks.fresh_process import Record
 from benchmarks.measure import MIB
 from benchmarks.model_arguments import LAYERS, ModelArguments, describe_sizes
 from benchmarks.plots import draw_axes
 from benchmarks.programs import SETTLING_STEPS
 from benchmarks.runner import Benchmark, Show, Table, describe_spread, find_quartiles, option
-from benchmarks.trainer import Program, Trainer, Workload
+from benchmarks.trainer import Program
 from benchmarks.variant_tables import Kind, Measured, parse_measured
-from benchmarks.variants import (
-    PLAIN,
-    Variant,
-    check_loss,
-    collect_records,
-    measure_variant,
-    time_rounds,
-)
+from benchmarks.variants import PLAIN, Variant, collect_records
 from fxoffload.cli.byte_models import check_shape
 
-FITS = 1.01  # Of a cap: peaks differ by Python's own objects.
-FITTING_BATCHES = 2  # Under the tightest cap of a method.
-MARKERS: dict[Kind, str] = dict(zip(get_args(Kind), "oDs^vX*", strict=True))
+AHEAD = 1.15  # Of the best peer, at one cap at least.
+MARKERS: dict[Kind, str] = dict(zip(get_args(Kind), "oDs^vX*Pp", strict=True))
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,51 +67,10 @@ def measure(arguments: ThroughputArguments, show: Show) -> Record:
     return {"variants": found}
 
 
-def measure_methods(
-    workload: Workload, methods: list[Variant], batches: list[int], caps: list[float], rounds: int
-) -> Iterator[Record]:
-    """In a fresh process: each method at batches that may fit, then the rounds of those that do.
-
-    The first method is plain, whose first batch is that of `workload`.
-    """
-    compiled = len(methods) * len(batches)
-    torch.compiler.config.recompile_limit = 16 * compiled * workload.shape.layers
-    base, plain_bytes = workload.shape.batch, None
-    losses: dict[int, float] = {}
-    trainers: dict[str, Trainer] = {}
-    for method in methods:
-        # A larger batch of plain fits no cap.
-        tried = sorted({base, *(each for each in batches if each < base)}, reverse=True)
-        if method.kind != "plain":
-            tried = sorted(batches, reverse=True)
-        fitting = 0
-        for batch in tried:
-            sized = replace(workload, shape=replace(workload.shape, batch=batch))
-            measured, trainer = measure_variant(sized, method, plain_bytes)
-            measured.label, measured.batch = f"{method.label}, batch {batch}", batch
-            plain_bytes = plain_bytes or measured.peak_bytes
-            own = method.share if method.kind == "fxoffload" else None
-            widest, tightest = (own, own) if isinstance(own, float) else (max(caps), min(caps))
-            if trainer is not None:
-                check_loss(measured, losses.setdefault(batch, measured.loss))
-                if fits(measured, widest * plain_bytes):
-                    trainers[measured.label] = trainer
-            yield asdict(measured)
-            fitting += fits(measured, tightest * plain_bytes)
-            if fitting == FITTING_BATCHES:
-                break
-    yield from time_rounds(trainers, rounds)
-
-
-def fits(measured: Measured, cap_bytes: float) -> bool:
-    """Whether its step was measured, and stays within the cap."""
-    return measured.refused is None and measured.peak_bytes <= FITS * cap_bytes
-
-
-def find_best(found: Sequence[Measured], kind: Kind, cap_bytes: float) -> Measured | None:
+def find_best(found: Sequence[Measured], kind: Kind, cap: float) -> Measured | None:
     """The fastest per sample among those of a kind that fit the cap; None where none does."""
-    timed = [item for item in found if item.kind == kind and item.seconds]
-    fitting = [item for item in timed if fits(item, cap_bytes)]
+    timed = (item for item in found if item.kind == kind and item.seconds)
+    fitting = (item for item in timed if item.least_cap is not None and item.least_cap <= cap)
     return min(fitting, key=lambda item: item.median_seconds / (item.batch or 1), default=None)
 
 
@@ -134,7 +85,52 @@ def list_best(record: Record) -> Iterator[tuple[Kind, float, Measured | None]]:
     kinds: Sequence[Kind] = [kind for kind in get_args(Kind) if any(x.kind == kind for x in found)]
     for kind in kinds:
         for cap in record["caps"]:
-            yield kind, cap, find_best(found, kind, cap * found[0].peak_bytes)
+            yield kind, cap, find_best(found, kind, cap)
+
+
+def compare_best(record: Record) -> list[Record]:
+    """A row for each cap: the best of fxoffload, the best peer, and the ratios of their rates.
+
+    ratio: the median of the rounds; None where either does not fit.
+    """
+    best = list(list_best(record))
+    rows: list[Record] = []
+    for cap in record["caps"]:
+        fitting = [item for _, of, item in best if of == cap and item is not None]
+        own = next((item for item in fitting if item.kind == "fxoffload"), None)
+        peers = [item for item in fitting if item.kind not in ("fxoffload", "beside")]
+        peer = max(peers, key=lambda item: find_quartiles(find_rates(item))[1], default=None)
+        row: Record = {"cap": cap, "best": own and own.label, "peer": peer and peer.label}
+        ratios: list[float] = []
+        if own is not None and peer is not None:
+            rates = zip(find_rates(own), find_rates(peer), strict=True)
+            ratios = [mine / theirs for mine, theirs in rates]
+        rows.append({**row, "ratios": ratios, "ratio": find_middle(ratios)})
+    return rows
+
+
+def find_middle(values: Sequence[float]) -> float | None:
+    """The median; None without values."""
+    return find_quartiles(values)[1] if values else None
+
+
+def judge_caps(rows: Sequence[Record]) -> str:
+    """A sentence: at which caps fxoffload is AHEAD of the best peer, and at which it is below it.
+
+    It is below where the ratio is so in more than three quarters of the rounds, or where only the
+    peer fits.
+    """
+    ahead = [row for row in rows if row["ratio"] and row["ratio"] >= AHEAD]
+    alone = [row for row in rows if row["best"] and not row["peer"]]
+    below = [row for row in rows if row["peer"] and not row["best"]]
+    below += [row for row in rows if row["ratios"] and find_quartiles(row["ratios"])[2] < 1.0]
+
+    def name(found: Sequence[Record]) -> str:
+        return ", ".join(f"{row['cap']:.0%}" for row in found) or "no cap"
+
+    met = "met" if (ahead or alone) and not below else "missed"
+    parts = f"{AHEAD}x the best peer at {name(ahead)}", f"alone at {name(alone)}"
+    return f"{met}: {', '.join(parts)}, below it at {name(below)}"
 
 
 def tabulate(record: Record) -> list[Table]:
@@ -144,7 +140,7 @@ def tabulate(record: Record) -> list[Table]:
         ["method", "cap", "cap MiB", "best", "peak MiB", "samples/s (range)", "/ plain (range)"]
     ]
     for kind, cap, best in list_best(record):
-        row = [kind, f"{cap:.0%}", f"{cap * plain.peak_bytes / MIB:.1f}"]
+        row = [kind, f"{cap:.0%}", f"{cap * plain.need_bytes / MIB:.1f}"]
         if best is None:
             rows.append([*row, "none fits", "", "", ""])
             continue
@@ -152,7 +148,8 @@ def tabulate(record: Record) -> list[Table]:
         ratios = [own / its for own, its in zip(rates, find_rates(plain), strict=True)]
         peak = f"{best.peak_bytes / MIB:.1f}"
         rows.append([*row, best.label, peak, describe_spread(rates), describe_spread(ratios)])
-    return [Table(rows, f"{describe_sizes(record)}, program {record['program']}")]
+    verdict = judge_caps(compare_best(record))
+    return [Table(rows, f"{describe_sizes(record)}, program {record['program']}", verdict)]
 
 
 def draw(record: Record, path: Path) -> None:
@@ -165,9 +162,9 @@ def draw(record: Record, path: Path) -> None:
         if best is not None:
             rates = find_rates(best)
             _, middle, _ = find_quartiles(rates)
-            point = cap * plain.peak_bytes / MIB, middle, middle - min(rates), max(rates) - middle
+            point = cap * plain.need_bytes / MIB, middle, middle - min(rates), max(rates) - middle
             lines.setdefault(kind, []).append(point)
-    with draw_axes(path, title, "cap of the activation peak, MiB", "samples per second") as axes:
+    with draw_axes(path, title, "cap of what a step takes, MiB", "samples per second") as axes:
         for kind, points in lines.items():
             caps, middles, below, above = zip(*points, strict=True)
             width = 2.5 if kind == "fxoffload" else 1

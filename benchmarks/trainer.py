@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from typing import Any, Literal
 from unittest.mock import patch
@@ -34,7 +35,11 @@ Program = Literal["whole", "blocks", "breaks"]
 
 @dataclass(frozen=True, slots=True)
 class Workload:
-    """A model in training; `options` are those of fxoffload. threads: None leaves them to torch."""
+    """A model in training; `options` are those of fxoffload. threads: None leaves them to torch.
+
+    base: a model whose parameters and buffers all models of the workload share; None: each has its
+    own. update: what a step runs behind its backward.
+    """
 
     model: str
     shape: Shape
@@ -42,15 +47,40 @@ class Workload:
     options: dict[str, Any]
     threads: int | None = None
     dtype: str = "float32"
+    base: LossOnly | None = None
+    update: Callable[[], object] | None = None
 
     def make_inputs(self) -> tuple[LossOnly, Tensor]:
         """The model and its tokens, the same ones at every call."""
         if self.threads is not None:
             torch.set_num_threads(self.threads)
         torch.manual_seed(0)
-        with torch.device(self.device):  # Large random weights take a CPU half a minute.
-            model = build_model(self.model, self.shape).to(getattr(torch, self.dtype))
+        if self.base is not None:
+            shared = (*self.base.parameters(), *self.base.buffers())
+            model = copy.deepcopy(self.base, {id(tensor): tensor for tensor in shared})
+        else:
+            with torch.device(self.device):  # Large random weights take a CPU half a minute.
+                model = build_model(self.model, self.shape).to(getattr(torch, self.dtype))
         return model, make_tokens(self.shape).to(self.device)
+
+    def share_parameters(self) -> Workload:
+        """The same with one set of parameters for all models."""
+        base, _ = self.make_inputs()
+        return replace(self, base=base)
+
+    def add_optimizer(self) -> Workload:
+        """The same with one set of parameters for all models, and with an optimizer's update.
+
+        It computes and stores what AdamW does, at a rate of 0, so that all models have the same
+        loss. Its states are made here: made behind a step, they would split what the step freed.
+        """
+        base, _ = self.make_inputs()
+        optimizer = torch.optim.AdamW(base.parameters(), lr=0.0, weight_decay=0.0, fused=True)
+        for parameter in base.parameters():
+            parameter.grad = torch.zeros_like(parameter)
+        optimizer.step()
+        optimizer.zero_grad()
+        return replace(self, base=base, update=optimizer.step)
 
     def make_trainer(self, compilation: Compilation) -> Trainer:
         """The model, compiled with the options."""
@@ -98,10 +128,11 @@ class PassRecord:
 
 
 class Trainer:
-    """One variant of a model, compiled; `step` is a forward and a backward.
+    """One variant of a model, compiled; `step` is a forward, a backward and the update, if any.
 
     compile_model: makes the variant of it. hooks: a context in which every forward runs.
-    microbatches: parts of the batch, in the order of Microbatches if there are several.
+    microbatches: parts of the batch, in the order of Microbatches if there are several. update:
+    what a step runs behind its backward.
     Steps are made until the schedule, if there is one, rests on steps that no compiler disturbed.
     """
 
@@ -113,9 +144,10 @@ class Trainer:
         *,
         hooks: Callable[[], AbstractContextManager[Any]] = nullcontext,
         microbatches: int = 1,
+        update: Callable[[], object] | None = None,
     ) -> None:
         self.model, self.tokens, self._hooks = model, tokens, hooks
-        self._microbatches = microbatches
+        self._microbatches, self._update = microbatches, update
         self.passes = PassRecord()
         start, core_start = time.perf_counter(), time.process_time()
         self.compiled = compile_model(model)
@@ -152,6 +184,8 @@ class Trainer:
         loss = self.compute_loss()
         between()
         loss.backward()
+        if self._update is not None:
+            self._update()
         synchronize(self.tokens)
         return loss.item(), time.perf_counter() - start
 
@@ -170,26 +204,28 @@ def compile_variant(
         compiler = partial(lookup_backend("aot_eager_decomp_partition" if eager else "inductor"))
     if program == "whole":
         return torch.compile(model, backend=compiler)
-    layers = max((each for each in model.modules() if isinstance(each, nn.ModuleList)), key=len)
+    layers = list_layers(model)
     if program == "blocks":
         for layer in layers:
             layer.compile(backend=compiler)
         return model
-    for layer in list(layers)[2:-1:3]:
+    for layer in layers[2:-1:3]:
         layer.register_forward_hook(_break_graph)
     return torch.compile(model, backend=compiler)
+
+
+def list_layers(model: nn.Module) -> list[nn.Module]:
+    """The layers of all stacks: what is in lists of modules that are in no other such list."""
+    lists = {name: each for name, each in model.named_modules() if isinstance(each, nn.ModuleList)}
+    inner = {name for name in lists if any(name.startswith(f"{outer}.") for outer in lists)}
+    return [layer for name, each in lists.items() if name not in inner for layer in each]
 
 
 def _break_graph(*_: Any) -> None:
     torch._dynamo.graph_break()
 
 
-def pair_steps(
-    plain: Trainer,
-    moved: Trainer,
-    pairs: int,
-    time_step: Callable[[Trainer], tuple[float, float]] = Trainer.step,
-) -> Iterator[Record]:
+def pair_steps(plain: Trainer, moved: Trainer, pairs: int) -> Iterator[Record]:
     """Losses and seconds of alternating steps, and the statistics of the moving ones."""
     plain.step()
     moved.step()
@@ -197,7 +233,7 @@ def pair_steps(
         record: Record = {}
         for name, trainer in (("plain", plain), ("fxoffload", moved)):
             fxoffload.reset_statistics()
-            record[f"{name}_loss"], record[f"{name}_seconds"] = time_step(trainer)
+            record[f"{name}_loss"], record[f"{name}_seconds"] = trainer.step()
         yield {**record, "statistics": asdict(fxoffload.statistics())}
 
 

@@ -12,7 +12,17 @@ from benchmarks.model_arguments import describe_sizes
 from benchmarks.runner import Table, describe_spread, format_mib, format_number, format_ratio
 from fxoffload.planner.plan import Cut, describe_cut
 
-Kind = Literal["plain", "fxoffload", "recompute", "checkpoint", "hooks", "save_on_cpu", "beside"]
+Kind = Literal[
+    "plain",
+    "fxoffload",
+    "recompute",
+    "checkpoint",
+    "hooks",
+    "save_on_cpu",
+    "beside",
+    "trl",
+    "torch_offload",
+]
 Share = float | Literal["min"] | None
 
 
@@ -20,11 +30,12 @@ Share = float | Literal["min"] | None
 class Measured:
     """The measurements of one variant.
 
-    refused: the reason why no plan fits; nothing was measured then. seconds: of a step in each
-    round. second_peak_bytes: the peak of the first learning step. predicted_*: by the plan.
-    lower_bound_bytes: see PassRecord. cut: that of the plan that saves most, see Plan.
-    offloaded_bytes, written_bytes, read_bytes, exposed_seconds: of one step. batch: where it is
-    another one than that of the record.
+    refused: the reason why no plan fits, or why a peer cannot run; nothing was measured then.
+    seconds: of a step in each round. second_peak_bytes: the peak of the first learning step.
+    predicted_*: by the plan. lower_bound_bytes: see PassRecord. cut: that of the plan that saves
+    most, see Plan. offloaded_bytes, written_bytes, read_bytes, exposed_seconds: of one step.
+    batch: where it is another one than that of the record. need_bytes, least_cap: see
+    throughput.py.
     """
 
     label: str
@@ -46,6 +57,8 @@ class Measured:
     loss: float = 0.0
     seconds: list[float] = field(default_factory=list[float])
     batch: int | None = None
+    need_bytes: int = 0
+    least_cap: float | None = None
 
     @property
     def median_seconds(self) -> float:
@@ -97,7 +110,7 @@ def tabulate_variants(
     place: str = "",
     caption: str = "",
 ) -> Table:
-    """A row for each variant, with a cell for each of `headings`; none for one without a plan.
+    """A row for each variant, with a cell for each of `headings`; none for one that is refused.
 
     columns: more columns than those of COLUMNS.
     """
@@ -108,5 +121,6 @@ def tabulate_variants(
         if own.refused is None:
             rows.append([own.label, *(describe(own, plain) for describe in describes)])
         else:
-            rows.append([f"{own.label}: no plan fits", *[""] * len(headings)])
+            why = "no plan fits" if own.kind == "fxoffload" else own.refused
+            rows.append([f"{own.label}: {why}", *[""] * len(headings)])
     return Table(rows, describe_sizes(record) + place, caption)

@@ -1,33 +1,35 @@
 """Compares ways to train one model in little memory: each compiled, then stepped in turn.
 
-plain        torch.compile
-fxoffload    at a memory budget: a share of plain's activation peak, "min", or none
-recompute    torch.compile with torch._functorch.config.activation_memory_budget
-checkpoint   torch.compile with each layer under torch.utils.checkpoint
-hooks        torch.compile with saved tensors saved to files, one by one, by saved-tensor hooks
-save_on_cpu  torch.compile with torch.autograd.graph.save_on_cpu; on a CPU this only copies
-beside       plain, while another process moves the bytes of the fxoffload of the same share
+plain          torch.compile
+fxoffload      at a memory budget: a share of plain's activation peak, "min", or none
+recompute      torch.compile with torch._functorch.config.activation_memory_budget
+checkpoint     torch.compile with each layer under torch.utils.checkpoint
+hooks          torch.compile with saved tensors saved to files, one by one, by saved-tensor hooks
+save_on_cpu    torch.compile with torch.autograd.graph.save_on_cpu; on a CPU this only copies
+beside         plain, while another process moves the bytes of the fxoffload of the same share
+trl            torch.compile with TRL's OffloadActivations, see peers.py
+torch_offload  torch.compile with torch's pass for activation offloading, see peers.py
 
-All variants run in one fresh process. Each round takes two steps of each variant and times the
-second one, so that other load on the machine affects all variants alike.
+All variants run in one process. Each round takes steps of each variant in turn, so that other load
+on the machine affects all variants alike.
 """
 
 from __future__ import annotations
 
-import os
+import gc
 import random
 import tempfile
-import weakref
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+import time
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from pathlib import Path
+from math import inf
 from typing import Any
 from unittest.mock import patch
 
 import torch
-from torch import Tensor
 from torch._functorch import config as functorch_config
 
 import fxoffload
@@ -35,16 +37,17 @@ from benchmarks.drive_load import DriveLoad, LoadedTrainer
 from benchmarks.fresh_process import KEEP_FREED_MEMORY, Parameters, Record, run_fresh
 from benchmarks.limited_engine import limit_drives
 from benchmarks.measure import record_highest_step, record_step
+from benchmarks.peers import PeerMissing, make_trl_hooks, offload_by_torch, save_to_files
 from benchmarks.runner import Show
 from benchmarks.trainer import Program, Trainer, Workload, compile_variant
 from benchmarks.variant_tables import Kind, Measured, Share
 from fxoffload import BudgetError, OffloadConfig
 from fxoffload.passes import partition_choice
 
-# Tensors with no more elements stay in memory, as in PyTorch's tutorial on saved tensors.
-HOOK_ELEMENTS = 1000
-# The largest difference from plain's loss: fused code adds in another order.
-LOSS_TOLERANCE = 1e-3
+# The largest difference from plain's loss, by type: fused code adds in another order.
+LOSS_TOLERANCES = {"float32": 1e-3, "bfloat16": 0.05}
+# Of the time that is left, the part in which variants may be begun; their steps need the rest.
+BEGINNING_SHARE = 0.65
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,19 +55,21 @@ class Variant:
     """One way to train the model.
 
     share: see fxoffload and recompute above. recomputes: whether the plan may recompute.
-    checkpoints: whether each layer is under torch.utils.checkpoint. again: the same variant once
-    more, in other memory, to measure the noise. program: how the model is compiled.
-    learning_steps: steps before the measured ones. microbatches: of a step, see microbatches.py.
+    checkpoints: whether each layer is under torch.utils.checkpoint. program: how the model is
+    compiled. learning_steps: steps before the measured ones. microbatches: of a step, see
+    microbatches.py. options: of fxoffload, which override those of the workload. note: tells it
+    from a variant that is otherwise the same.
     """
 
     kind: Kind
     share: Share = None
     recomputes: bool = True
     checkpoints: bool = False
-    again: bool = False
     program: Program = "whole"
     learning_steps: int = 0
     microbatches: int = 1
+    options: tuple[tuple[str, Any], ...] = ()
+    note: str = ""
 
     @property
     def label(self) -> str:
@@ -72,11 +77,12 @@ class Variant:
         share = "" if self.share is None else f" {self.share}"
         only = "" if self.recomputes else ", moving only"
         only += ", of checkpoints" if self.checkpoints else ""
-        return f"{self.kind}{share}{only}{', again' if self.again else ''}"
+        return f"{self.kind}{share}{only}{self.note and f', {self.note}'}"
 
 
 PLAIN = Variant("plain")
-PLAIN_AGAIN = Variant("plain", again=True)
+# The same in other memory: what differs is noise.
+PLAIN_AGAIN = Variant("plain", note="again")
 
 
 def run_variants(
@@ -117,38 +123,92 @@ def collect_records(
 
 
 def measure_variants(
-    workload: Workload, variants: list[Variant], rounds: int, bytes_per_second: float | None
+    workload: Workload,
+    variants: list[Variant],
+    rounds: int,
+    bytes_per_second: float | None,
+    *,
+    until: float = inf,
+    goes_on: bool = False,
+    finish: Callable[[Mapping[str, Trainer | LoadedTrainer]], Iterator[Record]] | None = None,
 ) -> Iterator[Record]:
-    """In a fresh process: each variant, then the seconds of a step of each in every round."""
+    """In a fresh process: each variant, then the seconds of a step of each in every round.
+
+    until: when the time is over, of time.monotonic(); variants that it does not allow are refused.
+    goes_on: a variant that fails, other than the first, gives a record of its error, and is left
+    out. finish: yields more records, of the trainers by label.
+    """
     # All variants, and their layers, are calls of one function, each with a graph of its own.
     torch.compiler.config.recompile_limit = 16 * len(variants) * workload.shape.layers
     trainers: dict[str, Trainer | LoadedTrainer] = {}
-    found: dict[str, Measured] = {}
-    plain: Measured | None = None
+    found: list[Measured] = []
+    deadline = find_deadline(until)
     with limit_drives(bytes_per_second):
         for variant in variants:
-            if variant.kind == "beside":
-                assert plain is not None, "what runs beside the load comes first"
-                like = found[replace(variant, kind="fxoffload").label]
-                measured, trainer = load_plain(
-                    trainers[plain.label], workload, variant, plain, like
-                )
-            else:
-                plain_bytes = None if plain is None else plain.peak_bytes
-                measured, trainer = measure_variant(workload, variant, plain_bytes)
-            found[measured.label] = measured
+            if time.monotonic() > deadline:
+                yield asdict(refuse(variant, "no time left"))
+                continue
+            try:
+                measured, trainer = measure_next(workload, variant, found, trainers)
+            except Exception as error:
+                if not (goes_on and found):
+                    raise
+                yield describe_failure(variant, error)
+                continue
+            found.append(measured)
             if trainer is not None:
-                plain = plain or measured
-                check_loss(measured, plain.loss)
                 trainers[measured.label] = trainer
             yield asdict(measured)
-        yield from time_rounds(trainers, rounds)
+        # On a GPU no step is slower for what ran before it.
+        warms = workload.device != "cuda"
+        yield from time_rounds(trainers, rounds, warms=warms, until=until)
+        if finish is not None:
+            yield from finish(trainers)
+
+
+def measure_next(
+    workload: Workload,
+    variant: Variant,
+    found: Sequence[Measured],
+    trainers: Mapping[str, Trainer | LoadedTrainer],
+) -> tuple[Measured, Trainer | LoadedTrainer | None]:
+    """A variant behind those `found`, the first of which is plain; see measure_variant."""
+    if not found:
+        return measure_variant(workload, variant, None)
+    plain = found[0]
+    if variant.kind == "beside":
+        label = replace(variant, kind="fxoffload").label
+        (like,) = (each for each in found if each.label == label)
+        return load_plain(trainers[plain.label], workload, variant, plain, like)
+    measured, trainer = measure_variant(workload, variant, plain.peak_bytes)
+    if trainer is not None:
+        check_loss(measured, plain.loss, workload.dtype)
+    return measured, trainer
+
+
+def find_deadline(until: float) -> float:
+    """The time from which on no variant is begun, where the time is over at `until`."""
+    start = time.monotonic()
+    return start + BEGINNING_SHARE * (until - start)
+
+
+def refuse(variant: Variant, why: str) -> Measured:
+    """What is known of a variant that was not measured."""
+    return Measured(variant.label, variant.kind, variant.share, refused=why)
+
+
+def describe_failure(variant: Variant, error: Exception) -> Record:
+    """The record of a variant that failed; its traceback is printed, its memory given back."""
+    traceback.print_exception(error)
+    error.__traceback__ = None  # Its frames hold the model.
+    gc.collect()
+    return {"error": f"{variant.label}: {type(error).__name__}: {error}"}
 
 
 def measure_variant(
     workload: Workload, variant: Variant, plain_bytes: int | None
 ) -> tuple[Measured, Trainer | None]:
-    """A variant, compiled: its memory, and what steps it; None where no plan fits.
+    """A variant, compiled: its memory, and what steps it; None where it does not fit or cannot run.
 
     plain_bytes: plain's peak, of which a budget is a share.
     """
@@ -159,8 +219,11 @@ def measure_variant(
     try:
         trainer = build_trainer(workload, variant, measured.budget_bytes)
         measure_trainer(trainer, variant, measured)
-    except BudgetError as error:
+    except (BudgetError, PeerMissing) as error:
         measured.refused = str(error).splitlines()[0]
+        return measured, None
+    except torch.OutOfMemoryError as error:
+        measured.refused = f"does not fit: {str(error).splitlines()[0]}"
         return measured, None
     return measured, trainer
 
@@ -183,22 +246,36 @@ def load_plain(
     return measured, LoadedTrainer(trainer, load, seconds)
 
 
-def check_loss(measured: Measured, loss: float) -> None:
-    """Raise RuntimeError if it has another loss than `loss`."""
-    if abs(measured.loss - loss) > LOSS_TOLERANCE:
+def check_loss(measured: Measured, loss: float, dtype: str) -> None:
+    """Raise RuntimeError if it has another loss than `loss`. dtype: of the parameters."""
+    if abs(measured.loss - loss) > LOSS_TOLERANCES[dtype]:
         raise RuntimeError(f"{measured.label}: loss {measured.loss}, expected {loss}")
 
 
-def time_rounds(trainers: Mapping[str, Trainer | LoadedTrainer], rounds: int) -> Iterator[Record]:
-    """The seconds of a step of each, in every round."""
+def time_rounds(
+    trainers: Mapping[str, Trainer | LoadedTrainer],
+    rounds: int,
+    *,
+    warms: bool = True,
+    until: float = inf,
+    within: Callable[[str], AbstractContextManager[object]] = lambda label: nullcontext(),
+) -> Iterator[Record]:
+    """The seconds of a step of each, in every round.
+
+    warms: a step goes before the timed one, as that would find the caches and the heap as another
+    variant has left them; a training run repeats the same step. until: no round but the first
+    begins then. within: a context of its label in which it steps.
+    """
     for number in range(rounds):
+        if number and time.monotonic() > until:
+            return
         seconds: dict[str, float] = {}
         # Another order in each round: pending writes of one variant may slow the next one.
         for label in random.Random(number).sample(list(trainers), len(trainers)):
-            # The first step finds the caches and the heap as another variant has left them; a
-            # training run repeats the same step. So the second step is timed.
-            trainers[label].step()
-            _, seconds[label] = trainers[label].step()
+            with within(label):
+                if warms:
+                    trainers[label].step()
+                _, seconds[label] = trainers[label].step()
             trainers[label].model.zero_grad()  # Its gradients are not part of another's step.
         yield {"round": number, "seconds": seconds}
 
@@ -233,7 +310,7 @@ def measure_trainer(trainer: Trainer, variant: Variant, measured: Measured) -> N
 def build_trainer(workload: Workload, variant: Variant, budget_bytes: int | None) -> Trainer:
     """The compiled variant, after its first steps."""
     model, tokens = workload.make_inputs()
-    options = dict(workload.options)
+    options = {**workload.options, **dict(variant.options)}
     hooks: Callable[[], AbstractContextManager[Any]] = nullcontext
     if variant.checkpoints or variant.kind == "checkpoint":
         inner: Any = model.model
@@ -248,42 +325,21 @@ def build_trainer(workload: Workload, variant: Variant, budget_bytes: int | None
         elif variant.kind == "recompute":
             stack.enter_context(functorch_config.patch(activation_memory_budget=variant.share))
         elif variant.kind == "save_on_cpu":
-            hooks = torch.autograd.graph.save_on_cpu
+            hooks = partial(torch.autograd.graph.save_on_cpu, pin_memory=tokens.is_cuda)
         elif variant.kind == "hooks":
             (directory, *_) = OffloadConfig(directory=options["directory"]).directories
             hooks = partial(save_to_files, directory)
+        elif variant.kind == "trl":
+            hooks = make_trl_hooks(model)
+        elif variant.kind == "torch_offload":
+            stack.enter_context(offload_by_torch())
         compile_model = partial(
             compile_variant,
             compilation="fxoffload" if variant.kind == "fxoffload" else "plain",
             program=variant.program,
             **options,
         )
-        microbatches = variant.microbatches
-        return Trainer(model, tokens, compile_model, hooks=hooks, microbatches=microbatches)
-
-
-@contextmanager
-def save_to_files(directory: Path) -> Generator[None]:
-    """A context in which saved tensors are written to files, and read when the backward needs them.
-
-    Source: PyTorch's tutorial "Hooks for autograd saved tensors".
-    """
-
-    def pack(tensor: Tensor) -> Tensor | SavedFile:
-        return tensor if tensor.numel() <= HOOK_ELEMENTS else SavedFile(tensor, directory)
-
-    def unpack(packed: Tensor | SavedFile) -> Tensor:
-        return packed if isinstance(packed, Tensor) else torch.load(packed.path)
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
-        yield
-
-
-class SavedFile:
-    """A tensor in a file, which is deleted together with this object."""
-
-    def __init__(self, tensor: Tensor, directory: Path) -> None:
-        number, self.path = tempfile.mkstemp(dir=directory, suffix=".pt")
-        os.close(number)
-        self._finalizer = weakref.finalize(self, os.unlink, self.path)
-        torch.save(tensor, self.path)
+        microbatches, update = variant.microbatches, workload.update
+        return Trainer(
+            model, tokens, compile_model, hooks=hooks, microbatches=microbatches, update=update
+        )

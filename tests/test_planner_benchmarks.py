@@ -12,19 +12,18 @@ from concurrent.futures import wait
 from dataclasses import asdict
 from pathlib import Path
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 import torch
 from matplotlib import image
 from steps import make_step, make_value
-from torch import Tensor, nn
-from torch.nn import functional
-from torch.utils.checkpoint import checkpoint
+from tiny_model import TinyModel
 
 sys.path.append(str(Path(__file__).parent.parent))
 
 from benchmarks import (
+    batch_search,
     depth,
     layerwise,
     limits,
@@ -37,13 +36,14 @@ from benchmarks import (
     variants,
 )
 from benchmarks.limited_engine import LimitedEngine, limit_drives
+from benchmarks.peers import save_to_files
 from benchmarks.runner import Table
 from benchmarks.simulated import LLAMA, Workload, choose_shape
 from benchmarks.trainer import PassRecord
 from benchmarks.variant_tables import Kind, Measured
-from benchmarks.variants import PLAIN, PLAIN_AGAIN, Variant, save_to_files
+from benchmarks.variants import PLAIN, PLAIN_AGAIN, Variant
 from fxoffload import OffloadConfig, machine, runtime, simulate
-from fxoffload.cli.byte_models import BUILDERS, VOCABULARY, Shape
+from fxoffload.cli.byte_models import BUILDERS, Shape
 from fxoffload.planner.link import Link
 from fxoffload.planner.step import Residence
 from fxoffload.runtime.engines.memory import MemoryEngine
@@ -115,48 +115,6 @@ def test_hooks_save_to_files_that_go(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-class Result(NamedTuple):
-    loss: Tensor
-
-
-class Block(nn.Sequential):
-    """Compiled in place, classes of torch.nn itself are skipped by Dynamo."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x)
-
-
-class TinyModel(nn.Module):
-    """What the benchmarks ask of a model of transformers, which Dynamo takes ten times as long for.
-
-    Its layers may run under torch.utils.checkpoint.
-    """
-
-    def __init__(self, shape: Shape) -> None:
-        super().__init__()
-        self.embedding = nn.Embedding(VOCABULARY, shape.hidden)
-        self.layers = nn.ModuleList(
-            Block(
-                nn.LayerNorm(shape.hidden),
-                nn.Linear(shape.hidden, 4 * shape.hidden),
-                nn.GELU(),
-                nn.Linear(4 * shape.hidden, shape.hidden),
-            )
-            for _ in range(shape.layers)
-        )
-        self.head = nn.Linear(shape.hidden, VOCABULARY)
-        self.options: dict[str, Any] | None = None
-
-    def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: dict[str, Any]) -> None:
-        self.options = gradient_checkpointing_kwargs
-
-    def forward(self, input_ids: Tensor, labels: Tensor, use_cache: bool) -> Result:
-        x = self.embedding(input_ids)
-        for layer in self.layers:
-            x = x + (layer(x) if self.options is None else checkpoint(layer, x, **self.options))
-        return Result(functional.cross_entropy(self.head(x).flatten(0, 1), labels.flatten()))
-
-
 @pytest.fixture
 def in_process(fresh_dynamo: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Path]]:
     """What a fresh process would do is done in this one, which has imported everything already.
@@ -170,7 +128,7 @@ def in_process(fresh_dynamo: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[
     def run_here(
         environment: dict[str, str], work: Callable[..., Any], *args: Any
     ) -> Iterator[dict[str, Any]]:
-        assert work in (variants.measure_variants, throughput.measure_methods)
+        assert work in (variants.measure_variants, batch_search.measure_methods)
         homes.append(Path(environment.get("XDG_CACHE_HOME", os.environ["XDG_CACHE_HOME"])))
         torch._dynamo.reset()
         runtime.close_stores()  # One that is open already would not be limited.
@@ -453,12 +411,12 @@ def test_throughput(
         measured = make_measured(variant.kind, peak, share=variant.share)
         return measured, workload.shape.batch
 
-    def time_rounds(trainers: dict[str, int], rounds: int) -> Iterator[dict[str, Any]]:
+    def time_rounds(trainers: dict[str, int], rounds: int, **_: object) -> Iterator[dict[str, Any]]:
         for number in range(rounds):
             yield {"round": number, "seconds": {label: float(b) for label, b in trainers.items()}}
 
-    monkeypatch.setattr(throughput, "measure_variant", measure_variant)
-    monkeypatch.setattr(throughput, "time_rounds", time_rounds)
+    monkeypatch.setattr(batch_search, "measure_variant", measure_variant)
+    monkeypatch.setattr(batch_search, "time_rounds", time_rounds)
     plot = spill_directory / "throughput.png"
     sizes = ("--batch", "4", "--recompute-budgets", "--rounds", "2", "--layers", "1")
     record = run(throughput, spill_directory, *sizes, "--plot", str(plot))
@@ -500,6 +458,8 @@ def test_best_throughput_under_a_cap() -> None:
     def make(kind: Kind, batch: int, peak: int, *seconds: float) -> Measured:
         found = make_measured(kind, peak, *seconds)
         found.label, found.batch = f"{kind}, batch {batch}", batch
+        caps = (cap for cap in (0.35, 0.5, 1.0) if peak <= 1010 * cap)
+        found.need_bytes, found.least_cap = 1000, next(caps, None)
         return found
 
     plain = make("plain", 4, 1000, 4.0, 4.0)
@@ -508,10 +468,10 @@ def test_best_throughput_under_a_cap() -> None:
     small = make("checkpoint", 4, 400, 5.0, 6.0)
     untimed = make("checkpoint", 16, 900)
     found = [plain, half, large, small, untimed]
-    assert throughput.find_best(found, "plain", 1000) is plain
-    assert throughput.find_best(found, "plain", 500) is half
-    assert throughput.find_best(found, "plain", 350) is None
-    assert throughput.find_best(found, "checkpoint", 1000) is small
+    assert throughput.find_best(found, "plain", 1.0) is plain
+    assert throughput.find_best(found, "plain", 0.5) is half
+    assert throughput.find_best(found, "plain", 0.35) is None
+    assert throughput.find_best(found, "checkpoint", 1.0) is small
     record = {**make_record(*found), "caps": [1.0, 0.35], "program": "blocks"}
     (table,) = throughput.tabulate(record)
     assert [row[3] for row in table.rows[1:]] == [
