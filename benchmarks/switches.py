@@ -47,7 +47,7 @@ def switch_off(
     step: Step,
     links: Mapping[str, Link],
     shares: Sequence[float | None],
-    max_inflight_bytes: int,
+    max_inflight_bytes: int | None,
 ) -> list[Record]:
     """A row for each budget, a share of the unmoved peak: the bound, and what plans reach.
 

@@ -26,7 +26,7 @@ def test_defaults() -> None:
     assert config.budget_bytes is None
     assert config.host_bytes is None
     assert config.min_storage_bytes == 2**20
-    assert config.inflight_bytes == 4 * 2**30
+    assert config.inflight_bytes is None
     assert (config.ioengine, config.compiler, config.enabled) == ("auto", "inductor", True)
     assert (config.checksum, config.endurance_bytes) == (False, None)
 

@@ -104,7 +104,7 @@ def _replay_step(step: ScheduledStep) -> _Replayed:
     transfers = read_transfers(joined, record.schedule)
     # As the schedule was made, so that the times are those that it predicts.
     links = derate_links(step.find_links(), LINK_UTILISATION)
-    limit = config.inflight_bytes
+    limit = joined.step.find_inflight_cap(config.inflight_bytes)
     # Runtime names of graphs are digests: people get the order in which they first ran.
     order = dict.fromkeys(half.graph for half in record.schedule.program)
     numbers = {graph: str(number) for number, graph in enumerate(order)}

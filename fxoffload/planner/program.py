@@ -39,7 +39,7 @@ def make_schedule(
     budget_bytes: int | Literal["min"] | None,
     owners: Owners = UNKNOWN_OWNERS,
     host_bytes: int = 0,
-    max_inflight_bytes: int = 2**62,
+    max_inflight_bytes: int | None = None,
 ) -> Schedule:
     """A schedule of `program` under a budget, see choose_transfers, in the least time found.
 
@@ -165,7 +165,7 @@ def _explain(
     program: Program,
     links: Mapping[str, Link],
     error: BudgetError,
-    max_inflight_bytes: int,
+    max_inflight_bytes: int | None,
 ) -> BudgetError:
     """`error` in terms of calls and graphs: values of one call are added up."""
     lowest = choose_transfers(

@@ -32,18 +32,19 @@ class OffloadStore:
     """Moves values to engines and back; any thread may call any method.
 
     engines: the engine of each tier, which the store owns. A value that finds the "host" tier full
-    goes to "nvme". max_inflight_bytes: the cap on bytes being written. At the cap an offload waits;
-    a value larger than the cap is written alone. keeps_graph(): whether another backward may follow
-    the one that runs; if not, the store returns the offloaded tensor itself instead of a copy.
-    is_shared(x): whether another tensor holds the memory of `x`. make_counter(x): a tensor without
-    memory that shares the version counter of `x`; None if changes in place need no detection.
+    goes to "nvme". max_inflight_bytes: the cap on bytes being written, None for that of
+    find_inflight_cap. At the cap an offload waits; a value larger than it is written alone.
+    keeps_graph(): whether another backward may follow the one that runs; if not, the store returns
+    the offloaded tensor itself instead of a copy. is_shared(x): whether another tensor holds the
+    memory of `x`. make_counter(x): a tensor without memory that shares the version counter of `x`;
+    None if changes in place need no detection.
     """
 
     def __init__(
         self,
         engines: Mapping[str, IOEngine],
         *,
-        max_inflight_bytes: int,
+        max_inflight_bytes: int | None = None,
         keeps_graph: Callable[[], bool] = lambda: True,
         is_shared: Callable[[torch.Tensor], bool] = lambda _: False,
         make_counter: Callable[[torch.Tensor], torch.Tensor | None] = lambda _: None,
