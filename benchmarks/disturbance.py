@@ -23,7 +23,7 @@ MAX_LOSS = 0.03  # Of the step: what a schedule for other links may lose.
 
 
 def disturb(
-    step: Step, links: Mapping[str, Link], shares: Sequence[float], max_inflight_bytes: int
+    step: Step, links: Mapping[str, Link], shares: Sequence[float], max_inflight_bytes: int | None
 ) -> list[Record]:
     """A row for each budget, a share of the unmoved peak, and each speed, a share of the links'.
 
@@ -36,11 +36,11 @@ def disturb(
     noisy = replace(
         step, seconds=tuple(s * random.uniform(1 - NOISE, 1 + NOISE) for s in step.seconds)
     )
-    inflight = {"max_inflight_bytes": max_inflight_bytes}
+    cap_bytes = step.find_inflight_cap(max_inflight_bytes)
     rows: list[Record] = []
     for share, speed in product(shares, SPEEDS):
         real = {tier: scale(link, speed) for tier, link in links.items()}
-        limits = {"budget_bytes": int(share * unmoved_bytes), **inflight}
+        limits = {"budget_bytes": int(share * unmoved_bytes), "max_inflight_bytes": cap_bytes}
         try:
             assumed, other = (
                 choose_transfers(step, known, **limits).best for known in (links, real)
@@ -52,10 +52,10 @@ def disturb(
             {name: transfer.tier for name, transfer in assumed.transfers.items()},
             derate_links(real, LINK_UTILISATION),
             budget_bytes=limits["budget_bytes"],
-            max_inflight_bytes=max_inflight_bytes,
+            max_inflight_bytes=cap_bytes,
         )
         found, made, same = (
-            simulate(noisy, transfers, real, **inflight)
+            simulate(noisy, transfers, real, max_inflight_bytes=cap_bytes)
             for transfers in (write_waits(step, assumed), write_waits(step, other), placed)
         )
         rows.append(

@@ -135,6 +135,7 @@ def time_engine(engine: IOEngine, work: GpuWork) -> Record:
         lambda size, pinned: torch.zeros(
             size, dtype=torch.uint8, pin_memory=pinned and work.on_cuda
         ),
+        0,
         2 * nbytes * count,
     )
     views = [arena.take(nbytes).view for _ in range(count)]

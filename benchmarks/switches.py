@@ -48,13 +48,15 @@ def switch_off(
     step: Step,
     links: Mapping[str, Link],
     shares: Sequence[float | None],
-    max_inflight_bytes: int,
+    max_inflight_bytes: int | None,
 ) -> list[Record]:
     """A row for each budget, a share of the unmoved peak: the bound, and what plans reach.
 
     Peaks as such shares where there is no budget, else seconds as shares of the compute.
     """
     unmoved_bytes = simulate(step, {}, links).peak_bytes
+    # Pieces of a value do not lower the cap that its size raises.
+    cap_bytes = step.find_inflight_cap(max_inflight_bytes)
     divided = divide_values(step)
     rows: list[Record] = []
     for share in shares:
@@ -66,7 +68,7 @@ def switch_off(
             seconds = find_least_seconds(step, links, budget_bytes=budget)
             row["bound"] = None if isinf(seconds) else seconds / step.compute_seconds
         for switch in SWITCHES:
-            options = {"max_inflight_bytes": max_inflight_bytes, **switch.options}
+            options = {"max_inflight_bytes": cap_bytes, **switch.options}
             try:
                 chosen = choose_transfers(
                     divided if switch.divide else step, links, budget_bytes=budget, **options

@@ -46,7 +46,8 @@ class OffloadConfig:
     min_bytes: storages smaller than this are not moved.
     max_inflight_bytes: cap on bytes being written, and on bytes being read ahead; at the cap an
         offload waits. On a GPU, values on their way to a disk take as much pinned host memory; on a
-        CPU they take none beside themselves. A cap of few values leaves the drives idle.
+        CPU they take none beside themselves. A cap of few values leaves the drives idle. None is
+        4 GiB, or as much as three of the largest values where that is more.
     ioengine: "posix" (threads), "kvikio" (the library KvikIO; needs a CUDA driver), "memory" (no
         disk), or "auto": "kvikio" if it can be used and a probe finds it faster, else "posix".
     checksum: True computes a digest of everything that is written to the disk tier, and compares
@@ -70,7 +71,7 @@ class OffloadConfig:
     device_memory: int | str | float | None = None
     host_budget: int | str | None = None
     min_bytes: int | str = 2**20
-    max_inflight_bytes: int | str = 4 * 2**30
+    max_inflight_bytes: int | str | None = None
     ioengine: IOEngineName = "auto"
     checksum: bool = False
     endurance: int | str | None = None
@@ -92,7 +93,7 @@ class OffloadConfig:
             object.__setattr__(self, "device_memory", limit)
         self._set_bytes("host_budget", optional=True)
         self._set_bytes("min_bytes")
-        self._set_bytes("max_inflight_bytes")
+        self._set_bytes("max_inflight_bytes", optional=True)
         _check_choice("ioengine", self.ioengine, get_args(IOEngineName))
         _check_choice("compiler", self.compiler, get_args(CompilerName))
         if self.hardware is not None:
@@ -156,9 +157,9 @@ class OffloadConfig:
         return self.min_bytes
 
     @property
-    def inflight_bytes(self) -> int:
-        """`max_inflight_bytes` in bytes."""
-        assert isinstance(self.max_inflight_bytes, int)
+    def inflight_bytes(self) -> int | None:
+        """`max_inflight_bytes` in bytes, None for the default: see find_inflight_cap."""
+        assert not isinstance(self.max_inflight_bytes, str)
         return self.max_inflight_bytes
 
     @property

@@ -43,7 +43,7 @@ class PassOptions:
     """The options of the passes.
 
     budget_bytes, host_bytes: see choose_transfers. min_bytes: see find_saved_values.
-    max_inflight_bytes: see place_transfers. store, key: see insert_transfers. fuses: see
+    max_inflight_bytes: see choose_transfers. store, key: see insert_transfers. fuses: see
     build_step. cut_cost: the cost model that chooses the partition, if not `cost`; if it is given,
     `cut_host_bytes` stands for `host_bytes` there, and other partitions than the program's own are
     tried only under a budget.
@@ -57,7 +57,7 @@ class PassOptions:
     budget_bytes: int | Literal["min"] | None = None
     host_bytes: int = 0
     min_bytes: int = 2**20
-    max_inflight_bytes: int = 4 * 2**30
+    max_inflight_bytes: int | None = None
     fuses: bool = True
 
 

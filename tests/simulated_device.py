@@ -460,8 +460,10 @@ class JobEngine:
 class WatchedArena(StagingArena):
     """An arena that overwrites a buffer when it is returned, and records its new owner."""
 
-    def __init__(self, world: World, allocate: AllocateFunction, max_bytes: int) -> None:
-        super().__init__(allocate, max_bytes)
+    def __init__(
+        self, world: World, allocate: AllocateFunction, host_bytes: int, max_inflight_bytes: int
+    ) -> None:
+        super().__init__(allocate, host_bytes, max_inflight_bytes)
         self._world = world
 
     def take(self, nbytes: int) -> StagingBuffer:
@@ -510,8 +512,8 @@ class QueueCopies(TorchFunctionMode):
 
 def make_device(world: World, device: torch.device = CPU, staging_bytes: int = 2**20) -> CudaDevice:
     """A CudaDevice on the installed world; the simulated tensors of each device are on the CPU."""
-    made = CudaDevice(CudaStreams(device), staging_bytes)
-    made.arena = WatchedArena(world, made.streams.empty_host, staging_bytes)
+    made = CudaDevice(CudaStreams(device), 0, staging_bytes)
+    made.arena = WatchedArena(world, made.streams.empty_host, 0, staging_bytes)
     made.workers.shutdown()
     made.workers = JobWorkers(world)  # pyright: ignore[reportAttributeAccessIssue]
     return made

@@ -21,7 +21,7 @@ def devices(monkeypatch: pytest.MonkeyPatch) -> Iterator[Devices]:
     """On a machine whose current GPU is the second one."""
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
     with install(World(seed=1), monkeypatch):
-        devices = Devices(pinned_bytes=4096)
+        devices = Devices(host_bytes=4096, max_inflight_bytes=None)
         yield devices
         devices.close()
 
@@ -47,9 +47,9 @@ def test_a_gpu_without_a_number_is_the_current_one(devices: Devices) -> None:
 
 
 def test_a_gpu_pins_as_much_as_it_may_when_it_is_first_used(devices: Devices) -> None:
-    assert find_gpu(devices, FIRST).arena._max_bytes == 4096
-    devices.pinned_bytes += 100  # A host tier comes.
-    assert find_gpu(devices, SECOND).arena._max_bytes == 4196
+    assert find_gpu(devices, FIRST).arena._host_bytes == 4096
+    devices.host_bytes += 100  # A host tier comes.
+    assert find_gpu(devices, SECOND).arena._host_bytes == 4196
 
 
 def test_other_kinds_are_refused(devices: Devices) -> None:

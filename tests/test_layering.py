@@ -48,7 +48,7 @@ ROOMS = {
     "words": Room(
         (
             "errors", "hints", "sizes", "endurance", "directories", "environment", "ops",
-            "schedule", "marks", "hardware", "holders", "tables",
+            "schedule", "marks", "hardware", "holders", "tables", "inflight",
         )
     ),
     "graph": Room(("graph",)),

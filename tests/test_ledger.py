@@ -14,9 +14,11 @@ import torch
 from flaky_engine import FlakyEngine
 from round_trips import CAP, check_empty, fetch, fill, offload, round_trip, wait_stored
 
+from fxoffload import inflight
 from fxoffload.errors import StoreClosed
 from fxoffload.runtime.engines.memory import MemoryEngine
 from fxoffload.runtime.engines.workers import Transfer
+from fxoffload.runtime.store.ledger import Ledger
 from fxoffload.runtime.store.store import OffloadStore
 from fxoffload.runtime.store.ticket import Ticket
 
@@ -93,6 +95,27 @@ def test_free_inside_the_lock_waits_for_the_next_call(last_store: OffloadStore) 
         assert not ticket.freed
     assert last_store.statistics().live_bytes == 0
     assert ticket.freed
+
+
+def test_three_of_the_largest_values_fit_the_default_cap(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(inflight, "LEAST_CAP_BYTES", 100)
+    ledger, entered = Ledger(None), threading.Event()
+    for _ in range(3):
+        ledger.enter_flight("x", 50, capped=True)  # 150 bytes are more than the least cap.
+
+    def enter() -> None:
+        ledger.enter_flight("y", 1, capped=True)
+        entered.set()
+
+    thread = threading.Thread(target=enter)
+    thread.start()
+    assert not entered.wait(0.05)
+    with ledger.lock:
+        ledger.leave_flight(50, capped=True)
+    assert entered.wait(30)
+    thread.join(30)
+    assert ledger.counters.inflight_bytes == 101
+    assert ledger.counters.peak_inflight_bytes == 150
 
 
 def test_the_cap_makes_an_offload_wait(

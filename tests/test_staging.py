@@ -7,6 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fxoffload import inflight
 from fxoffload.runtime.devices.buffers import STAGING_ALIGNMENT, StagingBuffer
 from fxoffload.runtime.devices.staging import StagingArena
 
@@ -35,7 +36,7 @@ def find_range(buffer: StagingBuffer) -> range:
 
 def test_equal_demands_are_met_by_one_chunk() -> None:
     memory = Memory()
-    arena = StagingArena(memory.allocate, 256 * MIB)
+    arena = StagingArena(memory.allocate, 0, 256 * MIB)
     for _ in range(5):
         buffers = [arena.take(5 * MIB) for _ in range(10)]
         assert arena.used_bytes == 50 * MIB
@@ -48,7 +49,7 @@ def test_equal_demands_are_met_by_one_chunk() -> None:
 
 def test_beyond_the_bound_memory_is_pageable() -> None:
     memory = Memory()
-    arena = StagingArena(memory.allocate, 3 * MIB)
+    arena = StagingArena(memory.allocate, 0, 3 * MIB)
     buffers = [arena.take(MIB) for _ in range(4)]
     assert memory.pinned == [2 * MIB, MIB]
     assert memory.pageable == [MIB]
@@ -60,6 +61,16 @@ def test_beyond_the_bound_memory_is_pageable() -> None:
     assert memory.pageable == [MIB]
 
 
+def test_three_of_the_largest_values_are_pinned_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(inflight, "LEAST_CAP_BYTES", MIB)
+    memory = Memory()
+    arena = StagingArena(memory.allocate, MIB, None)  # One MiB more is for a host tier.
+    for _ in range(8):
+        arena.take(2 * MIB)
+    assert memory.pinned == [4 * MIB, 2 * MIB], "what is left of seven is too small for a value"
+    assert memory.pageable == [2 * MIB] * 5
+
+
 def test_refused_pinning_is_said_once_and_memory_is_pageable() -> None:
     memory = Memory()
 
@@ -68,7 +79,7 @@ def test_refused_pinning_is_said_once_and_memory_is_pageable() -> None:
             raise RuntimeError("CUDA error: out of memory")
         return memory.allocate(nbytes, pinned)
 
-    arena = StagingArena(refuse, 256 * MIB)
+    arena = StagingArena(refuse, 0, 256 * MIB)
     with pytest.warns(RuntimeWarning, match=r"8\.0 MiB .*refused: CUDA error.*memlock") as said:
         buffers = [arena.take(5 * MIB) for _ in range(3)]
     assert len(said) == 1
@@ -83,7 +94,7 @@ def test_refused_pinning_is_said_once_and_memory_is_pageable() -> None:
 
 def test_a_value_larger_than_a_chunk_has_one_of_its_own() -> None:
     memory = Memory()
-    arena = StagingArena(memory.allocate, 256 * MIB)
+    arena = StagingArena(memory.allocate, 0, 256 * MIB)
     arena.take(65 * MIB)
     assert memory.pinned == [128 * MIB]
 
@@ -93,7 +104,7 @@ def test_a_value_larger_than_a_chunk_has_one_of_its_own() -> None:
     sizes=st.lists(st.tuples(st.integers(0, 40_000), st.booleans()), max_size=30),
 )
 def test_buffers_in_use_do_not_overlap(shift: int, sizes: list[tuple[int, bool]]) -> None:
-    arena = StagingArena(Memory(shift).allocate, 2**17)
+    arena = StagingArena(Memory(shift).allocate, 0, 2**17)
     held: list[StagingBuffer] = []
     for nbytes, keep in sizes:
         buffer = arena.take(nbytes)

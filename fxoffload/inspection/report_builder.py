@@ -103,7 +103,7 @@ def _replay_step(step: ScheduledStep) -> _Replayed:
     joined = join_step(record.schedule.program, models, assumed.halves, assumed.owners)
     # As the schedule was made, so that the times are those that it predicts.
     links = derate_links(step.find_links(), LINK_UTILISATION)
-    limit = config.inflight_bytes
+    limit = joined.step.find_inflight_cap(config.inflight_bytes)
     transfers = read_transfers(joined, record.schedule, links, max_inflight_bytes=limit)
     # Runtime names of graphs are digests: people get the order in which they first ran.
     order = dict.fromkeys(half.graph for half in record.schedule.program)

@@ -28,7 +28,6 @@ from fxoffload.schedule import (
     Program,
     Schedule,
 )
-from fxoffload.sizes import UNLIMITED_BYTES
 
 
 def make_schedule(
@@ -40,7 +39,7 @@ def make_schedule(
     budget_bytes: int | Literal["min"] | None,
     owners: Owners = UNKNOWN_OWNERS,
     host_bytes: int = 0,
-    max_inflight_bytes: int = UNLIMITED_BYTES,
+    max_inflight_bytes: int | None = None,
 ) -> Schedule:
     """A schedule of `program` under a budget, see choose_transfers, in the least time found.
 
@@ -166,7 +165,7 @@ def _explain(
     program: Program,
     links: Mapping[str, Link],
     error: BudgetError,
-    max_inflight_bytes: int,
+    max_inflight_bytes: int | None,
 ) -> BudgetError:
     """`error` in terms of calls and graphs, with the sum of the values of each call."""
     lowest = choose_transfers(

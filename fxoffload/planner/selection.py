@@ -26,7 +26,6 @@ from fxoffload.planner.search import Choice, Limits, Trial, choose_hidden, choos
 from fxoffload.planner.simulation import find_holders, simulate
 from fxoffload.planner.slack import add_slack
 from fxoffload.planner.step import Step, Transfer
-from fxoffload.sizes import UNLIMITED_BYTES
 
 # The part of a link's bandwidth that plans count on. `slack` adds more insurance against slow links
 # where that takes neither memory nor time.
@@ -51,7 +50,7 @@ def choose_transfers(
     budget_bytes: int | Literal["min"] | None = None,
     held_bytes: int | None = None,
     host_bytes: int = 0,
-    max_inflight_bytes: int = UNLIMITED_BYTES,
+    max_inflight_bytes: int | None = None,
     utilisation: float = LINK_UTILISATION,
     max_node_visits: int = MAX_NODE_VISITS,
 ) -> Choice:
@@ -59,9 +58,10 @@ def choose_transfers(
 
     held_bytes: what may be on the device when the forward ends, as other graphs may run before the
     backward; None is no limit. host_bytes: capacity of the host tier; it takes the values reused
-    soonest, the rest goes to NVMe. utilisation: part of the bandwidth of `links` that the plan
-    counts on. max_node_visits: nodes that may be simulated in the search. Raises BudgetError naming
-    the lowest reachable peak when `budget_bytes` or `held_bytes` cannot be kept.
+    soonest, the rest goes to NVMe. max_inflight_bytes: see find_inflight_cap. utilisation: part of
+    the bandwidth of `links` that the plan counts on. max_node_visits: nodes that may be simulated
+    in the search. Raises BudgetError naming the lowest reachable peak when `budget_bytes` or
+    `held_bytes` cannot be kept.
     """
     condensed = condense(step)
     movable = condensed.step.movable
@@ -69,7 +69,8 @@ def choose_transfers(
     candidates = [value for value in movable if not value.must_move]
     candidates.sort(key=lambda value: (-value.nbytes * idle[value.name], value.name))
     limits = Limits(budget_bytes if isinstance(budget_bytes, int) else None, held_bytes)
-    terms = _Terms(derate_links(links, utilisation), limits, max_inflight_bytes)
+    cap_bytes = step.find_inflight_cap(max_inflight_bytes)
+    terms = _Terms(derate_links(links, utilisation), limits, cap_bytes)
     attempt = _Attempts(
         # What the program says must move is part of every set that is tried.
         forced=[value for value in movable if value.must_move],
@@ -80,7 +81,7 @@ def choose_transfers(
             links=terms.links,
             budget_bytes=find_lower_bound(step) if budget_bytes == "min" else budget_bytes,
             held_bytes=held_bytes,
-            max_inflight_bytes=max_inflight_bytes,
+            max_inflight_bytes=cap_bytes,
         ),
         simulate=partial(terms.simulate, condensed.step),
     )

@@ -11,6 +11,7 @@ from functools import cached_property
 from itertools import accumulate
 from typing import NamedTuple
 
+from fxoffload.inflight import find_inflight_cap
 from fxoffload.planner.plan import SavedValue, Tier
 
 
@@ -71,6 +72,11 @@ class Step:
     def movable(self) -> list[SavedValue]:
         """The values that may move."""
         return [value for value in self.values if value.refusal is None]
+
+    def find_inflight_cap(self, stated_bytes: int | None) -> int:
+        """The cap on bytes in flight each way; stated_bytes: None is the default."""
+        largest_bytes = max((value.nbytes for value in self.movable), default=0)
+        return find_inflight_cap(stated_bytes, largest_bytes)
 
     def find_turn(self, value: SavedValue) -> int:
         """Where the backwards begin behind the forwards that save the value."""

@@ -62,13 +62,15 @@ class Hold:
 class CudaDevice:
     """Moves the tensors of one CUDA device.
 
-    pinned_bytes: the most host memory to pin, for the host tier, whose values stay in staging
-    buffers, and for transfers to and from drives.
+    host_bytes, max_inflight_bytes: what host memory to pin, for the host tier, whose values stay in
+    staging buffers, and for transfers to and from drives; see StagingArena.
     """
 
-    def __init__(self, streams: CudaStreams, pinned_bytes: int) -> None:
+    def __init__(
+        self, streams: CudaStreams, host_bytes: int, max_inflight_bytes: int | None
+    ) -> None:
         self.streams = streams
-        self.arena = StagingArena(streams.empty_host, pinned_bytes)
+        self.arena = StagingArena(streams.empty_host, host_bytes, max_inflight_bytes)
         self._holds: deque[Hold] = deque()
         self.host_writes: deque[HostWrite] = deque()  # Whose copies end in this order.
         # A write first waits for its copy; this thread does so, to keep the engine's threads free.

@@ -14,11 +14,12 @@ from fxoffload.runtime.devices.transfer import Device
 class Devices:
     """The Devices of a store, each made for the first tensor of its torch device.
 
-    pinned_bytes: see CudaDevice; it counts for Devices that are made later.
+    host_bytes, max_inflight_bytes: see CudaDevice; they count for Devices that are made later.
     """
 
-    def __init__(self, pinned_bytes: int) -> None:
-        self.pinned_bytes = pinned_bytes
+    def __init__(self, host_bytes: int, max_inflight_bytes: int | None) -> None:
+        self.host_bytes = host_bytes
+        self._max_inflight_bytes = max_inflight_bytes
         self._found: dict[torch.device, Device] = {torch.device("cpu"): HostDevice()}
 
     def find(self, device: torch.device) -> Device:
@@ -33,7 +34,8 @@ class Devices:
         if device == torch.device("cuda"):
             return self.find(torch.device("cuda", torch.cuda.current_device()))
         # setdefault: if two threads race, both use the Device that is kept.
-        return self._found.setdefault(device, CudaDevice(CudaStreams(device), self.pinned_bytes))
+        made = CudaDevice(CudaStreams(device), self.host_bytes, self._max_inflight_bytes)
+        return self._found.setdefault(device, made)
 
     def let_go(self) -> None:
         """Account for all copies that have ended."""

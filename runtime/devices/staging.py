@@ -14,9 +14,10 @@ from dataclasses import dataclass
 
 import torch
 
+from fxoffload.inflight import find_inflight_cap
 from fxoffload.runtime.devices.buffers import STAGING_ALIGNMENT, StagingBuffer
 from fxoffload.runtime.engines.slots import SlotAllocator
-from fxoffload.sizes import format_bytes
+from fxoffload.sizes import UNLIMITED_BYTES, format_bytes
 
 CHUNK_BYTES = 64 * 2**20
 
@@ -34,19 +35,25 @@ class _Chunk:
 
 
 class StagingArena:
-    """At most `max_bytes` of pinned memory; buffers beyond that are pageable memory.
+    """Pinned memory for a host tier and for what is in flight; buffers beyond it are pageable.
 
     Copies of pageable memory are slower and block the caller. But no value is refused, and none
     waits until another one is freed, which may be late: a value whose write failed keeps its buffer
-    as long as it lives. allocate(nbytes, pinned): returns host memory as a uint8 tensor; if it
-    raises RuntimeError for pinned memory (a limit on locked memory of a container or of WSL), that
-    much is not requested again, and a warning says so once. pageable_bytes: bytes of the buffers
+    as long as it lives. host_bytes: of the host tier. max_inflight_bytes: see find_inflight_cap, by
+    the largest buffer so far. allocate(nbytes, pinned): returns host memory as a uint8 tensor; if
+    it raises RuntimeError for pinned memory (a limit on locked memory of a container or of WSL),
+    that much is not requested again, and a warning says so once. pageable_bytes: bytes of the buffers
     that were not pinned. A finalizer must not call the arena, as it has a lock.
     """
 
-    def __init__(self, allocate: AllocateFunction, max_bytes: int) -> None:
+    def __init__(
+        self, allocate: AllocateFunction, host_bytes: int, max_inflight_bytes: int | None
+    ) -> None:
         self._allocate = allocate
-        self._max_bytes = max_bytes
+        self._host_bytes = host_bytes
+        self._max_inflight_bytes = max_inflight_bytes
+        self._largest_bytes = 0
+        self._available_bytes = UNLIMITED_BYTES  # What the system pins.
         self._lock = threading.Lock()
         self._chunks: list[_Chunk] = []
         self._places: dict[StagingBuffer, tuple[_Chunk, int]] = {}
@@ -66,6 +73,7 @@ class StagingArena:
     def take(self, nbytes: int) -> StagingBuffer:
         """A buffer of at least `nbytes`, aligned to STAGING_ALIGNMENT."""
         with self._lock:
+            self._largest_bytes = max(self._largest_bytes, nbytes)
             for chunk in self._chunks:
                 buffer = self._cut(chunk, nbytes)
                 if buffer is not None:
@@ -100,7 +108,9 @@ class StagingArena:
         return buffer
 
     def _grow(self, nbytes: int) -> _Chunk | None:
-        room = self._max_bytes - self.pinned_bytes
+        cap_bytes = find_inflight_cap(self._max_inflight_bytes, self._largest_bytes)
+        limit_bytes = min(self._host_bytes + cap_bytes, self._available_bytes)
+        room = limit_bytes - self.pinned_bytes
         least = 1 << (max(nbytes, STAGING_ALIGNMENT) - 1).bit_length()
         # Few large chunks are better than many small ones: the rest at the end of each is wasted.
         size = max(least, CHUNK_BYTES, 1 << max(0, (self.pinned_bytes // 4).bit_length() - 1))
@@ -113,7 +123,7 @@ class StagingArena:
         except RuntimeError as error:
             self._refusal = f"{format_bytes(size)} more were refused: {str(error).splitlines()[0]}"
             # Smaller chunks may still be available; this size is not requested again.
-            self._max_bytes = self.pinned_bytes + (size // 2 if size > least else 0)
+            self._available_bytes = self.pinned_bytes + (size // 2 if size > least else 0)
             return self._grow(nbytes)
         chunk = _Chunk(memory, SlotAllocator(STAGING_ALIGNMENT))
         self._chunks.append(chunk)

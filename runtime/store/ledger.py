@@ -21,6 +21,7 @@ import warnings
 from collections import deque
 
 from fxoffload.errors import StoreClosed
+from fxoffload.inflight import find_inflight_cap
 from fxoffload.runtime.engines.ioengine import IOFuture, find_outcome
 from fxoffload.runtime.store.counters import StoreStatistics
 from fxoffload.runtime.store.sharing import SharedTickets
@@ -36,7 +37,7 @@ POLL_SECONDS = 0.0005
 class Ledger:
     """The lock of a store, and the state that it guards, `counters` included."""
 
-    def __init__(self, max_inflight_bytes: int) -> None:
+    def __init__(self, max_inflight_bytes: int | None) -> None:
         self.lock = threading.Lock()
         self.counters = StoreStatistics()
         self.closed = False
@@ -44,6 +45,7 @@ class Ledger:
         # Notified when there are fewer bytes in flight, fewer starts, or no pause.
         self._changed = threading.Condition(self.lock)
         self._capped_bytes = 0  # The part of the bytes in flight that the cap limits.
+        self._largest_bytes = 0  # Of a value that entered the flight.
         self._starting = 0  # Transfers that are being handed to an engine.
         self._paused = False
         self._reads: set[IOFuture] = set()  # Changed by atomic operations, without the lock.
@@ -93,6 +95,7 @@ class Ledger:
         counters = self.counters
         with self.lock:
             self.check_open(subject)
+            self._largest_bytes = max(self._largest_bytes, nbytes)
             if capped and self._is_over_cap(nbytes):
                 start = time.perf_counter()
                 while self._is_over_cap(nbytes):
@@ -282,4 +285,5 @@ class Ledger:
 
     def _is_over_cap(self, nbytes: int) -> bool:
         inflight = self._capped_bytes
-        return not self.closed and inflight > 0 and inflight + nbytes > self._max_inflight_bytes
+        cap = find_inflight_cap(self._max_inflight_bytes, self._largest_bytes)
+        return not self.closed and inflight > 0 and inflight + nbytes > cap

@@ -31,18 +31,19 @@ class OffloadStore:
     """Moves values to engines and back; any thread may call any method.
 
     engines: the engine of each tier, which the store owns. A value that finds the "host" tier full
-    goes to "nvme". max_inflight_bytes: the cap on bytes being written. At the cap an offload waits;
-    a value larger than the cap is written alone. keeps_graph(): whether another backward may follow
-    the one that runs; if not, the store returns the offloaded tensor itself instead of a copy.
-    is_shared(x): whether another tensor holds the memory of `x`. make_counter(x): a tensor without
-    memory that shares the version counter of `x`; None if changes in place need no detection.
+    goes to "nvme". max_inflight_bytes: the cap on bytes being written, None for that of
+    find_inflight_cap. At the cap an offload waits; a value larger than it is written alone.
+    keeps_graph(): whether another backward may follow the one that runs; if not, the store returns
+    the offloaded tensor itself instead of a copy. is_shared(x): whether another tensor holds the
+    memory of `x`. make_counter(x): a tensor without memory that shares the version counter of `x`;
+    None if changes in place need no detection.
     """
 
     def __init__(
         self,
         engines: Mapping[str, IOEngine],
         *,
-        max_inflight_bytes: int,
+        max_inflight_bytes: int | None = None,
         keeps_graph: Callable[[], bool] = lambda: True,
         is_shared: Callable[[torch.Tensor], bool] = lambda _: False,
         make_counter: Callable[[torch.Tensor], torch.Tensor | None] = lambda _: None,
@@ -56,7 +57,7 @@ class OffloadStore:
         self._ledger = Ledger(max_inflight_bytes)
         host = [engine for engine in self.engines.values() if isinstance(engine, MemoryEngine)]
         # What is in flight to drives takes staging buffers, the host tier consists of them.
-        self._devices = Devices(max_inflight_bytes + sum(it.capacity_bytes for it in host))
+        self._devices = Devices(sum(it.capacity_bytes for it in host), max_inflight_bytes)
 
     @property
     def closed(self) -> bool:
@@ -75,7 +76,7 @@ class OffloadStore:
             self._ledger.check_open("host tier")
             if "host" not in self.engines:
                 self.engines = {**self.engines, "host": MemoryEngine(nbytes)}
-                self._devices.pinned_bytes += nbytes
+                self._devices.host_bytes += nbytes
 
     @property
     def exposed_seconds(self) -> float:
