@@ -42,8 +42,8 @@ class StagingArena:
     as long as it lives. host_bytes: of the host tier. max_inflight_bytes: see find_inflight_cap, by
     the largest buffer so far. allocate(nbytes, pinned): returns host memory as a uint8 tensor; if
     it raises RuntimeError for pinned memory (a limit on locked memory of a container or of WSL),
-    that much is not requested again, and a warning says so once. pageable_bytes: bytes of the buffers
-    that were not pinned. A finalizer must not call the arena, as it has a lock.
+    that much is not requested again, and a warning says so once. pageable_bytes: bytes of the
+    buffers that were not pinned. A finalizer must not call the arena, as it has a lock.
     """
 
     def __init__(
