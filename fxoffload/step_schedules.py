@@ -31,6 +31,7 @@ from fxoffload.schedule import (
     StepMeasurement,
     TierFlow,
 )
+from fxoffload.sizes import format_bytes
 
 log = logging.getLogger(__name__)
 
@@ -83,6 +84,11 @@ class ScheduledStep:
         """Links by tier, with the speeds that its schedule counts on."""
         first = next(iter(self.graphs.values()))
         return _correct_links(first, self.record.assumed)
+
+    def describe_engine(self, ioengine: str) -> str:
+        """`ioengine`, and the size of the host tier if there is one."""
+        host_bytes = find_host_bytes(self.config, self.find_links())
+        return f"{ioengine}; host tier of {format_bytes(host_bytes)}" if host_bytes else ioengine
 
 
 _graphs: dict[str, ScheduledGraph] = {}

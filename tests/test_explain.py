@@ -84,6 +84,12 @@ def test_table_has_a_row_for_each_value_and_the_totals(spill_directory: Path) ->
     assert re.search(r"\nioengine (posix|kvikio): .+$", text)
 
 
+def test_the_size_of_the_host_tier_stands_beside_the_engine(spill_directory: Path) -> None:
+    explanation = explain("mlp", spill_directory, memory_budget="min", host_budget="64MiB")
+    assert re.search(r"\nioengine (posix|kvikio): .+; host tier of 64\.0 MiB$", str(explanation))
+    assert '; host tier of 64.0 MiB"' in explanation.report().to_json()
+
+
 def test_explains_what_runs(spill_directory: Path) -> None:
     """The bytes of the plan are those that a step moves."""
     explanation = explain("attention", spill_directory, memory_budget="min")

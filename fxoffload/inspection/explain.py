@@ -127,7 +127,8 @@ class Explanation:
         if self.bound is not None:
             lines.append(str(self.bound))
         if self.ioengine:
-            lines.append(f"ioengine {self.ioengine}")
+            step, engine = self.step, self.ioengine
+            lines.append(f"ioengine {engine if step is None else step.describe_engine(engine)}")
         return "\n\n".join([*tables, "\n".join(lines)])
 
     def _tabulate(self, graph: GraphExplanation) -> str:
