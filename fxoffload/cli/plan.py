@@ -78,9 +78,7 @@ def plan(
     if directory:
         options["directory"] = [str(path) for path in directory]
     config = OffloadConfig.from_options(options)
-    if not hardware:
-        for path in config.directories:  # Before a model is built.
-            check_directory(path)
+    _check_directories(config, hardware)  # Before a model is built.
     named = choose_hardware(hardware, drive, drives, memory) if hardware else None
     device = "meta" if named else str(find_device())
     with show_progress() as progress:
@@ -107,6 +105,12 @@ def plan(
     print_json(data) if as_json else typer.echo(f"{source.description}\n{text}")
     if not data.get("fits", True):
         raise typer.Exit(MISSED)
+
+
+def _check_directories(config: OffloadConfig, hardware: str | None) -> None:
+    """Those of this machine; other hardware has none."""
+    for path in () if hardware else config.directories:
+        check_directory(path)
 
 
 def _predict_checked(

@@ -289,8 +289,7 @@ class CudaIncoming(CudaArrival):
             self._device.hold(Hold(None, buffer))
 
     def _copy_once(self) -> None:
-        buffer = self._take_buffer()
-        if buffer is not None:
+        if (buffer := self._take_buffer()) is not None:
             # If `start` raises, the copy may be queued already, so the buffer is never reused.
             self._device.hold(Hold(self.start(buffer), buffer))
 
