@@ -57,4 +57,6 @@ def test_predictions_are_those_of_simulate(
     assert refused["step"] is None
     assert refused["peak"] > 0.01
     for row in (recompute, checkpoint):
-        assert row["peak"] < 1.0 < row["step"]
+        # With one layer, what is computed again is as large as what it frees.
+        assert 0.5 < row["peak"] < 1.5
+        assert 1.0 < row["step"] < 2.0
