@@ -21,7 +21,14 @@ from benchmarks import rok, throughput
 from benchmarks.fresh_process import Record
 from benchmarks.gpu_models import SHAPES
 from benchmarks.measure import MIB
-from benchmarks.runner import Column, Table, describe_spread, format_number, make_table
+from benchmarks.runner import (
+    RESULTS,
+    Column,
+    Table,
+    describe_spread,
+    format_number,
+    make_table,
+)
 from benchmarks.slow_drive import find_floor_seconds
 from benchmarks.variant_tables import Measured
 
@@ -29,7 +36,6 @@ from benchmarks.variant_tables import Measured
 FREE_PEAK, FREE_STEP = 0.64, 1.02
 PEAK_TRUTH, STEP_TRUTH = 0.02, 0.05
 FLOOR_TRUTH = 0.05
-RESULTS = Path(__file__).parent / "results"
 PREDICTED = RESULTS / "gpu_predicted.json"
 
 

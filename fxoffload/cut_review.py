@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from fxoffload.cuts import LEAST_GAIN, choose_cut
-from fxoffload.machine import find_nominal_host_bytes, find_nominal_links, is_distributed
+from fxoffload.machine import find_host_bytes, find_nominal_links, is_distributed
 from fxoffload.planner.graph_model import GraphModel
 from fxoffload.planner.plan import Cut
 from fxoffload.schedule import (
@@ -69,8 +69,8 @@ def _make_nominal(
         stated = each.config.stated_hardware is not None
         links = each.links if stated else find_nominal_links(each.links)
         # What host memory is available here is measured, too.
-        host_bytes = find_nominal_host_bytes(each.config, links) if "host" in links else None
-        config = replace(each.config, host_budget=host_bytes)
+        host_bytes = find_host_bytes(each.config, links, is_nominal=True)
+        config = replace(each.config, host_budget=host_bytes if "host" in links else None)
         found[key] = replace(each, model=others[key][each.recut.cut], links=links, config=config)
     return found
 

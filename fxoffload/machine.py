@@ -133,18 +133,18 @@ def find_default_host_bytes(config: OffloadConfig, device: torch.device) -> int 
     return None
 
 
-def find_host_bytes(config: OffloadConfig, links: Iterable[str]) -> int:
-    """Bytes of the host tier; 0 where `links`, the names of the tiers, have none."""
+def find_host_bytes(
+    config: OffloadConfig, links: Iterable[str], *, is_nominal: bool = False
+) -> int:
+    """Bytes of the host tier; 0 where `links`, the names of the tiers, have none.
+
+    is_nominal: where no option says it, the number that all ranks agree on.
+    """
     if "host" not in links:
         return 0
-    return runtime.find_host_share() if config.host_bytes is None else config.host_bytes
-
-
-def find_nominal_host_bytes(config: OffloadConfig, links: Iterable[str]) -> int:
-    """As find_host_bytes, with a nominal number where no option says it."""
-    if "host" not in links:
-        return 0
-    return _NOMINAL_HOST_BYTES if config.host_bytes is None else config.host_bytes
+    if config.host_bytes is not None:
+        return config.host_bytes
+    return _NOMINAL_HOST_BYTES if is_nominal else runtime.find_host_share()
 
 
 def find_stated_cost(config: OffloadConfig) -> CostModel | None:

@@ -26,7 +26,6 @@ from fxoffload.machine import (
     find_host_bytes,
     find_links,
     find_nominal_cost,
-    find_nominal_host_bytes,
     find_room,
     measure_cost,
     measure_links,
@@ -208,9 +207,9 @@ def test_all_ranks_choose_cuts_by_one_size_of_the_host_tier(
 ) -> None:
     monkeypatch.setattr(runtime, "find_host_share", refuse)
     config = OffloadConfig(directory=".")
-    assert find_nominal_host_bytes(config, ["nvme", "host"]) == 64 * 2**30
-    assert find_nominal_host_bytes(config, ["nvme"]) == 0
-    assert find_nominal_host_bytes(replace(config, host_budget=7), ["host"]) == 7
+    assert find_host_bytes(config, ["nvme", "host"], is_nominal=True) == 64 * 2**30
+    assert find_host_bytes(config, ["nvme"], is_nominal=True) == 0
+    assert find_host_bytes(replace(config, host_budget=7), ["host"], is_nominal=True) == 7
 
 
 @pytest.mark.parametrize(
