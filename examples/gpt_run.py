@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from gpt import GPT, GPTShape
@@ -16,26 +16,26 @@ from torch import Tensor
 
 import fxoffload
 from fxoffload.cli.text_windows import sample_windows
+from fxoffload.sizes import parse_share
 
 sys.path.append(str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.fresh_process import Record
-from benchmarks.measure import MemoryCurve, peak_rss_bytes, record_step
+from benchmarks.measure import MemoryCurve, record_step
 
-Variant = Literal["plain", "fxoffload"]
 _NOT_LIBRARY = frozenset({"site-packages", "dist-packages", "test", "tests", "__pycache__"})
+PLAIN, OURS, LARGER = VARIANTS = ("plain", "fxoffload", "larger")
 
 
 @dataclass(frozen=True, slots=True)
 class RunSettings:
-    """The settings of the runs of one process.
+    """The settings of a run.
 
-    variants: trained in turn, each with its own model. text: the file to train on, see load_text.
-    settling_steps: steps before the measured `steps`; in them each variant compiles, and fxoffload
-    measures and plans once more. options: of fxoffload.
+    text: the file to train on, see load_text. settling_steps: steps before the measured `steps`; in
+    them each variant compiles, and fxoffload measures and plans. memory_budget: of fxoffload, with
+    a share ("50%") of the peak of plain. options: of fxoffload, beside that.
     """
 
-    variants: tuple[Variant, ...]
     text: str | None
     layers: int
     width: int
@@ -45,6 +45,7 @@ class RunSettings:
     steps: int
     seed: int
     device: str
+    memory_budget: str | None
     threads: int | None = None
     options: dict[str, Any] = field(default_factory=dict[str, Any])
 
@@ -62,74 +63,99 @@ def load_text(path: str | None) -> bytes:
     return b"\n".join(module.read_bytes() for module in modules)
 
 
-def sample_batches(text: bytes, settings: RunSettings) -> Iterator[tuple[Tensor, Tensor]]:
+def sample_batches(
+    text: bytes, settings: RunSettings, batch: int
+) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield pairs (tokens, targets) without end, the same ones for the same seed."""
-    windows = sample_windows(
-        text, batch=settings.batch, length=settings.length + 1, seed=settings.seed
-    )
+    windows = sample_windows(text, batch=batch, length=settings.length + 1, seed=settings.seed)
     for window in windows:
         on_device = window.to(settings.device)
         yield on_device[:, :-1], on_device[:, 1:]
 
 
 class Run:
-    """A variant with its model and its optimizer."""
+    """A model in training, with its optimizer and its batches.
 
-    def __init__(self, variant: Variant, settings: RunSettings) -> None:
+    options: of fxoffload; None trains with plain torch.compile. Runs of equal `batch` differ in
+    nothing else.
+    """
+
+    def __init__(
+        self, text: bytes, settings: RunSettings, batch: int, options: dict[str, Any] | None
+    ) -> None:
         self._device = torch.device(settings.device)
+        self._batches = sample_batches(text, settings, batch)
+        self._first = next(self._batches)
         torch.manual_seed(settings.seed)
         shape = GPTShape(settings.layers, settings.width, settings.width // 64, settings.length)
         model = GPT(shape).to(self._device)
-        self._compiled = compile_variant(model, variant, settings)
+        self._moves = options is not None
+        if options is not None:
+            self._compiled: Any = fxoffload.compile(model, **options)
+        elif settings.options.get("compiler") == "eager":
+            self._compiled = torch.compile(model, backend="aot_eager_decomp_partition")
+        else:
+            self._compiled = torch.compile(model)
         self._optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
 
-    def step(self, tokens: Tensor, targets: Tensor) -> tuple[float, float]:
-        """Train one step; return the loss, and the seconds of forward and backward."""
+    def step(self) -> Record:
+        """Train one step; the loss, the seconds of forward and backward, and what moved."""
+        tokens, targets = next(self._batches)
+        fxoffload.reset_statistics()
         start = time.perf_counter()
         loss = self._compiled(tokens, targets)
         loss.backward()
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
         seconds = time.perf_counter() - start
+        moved = asdict(fxoffload.statistics()) if self._moves else {}
         self._optimizer.step()
         self._optimizer.zero_grad()
-        return loss.item(), seconds
+        return {"loss": loss.item(), "seconds": seconds, "moved": moved}
 
-    def record_memory(self, tokens: Tensor, targets: Tensor) -> MemoryCurve:
-        """Run one forward and backward, and return the memory curve."""
-        curve = record_step(lambda: self._compiled(tokens, targets), self._device)
+    def record_memory(self) -> MemoryCurve:
+        """Run forward and backward on the first batch, without a step of the optimizer."""
+        curve = record_step(lambda: self._compiled(*self._first), self._device)
         self._optimizer.zero_grad()
         return curve
 
 
-def compile_variant(model: GPT, variant: Variant, settings: RunSettings) -> Any:
-    """Compile the model for the variant; the variants differ only in this."""
-    if variant == "fxoffload":
-        return fxoffload.compile(model, **settings.options)
-    if settings.options.get("compiler") == "eager":
-        return torch.compile(model, backend="aot_eager_decomp_partition")
-    return torch.compile(model)
-
-
 def train(settings: RunSettings) -> Iterator[Record]:
-    """Train all variants in turn: a record of each step, then the memory curve of one step more."""
+    """Train plain, fxoffload, and fxoffload at twice the batch in the memory that plain takes.
+
+    In turn: a record of each step with one for each variant, then the memory curve of one step
+    more. A variant whose budget cannot be met ends with a record of the reason.
+    """
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
-    runs = {variant: Run(variant, settings) for variant in settings.variants}
-    batches = sample_batches(load_text(settings.text), settings)
+    text = load_text(settings.text)
+    plain = Run(text, settings, settings.batch, None)
+    plain.record_memory()  # Compiles.
+    plain_bytes = max(plain.record_memory().peak_bytes for _ in range(2))
+    budget = find_budget(settings.memory_budget, plain_bytes)
+    ours = Run(text, settings, settings.batch, {**settings.options, "memory_budget": budget})
+    in_the_same = {**settings.options, "memory_budget": plain_bytes}
+    larger = Run(text, settings, 2 * settings.batch, in_the_same)
+    runs = dict(zip(VARIANTS, (plain, ours, larger), strict=True))
     for step in range(-settings.settling_steps, settings.steps):
-        if step == 0:
-            fxoffload.reset_statistics()
-        batch = next(batches)
+        found: Record = {}
         # The order alternates, as one variant may disturb the one that follows.
-        order = list(runs) if step % 2 else list(reversed(runs))
-        found = {variant: runs[variant].step(*batch) for variant in order}
-        losses, seconds = (
-            {variant: numbers[index] for variant, numbers in found.items()} for index in range(2)
-        )
-        yield {"step": step, "losses": losses, "seconds": seconds}
-    statistics = asdict(fxoffload.statistics())
-    rss_bytes = peak_rss_bytes()
-    batch = next(batches)
-    curves = {variant: asdict(run.record_memory(*batch)) for variant, run in runs.items()}
-    yield {"statistics": statistics, "rss_bytes": rss_bytes, "curves": curves}
+        for variant in list(runs) if step % 2 else list(reversed(runs)):
+            try:
+                found[variant] = runs[variant].step()
+            except fxoffload.BudgetError as error:
+                del runs[variant]
+                yield {"refused": variant, "reason": str(error)}
+        yield {"step": step, "variants": found}
+    yield {"curves": {variant: asdict(run.record_memory()) for variant, run in runs.items()}}
+
+
+def find_budget(memory_budget: str | None, plain_bytes: int) -> int | str | None:
+    """The option memory_budget of fxoffload, in bytes where it is a share of `plain_bytes`.
+
+    Raises ConfigError if it is neither a share nor a size nor "min".
+    """
+    if memory_budget is None or memory_budget == "min":
+        return memory_budget
+    budget = parse_share("memory_budget", memory_budget)
+    return int(budget * plain_bytes) if isinstance(budget, float) else budget

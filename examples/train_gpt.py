@@ -2,8 +2,9 @@
 
     python examples/train_gpt.py --text my_text.txt --steps 20
 
-Both train in one process, step by step in turn, with the same seed and batches. The first steps are
-not measured: in them both compile, and fxoffload measures and plans once more. At the end it prints
+Both train in one process, step by step in turn, with the same seed and batches; and so does a third
+model with fxoffload, at twice the batch in the memory that plain torch.compile takes. The first
+steps are not measured: in them all compile, and fxoffload measures and plans. At the end it prints
 a table, and saves a plot of the memory curve of one step.
 """
 
@@ -13,12 +14,12 @@ import argparse
 import statistics
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from gpt_run import RunSettings, Variant, load_text, train
+from gpt_run import LARGER, OURS, PLAIN, VARIANTS, RunSettings, find_budget, load_text, train
 from matplotlib.figure import Figure
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -28,21 +29,17 @@ import fxoffload
 
 sys.path.append(str(Path(__file__).resolve().parent.parent))
 
-from benchmarks.fresh_process import (
-    KEEP_FREED_MEMORY,
-    RETURN_FREED_MEMORY,
-    ChildFailed,
-    run_fresh,
-)
+from benchmarks.fresh_process import KEEP_FREED_MEMORY, ChildFailed, Record, run_fresh
 from benchmarks.measure import MIB, MemoryCurve
 from fxoffload.cli.training import SETTLING_STEPS
 
-LABELS: dict[Variant, str] = {"plain": "plain torch.compile", "fxoffload": "fxoffload"}
-RSS_STEPS = 2
+# Under a budget the schedule of measured steps is followed by then.
+BUDGET_SETTLING_STEPS = 6
+LABELS = {PLAIN: "plain torch.compile", OURS: "fxoffload", LARGER: "fxoffload"}
+COLORS = {PLAIN: "tab:gray", OURS: "tab:blue", LARGER: "tab:green"}
 CAPTION = (
-    "step: forward and backward, median; the ratio is the median of the steps taken in turn, with "
-    f"their middle half, after {SETTLING_STEPS} steps that settle. RSS: of a process of its own, "
-    "with Python, torch and the compiler"
+    "step: forward and backward, median; ratio: fxoffload to plain at the same batch, the median "
+    "of steps taken in turn, with their middle half"
 )
 
 
@@ -50,26 +47,33 @@ CAPTION = (
 class Comparison:
     """The results of the variants.
 
-    losses: of all steps. step_seconds: of the measured steps. statistics: of fxoffload over the
-    measured steps. curves: memory of one step. rss_bytes: the peak of each variant, in a separate
-    process.
+    batches: in sequences. steps: by variant, the records of all steps; the last `measured` of them
+    count. curves: memory of one step. refused: the reason by variant, where no plan fits.
     """
 
-    losses: dict[Variant, list[float]]
-    step_seconds: dict[Variant, list[float]]
-    statistics: dict[str, Any]
-    curves: dict[Variant, MemoryCurve]
-    rss_bytes: dict[Variant, int] = field(default_factory=dict[Variant, int])
+    batches: dict[str, int]
+    steps: dict[str, list[Record]]
+    measured: int
+    curves: dict[str, MemoryCurve]
+    refused: dict[str, str]
 
     @property
-    def ratios(self) -> list[float]:
-        """Seconds of fxoffload over those of plain, for each measured step."""
-        pairs = zip(self.step_seconds["plain"], self.step_seconds["fxoffload"], strict=True)
-        return [ours / plain for plain, ours in pairs]
+    def variants(self) -> list[str]:
+        """Those that were measured, plain first."""
+        return list(self.curves)
 
-    def per_step(self, counter: str) -> float:
+    def seconds(self, variant: str) -> list[float]:
+        """Of each measured step."""
+        return [step["seconds"] for step in self.steps[variant][-self.measured :]]
+
+    def rate(self, variant: str) -> float:
+        """Sequences in a second."""
+        return self.batches[variant] / statistics.median(self.seconds(variant))
+
+    def per_step(self, variant: str, counter: str) -> float:
         """The mean of a counter of the statistics over the measured steps."""
-        return self.statistics[counter] / len(self.step_seconds["fxoffload"])
+        steps = self.steps[variant][-self.measured :]
+        return statistics.fmean(step["moved"][counter] for step in steps)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -94,8 +98,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     except KeyboardInterrupt:
         sys.exit(130)
     plot = arguments.output / "memory_curve.png"
-    plot_curves(comparison.curves, plot)
+    plot_curves(comparison, plot)
     console.print(build_table(comparison))
+    for line in conclude(comparison):
+        console.print(line, soft_wrap=True, highlight=False)
     console.print(f"memory curve of one step: {plot}", soft_wrap=True)
 
 
@@ -107,15 +113,17 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("--text", help="file to train on; without it, the source of Python's standard library")
-    add(
-        "--steps", type=int, default=10, help="measured steps, behind those that settle; at least 2"
-    )
+    add("--steps", type=int, default=8, help="measured steps, behind those that settle; at least 2")
     add("--layers", type=int, default=6)
     add("--width", type=int, default=256, help="a multiple of 64, the width of a head")
     add("--batch", type=int, default=8, help="sequences in a batch")
     add("--length", type=int, default=512, help="bytes of text in a sequence")
     add("--directory", help="where fxoffload spills to; default: see OffloadConfig")
-    add("--memory-budget", help='"8GiB", "min", or nothing: what hides behind compute')
+    add(
+        "--memory-budget",
+        default="50%",
+        help='a share of the peak of plain torch.compile, "8GiB", "min", or "none"',
+    )
     add("--min-bytes", default="1MiB", help="smaller values stay in memory")
     add("--compiler", choices=["inductor", "eager"], default="inductor")
     add("--output", type=Path, default=Path("demo_output"), help="folder of the plot")
@@ -136,7 +144,9 @@ def find_problem(arguments: argparse.Namespace) -> str | None:
         num_bytes = len(load_text(arguments.text))
         arguments.output.mkdir(parents=True, exist_ok=True)
         # This opens the store, and so reports an unusable directory before anything is trained.
-        fxoffload.compile(torch.nn.Identity(), **find_options(arguments))
+        budget = find_budget(parse_budget(arguments), 2**30)
+        options = {**find_options(arguments), "memory_budget": budget}
+        fxoffload.compile(torch.nn.Identity(), **options)
     except OSError as error:
         return f"{error.filename}: {error.strerror}"
     except fxoffload.OffloadError as error:
@@ -147,109 +157,122 @@ def find_problem(arguments: argparse.Namespace) -> str | None:
     return None
 
 
+def parse_budget(arguments: argparse.Namespace) -> str | None:
+    """The option memory_budget, which a share of the peak of plain may stand for."""
+    return None if arguments.memory_budget == "none" else arguments.memory_budget
+
+
 def find_options(arguments: argparse.Namespace) -> dict[str, Any]:
-    """The options of fxoffload among the arguments."""
-    names = ("directory", "memory_budget", "min_bytes", "compiler")
-    return {name: getattr(arguments, name) for name in names}
+    """The options of fxoffload among the arguments, beside the budget."""
+    return {name: getattr(arguments, name) for name in ("directory", "min_bytes", "compiler")}
 
 
 def compare(arguments: argparse.Namespace, console: Console) -> Comparison:
-    """Train both variants in one process in turn, then each of them briefly in its own process."""
+    """Train all variants in one process in turn."""
+    budget = parse_budget(arguments)
     settings = RunSettings(
-        variants=tuple(LABELS),
         text=arguments.text,
         layers=arguments.layers,
         width=arguments.width,
         batch=arguments.batch,
         length=arguments.length,
-        settling_steps=SETTLING_STEPS,
+        settling_steps=SETTLING_STEPS if budget is None else BUDGET_SETTLING_STEPS,
         steps=arguments.steps,
         seed=arguments.seed,
         device=arguments.device,
+        memory_budget=budget,
         threads=arguments.threads,
         options=find_options(arguments),
     )
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("{task.fields[state]}"),
-    )
-    with Progress(*columns, console=console) as progress:
-        records = run(settings, progress, "both in turn", environment=KEEP_FREED_MEMORY)
-        *steps, last = records
-        comparison = Comparison(
-            losses={v: [record["losses"][v] for record in steps] for v in LABELS},
-            step_seconds={
-                v: [record["seconds"][v] for record in steps if record["step"] >= 0] for v in LABELS
-            },
-            statistics=last["statistics"],
-            curves={v: MemoryCurve(**last["curves"][v]) for v in LABELS},
-        )
-        for variant, label in LABELS.items():
-            short = replace(settings, variants=(variant,), settling_steps=0, steps=RSS_STEPS)
-            records = run(short, progress, f"RSS of {label}", environment=RETURN_FREED_MEMORY)
-            comparison.rss_bytes[variant] = records[-1]["rss_bytes"]
-    return comparison
-
-
-def run(
-    settings: RunSettings, progress: Progress, label: str, *, environment: Mapping[str, str]
-) -> list[dict[str, Any]]:
-    """Run a new process, show its progress, and return its records."""
-    total = settings.settling_steps + settings.steps
-    task = progress.add_task(f"{label:26}", total=total, state="compiling")
-    records: list[dict[str, Any]] = []
-    for record in run_fresh(environment, train, settings):
-        records.append(record)
-        if "step" in record:
-            losses = " ".join(f"{loss:.3f}" for loss in record["losses"].values())
-            progress.update(task, advance=1, state=f"loss {losses}")
-    return records
+    steps: dict[str, list[Record]] = {variant: [] for variant in VARIANTS}
+    refused: dict[str, str] = {}
+    curves: dict[str, MemoryCurve] = {}
+    columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    state = TextColumn("{task.fields[state]}")
+    with Progress(TextColumn("{task.description}"), *columns, state, console=console) as progress:
+        total = settings.settling_steps + settings.steps
+        task = progress.add_task("steps in turn", total=total, state="compiling")
+        for record in run_fresh(KEEP_FREED_MEMORY, train, settings):
+            if "curves" in record:
+                curves = {v: MemoryCurve(**curve) for v, curve in record["curves"].items()}
+            elif "refused" in record:
+                refused[record["refused"]] = record["reason"]
+            else:
+                for variant, step in record["variants"].items():
+                    steps[variant].append(step)
+                losses = " ".join(f"{step['loss']:.3f}" for step in record["variants"].values())
+                progress.update(task, advance=1, state=f"loss {losses}")
+    batches = {v: settings.batch * (2 if v == LARGER else 1) for v in VARIANTS}
+    return Comparison(batches, steps, settings.steps, curves, refused)
 
 
 def build_table(found: Comparison) -> Table:
-    """Make the table that compares both variants."""
+    """Make the table that compares the variants."""
     table = Table(title="One training step", caption=CAPTION)
     table.add_column("")
-    for heading in (*LABELS.values(), "ratio"):
+    for variant in found.variants:
+        heading = f"{LABELS[variant]},\nbatch {found.batches[variant]}"
         table.add_column(heading, justify="right")
+    table.add_column("ratio", justify="right")
 
-    def add(name: str, numbers: Mapping[Variant, float], unit: str, ratio: str = "") -> None:
-        plain, ours = numbers["plain"], numbers["fxoffload"]
-        digits = 2 if unit == "s" else 1
-        values = (f"{number:.{digits}f} {unit}" for number in (plain, ours))
-        table.add_row(name, *values, ratio or f"{ours / plain:.2f}")
+    def add(name: str, numbers: Mapping[str, float], form: str, ratio: str = "") -> None:
+        cells = (form.format(numbers[v]) if v in numbers else "" for v in found.variants)
+        table.add_row(name, *cells, ratio)
 
-    add("activation peak", {v: found.curves[v].peak_bytes / MIB for v in LABELS}, "MiB")
-    add("peak RSS", {v: found.rss_bytes[v] / MIB for v in LABELS}, "MiB")
-    low, middle, high = statistics.quantiles(found.ratios, n=4, method="inclusive")
-    medians: dict[Variant, float] = {v: statistics.median(found.step_seconds[v]) for v in LABELS}
-    add("step time", medians, "s", f"{middle:.2f} ({low:.2f} to {high:.2f})")
-    for counter in ("written_bytes", "read_bytes", "forwarded_bytes"):
-        moved = f"{found.per_step(counter) / MIB:.1f} MiB"
-        table.add_row(counter.replace("_bytes", " in a step"), "", moved, "")
-    exposed = found.per_step("exposed_seconds")
-    table.add_row("waited for the disk in a step", "", f"{exposed:.3f} s", "")
+    peaks = {v: curve.peak_bytes / MIB for v, curve in found.curves.items()}
+    medians = {v: statistics.median(found.seconds(v)) for v in found.variants}
+    both = OURS in peaks
+    add("activation peak", peaks, "{:.1f} MiB", f"{peaks[OURS] / peaks[PLAIN]:.2f}" if both else "")
+    add("step time", medians, "{:.2f} s", describe_ratio(found) if both else "")
+    add("sequences per second", {v: found.rate(v) for v in found.variants}, "{:.2f}")
+    moving = [variant for variant in found.variants if variant != PLAIN]
+    for counter in ("written", "read", "forwarded"):
+        name = f"{counter}_bytes"
+        moved = {v: found.per_step(v, name) / MIB for v in moving}
+        add(f"{counter} in a step", moved, "{:.1f} MiB")
+    waited = {v: found.per_step(v, "exposed_seconds") for v in moving}
+    add("waited for transfers", waited, "{:.3f} s")
     for name, index in (("first loss", 0), ("last loss", -1)):
-        table.add_row(name, *(f"{found.losses[v][index]:.6f}" for v in LABELS), "")
+        add(name, {v: found.steps[v][index]["loss"] for v in found.variants}, "{:.6f}")
     return table
 
 
-def plot_curves(curves: dict[Variant, MemoryCurve], path: Path) -> None:
+def describe_ratio(found: Comparison) -> str:
+    """The step of fxoffload to that of plain, with the middle half of the pairs."""
+    pairs = zip(found.seconds(PLAIN), found.seconds(OURS), strict=True)
+    ratios = [ours / plain for plain, ours in pairs]
+    low, middle, high = statistics.quantiles(ratios, n=4, method="inclusive")
+    return f"{middle:.2f} ({low:.2f} to {high:.2f})"
+
+
+def conclude(found: Comparison) -> list[str]:
+    """What else fits into the memory that plain torch.compile takes, and where no plan fits."""
+    lines = [f"fxoffload, batch {found.batches[v]}: {why}" for v, why in found.refused.items()]
+    if LARGER in found.curves:
+        plain, larger = (found.curves[v].peak_bytes / MIB for v in (PLAIN, LARGER))
+        lines.append(
+            f"In the {plain:.1f} MiB that plain torch.compile takes for a batch of "
+            f"{found.batches[PLAIN]}, fxoffload trains a batch of {found.batches[LARGER]} "
+            f"({larger:.1f} MiB): {found.rate(LARGER):.2f} sequences per second, "
+            f"plain {found.rate(PLAIN):.2f}"
+        )
+    return lines
+
+
+def plot_curves(found: Comparison, path: Path) -> None:
     """Plot the live memory of one step of each variant over time, and save it to `path`."""
     figure = Figure(figsize=(9, 5), layout="constrained")
     axes = figure.subplots()
-    for color, (variant, curve) in zip(("tab:gray", "tab:blue"), curves.items(), strict=True):
+    for variant, curve in found.curves.items():
         live = [nbytes / MIB for nbytes in curve.nbytes]
-        label = f"{LABELS[variant]}: peak {curve.peak_bytes / MIB:.1f} MiB"
+        label = f"{LABELS[variant]}, batch {found.batches[variant]}"
+        color = COLORS[variant]
         axes.fill_between(curve.seconds, live, step="post", color=color, alpha=0.25)
+        label = f"{label}: peak {curve.peak_bytes / MIB:.1f} MiB"
         axes.step(curve.seconds, live, where="post", color=color, label=label)
         if curve.backward_seconds is not None:
-            label = f"{LABELS[variant]}: backward starts"
-            axes.axvline(curve.backward_seconds, color=color, linestyle="--", label=label)
-    axes.set_title("Memory of one training step")
+            axes.axvline(curve.backward_seconds, color=color, linestyle="--")
+    axes.set_title("Memory of one training step; the backward starts at the dashed line")
     axes.set_xlabel("time since the start of the step (s)")
     axes.set_ylabel("live memory above the start of the step (MiB)")
     axes.set_xlim(left=0)

@@ -106,6 +106,9 @@ PROGRAMS = {
     "tensor parallel": Program(split, 120_000),
 }
 
+# Names, and whether parts of the blocks run under checkpoints: those then hold the collectives.
+CASES = (*((name, False) for name in PROGRAMS), ("gathered", True))
+
 
 def compute_gradients(
     program: Program, checkpoints: bool, *, steps: int = 3, **options: object
@@ -151,26 +154,26 @@ def run_cases() -> Iterator[tuple[str, list[tuple[object, list[str]]], int]]:
         return build(*args, on_transformed=both, **rest)
 
     backend.build_partitioner = build_noting
-    for name, program in PROGRAMS.items():
-        for checkpoints in (False, True):
-            compute = partial(compute_gradients, program, checkpoints)
-            expected = compute(backend="aot_eager")
-            for budget in (None, "min", program.budget_bytes):
-                options = {
-                    "directory": directory, "compiler": "eager", "min_bytes": 1,
-                    "memory_budget": budget,
-                }  # fmt: skip
-                found.clear()
-                # Under a budget in bytes, the seventh step may begin with other cuts.
-                steps = 8 if isinstance(budget, int) else 3
-                ours = compute(backend="fxoffload", steps=steps, options=options)
-                assert len(ours) == len(expected) > 0
-                for one, other in zip(ours, expected, strict=True):
-                    assert torch.equal(to_local(one), to_local(other)), (name, checkpoints, budget)
-                wait_for_writes()
-                statistics = fxoffload.statistics()
-                assert statistics.live_bytes == statistics.inflight_bytes == 0
-                yield f"{name} {checkpoints} {budget}", list(found), statistics.offloaded_bytes
+    for name, checkpoints in CASES:
+        program = PROGRAMS[name]
+        compute = partial(compute_gradients, program, checkpoints)
+        expected = compute(backend="aot_eager")
+        for budget in (None, "min", program.budget_bytes):
+            options = {
+                "directory": directory, "compiler": "eager", "min_bytes": 1,
+                "memory_budget": budget,
+            }  # fmt: skip
+            found.clear()
+            # Under a budget in bytes, the seventh step may begin with other cuts.
+            steps = 8 if isinstance(budget, int) else 3
+            ours = compute(backend="fxoffload", steps=steps, options=options)
+            assert len(ours) == len(expected) > 0
+            for one, other in zip(ours, expected, strict=True):
+                assert torch.equal(to_local(one), to_local(other)), (name, checkpoints, budget)
+            wait_for_writes()
+            statistics = fxoffload.statistics()
+            assert statistics.live_bytes == statistics.inflight_bytes == 0
+            yield f"{name} {checkpoints} {budget}", list(found), statistics.offloaded_bytes
 
 
 def to_local(tensor: Tensor) -> Tensor:

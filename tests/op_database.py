@@ -14,7 +14,7 @@ import argparse
 import sys
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -30,14 +30,21 @@ OPTIONS: dict[str, Any] = {
 }  # fmt: skip
 
 
-def find_samples(names: Sequence[str], count: int) -> Iterator[tuple[str, Any, Any]]:
-    """Name, operator and sample, of every differentiable operator or of those called `names`."""
+def find_operators(names: Sequence[str]) -> Iterator[tuple[str, Any]]:
+    """Name and operator, of every differentiable operator or of those called `names`."""
     for op in op_db:
         name = f"{op.name}.{op.variant_test_name}" if op.variant_test_name else op.name
         if torch.float64 not in op.supported_dtypes("cpu") or not op.supports_autograd:
             continue
-        if names and op.name not in names and name not in names:
-            continue
+        if not names or op.name in names or name in names:
+            yield name, op
+
+
+def find_samples(
+    operators: Iterable[tuple[str, Any]], count: int
+) -> Iterator[tuple[str, Any, Any]]:
+    """Name, operator and sample, up to `count` of each operator."""
+    for name, op in operators:
         samples = op.sample_inputs("cpu", torch.float64, requires_grad=True)
         for index, sample in zip(range(count), samples, strict=False):
             yield f"{name} {index}", op, sample
@@ -106,7 +113,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     warnings.simplefilter("ignore")
     counts: Counter[str] = Counter()
-    for name, op, sample in find_samples(arguments.ops, arguments.samples):
+    for name, op, sample in find_samples(find_operators(arguments.ops), arguments.samples):
         problem = check(op, sample)
         kind = "right" if problem is None else problem.partition(":")[0]
         counts[kind if kind in ("right", "skipped") else "wrong"] += 1

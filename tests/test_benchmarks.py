@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import torch
-from python_runs import run_python
+from in_process import run_in_process
 from torch import nn
 
 sys.path.append(str(Path(__file__).parent.parent))
@@ -139,22 +139,24 @@ def test_kept_records_are_reported(path: Path, capsys: pytest.CaptureFixture[str
     assert path.read_text() == kept
 
 
-def measure_tiny(spill_directory: Path) -> dict[str, Any]:
-    """The JSON record of a tiny GPT; no such size can keep the limits, so --check must fail."""
+def test_activation_peak(
+    spill_directory: Path,
+    fresh_dynamo: None,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Both variants have equal losses; the second one writes its bytes and reads them back."""
     output = spill_directory / "results.jsonl"
     sizes = ("--layers", "1", "--hidden", "64", "--batch", "32", "--length", "64", "--steps", "2")
     options = ("--threads", "1", "--min-bytes", "1", "--memory-budget", "min", "--check")
-    places = ("--directory", spill_directory, "--output", output)
-    model = ("-m", "benchmarks.activation_peak", "--model", "gpt", "--compiler", "eager")
-    done = run_python(*model, *sizes, *options, *places, status=1)
-    assert "beyond the limits: peak ratio" in done.stdout
+    places = ("--directory", str(spill_directory), "--output", str(output), "--compiler", "eager")
+    with run_in_process(monkeypatch, activation_peak), pytest.raises(SystemExit) as stop:
+        activation_peak.main([*sizes, *options, *places])
+    assert stop.value.code == 1
+    # No such size can keep them.
+    assert "beyond the limits: peak ratio" in capsys.readouterr().out
     (line,) = output.read_text().splitlines()
-    return json.loads(line)
-
-
-def test_activation_peak(spill_directory: Path) -> None:
-    """Both variants have equal losses; the second one writes its bytes and reads them back."""
-    record = measure_tiny(spill_directory)
+    record = json.loads(line)
     moved, plain = record["moved"], record["plain"]
     # The logits, an eighth, live to the end of the step for the planner; the caller drops them.
     assert 0.8 < moved["peak_bytes"] / moved["predicted_peak_bytes"] < 1.05
@@ -192,15 +194,14 @@ def test_activation_peak_refuses_in_words(
 
 
 @pytest.mark.slow
-def test_compile_time(spill_directory: Path) -> None:
+def test_compile_time(spill_directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A graph from a full cache moves the same bytes as the compiled one."""
-    output = spill_directory / "results.jsonl"
-    sizes = ("--layers", "1", "--hidden", "64", "--batch", "2", "--length", "64", "--rounds", "1")
-    options = ("--threads", "1", "--min-bytes", "16KiB", "--memory-budget", "min")
-    places = ("--directory", str(spill_directory), "--output", str(output))
-    compile_time.main([*sizes, *options, *places])
-    (found,) = json.loads(output.read_text())["rounds"]
-    assert found["plain"]["cold"]["offloaded_bytes"] == 0
+    monkeypatch.setattr(compile_time, "VARIANTS", ("fxoffload",))
+    arguments = compile_time.CompileArguments(
+        layers=1, hidden=64, batch=2, length=64, rounds=1, threads=1,
+        min_bytes="16KiB", memory_budget="min", directory=spill_directory,
+    )  # fmt: skip
+    (found,) = compile_time.measure(arguments, print)["rounds"]
     cold, warm = found["fxoffload"]["cold"], found["fxoffload"]["warm"]
     assert cold["plans"] > 0
     assert warm["plans"] == 0

@@ -46,9 +46,10 @@ MIB = 2**20
 MODEL = make_model()
 LINK = Link(1e6, 2e6, 0.5, 0.25)
 PROGRAM = make_program(1)
-# A drive that a step of 70 GFLOP waits for.
+ROWS, WIDTH, BLOCKS = 8192, 128, 6  # 4 MiB for each result, and little compute.
+# A drive that a step waits for.
 SLOW = {
-    "flops_per_second": "20GFLOP/s",
+    "flops_per_second": "5GFLOP/s",
     "memory_bytes_per_second": "5GB/s",
     "memory_bytes": "1GiB",
     "drive_write_bytes_per_second": "20MB/s",
@@ -78,9 +79,9 @@ def test_blocks_recompute_where_the_step_waits_for_the_drive(
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
     budget_bytes = 60 * MIB
     options = {"memory_budget": budget_bytes, "hardware": SLOW, "compiler": compiler}
-    x = torch.randn(2048, 512)
-    expected = run_step(compile_blocks(6, 512, spill_directory, **options, enabled=False), x)
-    blocks = compile_blocks(6, 512, spill_directory, **options)
+    x = torch.randn(ROWS, WIDTH)
+    expected = run_step(compile_blocks(BLOCKS, WIDTH, spill_directory, **options, enabled=False), x)
+    blocks = compile_blocks(BLOCKS, WIDTH, spill_directory, **options)
     before = fxoffload.graph_counts().compiled
     moved_bytes: list[int] = []
     peaks: list[int] = []
@@ -101,7 +102,7 @@ def test_blocks_recompute_where_the_step_waits_for_the_drive(
         # The next process starts with what this one has found out.
         torch._dynamo.reset()
         kernels._programs.clear()
-        again = compile_blocks(6, 512, spill_directory, **options)
+        again = compile_blocks(BLOCKS, WIDTH, spill_directory, **options)
         for _ in range(2):
             run_step(again, x)
         assert fxoffload.schedules()[0].program == last.program
@@ -295,25 +296,27 @@ def test_twelve_blocks_of_a_gpu_under_half_of_their_peak() -> None:
         model = build_model("gpt", Shape(1, 4096, 32, 8, 1024)).to(torch.bfloat16)
         x = torch.empty(8, 1024, 4096, dtype=torch.bfloat16, requires_grad=True)
     ((block,),) = (each for each in model.modules() if isinstance(each, torch.nn.ModuleList))
+    one_drive = Hardware(
+        flops_per_second="780TFLOP/s",
+        memory_bytes_per_second="2.7TB/s",
+        memory_bytes="80GB",
+        drive_write_bytes_per_second=GEN4,
+        drive_read_bytes_per_second=1.2 * GEN4,
+        host_link_bytes_per_second="54GB/s",
+        transfer_latency_seconds=0.002,
+    )
+    config = OffloadConfig(hardware=one_drive, memory_budget=2**50, directory=".")
+    traced: list[Models] = []  # What drives there are changes no model.
+    partition_without_memory(block, (x,), {}, config, partial(build_tracer, config, traced.append))
     found: dict[int, tuple[float, float]] = {}
     for drives in (1, 4):
-        hardware = Hardware(
-            flops_per_second="780TFLOP/s",
-            memory_bytes_per_second="2.7TB/s",
-            memory_bytes="80GB",
+        hardware = replace(
+            one_drive,
             drive_write_bytes_per_second=drives * GEN4,
             drive_read_bytes_per_second=1.2 * drives * GEN4,
-            host_link_bytes_per_second="54GB/s",
-            transfer_latency_seconds=0.002,
-        )
-        config = OffloadConfig(hardware=hardware, memory_budget=2**50, directory=".")
-        traced: list[Models] = []
-        partition_without_memory(
-            block, (x,), {}, config, partial(build_tracer, config, traced.append)
         )
         links = make_cost_model(hardware).links
-
-        plan = partial(plan_blocks, traced[0], config, links)
+        plan = partial(plan_blocks, traced[0], replace(config, hardware=hardware), links)
         kept = plan(None, 2**50)
         half = [plan(cut, kept.unmoved_peak_bytes // 2).step_seconds for cut in traced[0]]
         found[drives] = half[0] / kept.step_seconds, min(half) / kept.step_seconds

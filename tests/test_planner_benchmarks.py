@@ -7,7 +7,7 @@ import os
 import re
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import wait
 from dataclasses import asdict
 from pathlib import Path
@@ -16,9 +16,9 @@ from typing import Any
 
 import pytest
 import torch
+from in_process import run_in_process
 from matplotlib import image
 from steps import make_step, make_value
-from tiny_model import TinyModel
 
 sys.path.append(str(Path(__file__).parent.parent))
 
@@ -42,8 +42,8 @@ from benchmarks.simulated import LLAMA, Workload, choose_shape
 from benchmarks.trainer import PassRecord
 from benchmarks.variant_tables import Kind, Measured
 from benchmarks.variants import PLAIN, PLAIN_AGAIN, Variant
-from fxoffload import OffloadConfig, machine, runtime, simulate
-from fxoffload.cli.byte_models import BUILDERS, Shape
+from fxoffload import OffloadConfig, machine, simulate
+from fxoffload.cli.byte_models import Shape
 from fxoffload.planner.link import Link
 from fxoffload.planner.step import Residence
 from fxoffload.runtime.engines.memory import MemoryEngine
@@ -117,31 +117,9 @@ def test_hooks_save_to_files_that_go(tmp_path: Path) -> None:
 
 @pytest.fixture
 def in_process(fresh_dynamo: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Path]]:
-    """What a fresh process would do is done in this one, which has imported everything already.
-
-    And with a model that is traced in little time. The list is of the homes of their caches.
-    """
-    homes: list[Path] = []
-    monkeypatch.setitem(BUILDERS, "gpt", TinyModel)
-    threads, limit = torch.get_num_threads(), torch.compiler.config.recompile_limit
-
-    def run_here(
-        environment: dict[str, str], work: Callable[..., Any], *args: Any
-    ) -> Iterator[dict[str, Any]]:
-        assert work in (variants.measure_variants, batch_search.measure_methods)
-        homes.append(Path(environment.get("XDG_CACHE_HOME", os.environ["XDG_CACHE_HOME"])))
-        torch._dynamo.reset()
-        runtime.close_stores()  # One that is open already would not be limited.
-        with monkeypatch.context() as patch:
-            patch.setenv("XDG_CACHE_HOME", str(homes[-1]))
-            records = list(work(*args))
-        return map(json.loads, map(json.dumps, records))
-
-    monkeypatch.setattr(variants, "run_fresh", run_here)
-    yield homes
-    runtime.close_stores()
-    torch.set_num_threads(threads)
-    torch.compiler.config.recompile_limit = limit
+    """The homes of the caches of what would be fresh processes."""
+    with run_in_process(monkeypatch, variants) as homes:
+        yield homes
 
 
 def test_nothing_is_recorded_of_a_model_without_plans() -> None:

@@ -34,7 +34,7 @@ pytestmark = [
 ]
 
 MIB = 2**20
-ROWS, WIDTH, BLOCKS = 2048, 512, 6  # 4 MiB for each result.
+ROWS, WIDTH, BLOCKS = 8192, 128, 6  # 4 MiB for each result, and little compute.
 
 
 def make_blocks(directory: Path, count: int = BLOCKS, **options: Any) -> list[Block]:
