@@ -126,7 +126,8 @@ class StepMeasurement:
     does not tell. exposed_seconds: of waiting for transfers. step_seconds: from the first
     to the last op. price: seconds of compute that each byte took that was written or read, as
     several steps showed; None where they did not. excess_bytes: by how much steps exceeded the peak
-    that their schedule predicted. sizes: the largest that values of symbolic size had.
+    that their schedule predicted. sizes: the largest that values of symbolic size had. sampled:
+    whether live bytes were sampled in all steps that the seconds are from, which made these slower.
     """
 
     halves: Sequence[HalfMeasurement]
@@ -138,6 +139,7 @@ class StepMeasurement:
     price: float | None = None
     excess_bytes: int = 0
     sizes: Sizes = field(default_factory=dict[str, Mapping[str, int]])
+    sampled: bool = False
 
     @property
     def live_bytes(self) -> int | None:

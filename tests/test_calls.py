@@ -15,6 +15,7 @@ from fxoffload.runtime.program import calls
 from fxoffload.runtime.program.calls import Call, Entry, StepRun
 from fxoffload.runtime.program.entry import sum_resident_bytes
 from fxoffload.runtime.program.live_bytes import count_live_bytes
+from fxoffload.runtime.program.sampler import RATE
 from fxoffload.runtime.store.store import OffloadStore
 from fxoffload.runtime.store.ticket import Ticket
 from fxoffload.schedule import CallSchedule, Half, Schedule
@@ -204,7 +205,7 @@ def test_what_a_wait_returns_is_passed_on(memory_store: OffloadStore) -> None:
 
 def test_measurements(memory_store: OffloadStore) -> None:
     gc.collect()  # What other tests left must not die meanwhile.
-    step = StepRun([], measures=True)
+    step = StepRun([], measures=True, rate=RATE)
     call = step.add_call("a", CPU, is_limited=True)
     x = keep(memory_store, call, "x")
     run = call.find_run("offload", CPU)

@@ -12,6 +12,7 @@ from fxoffload.runtime.program.comparison import (
     differ_in_flows,
     find_medians,
     find_typical_flows,
+    keep_sampled,
     keep_seen,
 )
 from fxoffload.schedule import (
@@ -41,13 +42,45 @@ def test_medians_of_times_and_highest_of_bytes() -> None:
         HalfMeasurement({EVENT: 2.0}, 0.7, 110, None, {}),
         HalfMeasurement({EVENT: 9.0, ("wait", "y"): 4.0}, 0.1, None, 900, {EVENT: 20}),
     ]
-    (found,) = find_medians(PROGRAM, [[HALF], [others[0]], [others[1]]])
+    steps = [StepMeasurement([half]) for half in (HALF, *others)]
+    (found,) = find_medians(PROGRAM, steps)
     assert found.clocks == {EVENT: 2.0, ("wait", "y"): 4.0}
     assert (found.gap_seconds, found.held_bytes) == (0.5, 105)
     assert (found.gap_bytes, found.peak_bytes) == (900, {EVENT: 300})
     assert found.last_half is None
-    (found,) = find_medians(PROGRAM, [[HALF], *([replace(HALF, last_half=n)] for n in (3, 1))])
+    halves = (HALF, *(replace(HALF, last_half=n) for n in (3, 1)))
+    (found,) = find_medians(PROGRAM, [StepMeasurement([half]) for half in halves])
     assert found.last_half == 3
+
+
+def test_seconds_are_those_of_steps_that_were_not_sampled() -> None:
+    """If there are any; the bytes are those of all."""
+    slow = HalfMeasurement({EVENT: 9.0}, 4.0, 110, 700, {EVENT: 800})
+    sampled = [StepMeasurement([slow], sampled=True)] * 2
+    (found,) = find_medians(PROGRAM, [*sampled, StepMeasurement([HALF])])
+    assert (found.clocks, found.gap_seconds) == (HALF.clocks, HALF.gap_seconds)
+    assert (found.gap_bytes, found.peak_bytes) == (700, {EVENT: 800})
+    (found,) = find_medians(PROGRAM, sampled)
+    assert (found.clocks, found.gap_seconds) == (slow.clocks, slow.gap_seconds)
+
+
+def test_what_is_shown_is_timed_without_samples() -> None:
+    """Whichever of the two steps was the latest; two of one kind leave the latest."""
+    timed = StepMeasurement([HALF], step_seconds=1.0)
+    seen = replace(HALF, clocks={EVENT: 9.0}, live_bytes={EVENT: 70})
+    sampled = StepMeasurement([seen], step_seconds=9.0, sampled=True)
+    both = replace(timed, halves=[replace(HALF, live_bytes={EVENT: 70})])
+    assert keep_sampled(timed, sampled) == keep_sampled(sampled, timed) == both
+    later = replace(timed, step_seconds=2.0)
+    assert keep_sampled(both, later) == replace(both, step_seconds=2.0)
+    again = replace(sampled, step_seconds=8.0)
+    assert keep_sampled(sampled, again) == again
+
+
+def test_a_schedule_by_sampled_steps_is_made_again() -> None:
+    undisturbed = StepMeasurement([HALF])
+    assert differ(replace(undisturbed, sampled=True), undisturbed, SCHEDULE)
+    assert not differ(undisturbed, replace(undisturbed, sampled=True), SCHEDULE)
 
 
 @pytest.mark.parametrize(

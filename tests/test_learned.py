@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from fxoffload.runtime.program.calls import StepRun
-from fxoffload.runtime.program.learned import FIRST_STEPS, KEPT_STEPS, MEASURED_EACH, Learned
+from fxoffload.runtime.program.learned import (
+    FIRST_STEPS,
+    KEPT_STEPS,
+    MEASURED_EACH,
+    TRIED_STEPS,
+    Learned,
+)
 from fxoffload.runtime.program.sampler import CLOSE_RATE, RATE, Rate
 from fxoffload.schedule import HalfMeasurement, Schedule, StepMeasurement
 
@@ -14,10 +22,10 @@ EVENT = "offload", "x"
 SCHEDULE = Schedule((), (), 1000, 900, 2000, 1.0, 0.0, 100, 0)
 
 
-def make_step(followed: Schedule | None) -> StepRun:
-    """One that nobody measures, of two calls, of which only one has a budget."""
+def make_step(followed: Schedule | None, *limits: bool) -> StepRun:
+    """One that nobody measures, of two calls, of which by default only one has a budget."""
     step = StepRun([], measures=False)
-    for is_limited in (True, False):
+    for is_limited in limits or (True, False):
         step.add_call("a", torch.device("cpu"), is_limited=is_limited)
     step.followed = followed
     return step
@@ -37,22 +45,47 @@ def test_steps_that_are_measured(steps: int, doubts: bool, measures: bool) -> No
     assert Learned(steps=steps, doubts=doubts).measures == measures
 
 
-def test_one_of_the_kept_steps_was_sampled_closely() -> None:
-    """Not the first one, which compilers make slow anyway, and never most of them."""
-    learned, rates = Learned(), list[Rate]()
+def test_of_the_kept_steps_some_were_sampled_and_some_were_not() -> None:
+    """One closely, not the first one, which compilers make slow anyway; two or more not at all."""
+    learned, rates = Learned(), list[Rate | None]()
     for _ in range(5 * KEPT_STEPS):
         rates.append(learned.rate)
         learned.note(make_step(None), StepMeasurement([]))
-    assert rates[:2] == [RATE, CLOSE_RATE]
-    for first in range(len(rates) - KEPT_STEPS + 1):
-        assert 1 <= rates[first : first + KEPT_STEPS].count(CLOSE_RATE) < KEPT_STEPS / 2
+    assert rates[:3] == [RATE, CLOSE_RATE, None]
+    for first in range(1, len(rates) - KEPT_STEPS + 1):
+        kept = rates[first : first + KEPT_STEPS]
+        assert kept.count(CLOSE_RATE) >= 1
+        assert kept.count(None) >= 2
+
+
+def test_steps_that_are_compared_for_a_price_are_not_sampled() -> None:
+    """Neither those that move everything nor the others, beside the second one."""
+    schedule = replace(SCHEDULE, price=1e-9, saved_bytes=100, moved_bytes=10)
+    learned, rates, tried = Learned(steps=1, measured=1), list[Rate | None](), list[bool]()
+    learned.schedule = schedule
+    unlimited = make_step(None, False, False)
+    for _ in range(1, TRIED_STEPS[-1] + 4):
+        rates.append(learned.rate)
+        tried.append(learned.tries)
+        learned.steps += 1
+        learned.note(unlimited, StepMeasurement([]))
+    assert rates[: TRIED_STEPS[-1] + 1] == [CLOSE_RATE, *[None] * TRIED_STEPS[-1]]
+    assert set(rates[TRIED_STEPS[-1] + 1 :]) == {None, RATE}
+    assert [number for number, tries in enumerate(tried, 1) if tries] == list(TRIED_STEPS)
+
+
+def test_sampled_steps_tell_no_price() -> None:
+    learned = Learned(steps=2, schedule=SCHEDULE)
+    for sampled in (True, False):
+        learned.note(make_step(SCHEDULE), StepMeasurement([], step_seconds=2.0, sampled=sampled))
+    assert len(learned.samples.little) == 1
 
 
 def test_what_is_assumed_grows_until_a_step_of_that_size_is_measured() -> None:
     learned = Learned()
     assert not learned.grow({"a": {"x": 10}}), "nothing is assumed yet"
     learned.assumed = StepMeasurement([HalfMeasurement({}, held_bytes=5)], sizes=learned.sizes)
-    learned.records.append(learned.assumed.halves)
+    learned.records.append(learned.assumed)
     assert not learned.grow({"a": {"x": 7}})
     assert learned.grow({"a": {"x": 40}})
     assert learned.guessed

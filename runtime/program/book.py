@@ -176,6 +176,7 @@ class ProgramBook:
             price=None if learned.limited else learned.samples.find_price(),
             excess_bytes=learned.excess_bytes,
             sizes=learned.sizes,
+            sampled=all(record.sampled for record in learned.records),
         )
         if learned.assumed is not None:
             learned.doubts |= differ_in_flows(learned.assumed.flows, latest.flows)

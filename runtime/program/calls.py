@@ -26,7 +26,7 @@ from fxoffload.runtime.program.entry import (
 from fxoffload.runtime.program.half_run import HalfRun, find_step_seconds, measure_halves
 from fxoffload.runtime.program.live_bytes import count_foreign_bytes, count_live_bytes
 from fxoffload.runtime.program.live_watch import Held, LiveWatch
-from fxoffload.runtime.program.sampler import RATE, Rate
+from fxoffload.runtime.program.sampler import Rate
 from fxoffload.runtime.program.store_watch import StoreWatch
 from fxoffload.runtime.program.value_sizes import merge_sizes
 from fxoffload.schedule import (
@@ -140,9 +140,9 @@ class StepRun:
     """The calls of one step in one thread.
 
     schedules: those that the step may turn out to follow, the likeliest first. measures: whether
-    ops are timed and live bytes counted, at `rate`. begun_bytes: live bytes of the device when the
-    step began; None: it begins with its first op. base_bytes: what the device held then, others'
-    memory included.
+    ops are timed. rate: how often a measured step samples live bytes; None: never. begun_bytes:
+    live bytes of the device when the step began; None: it begins with its first op. base_bytes:
+    what the device held then, others' memory included.
     """
 
     def __init__(
@@ -150,7 +150,7 @@ class StepRun:
         schedules: list[Schedule],
         *,
         measures: bool,
-        rate: Rate = RATE,
+        rate: Rate | None = None,
         begun_bytes: int | None = None,
     ) -> None:
         self.calls: list[Call] = []
@@ -210,7 +210,7 @@ class StepRun:
                 self.base_bytes = self._begun_bytes + count_foreign_bytes(device)
             if self._watch is not None:
                 self._watch.note_half(run, found)
-            elif self.measures:
+            elif self.measures and self._rate is not None:
                 self._watch = LiveWatch(partial(self._count_held, device), device, self._rate)
         position = len(self.runs)
         self.runs.append(run)
@@ -270,6 +270,7 @@ class StepRun:
             find_owners(self._list_entries()),
             self.stores.exposed_seconds,
             find_step_seconds(self.runs),
+            sampled=self._watch is not None,
         )
 
     def list_held(self) -> dict[CallValue, int]:

@@ -27,11 +27,19 @@ CHANGED_PRICE = 0.25
 CHANGED_EXCESS = 0.002
 
 
-def find_medians(
-    program: Program, records: Sequence[Sequence[HalfMeasurement]]
-) -> list[HalfMeasurement]:
-    """For each half of `program`, the medians over steps, and the maxima of sampled bytes."""
-    return [_find_median([record[index] for record in records]) for index in range(len(program))]
+def find_medians(program: Program, records: Sequence[StepMeasurement]) -> list[HalfMeasurement]:
+    """For each half of `program`, the medians over steps, and the maxima of sampled bytes.
+
+    The seconds are those of steps that were not sampled, if there are any.
+    """
+    undisturbed = [record for record in records if not record.sampled] or records
+    return [
+        _find_median(
+            [record.halves[index] for record in records],
+            [record.halves[index] for record in undisturbed],
+        )
+        for index in range(len(program))
+    ]
 
 
 def keep_seen(
@@ -51,10 +59,23 @@ def keep_seen(
     ]
 
 
-def _find_median(records: Sequence[HalfMeasurement]) -> HalfMeasurement:
+def keep_sampled(before: StepMeasurement, latest: StepMeasurement) -> StepMeasurement:
+    """The latest seconds without sampling, beside the latest live bytes that were sampled.
+
+    Both steps followed the same schedule.
+    """
+    timed = before if latest.sampled and not before.sampled else latest
+    seen = latest if latest.sampled else before
+    pairs = zip(timed.halves, seen.halves, strict=True)
+    return replace(timed, halves=[replace(a, live_bytes=b.live_bytes) for a, b in pairs])
+
+
+def _find_median(
+    records: Sequence[HalfMeasurement], undisturbed: Sequence[HalfMeasurement]
+) -> HalfMeasurement:
     return HalfMeasurement(
-        clocks=_find_medians_by_op([record.clocks for record in records]),
-        gap_seconds=statistics.median(record.gap_seconds for record in records),
+        clocks=_find_medians_by_op([record.clocks for record in undisturbed]),
+        gap_seconds=statistics.median(record.gap_seconds for record in undisturbed),
         held_bytes=_find_median_bytes(record.held_bytes for record in records),
         # A sampler may miss a short peak, and never sees one that is not there.
         gap_bytes=max((r.gap_bytes for r in records if r.gap_bytes is not None), default=None),
@@ -87,6 +108,8 @@ def differ(
 ) -> bool:
     """Whether `measured` is so far from `assumed` that another schedule should be made by it."""
     pairs = list(zip(assumed.halves, measured.halves, strict=True))
+    if assumed.sampled and not measured.sampled:
+        return True  # Sampling made the assumed seconds longer.
     if assumed.owners != measured.owners or any(a.last_half != b.last_half for a, b in pairs):
         return True
     before, after = (sum(half.seconds for half in each.halves) for each in (assumed, measured))

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from fxoffload.runtime.program.advice import JUDGED_STEPS
 from fxoffload.runtime.program.calls import StepRun
+from fxoffload.runtime.program.comparison import keep_sampled
 from fxoffload.runtime.program.price import Sample, Samples
 from fxoffload.runtime.program.sampler import CLOSE_RATE, RATE, Rate
 from fxoffload.runtime.program.value_sizes import merge_sizes, scale_measurement
 from fxoffload.schedule import (
     UNKNOWN_OWNERS,
-    HalfMeasurement,
     Owners,
     ProgramRecord,
     Schedule,
@@ -27,8 +27,9 @@ KEPT_STEPS = 5
 # The first steps of a program are measured, and then one in so many.
 FIRST_STEPS = 5
 MEASURED_EACH = 16
-# One in so many measured steps is sampled at the close rate, which makes it slower. The KEPT_STEPS
-# always have such a step: it does not change the medians of seconds, but the maxima of bytes.
+# One in so many measured steps samples live bytes, and one in so many at the close rate. A step is
+# slower for it: the seconds are those of the other steps.
+SAMPLED_EACH = 2
 CLOSE_EACH = 4
 # These steps of a program, and then one in so many, move everything and are measured: the price of
 # a byte shows when they are compared with steps that follow a schedule.
@@ -45,9 +46,9 @@ class Learned:
     """What is known of one program.
 
     steps, measured: how many steps have run, and how many of them were measured.
-    records, flows, samples: the latest measurements of halves, tiers, and seconds by moved bytes.
+    records, flows, samples: the latest measurements of steps, tiers, and seconds by moved bytes.
     assumed: the measurement that `schedule` was made by.
-    latest: the last measured step, and the schedule that it followed to its end.
+    latest: the last measured step, see keep_sampled, and the schedule that it followed to its end.
     judged: measured steps that followed schedules, without the first ones.
     doubts: whether the next step must be measured, as the latest one waited longer than predicted,
     had other speeds, or had larger values than any before.
@@ -59,8 +60,8 @@ class Learned:
 
     steps: int = 0
     measured: int = 0
-    records: deque[Sequence[HalfMeasurement]] = field(
-        default_factory=lambda: deque[Sequence[HalfMeasurement]](maxlen=KEPT_STEPS)
+    records: deque[StepMeasurement] = field(
+        default_factory=lambda: deque[StepMeasurement](maxlen=KEPT_STEPS)
     )
     flows: deque[Mapping[str, TierFlow]] = field(
         default_factory=lambda: deque[Mapping[str, TierFlow]](maxlen=KEPT_FLOWS)
@@ -101,15 +102,25 @@ class Learned:
         return due and self._needs_price
 
     @property
+    def _compares(self) -> bool:
+        """Whether the seconds of the next step are compared, to find the price of a byte."""
+        return self.tries or (self.steps <= TRIED_STEPS[-1] + 1 and self._needs_price)
+
+    @property
     def measures(self) -> bool:
         """Whether the next step is measured."""
         if self.steps < FIRST_STEPS or self.steps % MEASURED_EACH == 0 or self.doubts:
             return True
-        return self.steps <= TRIED_STEPS[-1] + 1 and self._needs_price
+        return self._compares
 
     @property
-    def rate(self) -> Rate:
-        """How often the memory of the next step is sampled, if it is measured."""
+    def rate(self) -> Rate | None:
+        """How often the memory of the next step is sampled, if it is measured; None: never."""
+        if self.measured == 0:
+            return RATE
+        compares = self.measured > 1 and self._compares
+        if compares or self.measured % SAMPLED_EACH == 0:
+            return None
         return CLOSE_RATE if self.measured % CLOSE_EACH == 1 else RATE
 
     @property
@@ -126,10 +137,13 @@ class Learned:
     def note(self, step: StepRun, latest: StepMeasurement) -> None:
         """Add a measured step."""
         self.measured += 1
-        self.latest = latest, step.followed
+        shown, followed = latest, step.followed
+        if self.latest is not None and _are_equal(followed, self.latest[1]):
+            shown = keep_sampled(self.latest[0], latest)
+        self.latest = shown, followed
         self.limited = any(call.is_limited for call in step.calls)
         if step.followed is not None or len(self.records) == 0 or self.schedule is None:
-            self.records.append(latest.halves)
+            self.records.append(latest)
         self.flows.append(latest.flows)
         self.owners = self.owners.update(latest.owners)
         if step.followed is not None and latest.live_bytes is not None:
@@ -138,7 +152,7 @@ class Learned:
             self.excess_bytes = max(self.excess_bytes, excess_bytes)
         if self.steps > 2 and step.followed is not None:
             self.judged.append(latest)
-        if self.steps > 1 and latest.step_seconds > 0.0:
+        if self.steps > 1 and latest.step_seconds > 0.0 and not latest.sampled:
             samples = self.samples.much if step.followed is None else self.samples.little
             seconds = latest.step_seconds - latest.exposed_seconds
             samples.append(Sample(latest.moved_bytes, seconds))
@@ -148,6 +162,10 @@ class Learned:
         if self.schedule is None or self.assumed is None:
             return None
         latest, followed = self.latest or (None, None)
-        # Another schedule may do the same with other predictions.
-        same = followed is not None and followed.calls == self.schedule.calls
+        same = _are_equal(followed, self.schedule)
         return ProgramRecord(self.schedule, self.steps, self.assumed, latest if same else None)
+
+
+def _are_equal(one: Schedule | None, other: Schedule | None) -> bool:
+    """Whether both do the same, if with other predictions."""
+    return one is not None and other is not None and one.calls == other.calls
