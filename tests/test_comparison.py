@@ -43,13 +43,13 @@ def test_medians_of_times_and_highest_of_bytes() -> None:
         HalfMeasurement({EVENT: 9.0, ("wait", "y"): 4.0}, 0.1, None, 900, {EVENT: 20}),
     ]
     steps = [StepMeasurement([half]) for half in (HALF, *others)]
-    (found,) = find_medians(PROGRAM, steps)
+    (found,) = find_medians(PROGRAM, steps, 0.0)
     assert found.clocks == {EVENT: 2.0, ("wait", "y"): 4.0}
     assert (found.gap_seconds, found.held_bytes) == (0.5, 105)
     assert (found.gap_bytes, found.peak_bytes) == (900, {EVENT: 300})
     assert found.last_half is None
     halves = (HALF, *(replace(HALF, last_half=n) for n in (3, 1)))
-    (found,) = find_medians(PROGRAM, [StepMeasurement([half]) for half in halves])
+    (found,) = find_medians(PROGRAM, [StepMeasurement([half]) for half in halves], 0.0)
     assert found.last_half == 3
 
 
@@ -57,11 +57,23 @@ def test_seconds_are_those_of_steps_that_were_not_sampled() -> None:
     """If there are any; the bytes are those of all."""
     slow = HalfMeasurement({EVENT: 9.0}, 4.0, 110, 700, {EVENT: 800})
     sampled = [StepMeasurement([slow], sampled=True)] * 2
-    (found,) = find_medians(PROGRAM, [*sampled, StepMeasurement([HALF])])
+    (found,) = find_medians(PROGRAM, [*sampled, StepMeasurement([HALF])], 0.0)
     assert (found.clocks, found.gap_seconds) == (HALF.clocks, HALF.gap_seconds)
     assert (found.gap_bytes, found.peak_bytes) == (700, {EVENT: 800})
-    (found,) = find_medians(PROGRAM, sampled)
+    (found,) = find_medians(PROGRAM, sampled, 0.0)
     assert (found.clocks, found.gap_seconds) == (slow.clocks, slow.gap_seconds)
+
+
+def test_seconds_are_without_what_transfers_took() -> None:
+    """Each step by what it moved itself: the seconds of these are equal without it."""
+    much = HalfMeasurement({EVENT: 3.0}, 1.0, 7, 8)
+    moved = StepMeasurement([much], {"nvme": TierFlow(Flow(300, 1.0, 1), Flow(100, 1.0, 1))})
+    little = replace(much, clocks={EVENT: 1.5}, gap_seconds=0.5)
+    kept = StepMeasurement([little])
+    for records in ([moved], [moved, kept], [kept]):
+        assert find_medians(PROGRAM, records, 0.005) == [little]
+    assert find_medians(PROGRAM, [moved], 1.0) == [little], "no more than half of a step"
+    assert find_medians(PROGRAM, [moved], 0.0) == [much]
 
 
 def test_what_is_shown_is_timed_without_samples() -> None:

@@ -16,7 +16,7 @@ from fxoffload.runtime.program.learned import (
     Learned,
 )
 from fxoffload.runtime.program.sampler import CLOSE_RATE, RATE, Rate
-from fxoffload.schedule import HalfMeasurement, Schedule, StepMeasurement
+from fxoffload.schedule import Flow, HalfMeasurement, Schedule, StepMeasurement, TierFlow
 
 EVENT = "offload", "x"
 SCHEDULE = Schedule((), (), 1000, 900, 2000, 1.0, 0.0, 100, 0)
@@ -72,6 +72,20 @@ def test_steps_that_are_compared_for_a_price_are_not_sampled() -> None:
     assert rates[: TRIED_STEPS[-1] + 1] == [CLOSE_RATE, *[None] * TRIED_STEPS[-1]]
     assert set(rates[TRIED_STEPS[-1] + 1 :]) == {None, RATE}
     assert [number for number, tries in enumerate(tried, 1) if tries] == list(TRIED_STEPS)
+
+
+def test_the_price_is_the_measured_one_or_that_of_the_schedule() -> None:
+    learned = Learned(steps=2)
+    assert (learned.measured_price, learned.price) == (None, 0.0)
+    learned.schedule = replace(SCHEDULE, price=0.25)
+    assert learned.price == 0.25
+    flows = {"nvme": TierFlow(Flow(10, 1.0, 1), Flow(10, 1.0, 1))}
+    for _ in range(4):
+        learned.note(make_step(None, False), StepMeasurement([], flows, step_seconds=12.0))
+        learned.note(make_step(SCHEDULE, False), StepMeasurement([], step_seconds=2.0))
+    assert learned.measured_price == learned.price == 0.5
+    learned.limited = True
+    assert (learned.measured_price, learned.price) == (None, 0.25)
 
 
 def test_sampled_steps_tell_no_price() -> None:

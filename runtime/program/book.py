@@ -165,7 +165,7 @@ class ProgramBook:
         latest = step.measure()
         learned.forget_guess()
         learned.note(step, latest)
-        halves = find_medians(program, learned.records)
+        halves = find_medians(program, learned.records, learned.price)
         if learned.assumed is not None:
             halves = keep_seen(learned.assumed.halves, halves)
         measured = StepMeasurement(
@@ -173,7 +173,7 @@ class ProgramBook:
             find_typical_flows(learned.flows),
             latest.base_bytes,
             learned.owners,
-            price=None if learned.limited else learned.samples.find_price(),
+            price=learned.measured_price,
             excess_bytes=learned.excess_bytes,
             sizes=learned.sizes,
             sampled=all(record.sampled for record in learned.records),

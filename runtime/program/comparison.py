@@ -25,20 +25,40 @@ CHANGED_BYTES = 0.02
 CHANGED_SPEED = 1.5
 CHANGED_PRICE = 0.25
 CHANGED_EXCESS = 0.002
+# The largest share of the seconds of a step that is put down to its transfers.
+MOST_TAKEN = 0.5
 
 
-def find_medians(program: Program, records: Sequence[StepMeasurement]) -> list[HalfMeasurement]:
+def find_medians(
+    program: Program, records: Sequence[StepMeasurement], price: float
+) -> list[HalfMeasurement]:
     """For each half of `program`, the medians over steps, and the maxima of sampled bytes.
 
-    The seconds are those of steps that were not sampled, if there are any.
+    The seconds are those of steps that were not sampled, if there are any, without what their
+    transfers took from compute: `price` seconds for each byte.
     """
     undisturbed = [record for record in records if not record.sampled] or records
+    timed = [_leave_out_transfers(record, price) for record in undisturbed]
     return [
-        _find_median(
-            [record.halves[index] for record in records],
-            [record.halves[index] for record in undisturbed],
-        )
+        _find_median([record.halves[index] for record in records], [each[index] for each in timed])
         for index in range(len(program))
+    ]
+
+
+def _leave_out_transfers(step: StepMeasurement, price: float) -> Sequence[HalfMeasurement]:
+    """The halves of a step without `price` seconds for each byte that it moved, spread evenly."""
+    seconds = sum(half.seconds for half in step.halves)
+    taken_seconds = min(price * step.moved_bytes, MOST_TAKEN * seconds)
+    if not taken_seconds:
+        return step.halves
+    share = 1.0 - taken_seconds / seconds
+    return [
+        replace(
+            half,
+            clocks={event: share * clock for event, clock in half.clocks.items()},
+            gap_seconds=share * half.gap_seconds,
+        )
+        for half in step.halves
     ]
 
 

@@ -124,6 +124,19 @@ class Learned:
         return CLOSE_RATE if self.measured % CLOSE_EACH == 1 else RATE
 
     @property
+    def measured_price(self) -> float | None:
+        """Seconds of compute for each byte moved, as steps without a budget showed; else None."""
+        return None if self.limited else self.samples.find_price()
+
+    @property
+    def price(self) -> float:
+        """The measured price, else the one that the schedule counts."""
+        measured = self.measured_price
+        if measured is not None:
+            return measured
+        return 0.0 if self.schedule is None else self.schedule.price
+
+    @property
     def _needs_price(self) -> bool:
         """Whether the price of a byte decides what moves.
 
