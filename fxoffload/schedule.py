@@ -49,6 +49,8 @@ class HalfMeasurement:
 
     last_half: of a forward without a backward, the index of the half in which the last of its
     values died; None where that is not known.
+
+    thread: the native id of the thread that ran the half; None of what several steps showed.
     """
 
     clocks: Mapping[OpEvent, float]
@@ -58,6 +60,7 @@ class HalfMeasurement:
     peak_bytes: Mapping[OpEvent, int] = field(default_factory=dict)
     live_bytes: Mapping[OpEvent, int] = field(default_factory=dict)
     last_half: int | None = None
+    thread: int | None = None
 
     @property
     def seconds(self) -> float:

@@ -117,6 +117,9 @@ def check_profile(report: fxoffload.Report, blocks: list[Block], x: Tensor, fold
     report.save_trace(folder / "both.json", profile=seen)
     events = json.loads((folder / "both.json").read_text())["traceEvents"]
     names = [event["name"] for event in events if event["ph"] == "X"]
+    # On a CPU the backward runs in the thread of the forward. The profiler uses the same number.
+    (thread,) = {span.thread for span in report.spans if span.kind == "compute"}
+    assert {event["tid"] for event in events if event["name"] == "aten::mm"} == {thread}
     assert {"aten::mm", "forward of call 0"} <= set(names)
     writes = [event for event in events if event.get("cat") == "write"]
     first = min(writes, key=lambda event: event["ts"])

@@ -63,6 +63,22 @@ def test_times_of_a_value() -> None:
     assert found.step_seconds == 14.0
 
 
+def test_a_transfer_queues_behind_those_of_its_direction() -> None:
+    """Each is written for 4 s, behind nodes 0 and 1, and read for 3 s in front of node 9."""
+    values = [make_value(name, born=born, first_use=4) for born, name in enumerate("ab")]
+    step = make_step(values, forward=5, backward=5)
+    transfers = {"a": Transfer("nvme", None, 9), "b": Transfer("nvme", None, 9)}
+    found = replay(step, transfers, {"nvme": make_link(4, 3)})
+    assert [(e.kind, e.value, e.start, e.queued_seconds) for e in found.transfers] == [
+        ("write", "a", 1.0, 0.0),
+        ("write", "b", 5.0, 3.0),
+        ("read", "a", 9.0, 0.0),
+        ("read", "b", 12.0, 3.0),
+        ("wait", "a", 9.0, 0.0),
+        ("wait", "b", 12.0, 0.0),
+    ]
+
+
 @pytest.mark.parametrize("link", LINKS.values(), ids=LINKS)
 @pytest.mark.parametrize("budget_bytes", ["min", 250, 350, 450, None])
 @pytest.mark.parametrize("halves", ["F0 F1 F2 F3 B3 B2 B1 B0", "F0 B0 F1 B1", "F0 F1 B0 F2 B1 B2"])

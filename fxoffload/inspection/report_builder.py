@@ -5,6 +5,7 @@ ScheduledStep -> join_step -> read_transfers -> replay, simulate -> ReportData
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections import Counter, defaultdict
 from dataclasses import dataclass, replace
 
@@ -150,12 +151,24 @@ def _trace_memory(found: _Replayed) -> tuple[MemoryPoint, ...]:
 
 
 def _list_spans(found: _Replayed) -> tuple[Span, ...]:
+    latest, program = found.step.record.latest, found.step.record.schedule.program
+    threads = [None] * len(program) if latest is None else [each.thread for each in latest.halves]
     spans: list[Span] = []
-    for (call, forward), (start, end) in _find_halves(found).items():
-        spans.append(Span("compute", call, found.graphs[call], "", 0, start, end, forward))
+    for ((call, forward), (start, end)), thread in zip(
+        _find_halves(found).items(), threads, strict=True
+    ):
+        graph = found.graphs[call]
+        spans.append(Span("compute", call, graph, "", 0, start, end, forward, thread=thread))
+    starts = [span.start for span in spans]
     for each in found.timeline.transfers:
         call, name = found.find_value(each.value)
-        spans.append(Span(each.kind, call, name, each.tier, each.nbytes, each.start, each.end))
+        thread = threads[bisect_right(starts, each.start) - 1] if each.kind == "wait" else None
+        spans.append(
+            Span(
+                each.kind, call, name, each.tier, each.nbytes, each.start, each.end,
+                queued_seconds=each.queued_seconds, thread=thread,
+            )
+        )  # fmt: skip
     return tuple(sorted(spans, key=lambda span: (span.start, span.end)))
 
 

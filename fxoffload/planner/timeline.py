@@ -20,7 +20,10 @@ from fxoffload.sizes import UNLIMITED_BYTES
 
 @dataclass(frozen=True, slots=True)
 class TimedTransfer:
-    """A transfer of a value, or the compute waiting for it, from `start` to `end` in seconds."""
+    """A transfer of a value, or the compute waiting for it, from `start` to `end` in seconds.
+
+    queued_seconds: for which the transfer waited for those before it, until `start`.
+    """
 
     kind: EventKind
     value: str
@@ -28,6 +31,7 @@ class TimedTransfer:
     nbytes: int
     start: float
     end: float
+    queued_seconds: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,8 +118,8 @@ def replay(
     noted: list[TimedTransfer] = []
 
     def note(kind: EventKind, value: SavedValue, start: float, end: float) -> None:
-        tier = transfers[value.name].tier
-        noted.append(TimedTransfer(kind, value.name, tier, value.nbytes, start, end))
+        tier, queued = transfers[value.name].tier, start - loop.clock
+        noted.append(TimedTransfer(kind, value.name, tier, value.nbytes, start, end, queued))
 
     loop = EventLoop(step, transfers, links, max_inflight_bytes, note)
     loop.run()
