@@ -34,8 +34,9 @@ from benchmarks.fresh_process import (
     ChildFailed,
     run_fresh,
 )
-from benchmarks.measure import MIB, MemoryCurve
+from benchmarks.measure import MemoryCurve
 from fxoffload.cli.training import SETTLING_STEPS
+from fxoffload.sizes import MIB
 
 LABELS: dict[Variant, str] = {"plain": "plain torch.compile", "fxoffload": "fxoffload"}
 RSS_STEPS = 2

@@ -33,13 +33,13 @@ from fxoffload.planning import (
     reserve,
 )
 from fxoffload.schedule import Schedule
+from fxoffload.sizes import MIB
 from fxoffload.step_begin import begin_with_forwards
 from fxoffload.step_schedules import ScheduledGraph, follow_schedules
 from fxoffload.torch_internals import DynamoGraph
 
 log = logging.getLogger(__name__)
 
-MIB = 2**20
 # A graph that saves this much is named in a warning if nothing of it may move.
 MUCH_BYTES = 64 * MIB
 

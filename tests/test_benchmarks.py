@@ -17,11 +17,12 @@ import torch
 from python_runs import run_python
 from torch import nn
 
+from fxoffload.sizes import MIB
+
 sys.path.append(str(Path(__file__).parent.parent))
 
 from benchmarks import activation_peak, compile_time, measure
 from benchmarks.fresh_process import ChildFailed, run_fresh
-from benchmarks.measure import MIB
 from benchmarks.runner import RESULTS
 
 CPU = torch.device("cpu")

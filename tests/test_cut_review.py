@@ -40,9 +40,9 @@ from fxoffload.schedule import (
     StepMeasurement,
     TierFlow,
 )
+from fxoffload.sizes import MIB
 from fxoffload.step_schedules import ScheduledGraph, ScheduledStep, make_graph_schedule
 
-MIB = 2**20
 MODEL = make_model()
 LINK = Link(1e6, 2e6, 0.5, 0.25)
 PROGRAM = make_program(1)

@@ -16,13 +16,13 @@ from torch.profiler import ProfilerActivity, profile
 import fxoffload
 from benchmarks.measure import record_memory
 from fxoffload.runtime.program.learned import MEASURED_EACH
+from fxoffload.sizes import MIB
 
 pytestmark = [
     pytest.mark.samples_memory,
     pytest.mark.usefixtures("fresh_dynamo", "one_thread", "fresh_programs"),
 ]
 
-MIB = 2**20
 ROWS, WIDTH, BLOCKS = 2048, 256, 3
 BEFORE = {"compiler": "eager", "min_bytes": 1, "memory_budget": "min"}
 VALUE_BYTES = ROWS * WIDTH * 4  # Of each result: 2 MiB.
