@@ -17,10 +17,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from benchmarks.fresh_process import KEEP_FREED_MEMORY, RETURN_FREED_MEMORY, Record, run_fresh
-from benchmarks.measure import MIB, peak_rss_bytes, record_highest_step
+from benchmarks.measure import peak_rss_bytes, record_highest_step
 from benchmarks.model_arguments import BUDGET_HELP, LAYERS, ModelArguments, describe_sizes
 from benchmarks.runner import Benchmark, Show, Table, option
 from benchmarks.trainer import Compilation, Workload, pair_steps, prove_transfers
+from fxoffload.sizes import MIB
 
 PEAK_RATIO_LIMIT = 0.35
 STEP_RATIO_LIMIT = 1.03

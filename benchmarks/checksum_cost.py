@@ -17,10 +17,10 @@ import torch
 
 from benchmarks.fresh_process import Record
 from benchmarks.graph_calls import open_store
-from benchmarks.measure import MIB
 from benchmarks.runner import Arguments, Benchmark, Show, Table, option, parse_size
 from benchmarks.transfers import StoreTransfers, make_values, time_transfers
 from fxoffload import runtime
+from fxoffload.sizes import MIB
 
 LABELS = {"plain": "no", "checked": "yes"}
 

@@ -13,12 +13,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from benchmarks.fresh_process import Record
-from benchmarks.measure import MIB
 from benchmarks.model_arguments import ModelArguments
 from benchmarks.plots import draw_axes
 from benchmarks.runner import Benchmark, Show, Table, option
 from benchmarks.variant_tables import parse_measured, tabulate_variants
 from benchmarks.variants import PLAIN, Variant, run_variants
+from fxoffload.sizes import MIB
 
 HEADINGS = ("peak MiB", "predicted MiB", "of plain", "moved MiB", "lower bound MiB", "peak / bound")
 VARIANTS = (PLAIN, Variant("fxoffload"), Variant("fxoffload", "min"))

@@ -25,7 +25,6 @@ from benchmarks.fresh_process import Record
 from benchmarks.gpu_models import CAPS, SHAPES, GpuWork, list_variants
 from benchmarks.gpu_timeline import record_timeline
 from benchmarks.graph_calls import make_calls, open_store
-from benchmarks.measure import MIB
 from benchmarks.trainer import Trainer, synchronize, wait_for_writes
 from benchmarks.transfers import DIRECTIONS, EngineTransfers, Values, time_transfers
 from benchmarks.variants import Variant, measure_variants
@@ -33,6 +32,7 @@ from fxoffload import OffloadConfig, OffloadError
 from fxoffload.runtime.devices.staging import StagingArena
 from fxoffload.runtime.engines.ioengine import IOEngine
 from fxoffload.runtime.measurement.choice import open_engine
+from fxoffload.sizes import MIB
 
 ENGINES = ("posix", "kvikio")
 OP_STEPS = 10

@@ -20,7 +20,6 @@ from typing import Any
 from benchmarks import rok, throughput
 from benchmarks.fresh_process import Record
 from benchmarks.gpu_models import SHAPES
-from benchmarks.measure import MIB
 from benchmarks.runner import (
     RESULTS,
     Column,
@@ -31,6 +30,7 @@ from benchmarks.runner import (
 )
 from benchmarks.slow_drive import find_floor_seconds
 from benchmarks.variant_tables import Measured
+from fxoffload.sizes import MIB
 
 # What is asked of a GPT without a budget: the peak and the step, of plain's.
 FREE_PEAK, FREE_STEP = 0.64, 1.02

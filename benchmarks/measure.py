@@ -25,7 +25,6 @@ import torch
 
 from fxoffload.runtime.program.live_bytes import count_live_bytes
 
-MIB = 2**20
 SAMPLE_SECONDS = 0.05e-3
 PEAK_STEPS = 3
 

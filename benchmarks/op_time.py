@@ -21,7 +21,6 @@ import torch
 
 from benchmarks.fresh_process import Record
 from benchmarks.graph_calls import OP_NAMES, make_calls, open_store
-from benchmarks.measure import MIB
 from benchmarks.runner import (
     Arguments,
     Benchmark,
@@ -33,6 +32,7 @@ from benchmarks.runner import (
     parse_size,
 )
 from fxoffload import runtime
+from fxoffload.sizes import MIB
 
 LIMIT_SECONDS = 20e-6
 KINDS = ("row", "apart")

@@ -18,12 +18,12 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.fresh_process import Record
-from benchmarks.measure import MIB
 from benchmarks.model_arguments import LAYERS, ModelArguments
 from benchmarks.plots import draw_axes
 from benchmarks.runner import Benchmark, Show, Table, describe_spread, find_quartiles, option
 from benchmarks.variant_tables import Compare, Measured, parse_measured, tabulate_variants
 from benchmarks.variants import PLAIN, PLAIN_AGAIN, Variant, run_variants
+from fxoffload.sizes import MIB
 
 SAME_PEAK = 1.01
 BUDGETS = (0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0)

@@ -23,10 +23,10 @@ from rich import box
 from rich.console import Console
 
 from benchmarks.fresh_process import ChildFailed, Record
-from benchmarks.measure import MIB, find_cpu_model
+from benchmarks.measure import find_cpu_model
 from fxoffload import ConfigError, OffloadError
 from fxoffload.directories import check_directory
-from fxoffload.sizes import parse_bytes
+from fxoffload.sizes import MIB, parse_bytes
 
 RESULTS = Path(__file__).parent / "results"
 # The folder of records without `--output`, which git ignores.

@@ -19,7 +19,6 @@ from typing import get_args
 
 from benchmarks.batch_search import measure_methods
 from benchmarks.fresh_process import Record
-from benchmarks.measure import MIB
 from benchmarks.model_arguments import LAYERS, ModelArguments, describe_sizes
 from benchmarks.plots import draw_axes
 from benchmarks.programs import SETTLING_STEPS
@@ -28,6 +27,7 @@ from benchmarks.trainer import Program
 from benchmarks.variant_tables import Kind, Measured, parse_measured
 from benchmarks.variants import PLAIN, Variant, collect_records
 from fxoffload.cli.byte_models import check_shape
+from fxoffload.sizes import MIB
 
 AHEAD = 1.15  # Of the best peer, at one cap at least.
 MARKERS: dict[Kind, str] = dict(zip(get_args(Kind), "oDs^vX*Pp", strict=True))

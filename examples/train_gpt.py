@@ -30,8 +30,9 @@ import fxoffload
 sys.path.append(str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.fresh_process import KEEP_FREED_MEMORY, ChildFailed, Record, run_fresh
-from benchmarks.measure import MIB, MemoryCurve
+from benchmarks.measure import MemoryCurve
 from fxoffload.cli.training import SETTLING_STEPS
+from fxoffload.sizes import MIB
 
 # Under a budget the schedule of measured steps is followed by then.
 BUDGET_SETTLING_STEPS = 6

@@ -16,7 +16,7 @@ from fxoffload import machine, runtime, torch_internals
 from fxoffload.artifacts import emit_plan
 from fxoffload.config import OffloadConfig
 from fxoffload.cut_review import review_cuts
-from fxoffload.cuts import RecutGraph
+from fxoffload.cuts import GraphSource, RecutGraph
 from fxoffload.errors import BudgetError, OffloadError
 from fxoffload.memory_dump import explain_failure, watch_devices
 from fxoffload.passes import Transformed
@@ -33,13 +33,13 @@ from fxoffload.planning import (
     reserve,
 )
 from fxoffload.schedule import Schedule
+from fxoffload.sizes import MIB
 from fxoffload.step_begin import begin_with_forwards
 from fxoffload.step_schedules import ScheduledGraph, follow_schedules
 from fxoffload.torch_internals import DynamoGraph
 
 log = logging.getLogger(__name__)
 
-MIB = 2**20
 # A graph that saves this much is named in a warning if nothing of it may move.
 MUCH_BYTES = 64 * MIB
 
@@ -169,7 +169,8 @@ def compile_graph(
             keep_cut(_find_path(name, "cut"), cut)
         return compiled
 
-    recut = RecutGraph(review_cuts, partial(_trace_cuts, graph, config), compile_again)
+    source = GraphSource(partial(_trace_cuts, graph, config), compile_again)
+    recut = RecutGraph(review_cuts, source)
     recut.compiled, found = _compile_cut(gm, example_inputs, config, store, cut, recut)
     if found is None or found.model is None:
         return recut.compiled

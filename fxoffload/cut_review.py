@@ -52,7 +52,7 @@ def review_cuts(schedule: Schedule) -> None:
     found = choose_cuts(graphs, schedule.program, measured, others) if graphs else {}
     log.info("%.1f s to choose cuts: %s", time.perf_counter() - start, found or "as they are")
     for key, recut in waiting.items():
-        recut.settle([found[key]] if key in found else ())
+        recut.settle(found.get(key, "present"))
 
 
 def _make_nominal(

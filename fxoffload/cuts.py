@@ -13,7 +13,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from fxoffload import runtime
 from fxoffload.errors import BudgetError
@@ -31,29 +31,45 @@ Models = Mapping[Cut, GraphModel]
 MakeSchedule = Callable[[Mapping[str, GraphModel]], Schedule]
 
 
+@dataclass(frozen=True, slots=True)
+class GraphSource:
+    """A graph before a cut was chosen, which takes some MB of the host's memory.
+
+    trace: returns the models of the graph at the cuts that it may have. compile_cut(arguments,
+    cut): compiles the graph at another cut.
+    """
+
+    trace: Callable[[], Models]
+    compile_cut: Callable[[Sequence[Any], Cut], Callable[..., Any]]
+
+
 @dataclass(eq=False)
 class RecutGraph:
     """A compiled graph that is replaced by one at another cut if `review` chooses one.
 
     review: called before a step, once for each schedule that steps are expected to follow. It calls
-    `settle` of the graphs that it has decided on. trace: returns the models of the graph at the
-    cuts that it may have. compile_cut(arguments, cut): compiles the graph at another cut. cut: that
-    of `compiled`.
+    `settle` of the graphs that it has decided on. source: what the graph is compiled from; None
+    once no other cut can follow. cut: that of `compiled`. chosen: the cut to compile it at.
     """
 
     review: Callable[[Schedule], None]
-    trace: Callable[[], Models]
-    compile_cut: Callable[[Sequence[Any], Cut], Callable[..., Any]]
+    source: GraphSource | None
     compiled: Callable[..., Any] | None = None
     cut: Cut = None
     settled: bool = False
-    _chosen: list[Cut] = field(default_factory=list[Cut], init=False)
+    chosen: Cut | Literal["present"] = "present"
     _seen: Schedule | None = field(default=None, init=False)
 
-    def settle(self, cuts: Sequence[Cut] = ()) -> None:
-        """End the reviews of this graph. cuts: the cut to compile it at, or none to leave it."""
-        self.settled = True
-        self._chosen = list(cuts)
+    def trace(self) -> Models:
+        """The models at the cuts that the graph may have, before it is settled."""
+        assert self.source is not None
+        return self.source.trace()
+
+    def settle(self, cut: Cut | Literal["present"] = "present") -> None:
+        """End the reviews of this graph. cut: the one to compile it at; by default it stays."""
+        self.settled, self.chosen = True, cut
+        if cut == "present":
+            self.source = None
 
     def __call__(self, *args: Any) -> Any:
         """What the compiled graph returns."""
@@ -63,17 +79,22 @@ class RecutGraph:
                 self._seen = schedule
                 self._review(schedule)
                 runtime.begin_step()  # The memory that tracing took is not part of the step.
-        if self._chosen:
-            self.cut = self._chosen.pop()
-            log.warning(
-                "a graph is compiled once more, as its steps take less time when it recomputes "
-                "otherwise (cut %s): this step takes as long as the first one did",
-                self.cut,
-            )
-            self.compiled = self.compile_cut(args, self.cut)
-            runtime.begin_step()
+        if self.chosen != "present":
+            self._compile(args, self.chosen)
         assert self.compiled is not None
         return self.compiled(*args)
+
+    def _compile(self, args: Sequence[Any], cut: Cut) -> None:
+        log.warning(
+            "a graph is compiled once more, as its steps take less time when it recomputes "
+            "otherwise (cut %s): this step takes as long as the first one did",
+            cut,
+        )
+        source, self.source = self.source, None
+        self.cut, self.chosen = cut, "present"
+        assert source is not None
+        self.compiled = source.compile_cut(args, cut)
+        runtime.begin_step()
 
     def _review(self, schedule: Schedule) -> None:
         try:

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-MIB = 2**20
-
 
 @dataclass(frozen=True, slots=True)
 class Holder:
@@ -29,7 +27,7 @@ def list_rows(holders: Iterable[Holder], *, whole_paths: bool = False) -> list[t
     rows = [("MiB", "name", "call", "module", "op", "source")]
     rows += [
         (
-            f"{each.nbytes / MIB:.2f}",
+            f"{each.nbytes / 2**20:.2f}",
             each.name,
             "" if each.call is None else str(each.call),
             each.module,

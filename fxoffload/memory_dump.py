@@ -16,12 +16,11 @@ from fxoffload import runtime, torch_internals
 from fxoffload.config import OffloadConfig
 from fxoffload.errors import BudgetError, ConfigError
 from fxoffload.holders import Holder, list_rows
+from fxoffload.sizes import MIB
 from fxoffload.step_schedules import find_running
 from fxoffload.tables import format_table
 
 log = logging.getLogger(__name__)
-
-MIB = 2**20
 
 
 def explain_failure(error: BudgetError, config: OffloadConfig) -> BudgetError:

@@ -9,8 +9,7 @@ from typing import Any
 import torch
 
 from fxoffload.planner.plan import UNCOUNTED, Keep, Plan
-
-MIB = 2**20
+from fxoffload.sizes import MIB
 
 
 def warn_of_uncounted(plan: Plan) -> None:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from fxoffload.ops import OpEvent
+from fxoffload.sizes import MIB
 
 Destination = Literal["keep", "host", "nvme"]
 # A value of a step: the index of its call, and its name in the graph.
@@ -49,6 +50,8 @@ class HalfMeasurement:
 
     last_half: of a forward without a backward, the index of the half in which the last of its
     values died; None where that is not known.
+
+    thread: the native id of the thread that ran the half; None of what several steps showed.
     """
 
     clocks: Mapping[OpEvent, float]
@@ -58,6 +61,7 @@ class HalfMeasurement:
     peak_bytes: Mapping[OpEvent, int] = field(default_factory=dict)
     live_bytes: Mapping[OpEvent, int] = field(default_factory=dict)
     last_half: int | None = None
+    thread: int | None = None
 
     @property
     def seconds(self) -> float:
@@ -199,15 +203,14 @@ class Schedule:
     sizes: Sizes = field(default_factory=dict[str, Mapping[str, int]])
 
     def __str__(self) -> str:
-        mib = 2**20
         graphs = {half.graph for half in self.program}
         limit = ""
         if self.budget_bytes is not None:
-            limit = f" under a budget of {self.budget_bytes / mib:.1f} MiB"
+            limit = f" under a budget of {self.budget_bytes / MIB:.1f} MiB"
         return (
             f"step of {len(self.calls)} call(s) of {len(graphs)} graph(s): moves "
-            f"{self.moved_bytes / mib:.1f} of {self.saved_bytes / mib:.1f} MiB saved; predicted "
-            f"peak {self.peak_bytes / mib:.1f} MiB ({self.unmoved_peak_bytes / mib:.1f} MiB with "
+            f"{self.moved_bytes / MIB:.1f} of {self.saved_bytes / MIB:.1f} MiB saved; predicted "
+            f"peak {self.peak_bytes / MIB:.1f} MiB ({self.unmoved_peak_bytes / MIB:.1f} MiB with "
             f"nothing moved){limit}, "
             f"{self.step_seconds:.3f} s, {self.exposed_seconds:.3f} s of it exposed"
             + "".join(

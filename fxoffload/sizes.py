@@ -6,6 +6,7 @@ import re
 
 from fxoffload.errors import ConfigError
 
+MIB = 2**20
 UNLIMITED_BYTES = 2**62  # A limit on bytes that nothing reaches.
 
 _UNITS = {
@@ -17,7 +18,7 @@ _UNITS = {
     "TB": 10**12,
     "PB": 10**15,
     "KIB": 2**10,
-    "MIB": 2**20,
+    "MIB": MIB,
     "GIB": 2**30,
     "TIB": 2**40,
     "PIB": 2**50,

@@ -31,7 +31,7 @@ from fxoffload.schedule import (
     StepMeasurement,
     TierFlow,
 )
-from fxoffload.sizes import format_bytes
+from fxoffload.sizes import MIB, format_bytes
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +41,6 @@ TOLERANCE = 0.02
 NOISE_BYTES = 2**20
 # The share of a device's memory that is left for fragmentation.
 HEADROOM = 0.02
-MIB = 2**20
 
 
 @dataclass(frozen=True, slots=True)

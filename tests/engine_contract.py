@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 
 from fxoffload.runtime.engines.ioengine import IOEngine
+from fxoffload.sizes import MIB
 
 KIB = 1024
-MIB = 1024 * KIB
 SIZES = (1, 511, 512, 513, 4095, 4096, 4097, 65 * KIB + 1, MIB, 3 * MIB + 7, 40 * MIB + 4097)
 
 

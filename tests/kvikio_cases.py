@@ -19,7 +19,7 @@ import kvikio.defaults
 import numpy as np
 import pytest
 import torch
-from engine_contract import MIB, EngineContract, make_view
+from engine_contract import EngineContract, make_view
 from torch import nn
 
 import fxoffload
@@ -33,6 +33,7 @@ from fxoffload.runtime.measurement.bandwidth import Bandwidth
 from fxoffload.runtime.measurement.choice import choose_engine, open_engine
 from fxoffload.runtime.store.store import OffloadStore
 from fxoffload.runtime.stores import close_stores
+from fxoffload.sizes import MIB
 
 
 @pytest.fixture

@@ -9,8 +9,8 @@ import pytest
 
 from fxoffload.runtime.program.advice import JUDGED_STEPS, Adviser, find_advice
 from fxoffload.schedule import Flow, Half, HalfMeasurement, Schedule, StepMeasurement, TierFlow
+from fxoffload.sizes import MIB
 
-MIB = 2**20
 PROGRAM = (Half("a", 0, True), Half("a", 0, False))
 NBYTES = 100 * MIB
 

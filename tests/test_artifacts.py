@@ -15,12 +15,12 @@ import fxoffload
 from fxoffload import artifacts, backend, torch_internals
 from fxoffload.passes import Transformed
 from fxoffload.planner.plan import Plan
+from fxoffload.sizes import MIB
 
 NAMES = (
     "joint_graph", "forward_graph_before", "backward_graph_before", "forward_graph_after",
     "backward_graph_after", "plan",
 )  # fmt: skip
-MIB = 2**20
 
 pytestmark = pytest.mark.usefixtures("fresh_dynamo", "fresh_programs")
 

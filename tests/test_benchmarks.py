@@ -17,11 +17,12 @@ import torch
 from in_process import run_in_process
 from torch import nn
 
+from fxoffload.sizes import MIB
+
 sys.path.append(str(Path(__file__).parent.parent))
 
 from benchmarks import activation_peak, compile_time, measure
 from benchmarks.fresh_process import ChildFailed, run_fresh
-from benchmarks.measure import MIB
 from benchmarks.runner import RESULTS
 
 CPU = torch.device("cpu")

@@ -23,8 +23,7 @@ from fxoffload.runtime.measurement.contention import (
     recall_contention,
 )
 from fxoffload.runtime.store.store import OffloadStore
-
-MIB = 2**20
+from fxoffload.sizes import MIB
 
 
 class Clock:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, Literal
 
 import pytest
 from programs import make_model
 
 from fxoffload import cuts, runtime
-from fxoffload.cuts import RecutGraph, choose_cut
+from fxoffload.cuts import GraphSource, RecutGraph, choose_cut
 from fxoffload.errors import BudgetError
 from fxoffload.planner.graph_model import GraphModel
 from fxoffload.planner.plan import Cut
@@ -72,62 +72,70 @@ def test_a_cut_that_does_not_fit_is_left_out() -> None:
 class Run:
     """A graph, and what is done to it: `schedule` is that of the next step, None while one runs."""
 
-    def __init__(self, cuts: Sequence[Cut] | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    def __init__(
+        self, cut: Cut | Literal["present", "later"], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         self.schedule: Schedule | None = None
         self.reviewed: list[Schedule] = []
         self.compiled: list[tuple[Any, Cut]] = []
         self.begun: list[None] = []
-        self._cuts = cuts
-        self.graph = RecutGraph(self._review, dict, self._compile, lambda x: x)
+        self._cut = cut
+        source = GraphSource(dict, self._compile)
+        self.graph = RecutGraph(self._review, source, lambda x: x)
         monkeypatch.setattr(runtime, "find_next_schedule", lambda: self.schedule)
         monkeypatch.setattr(runtime, "begin_step", lambda: self.begun.append(None))
 
     def _review(self, schedule: Schedule) -> None:
         self.reviewed.append(schedule)
-        if self._cuts is not None:
-            self.graph.settle(self._cuts)
+        if self._cut != "later":
+            self.graph.settle(self._cut)
 
     def _compile(self, arguments: Any, cut: Cut) -> Any:
         self.compiled.append((arguments, cut))
         return lambda x: -x
 
 
+@pytest.mark.parametrize("cut", [0.4, None])
 def test_a_graph_is_compiled_anew_between_two_steps(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    cut: Cut, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    run = Run([0.4], monkeypatch)
+    run = Run(cut, monkeypatch)
     assert run.graph(5) == 5, "the step that runs goes on with what it has"
+    assert run.graph.source is not None
     assert run.begun == []
     run.schedule = make_step(1.0)
     assert [run.graph(5), run.graph(6)] == [-5, -6]
     assert len(run.begun) == 2, "the memory of the review, and of the compiler, is not the step's"
     run.schedule = make_step(1.0)
     run.graph(7)
-    assert run.compiled == [((5,), 0.4)], "once"
-    assert run.graph.cut == 0.4
+    assert run.compiled == [((5,), cut)], "once"
+    assert run.graph.cut == cut
+    assert run.graph.source is None, "no other cut can follow"
     (record,) = caplog.records
     assert record.levelno == logging.WARNING
-    assert "(cut 0.4): this step takes as long as the first one did" in record.message
+    assert f"(cut {cut}): this step takes as long as the first one did" in record.message
     assert len(run.reviewed) == 1
 
 
 def test_a_graph_stays_where_no_cut_is_better(monkeypatch: pytest.MonkeyPatch) -> None:
-    run = Run([], monkeypatch)
+    run = Run("present", monkeypatch)
     for _ in range(3):
         run.schedule = make_step(1.0)
         assert run.graph(5) == 5
     assert len(run.reviewed) == 1
     assert not run.compiled
+    assert run.graph.source is None
 
 
 def test_each_schedule_is_reviewed_until_the_graph_is_settled(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    run = Run(None, monkeypatch)
+    run = Run("later", monkeypatch)
     first, second = make_step(1.0), make_step(1.0)
     for run.schedule in (first, first, second):
         run.graph(5)
     assert [id(each) for each in run.reviewed] == [id(first), id(second)]
+    assert run.graph.source is not None
     assert len(run.begun) == 2
 
 
@@ -137,7 +145,7 @@ def test_a_review_that_fails_leaves_what_runs(
     def fail(_: Schedule) -> None:
         raise LookupError("no tracing today")
 
-    run = Run(None, monkeypatch)
+    run = Run("later", monkeypatch)
     run.graph.review = fail
     run.schedule = make_step(1.0)
     with caplog.at_level(logging.WARNING, cuts.__name__):

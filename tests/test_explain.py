@@ -15,8 +15,7 @@ import fxoffload
 from fxoffload.machine import count_held_bytes
 from fxoffload.ops import OFFLOAD, OPS, PREFETCH, RELEASE, WAIT
 from fxoffload.passes.refusals import STATIC_INPUT
-
-MIB = 2**20
+from fxoffload.sizes import MIB
 
 
 def explain(case: str, directory: Path, **options: object) -> fxoffload.Explanation:
@@ -75,10 +74,9 @@ def test_table_has_a_row_for_each_value_and_the_totals(spill_directory: Path) ->
     assert "write ends before" in text
     assert "read starts before" in text
     assert "keep: parameter, buffer or other static input" in text
-    mib = 2**20
     total = (
-        f"total of 1 graph(s): {explanation.offloaded_bytes / mib:.1f} of "
-        f"{explanation.saved_bytes / mib:.1f} MiB saved are moved"
+        f"total of 1 graph(s): {explanation.offloaded_bytes / MIB:.1f} of "
+        f"{explanation.saved_bytes / MIB:.1f} MiB saved are moved"
     )
     assert total in text
     assert re.search(r"\nioengine (posix|kvikio): .+$", text)

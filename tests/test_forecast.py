@@ -15,8 +15,8 @@ from fxoffload.inspection.forecast import (
     find_written_bytes,
 )
 from fxoffload.planner.plan import Keep, Offload, Plan, Tier
+from fxoffload.sizes import MIB
 
-MIB = 2**20
 HARDWARE = make_hardware(flops=1.0, memory=1.0, transfers=1.0, memory_bytes="10MiB")
 
 

@@ -24,6 +24,7 @@ from fxoffload.errors import StoreError
 from fxoffload.runtime.devices.cuda import CudaDevice
 from fxoffload.runtime.engines.memory import MemoryEngine
 from fxoffload.runtime.store.store import OffloadStore
+from fxoffload.sizes import MIB
 
 # Before the first product of matrices, which reads it: with it, equal runs give equal bits.
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
@@ -34,7 +35,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:.*determinis"),
 ]
 
-MIB = 2**20
 CUDA = torch.device("cuda", 0)
 NUM_STEPS = 3
 SLEEP_CYCLES = 50_000_000  # Some 30 ms.

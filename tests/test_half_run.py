@@ -14,7 +14,7 @@ def test_bytes_count_from_the_beginning_and_gaps_from_the_half_before() -> None:
     backward = HalfRun(Half("a", 0, False), held_bytes=110, gap_bytes=120)
     backward.marks = {("wait", "x"): (6.0, 7.0)}
     empty = HalfRun(Half("b", 1, True))
-    last = HalfRun(Half("b", 1, False))
+    last = HalfRun(Half("b", 1, False), thread=7)
     last.marks = {("wait", "y"): (8.0, 9.0)}
     assert find_step_seconds([forward, backward, empty, last]) == 8.0
     assert find_step_seconds([empty]) == 0.0
@@ -29,5 +29,5 @@ def test_bytes_count_from_the_beginning_and_gaps_from_the_half_before() -> None:
         ),
         HalfMeasurement({("wait", "x"): 0.0}, 2.0, 10, 20),
         HalfMeasurement({}),
-        HalfMeasurement({("wait", "y"): 0.0}, 1.0),
+        HalfMeasurement({("wait", "y"): 0.0}, 1.0, thread=7),
     ]

@@ -16,6 +16,8 @@ from typing import Any
 import pytest
 from python_runs import run_python
 
+from fxoffload.sizes import MIB
+
 sys.path.append(str(Path(__file__).parent.parent))
 
 from benchmarks import fio, io_engine, io_engine_report
@@ -30,7 +32,6 @@ from benchmarks.transfers import TIER, EngineTransfers, StoreTransfers, Timing, 
 from fxoffload.runtime.engines.memory import MemoryEngine
 from fxoffload.runtime.store.store import OffloadStore
 
-MIB = 2**20
 KIB = 2**10
 
 

@@ -15,9 +15,9 @@ import fxoffload
 from fxoffload import memory_dump
 from fxoffload.config import OffloadConfig
 from fxoffload.holders import Holder
+from fxoffload.sizes import MIB
 from fxoffload.torch_internals.memory_observer import Observer
 
-MIB = 2**20
 VALUE = Holder("tanh", 0, "", "layers.0", "/x/model.py:3", "tanh", 3 * MIB)
 
 pytestmark = pytest.mark.usefixtures("fresh_dynamo", "fresh_programs")

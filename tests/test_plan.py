@@ -8,8 +8,7 @@ from typing import Any
 import pytest
 
 from fxoffload.planner.plan import Keep, Offload, Plan, SavedValue
-
-MIB = 2**20
+from fxoffload.sizes import MIB
 
 
 def make_plan(**fields: Any) -> Plan:

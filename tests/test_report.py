@@ -16,13 +16,13 @@ from torch.profiler import ProfilerActivity, profile
 import fxoffload
 from benchmarks.measure import record_memory
 from fxoffload.runtime.program.learned import MEASURED_EACH
+from fxoffload.sizes import MIB
 
 pytestmark = [
     pytest.mark.samples_memory,
     pytest.mark.usefixtures("fresh_dynamo", "one_thread", "fresh_programs"),
 ]
 
-MIB = 2**20
 ROWS, WIDTH, BLOCKS = 2048, 256, 3
 BEFORE = {"compiler": "eager", "min_bytes": 1, "memory_budget": "min"}
 VALUE_BYTES = ROWS * WIDTH * 4  # Of each result: 2 MiB.
@@ -117,6 +117,9 @@ def check_profile(report: fxoffload.Report, blocks: list[Block], x: Tensor, fold
     report.save_trace(folder / "both.json", profile=seen)
     events = json.loads((folder / "both.json").read_text())["traceEvents"]
     names = [event["name"] for event in events if event["ph"] == "X"]
+    # On a CPU the backward runs in the thread of the forward. The profiler uses the same number.
+    (thread,) = {span.thread for span in report.spans if span.kind == "compute"}
+    assert {event["tid"] for event in events if event["name"] == "aten::mm"} == {thread}
     assert {"aten::mm", "forward of call 0"} <= set(names)
     writes = [event for event in events if event.get("cat") == "write"]
     first = min(writes, key=lambda event: event["ts"])

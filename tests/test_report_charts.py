@@ -12,7 +12,6 @@ from fxoffload.inspection.report_charts import (
     GAP,
     HEIGHT,
     MAX_POINTS,
-    MIB,
     WIDTH,
     _thin,
     draw_memory,
@@ -20,6 +19,7 @@ from fxoffload.inspection.report_charts import (
     find_ceiling,
 )
 from fxoffload.inspection.report_records import Figures, MemoryPoint
+from fxoffload.sizes import MIB
 
 
 def find_points(kind: str, drawn: str) -> list[tuple[float, float]]:

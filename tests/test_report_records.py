@@ -43,6 +43,14 @@ def test_keys_of_a_later_version_are_left_out() -> None:
     assert decode_record(ReportData, json.dumps(record)) == data
 
 
+def test_keys_that_an_earlier_version_did_not_write_have_defaults() -> None:
+    data = make_data()
+    record = json.loads(encode_record(data))
+    for span in record["spans"]:
+        del span["thread"]
+    assert decode_record(ReportData, json.dumps(record)) == data
+
+
 @pytest.mark.parametrize("text", ["", "[]", "{}", '"x"', '{"version": 1}', "7"])
 def test_other_texts_are_no_reports(text: str) -> None:
     with pytest.raises(ReportError, match=r"this is no report .*: pass what Report.to_json"):

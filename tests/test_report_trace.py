@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from dataclasses import replace
 from typing import Any
 
 import pytest
-from reports import FAST, make_data, make_deep_data
+from reports import FAST, make_data, make_deep_data, make_scheduled
 
 from fxoffload.errors import ReportError
+from fxoffload.inspection.report_builder import build_report
 from fxoffload.inspection.report_records import ReportData
 from fxoffload.inspection.report_trace import Event, list_events, merge_profile
 from fxoffload.planner.link import Link
 from fxoffload.planner.selection import LINK_UTILISATION
+from fxoffload.schedule import HalfMeasurement, StepMeasurement
 
 
 def select(data: ReportData, phase: str) -> list[Event]:
@@ -80,13 +82,51 @@ def test_counters_are_never_negative_and_end_at_nothing() -> None:
         assert min(event["args"].values()) >= 0
         values[event["name"]].append(event["args"])
     assert max(each["live"] for each in values["live bytes"]) == data.predicted.peak_bytes
-    inflight, bandwidth = values["bytes in flight"], values["bandwidth, bytes per second"]
-    assert inflight[-1] == {"in flight": 0}
-    assert max(each["in flight"] for each in inflight) >= 100
-    assert bandwidth[-1] == {"offload nvme": 0, "prefetch nvme": 0}
+    bandwidth = values["bandwidth, bytes per second"]
+    assert values["bytes in flight"][-1] == {"in flight": 0}
+    assert bandwidth[-1] == values["queue length"][-1] == {"offload nvme": 0, "prefetch nvme": 0}
     for series, speed in (("offload nvme", 25.0), ("prefetch nvme", 50.0)):
         used = speed * LINK_UTILISATION
         assert max(each[series] for each in bandwidth) == pytest.approx(used, abs=0.5)
+
+
+def test_what_waits_in_a_queue_is_counted() -> None:
+    """From when a transfer is asked for to its end: of one direction, only one at a time moves."""
+    data = make_data()
+    series = {"write": "offload nvme", "read": "prefetch nvme"}
+    moves = [span for span in data.spans if span.kind in series]
+    longest = 0
+    for event in select(data, "C"):
+        if event["name"] not in ("queue length", "bytes in flight"):
+            continue
+        now = [s for s in moves if 1e6 * (s.start - s.queued_seconds) <= event["ts"] < 1e6 * s.end]
+        if event["name"] == "bytes in flight":
+            assert event["args"] == {"in flight": sum(span.nbytes for span in now)}
+            continue
+        kinds = Counter(span.kind for span in now)
+        assert event["args"] == {series[kind]: kinds[kind] for kind in series}
+        longest = max(longest, *kinds.values(), 0)
+    assert longest > 1
+
+
+def test_compute_and_waits_have_tracks_by_thread() -> None:
+    """As it was measured: of a GPU, another thread runs the backwards."""
+    step = make_scheduled(memory_budget=350)
+    halves = [
+        HalfMeasurement({}, thread=11 if half.forward else 22)
+        for half in step.record.schedule.program
+    ]
+    data = build_report(replace(step, record=replace(step.record, latest=StepMeasurement(halves))))
+    names = {e["tid"]: e["args"]["name"] for e in select(data, "M") if e["name"] == "thread_name"}
+    assert list(names.values()) == [
+        "compute, thread 11", "compute, thread 22", "offload nvme", "prefetch nvme",
+        "wait nvme, thread 11", "wait nvme, thread 22", "idle nvme",
+    ]  # fmt: skip
+    turn = min(row.backward_start for row in data.calls if row.backward_start is not None)
+    for event in select(data, "X"):
+        if event["cat"] in ("compute", "wait"):
+            thread = 11 if event["ts"] < 1e6 * turn else 22
+            assert names[event["tid"]].endswith(f", thread {thread}")
 
 
 def make_profile(name: str, *starts: float) -> dict[str, Any]:

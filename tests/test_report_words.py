@@ -10,8 +10,7 @@ from reports import FAST, make_data
 from fxoffload.inspection.report_records import Figures, Holder, LinkRow, ReportData, Wear
 from fxoffload.inspection.report_words import find_hints, find_uses, write_verdict
 from fxoffload.planner.link import Link
-
-MIB = 2**20
+from fxoffload.sizes import MIB
 
 
 def make_known(**fields: object) -> ReportData:

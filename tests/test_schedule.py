@@ -12,8 +12,7 @@ from fxoffload.schedule import (
     StepMeasurement,
     TierFlow,
 )
-
-MIB = 2**20
+from fxoffload.sizes import MIB
 
 
 def test_a_schedule_says_what_it_does() -> None:

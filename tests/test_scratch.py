@@ -15,10 +15,11 @@ from torch.utils._pytree import tree_leaves
 from toys import Half, Sketch, aten
 
 from fxoffload.scratch import count_scratch_bytes
+from fxoffload.sizes import MIB
 
 sys.path.append(str(Path(__file__).parent.parent))
 
-from benchmarks.measure import MIB, record_memory
+from benchmarks.measure import record_memory
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,7 @@ from hypothesis import strategies as st
 from fxoffload import inflight
 from fxoffload.runtime.devices.buffers import STAGING_ALIGNMENT, StagingBuffer
 from fxoffload.runtime.devices.staging import StagingArena
-
-MIB = 2**20
+from fxoffload.sizes import MIB
 
 
 class Memory:

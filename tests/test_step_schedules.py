@@ -26,6 +26,7 @@ from fxoffload.runtime.program.learned import MEASURED_EACH
 from fxoffload.runtime.store.store import OffloadStore
 from fxoffload.runtime.store.ticket import Ticket
 from fxoffload.schedule import HalfMeasurement, Schedule, StepMeasurement
+from fxoffload.sizes import MIB
 from fxoffload.step_schedules import ScheduledGraph, make_graph_schedule
 
 pytestmark = [
@@ -33,7 +34,6 @@ pytestmark = [
     pytest.mark.usefixtures("fresh_dynamo", "one_thread", "fresh_programs", "one_cut"),
 ]
 
-MIB = 2**20
 ROWS, WIDTH, BLOCKS = 8192, 128, 6  # 4 MiB for each result, and little compute.
 
 

@@ -17,7 +17,7 @@ from fxoffload.planner.program import make_schedule
 from fxoffload.planner.selection import LINK_UTILISATION, derate_links
 from fxoffload.planner.simulation import simulate
 from fxoffload.planner.step import Transfer
-from fxoffload.planner.timeline import read_transfers, replay
+from fxoffload.planner.timeline import replay, replay_schedule
 from fxoffload.schedule import CallSchedule, Schedule
 
 LINKS = {
@@ -39,8 +39,10 @@ def test_a_replay_is_the_simulation(data: st.DataObject, inflight: int) -> None:
     transfers = place_transfers(step, moved, links)
     simulated = simulate(step, transfers, links, max_inflight_bytes=inflight)
     found = replay(step, transfers, links, max_inflight_bytes=inflight)
-    assert found.step_seconds == pytest.approx(simulated.step_seconds)
-    assert found.exposed_seconds == pytest.approx(simulated.exposed_seconds)
+    assert found.simulation == simulated
+    assert found.arrivals[-1] == simulated.step_seconds
+    waits = sum(each.end - each.start for each in found.transfers if each.kind == "wait")
+    assert waits == pytest.approx(simulated.exposed_seconds)
     sums = {
         kind: sum(each.nbytes for each in found.transfers if each.kind == kind)
         for kind in ("write", "read")
@@ -59,8 +61,24 @@ def test_times_of_a_value() -> None:
         ("read", 9.0, 12.0),
         ("wait", 11.0, 12.0),
     ]
-    assert found.exposed_seconds == 4.0
-    assert found.step_seconds == 14.0
+    assert found.simulation.exposed_seconds == 4.0
+    assert found.arrivals[-1] == found.simulation.step_seconds == 14.0
+
+
+def test_a_transfer_queues_behind_those_of_its_direction() -> None:
+    """Each is written for 4 s, behind nodes 0 and 1, and read for 3 s in front of node 9."""
+    values = [make_value(name, born=born, first_use=4) for born, name in enumerate("ab")]
+    step = make_step(values, forward=5, backward=5)
+    transfers = {"a": Transfer("nvme", None, 9), "b": Transfer("nvme", None, 9)}
+    found = replay(step, transfers, {"nvme": make_link(4, 3)})
+    assert [(e.kind, e.value, e.start, e.queued_seconds) for e in found.transfers] == [
+        ("write", "a", 1.0, 0.0),
+        ("write", "b", 5.0, 3.0),
+        ("read", "a", 9.0, 0.0),
+        ("read", "b", 12.0, 3.0),
+        ("wait", "a", 9.0, 0.0),
+        ("wait", "b", 12.0, 0.0),
+    ]
 
 
 @pytest.mark.parametrize("link", LINKS.values(), ids=LINKS)
@@ -77,13 +95,13 @@ def test_a_schedule_is_read_back(
     schedule = make_schedule(program, models, measured, links, budget_bytes=budget_bytes)
     joined = join_step(program, models, measured)
     used = derate_links(links, LINK_UTILISATION)
-    transfers = read_transfers(joined, schedule, used)
+    transfers, timeline = replay_schedule(joined, schedule, used)
     moved = sum(v.nbytes for v in joined.step.values if v.name in transfers)
     assert moved == schedule.moved_bytes
-    assert simulate(joined.step, transfers, used).peak_bytes == schedule.peak_bytes
-    timeline = replay(joined.step, transfers, used)
-    assert timeline.exposed_seconds == pytest.approx(schedule.exposed_seconds)
-    assert timeline.step_seconds == pytest.approx(schedule.step_seconds)
+    assert timeline == replay(joined.step, transfers, used)
+    assert timeline.simulation.peak_bytes == schedule.peak_bytes
+    assert timeline.simulation.exposed_seconds == pytest.approx(schedule.exposed_seconds)
+    assert timeline.arrivals[-1] == pytest.approx(schedule.step_seconds)
 
 
 def test_a_schedule_that_keeps_all_has_no_transfers() -> None:
@@ -92,7 +110,7 @@ def test_a_schedule_that_keeps_all_has_no_transfers() -> None:
     links = {"nvme": LINKS["fast"]}
     schedule = make_schedule(program, MODELS, measured, links, budget_bytes=10**6)
     joined = join_step(program, MODELS, measured)
-    assert read_transfers(joined, schedule, links) == {}
+    assert replay_schedule(joined, schedule, links)[0] == {}
 
 
 @pytest.mark.parametrize(
@@ -114,6 +132,5 @@ def test_a_wait_in_the_backward_is_a_release_where_it_waits(
     call = CallSchedule({"a": "nvme", "b": "keep"}, {event: ((0, "a"),)}, reads)
     schedule = Schedule(program, (call,), 1, 1, 1, 1.0, 0.0, 200, 100)
     expected = Transfer("nvme", positions[event] if releases else None, positions["prefetch", "a"])
-    assert read_transfers(joined, schedule, {"nvme": make_link(write_seconds, 1.0)}) == {
-        "0/a": expected
-    }
+    found, _ = replay_schedule(joined, schedule, {"nvme": make_link(write_seconds, 1.0)})
+    assert found == {"0/a": expected}

@@ -8,13 +8,14 @@ from typing import Any
 import hf_trainer
 import pytest
 import torch
-from trainer_runs import MIB, TEXT, assert_equal, find_parameters, run, run_main
+from trainer_runs import TEXT, assert_equal, find_parameters, run, run_main
 from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainerCallback, TrainingArguments
 
 import fxoffload
 from benchmarks.measure import record_memory
 from fxoffload.errors import ConfigError
 from fxoffload.integrations.transformers import OffloadCallback
+from fxoffload.sizes import MIB
 
 PEAK = "fxoffload_predicted_peak_bytes"
 

@@ -14,7 +14,6 @@ import fxoffload
 
 TEXT = (Path(__file__).parent.parent / "LICENSE").read_bytes()
 STEPS = 3
-MIB = 2**20
 
 
 def run_main(main: Callable[[list[str]], None], directory: Path) -> None:

@@ -9,9 +9,8 @@ from typing import Any
 from fxoffload.inspection.forecast import BatchForecast, Forecast, LargestBatch
 from fxoffload.planner.plan import Keep, Plan, describe_cut
 from fxoffload.schedule import Schedule
+from fxoffload.sizes import MIB
 from fxoffload.tables import format_table
-
-MIB = 2**20
 
 
 def format_plan(plan: Plan) -> str:

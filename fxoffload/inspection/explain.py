@@ -26,6 +26,7 @@ from fxoffload.planner.bound import Bound
 from fxoffload.planner.plan import Plan, SavedValue, describe_cut
 from fxoffload.planning import build_partitioner
 from fxoffload.schedule import CallValue, Schedule
+from fxoffload.sizes import MIB
 from fxoffload.step_schedules import (
     ScheduledGraph,
     ScheduledStep,
@@ -35,7 +36,6 @@ from fxoffload.step_schedules import (
 from fxoffload.tables import format_table
 from fxoffload.torch_internals import OffloadPartitioner, outside_of_tracing
 
-MIB = 2**20
 # A model has hundreds of values that are kept for these reasons, whatever the options: they get one
 # row for each reason.
 STATIC_REASONS = (STATIC_INPUT, CONSTANT)

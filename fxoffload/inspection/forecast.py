@@ -6,9 +6,8 @@ from dataclasses import dataclass
 
 from fxoffload.hardware import Hardware
 from fxoffload.planner.plan import Plan
+from fxoffload.sizes import MIB
 from fxoffload.tables import format_table
-
-_MIB = 2**20
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,18 +60,18 @@ class Forecast:
                     str(index),
                     f"{plan.step_seconds:.4g}",
                     f"{plan.exposed_seconds:.4g}",
-                    f"{plan.peak_bytes / _MIB:.1f}",
-                    f"{plan.unmoved_peak_bytes / _MIB:.1f}",
-                    f"{find_written_bytes(plan) / _MIB:.1f}",
+                    f"{plan.peak_bytes / MIB:.1f}",
+                    f"{plan.unmoved_peak_bytes / MIB:.1f}",
+                    f"{find_written_bytes(plan) / MIB:.1f}",
                 )
             )
         total = (
             f"step {self.step_seconds:.4g} s, {self.exposed_seconds:.4g} s of it exposed; peak "
-            f"{self.peak_bytes / _MIB:.1f} MiB beside {self.resident_bytes / _MIB:.1f} MiB of "
-            f"parameters and buffers; {self.written_bytes / _MIB:.1f} MiB written"
+            f"{self.peak_bytes / MIB:.1f} MiB beside {self.resident_bytes / MIB:.1f} MiB of "
+            f"parameters and buffers; {self.written_bytes / MIB:.1f} MiB written"
         )
         verdict = "fits" if self.fits else "does not fit"
-        memory = f"{verdict} into {self.hardware.device_bytes / _MIB:.1f} MiB of device memory"
+        memory = f"{verdict} into {self.hardware.device_bytes / MIB:.1f} MiB of device memory"
         return "\n".join([format_table(rows), total, memory])
 
 
@@ -138,13 +137,13 @@ class LargestBatch:
                     str(case.batch),
                     str(case.microbatches),
                     f"{case.forecast.step_seconds:.4g}",
-                    f"{case.forecast.peak_bytes / _MIB:.1f}",
-                    f"{case.forecast.written_bytes / _MIB:.1f}",
+                    f"{case.forecast.peak_bytes / MIB:.1f}",
+                    f"{case.forecast.written_bytes / MIB:.1f}",
                     f"{case.bubble_fraction:.3f}",
                     f"{case.samples_per_second:.4g}",
                 )
             )
-        budget = f"activation peak of {self.memory_budget_bytes / _MIB:.1f} MiB"
+        budget = f"activation peak of {self.memory_budget_bytes / MIB:.1f} MiB"
         ratio = self.throughput_ratio
         factor = "" if ratio is None else f"; throughput changes by a factor of {ratio:.3f}"
         return f"{format_table(rows)}\n{budget}{factor}"

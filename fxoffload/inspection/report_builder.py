@@ -1,10 +1,11 @@
 """Build a report: turn a scheduled step into the records of a report.
 
-ScheduledStep -> join_step -> read_transfers -> replay, simulate -> ReportData
+ScheduledStep -> join_step -> replay_schedule -> ReportData
 """
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections import Counter, defaultdict
 from dataclasses import dataclass, replace
 
@@ -28,7 +29,7 @@ from fxoffload.planner.plan import SavedValue
 from fxoffload.planner.selection import LINK_UTILISATION, derate_links
 from fxoffload.planner.simulation import Simulation, simulate
 from fxoffload.planner.step import Transfer
-from fxoffload.planner.timeline import Timeline, read_transfers, replay
+from fxoffload.planner.timeline import Timeline, replay_schedule
 from fxoffload.schedule import TierFlow
 from fxoffload.step_schedules import ScheduledStep, find_models
 
@@ -44,7 +45,6 @@ class _Replayed:
     joined: JoinedStep
     transfers: dict[str, Transfer]
     timeline: Timeline
-    simulation: Simulation
     unmoved: Simulation
     graphs: dict[int, str]
 
@@ -77,10 +77,10 @@ def build_report(step: ScheduledStep, ioengine: str = "") -> ReportData:
         ),
         measured=_sum_measured(found),
         memory=_trace_memory(found),
-        peak_seconds=found.timeline.arrivals[found.simulation.peak_position],
+        peak_seconds=found.timeline.arrivals[found.timeline.simulation.peak_position],
         holders=describe_holders(
             found.joined.step,
-            found.simulation,
+            found.timeline.simulation,
             found.transfers,
             found.joined.values,
             found.graphs,
@@ -104,7 +104,7 @@ def _replay_step(step: ScheduledStep) -> _Replayed:
     # As the schedule was made, so that the times are those that it predicts.
     links = derate_links(step.find_links(), LINK_UTILISATION)
     limit = joined.step.find_inflight_cap(config.inflight_bytes)
-    transfers = read_transfers(joined, record.schedule, links, max_inflight_bytes=limit)
+    transfers, timeline = replay_schedule(joined, record.schedule, links, max_inflight_bytes=limit)
     # Runtime names of graphs are digests: people get the order in which they first ran.
     order = dict.fromkeys(half.graph for half in record.schedule.program)
     numbers = {graph: str(number) for number, graph in enumerate(order)}
@@ -112,8 +112,7 @@ def _replay_step(step: ScheduledStep) -> _Replayed:
         step,
         joined,
         transfers,
-        replay(joined.step, transfers, links, max_inflight_bytes=limit),
-        simulate(joined.step, transfers, links, max_inflight_bytes=limit),
+        timeline,
         simulate(joined.step, {}, links),
         {half.call: numbers[half.graph] for half in record.schedule.program},
     )
@@ -142,7 +141,7 @@ def _trace_memory(found: _Replayed) -> tuple[MemoryPoint, ...]:
             nbytes = seen.get((op.call, op.event))
             if nbytes is not None:
                 measured[op.position] = max(nbytes, measured.get(op.position, nbytes))
-    pairs = zip(found.simulation.live_bytes, found.unmoved.live_bytes, strict=True)
+    pairs = zip(found.timeline.simulation.live_bytes, found.unmoved.live_bytes, strict=True)
     return tuple(
         MemoryPoint(found.timeline.arrivals[position], moved, unmoved, measured.get(position))
         for position, (moved, unmoved) in enumerate(pairs)
@@ -150,12 +149,24 @@ def _trace_memory(found: _Replayed) -> tuple[MemoryPoint, ...]:
 
 
 def _list_spans(found: _Replayed) -> tuple[Span, ...]:
+    latest, program = found.step.record.latest, found.step.record.schedule.program
+    threads = [None] * len(program) if latest is None else [each.thread for each in latest.halves]
     spans: list[Span] = []
-    for (call, forward), (start, end) in _find_halves(found).items():
-        spans.append(Span("compute", call, found.graphs[call], "", 0, start, end, forward))
+    for ((call, forward), (start, end)), thread in zip(
+        _find_halves(found).items(), threads, strict=True
+    ):
+        graph = found.graphs[call]
+        spans.append(Span("compute", call, graph, "", 0, start, end, forward, thread=thread))
+    starts = [span.start for span in spans]
     for each in found.timeline.transfers:
         call, name = found.find_value(each.value)
-        spans.append(Span(each.kind, call, name, each.tier, each.nbytes, each.start, each.end))
+        thread = threads[bisect_right(starts, each.start) - 1] if each.kind == "wait" else None
+        spans.append(
+            Span(
+                each.kind, call, name, each.tier, each.nbytes, each.start, each.end,
+                queued_seconds=each.queued_seconds, thread=thread,
+            )
+        )  # fmt: skip
     return tuple(sorted(spans, key=lambda span: (span.start, span.end)))
 
 

@@ -12,8 +12,8 @@ from math import ceil, log10
 
 from fxoffload.inspection.report_records import MemoryPoint, ReportData, Span
 from fxoffload.inspection.report_trace import TRACKS
+from fxoffload.sizes import MIB
 
-MIB = 2**20
 # Of the drawings, in their own units.
 WIDTH, HEIGHT = 1000.0, 100.0
 # Points of a curve; of more, each column of the drawing has its highest.

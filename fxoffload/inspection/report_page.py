@@ -23,8 +23,8 @@ from fxoffload.inspection.report_text import (
     list_holders,
     write_ms,
 )
+from fxoffload.sizes import MIB
 
-MIB = 2**20
 # Columns that are numbers, and those whose text may break into lines.
 _NUMBERS = {"MiB", "call", "graph", "released ms", "prefetched ms", "exposed ms"}
 _TEXTS = {"reason"}

@@ -45,7 +45,9 @@ class MemoryPoint:
 class Span:
     """What a track does from `start` to `end`: a half computes, a value is written, read, awaited.
 
-    tier: "" for compute. forward: of the call, for compute only.
+    tier: "" for compute. forward: of the call, for compute only. queued_seconds: for which a
+    transfer waited for those before it, until `start`. thread: the native id of the thread that
+    ran this half in the last measured step, or waited in it; None without one, and of transfers.
     """
 
     kind: Literal["compute", "write", "read", "wait"]
@@ -56,6 +58,8 @@ class Span:
     start: float
     end: float
     forward: bool = False
+    queued_seconds: float = 0.0
+    thread: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,7 +204,8 @@ def decode_record(kind: type[Any], text: str) -> Any:
 def _decode(kind: Any, value: Any) -> Any:
     if is_dataclass(kind) and isinstance(kind, type):
         hints = get_type_hints(kind)
-        known = {each.name: value[each.name] for each in fields(kind)}
+        # A report that an earlier version wrote lacks some keys: those have defaults.
+        known = {each.name: value[each.name] for each in fields(kind) if each.name in value}
         return kind(**{name: _decode(hints[name], each) for name, each in known.items()})
     if get_origin(kind) is tuple:
         (item, _) = get_args(kind)

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 from fxoffload.holders import list_rows
 from fxoffload.inspection.report_records import Figures, ReportData
+from fxoffload.sizes import MIB
 from fxoffload.tables import format_table
 
-MIB = 2**20
 # Rows of the longest tables; the JSON and the page have all.
 MAX_ROWS = 12
 

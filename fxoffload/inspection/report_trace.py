@@ -1,9 +1,10 @@
 """A report as Chrome trace events, which Perfetto and chrome://tracing open.
 
-One process, with a track for the compute and, for each tier, one each for offloads, prefetches,
-waits, and the times at which it is idle. Arrows lead from the offload of a value to its prefetch
-and to the wait for it. Counters have the bytes that are live, those on their way, and how fast they
-are. Source of the format: "Trace Event Format".
+One process, with a track for the compute of each thread and, for each tier, one each for offloads,
+prefetches, waits of each thread, and the times at which it is idle. Arrows lead from the offload of
+a value to its prefetch and to the wait for it. Counters have the bytes that are live; and of
+transfers, their bytes in flight, their number in each direction, and their speed.
+Source of the format: "Trace Event Format".
 """
 
 from __future__ import annotations
@@ -44,7 +45,12 @@ def list_events(data: ReportData) -> list[Event]:
     events += [
         _make_counter("live bytes", point.seconds, {"live": point.nbytes}) for point in data.memory
     ]
-    events += _count_transfers(data, "bytes in flight", lambda span: ("in flight", span.nbytes))
+    events += _count_transfers(
+        data, "bytes in flight", lambda span: ("in flight", span.nbytes), is_queued=True
+    )
+    events += _count_transfers(
+        data, "queue length", lambda span: (_find_track(span), 1), is_queued=True
+    )
     events += _count_transfers(data, "bandwidth, bytes per second", _find_bandwidth)
     return events
 
@@ -75,13 +81,18 @@ def merge_profile(data: ReportData, profile: dict[str, Any]) -> dict[str, Any]:
 
 
 def _number_tracks(data: ReportData) -> dict[str, int]:
-    kinds = *TRACKS.values(), "idle"
-    names = ["compute", *(f"{kind} {tier}" for tier in data.tiers for kind in kinds)]
-    return {name: number for number, name in enumerate(names, 1)}
+    names: list[str] = []
+    for tier in ("", *data.tiers):
+        for kind in ("compute", *TRACKS):
+            found = (span for span in data.spans if (span.kind, span.tier) == (kind, tier))
+            names += (_find_track(span) for span in found)
+        names += [f"idle {tier}"] if tier else []
+    return {name: number for number, name in enumerate(dict.fromkeys(names), 1)}
 
 
 def _find_track(span: Span) -> str:
-    return "compute" if span.kind == "compute" else f"{TRACKS[span.kind]} {span.tier}"
+    name = span.kind if span.kind == "compute" else f"{TRACKS[span.kind]} {span.tier}"
+    return name if span.thread is None else f"{name}, thread {span.thread}"
 
 
 def _name(kind: str, thread: int, value: str | int, *, key: str = "name") -> Event:
@@ -152,14 +163,22 @@ def _find_bandwidth(span: Span) -> tuple[str, int]:
 
 
 def _count_transfers(
-    data: ReportData, name: str, weigh: Callable[[Span], tuple[str, int]]
+    data: ReportData,
+    name: str,
+    weigh: Callable[[Span], tuple[str, int]],
+    *,
+    is_queued: bool = False,
 ) -> list[Event]:
-    """Counter `name` of the writes and reads under way. weigh: the series of one, and its share."""
+    """Counter `name` of the writes and reads under way. weigh: the series of one, and its share.
+
+    is_queued: whether those count that wait for others before them.
+    """
     changes: dict[float, Counter[str]] = defaultdict(Counter)
     for span in data.spans:
         if span.kind in ("write", "read"):
             series, share = weigh(span)
-            changes[span.start][series] += share
+            begin = span.start - span.queued_seconds if is_queued else span.start
+            changes[begin][series] += share
             changes[span.end][series] -= share
     sums = {series: 0 for change in changes.values() for series in change}
     events: list[Event] = []

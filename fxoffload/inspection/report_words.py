@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections import Counter
 
 from fxoffload.inspection.report_records import Figures, LinkRow, ReportData
+from fxoffload.sizes import MIB
 
-MIB = 2**20
 # Shares of a step: below this waits are called none; above this a link is called busy.
 NOTICED = 0.002
 BUSY = 0.8

@@ -14,10 +14,10 @@ from fxoffload.planner.fluid import build_fluid
 from fxoffload.planner.link import Link
 from fxoffload.planner.moments import find_least_bytes
 from fxoffload.planner.step import Step
+from fxoffload.sizes import MIB
 
 # What the tolerances of the solver may amount to, as a share of the unmoved peak and the compute.
 SLACK = 1e-6
-_MIB = 2**20
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,12 +39,12 @@ class Bound:
     def __str__(self) -> str:
         parts: list[str] = []
         if self.peak_bytes is not None:
-            peak = f"{self.peak_bytes / _MIB:.1f} MiB in {self.within_seconds:.3f} s"
+            peak = f"{self.peak_bytes / MIB:.1f} MiB in {self.within_seconds:.3f} s"
             parts.append(f"a peak below {peak}")
-        parts.append(f"below {self.lowest_peak_bytes / _MIB:.1f} MiB in any time")
+        parts.append(f"below {self.lowest_peak_bytes / MIB:.1f} MiB in any time")
         if self.step_seconds is not None and self.budget_bytes is not None:
             parts.append(
-                f"less than {self.step_seconds:.3f} s under {self.budget_bytes / _MIB:.1f} MiB"
+                f"less than {self.step_seconds:.3f} s under {self.budget_bytes / MIB:.1f} MiB"
             )
         return "bound: no plan reaches " + ", or ".join(parts)
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from fxoffload.sizes import MIB
+
 Tier = Literal["nvme", "host"]
 # Where torch's partitioner cuts the joint graph. None: as the program says. A number: so that this
 # share of the activation memory is saved and the rest recomputed, 1.0 being the partitioner's own
@@ -185,24 +187,23 @@ class Plan:
         return dict(sorted(kept.items(), key=lambda item: -item[1]))
 
     def __str__(self) -> str:
-        mib = 2**20
         lines = [
-            f"moved {self.offloaded_bytes / mib:.1f} of {self.saved_bytes / mib:.1f} MiB saved; "
-            f"predicted peak {self.peak_bytes / mib:.1f} MiB "
-            f"({self.unmoved_peak_bytes / mib:.1f} MiB with nothing moved), "
+            f"moved {self.offloaded_bytes / MIB:.1f} of {self.saved_bytes / MIB:.1f} MiB saved; "
+            f"predicted peak {self.peak_bytes / MIB:.1f} MiB "
+            f"({self.unmoved_peak_bytes / MIB:.1f} MiB with nothing moved), "
             f"step {self.step_seconds:.3f} s, {self.exposed_seconds:.3f} s of it exposed"
         ]
         if self.contended_seconds > 0.0:
             lines[0] += f", {self.contended_seconds:.3f} s taken from compute by transfers"
         if self.budget_bytes is not None and not self.offloads:
             lines.append(
-                f"memory_budget of {self.budget_bytes / mib:.1f} MiB is met with nothing moved"
+                f"memory_budget of {self.budget_bytes / MIB:.1f} MiB is met with nothing moved"
             )
         if self.cut is not None:
             lines.append(f"recomputed: {describe_cut(self.cut)}")
         at_peak = dict(self.kept_at_peak)
         lines += [
-            f"kept {nbytes / mib:.1f} MiB ({at_peak.get(reason, 0) / mib:.1f} MiB of the peak): "
+            f"kept {nbytes / MIB:.1f} MiB ({at_peak.get(reason, 0) / MIB:.1f} MiB of the peak): "
             f"{reason}"
             for reason, nbytes in self.kept_bytes_by_reason().items()
         ]

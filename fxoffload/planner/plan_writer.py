@@ -10,8 +10,7 @@ from fxoffload.planner.plan import KEPT, Decision, Keep, Offload, Plan
 from fxoffload.planner.search import Choice
 from fxoffload.planner.simulation import Simulation
 from fxoffload.planner.step import Step
-
-_MIB = 2**20
+from fxoffload.sizes import MIB
 
 
 def write_plan(
@@ -66,4 +65,4 @@ def describe_kept(step: Step, simulation: Simulation) -> str:
     """For messages: what the program itself keeps at the peak, beginning with a comma; else ""."""
     kept = [Keep(value.refusal or "") for value in step.values]
     nbytes = dict(_find_kept(step, kept, simulation.peak_position)).get(KEPT, 0)
-    return f", {nbytes / _MIB:.1f} MiB of it {KEPT} (fxoffload.keep, keeping)" if nbytes else ""
+    return f", {nbytes / MIB:.1f} MiB of it {KEPT} (fxoffload.keep, keeping)" if nbytes else ""

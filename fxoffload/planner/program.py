@@ -28,6 +28,7 @@ from fxoffload.schedule import (
     Program,
     Schedule,
 )
+from fxoffload.sizes import MIB
 
 
 def make_schedule(
@@ -175,13 +176,12 @@ def _explain(
     for holder in find_holders(joined.step, lowest.simulation, lowest.transfers):
         found = joined.values.get(holder.name)
         sums[holder.name if found is None else f"values of call {found[0][0]}"] += holder.nbytes
-    mib = 2**20
     graphs = {half.call: half.graph for half in program}
-    held = ", ".join(f"{name} {nbytes / mib:.1f} MiB" for name, nbytes in sums.most_common(5))
+    held = ", ".join(f"{name} {nbytes / MIB:.1f} MiB" for name, nbytes in sums.most_common(5))
     said = error.rephrase(
-        f"memory_budget={error.budget_bytes} ({error.budget_bytes / mib:.1f} MiB) cannot be met by "
+        f"memory_budget={error.budget_bytes} ({error.budget_bytes / MIB:.1f} MiB) cannot be met by "
         f"a step of {len(graphs)} call(s) of {len(set(graphs.values()))} graph(s): the lowest peak "
-        f"that moving saved values reaches is {error.lowest_peak_bytes / mib:.1f} MiB, where "
+        f"that moving saved values reaches is {error.lowest_peak_bytes / MIB:.1f} MiB, where "
         f"{held} are in use{describe_kept(joined.step, lowest.simulation)}; raise the budget, or "
         "make the batch smaller"
     )

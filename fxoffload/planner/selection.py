@@ -26,6 +26,7 @@ from fxoffload.planner.search import Choice, Limits, Trial, choose_hidden, choos
 from fxoffload.planner.simulation import find_holders, simulate
 from fxoffload.planner.slack import add_slack
 from fxoffload.planner.step import Step, Transfer
+from fxoffload.sizes import MIB
 
 # The part of a link's bandwidth that plans count on. `slack` adds more insurance against slow links
 # where that takes neither memory nor time.
@@ -40,7 +41,6 @@ VISITS_OF_VALUE = 4
 # Of sets that take as long and write as much, the one is chosen that is fastest on links of this
 # share of the assumed speed.
 INSURED_SPEED = 0.6
-_MIB = 2**20
 
 
 def choose_transfers(
@@ -244,14 +244,14 @@ def _assign_tiers(
 
 def _make_budget_error(step: Step, limits: Limits, lowest: Trial) -> BudgetError:
     holders = find_holders(step, lowest.simulation, lowest.transfers)[:5]
-    held = ", ".join(f"{holder.name} {holder.nbytes / _MIB:.1f} MiB" for holder in holders)
+    held = ", ".join(f"{holder.name} {holder.nbytes / MIB:.1f} MiB" for holder in holders)
     node = step.names[lowest.simulation.peak_position]
     asked = f"at most {limits.held_bytes} bytes when the forward ends"
     if limits.peak_bytes is not None:
-        asked = f"memory_budget={limits.peak_bytes} ({limits.peak_bytes / _MIB:.1f} MiB)"
+        asked = f"memory_budget={limits.peak_bytes} ({limits.peak_bytes / MIB:.1f} MiB)"
     error = BudgetError(
         f"{asked} cannot be met: the lowest "
-        f"peak that moving saved values reaches is {lowest.simulation.peak_bytes / _MIB:.1f} MiB, "
+        f"peak that moving saved values reaches is {lowest.simulation.peak_bytes / MIB:.1f} MiB, "
         f"at {node}, where {held} and smaller ones are in use"
         f"{describe_kept(step, lowest.simulation)}; raise the budget, or make the batch smaller"
     )

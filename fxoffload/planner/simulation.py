@@ -107,8 +107,8 @@ class EventLoop:
         self._inflight: list[tuple[float, int]] = []
         self._inflight_bytes = 0
 
-    def run(self) -> None:
-        """Run the nodes in order."""
+    def run(self) -> Simulation:
+        """Run the nodes in order; called once."""
         offloads, releases, prefetches, waits = _index_events(self._step, self._transfers)
         busy = offloads.keys() | releases.keys() | prefetches.keys() | waits.keys()
         for position, seconds in enumerate(self._step.seconds):
@@ -125,6 +125,27 @@ class EventLoop:
             self.clock += seconds
             for value in offloads.get(position, ()):
                 self._start_write(value)
+        return self._sum_up()
+
+    def _sum_up(self) -> Simulation:
+        step, transfers = self._step, self._transfers
+        moved = [value for value in step.values if value.name in transfers]
+        read_bytes = sum(value.nbytes for value in moved if value.is_read)
+        residences = find_residences(step, transfers, self.arrivals, self.written)
+        return Simulation(
+            step_seconds=self.clock,
+            exposed_seconds=self.exposed_seconds,
+            contended_seconds=self.contended_seconds,
+            live_bytes=sum_residences(step, residences),
+            written_bytes=sum(value.nbytes for value in moved),
+            read_bytes=read_bytes - self.forwarded_bytes,
+            forwarded_bytes=self.forwarded_bytes,
+            written_positions={
+                name: bisect_left(self.arrivals, self.written[name])
+                for name, transfer in transfers.items()
+                if transfer.release is None
+            },
+        )
 
     def _wait(self, value: SavedValue, end: float) -> None:
         if end > self.clock:
@@ -174,25 +195,7 @@ def simulate(
     max_inflight_bytes: int = UNLIMITED_BYTES,
 ) -> Simulation:
     """Run `step` with `transfers` (by name of value) over `links` (by tier)."""
-    loop = EventLoop(step, transfers, links, max_inflight_bytes)
-    loop.run()
-    moved = [value for value in step.values if value.name in transfers]
-    read_bytes = sum(value.nbytes for value in moved if value.is_read)
-    residences = find_residences(step, transfers, loop.arrivals, loop.written)
-    return Simulation(
-        step_seconds=loop.clock,
-        exposed_seconds=loop.exposed_seconds,
-        contended_seconds=loop.contended_seconds,
-        live_bytes=sum_residences(step, residences),
-        written_bytes=sum(value.nbytes for value in moved),
-        read_bytes=read_bytes - loop.forwarded_bytes,
-        forwarded_bytes=loop.forwarded_bytes,
-        written_positions={
-            name: bisect_left(loop.arrivals, loop.written[name])
-            for name, transfer in transfers.items()
-            if transfer.release is None
-        },
-    )
+    return EventLoop(step, transfers, links, max_inflight_bytes).run()
 
 
 def find_holders(

@@ -1,6 +1,6 @@
 """Timeline: the predicted start and end of compute, transfers and waits in a scheduled step.
 
-`read_transfers` finds the transfers that the ops of a schedule carry out, and `replay` notes when
+`replay_schedule` finds the transfers that the ops of a schedule carry out, and `replay` notes when
 they run in the event simulation.
 """
 
@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from fxoffload.planner.joining import JoinedStep
 from fxoffload.planner.link import Link
 from fxoffload.planner.plan import SavedValue
-from fxoffload.planner.simulation import EventKind, EventLoop, simulate
+from fxoffload.planner.simulation import EventKind, EventLoop, Simulation
 from fxoffload.planner.step import Step, Transfer
 from fxoffload.schedule import CallValue, Schedule
 from fxoffload.sizes import UNLIMITED_BYTES
@@ -20,7 +20,10 @@ from fxoffload.sizes import UNLIMITED_BYTES
 
 @dataclass(frozen=True, slots=True)
 class TimedTransfer:
-    """A transfer of a value, or the compute waiting for it, from `start` to `end` in seconds."""
+    """A transfer of a value, or the compute waiting for it, from `start` to `end` in seconds.
+
+    queued_seconds: for which the transfer waited for those before it, until `start`.
+    """
 
     kind: EventKind
     value: str
@@ -28,6 +31,7 @@ class TimedTransfer:
     nbytes: int
     start: float
     end: float
+    queued_seconds: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,26 +40,17 @@ class Timeline:
 
     arrivals: tuple[float, ...]
     transfers: tuple[TimedTransfer, ...]
-
-    @property
-    def step_seconds(self) -> float:
-        """Of the whole step."""
-        return self.arrivals[-1]
-
-    @property
-    def exposed_seconds(self) -> float:
-        """Of all waits."""
-        return sum(each.end - each.start for each in self.transfers if each.kind == "wait")
+    simulation: Simulation
 
 
-def read_transfers(
+def replay_schedule(
     joined: JoinedStep,
     schedule: Schedule,
     links: Mapping[str, Link],
     *,
     max_inflight_bytes: int = UNLIMITED_BYTES,
-) -> dict[str, Transfer]:
-    """The transfers, by name of value in `joined`, that the ops of `schedule` bring about.
+) -> tuple[dict[str, Transfer], Timeline]:
+    """The transfers, by name of value in `joined`, that the ops of `schedule` bring about, timed.
 
     links: those that the schedule was made for. An op of the backwards that waits for a write is a
     release where the write is predicted to end later. Elsewhere it only ensures that the write does
@@ -63,13 +58,13 @@ def read_transfers(
     """
     transfers, guards = _read_ops(joined, schedule)
     while True:
-        simulation = simulate(joined.step, transfers, links, max_inflight_bytes=max_inflight_bytes)
-        ends = simulation.written_positions
+        found = replay(joined.step, transfers, links, max_inflight_bytes=max_inflight_bytes)
+        ends = found.simulation.written_positions
         late = {name: position for name, position in guards.items() if position < ends.get(name, 0)}
         # What waits there makes everything behind it later.
         first = min(late.values(), default=None)
         if first is None:
-            return transfers
+            return transfers, found
         for name, position in late.items():
             if position == first:
                 transfers[name] = replace(transfers[name], release=position)
@@ -110,13 +105,13 @@ def replay(
     *,
     max_inflight_bytes: int = UNLIMITED_BYTES,
 ) -> Timeline:
-    """Simulate a step as `simulate` does, and return the times of its events."""
+    """Simulate a step as `simulate` does, and note the times of its events."""
     noted: list[TimedTransfer] = []
 
     def note(kind: EventKind, value: SavedValue, start: float, end: float) -> None:
-        tier = transfers[value.name].tier
-        noted.append(TimedTransfer(kind, value.name, tier, value.nbytes, start, end))
+        tier, queued = transfers[value.name].tier, start - loop.clock
+        noted.append(TimedTransfer(kind, value.name, tier, value.nbytes, start, end, queued))
 
     loop = EventLoop(step, transfers, links, max_inflight_bytes, note)
-    loop.run()
-    return Timeline((*loop.arrivals, loop.clock), tuple(noted))
+    simulation = loop.run()
+    return Timeline((*loop.arrivals, loop.clock), tuple(noted), simulation)

@@ -7,10 +7,10 @@ from collections.abc import Iterator, Sequence
 from statistics import median
 
 from fxoffload.schedule import LEAST_FLOW_BYTES, Schedule, StepMeasurement
+from fxoffload.sizes import MIB
 
 log = logging.getLogger(__name__)
 
-MIB = 2**20
 GB = 1e9
 # Waits of a smaller share of a step than this are not warned of.
 NOTICED_WAITS = 0.1

@@ -8,6 +8,7 @@ step ends when all of its tickets have died.
 from __future__ import annotations
 
 import logging
+import threading
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -199,7 +200,7 @@ class StepRun:
 
     def add_half(self, half: Half, device: torch.device) -> HalfRun:
         """Begin a half; the step follows the first schedule whose program has begun like this."""
-        run = HalfRun(half)
+        run = HalfRun(half, thread=threading.get_native_id())
         if self.measures or not self.runs:
             found = self._count_held(device, half)
             run.held_bytes = None if found is None else found.held_bytes

@@ -15,6 +15,7 @@ class HalfRun:
     """The times of the ops of one half, and the bytes that the device held; see HalfMeasurement.
 
     last_half: the index of the half that ran when a value of this forward was the last to die.
+    thread: the native id of the thread that runs the half.
     """
 
     half: Half
@@ -26,6 +27,7 @@ class HalfRun:
     peak_bytes: dict[OpEvent, int] = field(default_factory=dict[OpEvent, int])
     live_bytes: dict[OpEvent, int] = field(default_factory=dict[OpEvent, int])
     last_half: int | None = None
+    thread: int | None = None
 
 
 def find_step_seconds(runs: Sequence[HalfRun]) -> float:
@@ -51,6 +53,7 @@ def measure_halves(runs: Sequence[HalfRun], base_bytes: int) -> list[HalfMeasure
                 {event: nbytes - base_bytes for event, nbytes in run.peak_bytes.items()},
                 {event: nbytes - base_bytes for event, nbytes in run.live_bytes.items()},
                 None if run.half.call in read else run.last_half,
+                run.thread,
             )
         )
         left = marks[-1][1] if marks else left

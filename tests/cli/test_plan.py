@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 from command_line import check_usage_error, run
 
+from fxoffload.sizes import MIB
+
 pytestmark = pytest.mark.usefixtures("fresh_dynamo")
 
-MIB = 2**20
 MODEL = ("plan", "planned_models:with_function", "--sequence", "64")
 # The output of each of three layers of 64 x 512 floats is saved, and what the last one returns.
 VALUE_BYTES = 64 * 512 * 4

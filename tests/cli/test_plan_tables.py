@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from fxoffload.cli.plan_tables import format_budgets, format_plan
 from fxoffload.planner.plan import Keep, Offload, Plan, SavedValue
-
-MIB = 2**20
+from fxoffload.sizes import MIB
 
 
 def make_plan() -> Plan:
