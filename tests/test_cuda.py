@@ -341,13 +341,13 @@ def release_at_once(outgoing: CudaOutgoing, block: bool) -> None:
     outgoing._tensor = None
 
 
-def forget_event(device: CudaDevice, hold: Hold) -> None:
-    device._holds.append(Hold((), hold.buffer, hold.tensors))
+def forget_event(device: CudaDevice, hold: Hold, *, incoming: bool = False) -> None:
+    device._holds[incoming].append(Hold((), hold.buffer, hold.tensors))
 
 
-def forget_tensors(device: CudaDevice, hold: Hold) -> None:
+def forget_tensors(device: CudaDevice, hold: Hold, *, incoming: bool = False) -> None:
     hold.tensors = ()
-    device._holds.append(hold)
+    device._holds[incoming].append(hold)
 
 
 def join_current(
@@ -359,9 +359,9 @@ def join_current(
     return current
 
 
-def forget_released(device: CudaDevice, hold: Hold) -> None:
+def forget_released(device: CudaDevice, hold: Hold, *, incoming: bool = False) -> None:
     if hold.buffer is not None or not hold.events:
-        device._holds.append(hold)
+        device._holds[incoming].append(hold)
 
 
 def copy_in_after(
@@ -473,7 +473,7 @@ def test_memory_of_a_released_value_is_free_once_it_is_copied_out(run: Run, tier
 def test_settling_orders_the_device_and_waits_for_no_write(run: Run) -> None:
     """Later work on the stream may then reuse the memory of x."""
     ticket = run.offload(3, block=False)
-    (hold,) = run.device._holds
+    (hold,) = run.device._holds[0]
     assert len(hold.tensors) == 1
     run.world.current.queue.clear()
     run.store.settle(ticket)

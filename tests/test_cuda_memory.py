@@ -9,7 +9,7 @@ import torch
 from simulated_device import Event, World, install
 
 from fxoffload.runtime.devices.cuda import CudaDevice
-from fxoffload.runtime.devices.cuda_memory import Hold
+from fxoffload.runtime.devices.cuda_memory import MOST_WAITING, Hold
 from fxoffload.runtime.devices.cuda_write import HostWrite
 
 
@@ -51,6 +51,51 @@ def test_a_buffer_without_events_is_reused_at_once(memory: CudaDevice) -> None:
     assert hold.buffer is not None
     address = hold.buffer.tensor.data_ptr()
     assert memory.take(4096).tensor.data_ptr() == address
+
+
+def test_a_host_that_is_ahead_asks_for_few_events(
+    world: World, memory: CudaDevice, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And finds those that passed, though others before them did not."""
+    asked: list[Event] = []
+    monkeypatch.setattr(Event, "query", lambda event: asked.append(event) or event.passed)
+    events = [Event(world) for _ in range(100)]
+    holds = [hold_all(memory, event) for event in events]
+    asked.clear()
+    memory.let_go()
+    assert asked == events[:MOST_WAITING]
+    for event in events[1:50]:
+        event.passed = True
+    memory.let_go()
+    assert [bool(hold.tensors) for hold in holds] == [True] + [False] * 49 + [True] * 50
+    events[0].passed = True
+    memory.let_go()
+    assert not holds[0].tensors
+
+
+def test_copies_of_the_other_direction_hold_nothing_up(world: World, memory: CudaDevice) -> None:
+    for _ in range(2 * MOST_WAITING):
+        hold_all(memory, Event(world))
+    incoming = Hold([Event(world, passed=True)], tensors=(torch.ones(1),))  # pyright: ignore
+    memory.hold(incoming, incoming=True)
+    memory.let_go()
+    assert not incoming.tensors
+
+
+def test_an_error_of_an_event_loses_no_hold(
+    world: World, memory: CudaDevice, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    holds = [hold_all(memory, Event(world)) for _ in range(3)]
+
+    def refuse(event: Event) -> bool:
+        if event is holds[1].events[0]:
+            raise RuntimeError("simulated")
+        return False
+
+    monkeypatch.setattr(Event, "query", refuse)
+    with pytest.raises(RuntimeError, match="simulated"):
+        memory.let_go()
+    assert list(memory._holds[0]) == holds
 
 
 def test_who_waits_waits_for_every_event(world: World, memory: CudaDevice) -> None:

@@ -35,7 +35,7 @@ from functools import partial
 
 import torch
 
-from fxoffload.runtime.devices.buffers import compact, span_tensor
+from fxoffload.runtime.devices.buffers import compact, materialise, span_tensor
 from fxoffload.runtime.devices.cuda_arrival import CudaArrival, CudaIncoming
 from fxoffload.runtime.devices.cuda_memory import CudaMemory, Hold
 from fxoffload.runtime.devices.cuda_write import CudaWrite, HostWrite
@@ -102,7 +102,7 @@ class CudaOutgoing:
         self, x: torch.Tensor, device: CudaDevice, alignment: int, engine: IOEngine
     ) -> None:
         self._home = device.streams.find_current()
-        tensor = compact(x.resolve_conj().resolve_neg())
+        tensor = compact(materialise(x))
         self.layout = find_layout(tensor)
         self.slot_bytes = self.write_bytes = -(-self.layout.span // alignment) * alignment
         self._device = device
@@ -114,7 +114,7 @@ class CudaOutgoing:
         pieces = find_pieces(span, max(span, 1) if device.keeps(engine) else device.piece_bytes)
         # If this raises, a copy may be queued already, so the buffer is never reused.
         self._pieces_copied = device.streams.copy_out(
-            self._buffer.tensor[:span], span_tensor(tensor), pieces
+            self._buffer.take_bytes(span), span_tensor(tensor), self._home, pieces
         )
         self._copied = self._pieces_copied[-1]
         self._last = self._copied  # The end of the last copy from or to the buffer.
@@ -179,4 +179,5 @@ class CudaOutgoing:
         # If the value was not released, or its write was cancelled, the copy may still run.
         tensors = () if self._tensor is None else (self._tensor,)
         self._tensor = None
-        self._device.hold(Hold((self._last,), self._buffer, tensors))
+        hold = Hold((self._last,), self._buffer, tensors)
+        self._device.hold(hold, incoming=self._last is not self._copied)

@@ -35,17 +35,19 @@ class CudaArrival:
         self._holds: list[Hold] = []  # Of the started copies; any thread appends.
 
     def start(
-        self, buffer: StagingBuffer, *after: torch.cuda.Event, piece: slice = slice(None)
+        self, buffer: StagingBuffer, *after: torch.cuda.Event, piece: slice | None = None
     ) -> torch.cuda.Event:
-        """Copy `piece` of the span from `buffer` once the events `after` have passed.
+        """Copy `piece` of the span, or all, from `buffer` once the events `after` have passed.
 
         Returns the event of the copy's end.
         """
-        target, source = span_tensor(self.y)[piece], buffer.tensor[: self._span][piece]
+        target, source = span_tensor(self.y), buffer.take_bytes(self._span)
+        if piece is not None:
+            target, source = target[piece], source[piece]
         copied = self._memory.streams.copy_in(target, source, (self._ready, *after))
         # The allocator does not know of the incoming stream: only the hold keeps the memory.
         hold = Hold((copied,), tensors=(self.y,))
-        self._memory.hold(hold)
+        self._memory.hold(hold, incoming=True)
         self._holds.append(hold)
         return copied
 
@@ -78,7 +80,7 @@ class CudaIncoming(CudaArrival):
         nbytes = -(-layout.span // alignment) * alignment
         self.read_bytes = 0
         self._missing = {piece.start: piece for piece in find_pieces(nbytes, piece_bytes)}
-        self._buffer = memory.take(nbytes)
+        self._buffer = memory.arena.take(nbytes)  # What has passed was let go above.
         self._buffers = deque([self._buffer])  # pop is atomic: whoever gets it gives it back.
         self._error: Exception | None = None  # Of a copy.
 
@@ -109,12 +111,13 @@ class CudaIncoming(CudaArrival):
         if self._error is None:
             with suppress(IndexError):
                 buffer = self._buffers.pop()
-                self._memory.hold(Hold(self._find_events(), buffer))
+                self._memory.hold(Hold(self._find_events(), buffer), incoming=True)
 
     def _arrive(self, piece: slice) -> None:
         """Start the copy of `piece`, which has been read."""
         try:
-            self.start(self._buffer, piece=piece)
+            whole = piece.start == 0 and piece.stop >= self._span
+            self.start(self._buffer, piece=None if whole else piece)
         except Exception as error:
             self._error = error
         del self._missing[piece.start]

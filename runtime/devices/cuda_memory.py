@@ -20,6 +20,10 @@ from fxoffload.runtime.devices.cuda_write import HostWrite
 from fxoffload.runtime.devices.staging import StagingArena
 from fxoffload.runtime.devices.streams import CudaStreams
 
+# To ask for an event takes a microsecond, and a host that is a step ahead has hundreds of holds. A
+# value that is released long after it was copied stands behind some whose copies end later.
+MOST_WAITING = 4
+
 
 @dataclass(slots=True, eq=False)
 class Hold:
@@ -42,7 +46,8 @@ class CudaMemory:
     ) -> None:
         self.streams = streams
         self.arena = StagingArena(streams.empty_host, host_bytes, max_inflight_bytes)
-        self._holds: deque[Hold] = deque()
+        # Of copies out, and of copies in; those of either pass nearly in the order of their holds.
+        self._holds: tuple[deque[Hold], deque[Hold]] = deque(), deque()
         self.host_writes: deque[HostWrite] = deque()  # Whose copies end in this order.
 
     def take(self, nbytes: int) -> StagingBuffer:
@@ -50,30 +55,47 @@ class CudaMemory:
         self.let_go()
         return self.arena.take(nbytes)
 
-    def hold(self, hold: Hold) -> None:
-        """Keep the memory of `hold` until its events have passed; safe in a finalizer."""
-        self._holds.append(hold)
+    def hold(self, hold: Hold, *, incoming: bool = False) -> None:
+        """Keep the memory of `hold` until its events have passed; safe in a finalizer.
+
+        incoming: whether they are of copies to the device.
+        """
+        if hold.events:
+            self._holds[incoming].append(hold)
+        else:
+            self._holds[incoming].appendleft(hold)
 
     def let_go(self, *, wait: bool = False) -> None:
         """Drop the holds whose events have passed, and end the writes to the host tier.
 
-        With `wait`, the host waits for each.
+        A host that is a step ahead asks for a few events only. With `wait`, it waits for all.
         """
-        self._end_writes(wait)
-        for _ in range(len(self._holds)):
-            try:
-                hold = self._holds.popleft()
-            except IndexError:  # Another thread took the last one.
-                break
-            if wait:
-                for event in hold.events:
-                    event.synchronize()
-            elif not all(event.query() for event in hold.events):
-                self._holds.append(hold)
-                continue
-            hold.tensors = ()  # The outgoing value has the hold, too, for as long as it is stored.
-            if hold.buffer is not None:
-                self.arena.give(hold.buffer)
+        if self.host_writes:
+            self._end_writes(wait)
+        for holds in self._holds:
+            if holds:
+                self._drop_passed(holds, wait)
+
+    def _drop_passed(self, holds: deque[Hold], wait: bool) -> None:
+        waiting: list[Hold] = []
+        try:
+            while len(waiting) < MOST_WAITING:
+                try:
+                    hold = holds.popleft()
+                except IndexError:  # None is left, or another thread took the last one.
+                    return
+                waiting.append(hold)  # An error that an event raises must lose none.
+                if wait:
+                    for event in hold.events:
+                        event.synchronize()
+                elif not all(event.query() for event in hold.events):
+                    continue
+                waiting.pop()
+                hold.tensors = ()  # An outgoing value has the hold, too, as long as it is stored.
+                if hold.buffer is not None:
+                    self.arena.give(hold.buffer)
+        finally:
+            holds.extendleft(reversed(waiting))
 
     def _end_writes(self, wait: bool) -> None:
         with suppress(IndexError):  # None is left, or another thread took the last one.

@@ -19,6 +19,7 @@ from fxoffload.runtime.devices.buffers import (
     compact,
     empty_at,
     find_span,
+    materialise,
     span_tensor,
 )
 from fxoffload.runtime.devices.transfer import (
@@ -43,8 +44,7 @@ class HostOutgoing:
     stays = False
 
     def __init__(self, x: torch.Tensor, pool: StagingPool, alignment: int) -> None:
-        lazy = x.is_conj() or x.is_neg()  # A flag of the tensor, not part of its bytes.
-        tensor = compact(x.resolve_conj().resolve_neg() if lazy else x)
+        tensor = compact(materialise(x))
         self._pool = pool
         self._buffer: StagingBuffer | None = None
         self._tensor: torch.Tensor | None = None

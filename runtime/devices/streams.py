@@ -83,19 +83,23 @@ class CudaStreams:
         torch.Tensor.record_stream(tensor, reader)
 
     def copy_out(
-        self, target: torch.Tensor, source: torch.Tensor, pieces: Sequence[slice] = (slice(None),)
+        self,
+        target: torch.Tensor,
+        source: torch.Tensor,
+        after: torch.cuda.Stream,
+        pieces: Sequence[slice] = (slice(None),),
     ) -> list[torch.cuda.Event]:
-        """Copy to the host after the work on the current stream, one of `pieces` after the other.
+        """Copy to the host after the work on the stream `after`, one of `pieces` after the other.
 
         Returns the event of the end of each.
         """
+        parts = [(target, source)]
+        if len(pieces) > 1:
+            parts = [(target[piece], source[piece]) for piece in pieces]
         with torch.cuda.device(self._index):
-            self._out.wait_stream(torch.cuda.current_stream())
+            self._out.wait_stream(after)
             # Blocking events: worker threads wait for them, and must not spin on a core.
-            return [
-                _copy(self._out, target[piece], source[piece], torch.cuda.Event(blocking=True))
-                for piece in pieces
-            ]
+            return [_copy(self._out, *part, torch.cuda.Event(blocking=True)) for part in parts]
 
     def copy_in(
         self, target: torch.Tensor, source: torch.Tensor, after: Sequence[torch.cuda.Event]
