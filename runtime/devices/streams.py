@@ -73,9 +73,11 @@ class CudaStreams:
         Returns the current stream. Raises as find_current.
         """
         current = self.find_current()
-        for stream in (current, *(other for other in others if other != current)):
-            for event in events:
-                stream.wait_event(event)
+        for event in events:
+            current.wait_event(event)
+            for stream in others:
+                if stream != current:
+                    stream.wait_event(event)
         return current
 
     def note_reader(self, tensor: torch.Tensor, reader: torch.cuda.Stream) -> None:
