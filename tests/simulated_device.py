@@ -1,10 +1,11 @@
 """A simulated CUDA device in one thread: streams, events, memory and I/O as data.
 
 `install` replaces torch.cuda and the threads, so that the real code of devices/streams.py and
-devices/cuda.py runs on it. The host runs ahead: copies and kernels are only queued. Each stream
-keeps its order; at each call of the host, and while it waits, a seeded generator chooses the stream
-or the job that runs next. A copy has two steps, so that the host can see it half done. As on a real
-device, a queued copy or kernel does not keep its memory alive.
+devices/cuda.py runs on it, and a wait for a future runs steps of the world. The host runs ahead:
+copies and kernels are only queued. Each stream keeps its order; at each call of the host, and while
+it waits, a seeded generator chooses the stream or the job that runs next. A copy has two steps, so
+that the host can see it half done. As on a real device, a queued copy or kernel does not keep its
+memory alive.
 
 Memory is reused at once (last freed, first reused), and the writes of its next owner are simulated,
 too: a kernel on the computing stream poisons every freed block. `errors` lists every copy whose
@@ -34,6 +35,7 @@ from fxoffload.runtime.devices.buffers import StagingBuffer
 from fxoffload.runtime.devices.cuda import CudaDevice
 from fxoffload.runtime.devices.staging import AllocateFunction, StagingArena
 from fxoffload.runtime.devices.streams import CudaStreams
+from fxoffload.runtime.engines.pieces import PIECE_BYTES
 from fxoffload.runtime.engines.slots import SlotAllocator
 from fxoffload.runtime.engines.workers import Runnable
 
@@ -145,7 +147,7 @@ class World:
         self.deferred: list[tuple[Block, list[Event]]] = []  # Freed, with the events of readers.
         self.refusal_rate = 0.0  # Of allocations.
         self.refuses_pinning = False
-        self.host_owners: dict[int, int] = {}  # Of the staging buffer at an address.
+        self.host_owners: dict[int, int] = {}  # Of each page of staging buffers.
         self.host_memory: list[torch.Tensor] = []
         self.pinned_bytes: list[int] = []  # One entry for each call of the driver.
         self.computes = False
@@ -201,9 +203,9 @@ class World:
         self.random.choice(choices)()
         return True
 
-    def submit(self, run: Callable[[], int]) -> JobFuture:
+    def submit(self, run: Callable[[], int]) -> Future[int]:
         """Queue `run` as a job of a thread, which a later step runs."""
-        future = JobFuture(self)
+        future: Future[int] = Future()
 
         def job() -> None:
             if not future.set_running_or_notify_cancel():
@@ -336,10 +338,11 @@ class World:
                     self.errors.append(f"a copy used device memory {when} its time")
 
             return check_block
-        owner = self.host_owners.get(address)
+        page = address // PAGE_BYTES
+        owner = self.host_owners.get(page)
 
         def check_buffer() -> None:
-            if self.host_owners.get(address) != owner:
+            if self.host_owners.get(page) != owner:
                 self.errors.append("a copy used a staging buffer after its time")
 
         return check_buffer
@@ -384,18 +387,6 @@ class World:
         block.stream.queue.append(Kernel(reuse))
 
 
-class JobFuture(Future[int]):
-    """A future; waiting for it runs steps of the world."""
-
-    def __init__(self, world: World) -> None:
-        super().__init__()
-        self._world = world
-
-    def result(self, timeout: float | None = None) -> int:
-        self._world.run_until(self.done)
-        return super().result(timeout)
-
-
 class JobWorkers:
     """Replaces Workers: a started transfer becomes a job of the world."""
 
@@ -410,37 +401,47 @@ class JobWorkers:
 
 
 class JobEngine:
-    """An engine whose transfers are jobs; the next `read_failures` reads fail."""
+    """An engine whose transfers are jobs; the next `write_failures` and `read_failures` fail."""
 
     name = "simulated"
     alignment = ALIGNMENT
 
     def __init__(self, world: World) -> None:
-        self.read_failures = 0
+        self.write_failures = self.read_failures = 0
         self._world = world
         self._slots = SlotAllocator(ALIGNMENT)
+        self._sizes: dict[int, int] = {}
         self._bytes: dict[int, bytes] = {}
+        self._busy: dict[int, int] = {}  # Transfers that have not ended, by offset.
 
     def allocate(self, nbytes: int) -> int:
-        return self._slots.allocate(nbytes)
+        offset = self._slots.allocate(nbytes)
+        self._sizes[offset] = nbytes
+        return offset
 
     def free(self, offset: int) -> None:
         self._slots.free(offset)
-        self._bytes.pop(offset, None)
+        for part in range(offset, offset + self._sizes.pop(offset), ALIGNMENT):
+            self._bytes.pop(part, None)
+            if self._busy.get(part):
+                self._world.errors.append("a slot was freed before the end of its transfers")
 
     def reserve(self, nbytes: int) -> None: ...
 
     def describe(self, offset: int) -> str:
         return f"slot {offset}"
 
-    def write(self, view: memoryview, offset: int) -> JobFuture:
+    def write(self, view: memoryview, offset: int) -> Future[int]:
         def run() -> int:
+            if self.write_failures:
+                self.write_failures -= 1
+                raise OSError("simulated")
             self._bytes[offset] = bytes(view)
             return len(view)
 
-        return self._world.submit(run)
+        return self._submit(run, offset)
 
-    def read(self, view: memoryview, offset: int) -> JobFuture:
+    def read(self, view: memoryview, offset: int) -> Future[int]:
         def run() -> int:
             if self.read_failures:
                 self.read_failures -= 1
@@ -449,12 +450,28 @@ class JobEngine:
             view[:] = self._bytes[offset]
             return len(view)
 
-        return self._world.submit(run)
+        return self._submit(run, offset)
+
+    def _submit(self, run: Callable[[], int], offset: int) -> Future[int]:
+        self._busy[offset] = self._busy.get(offset, 0) + 1
+        future = self._world.submit(run)
+
+        def end(_: Future[int]) -> None:
+            self._busy[offset] -= 1
+
+        future.add_done_callback(end)
+        return future
 
     def close(self) -> None:
         self._world.run_all()
 
     def abandon(self) -> None: ...
+
+
+def find_pages(buffer: StagingBuffer) -> range:
+    """The numbers of the pages of `buffer`, which is aligned to them."""
+    start = buffer.tensor.data_ptr()
+    return range(start // PAGE_BYTES, -(-(start + buffer.tensor.nbytes) // PAGE_BYTES))
 
 
 class WatchedArena(StagingArena):
@@ -468,11 +485,13 @@ class WatchedArena(StagingArena):
 
     def take(self, nbytes: int) -> StagingBuffer:
         buffer = super().take(nbytes)
-        self._world.host_owners.setdefault(buffer.tensor.data_ptr(), 0)
+        for page in find_pages(buffer):
+            self._world.host_owners.setdefault(page, 0)
         return buffer
 
     def give(self, buffer: StagingBuffer) -> None:
-        self._world.host_owners[buffer.tensor.data_ptr()] += 1
+        for page in find_pages(buffer):
+            self._world.host_owners[page] += 1
         buffer.tensor.fill_(POISON)
         super().give(buffer)
 
@@ -510,9 +529,14 @@ class QueueCopies(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def make_device(world: World, device: torch.device = CPU, staging_bytes: int = 2**20) -> CudaDevice:
+def make_device(
+    world: World,
+    device: torch.device = CPU,
+    staging_bytes: int = 2**20,
+    piece_bytes: int = PIECE_BYTES,
+) -> CudaDevice:
     """A CudaDevice on the installed world; the simulated tensors of each device are on the CPU."""
-    made = CudaDevice(CudaStreams(device), 0, staging_bytes)
+    made = CudaDevice(CudaStreams(device), 0, staging_bytes, piece_bytes)
     made.arena = WatchedArena(world, made.streams.empty_host, 0, staging_bytes)
     made.workers.shutdown()
     made.workers = JobWorkers(world)  # pyright: ignore[reportAttributeAccessIssue]
@@ -521,7 +545,10 @@ def make_device(world: World, device: torch.device = CPU, staging_bytes: int = 2
 
 @contextlib.contextmanager
 def install(
-    world: World, patch: pytest.MonkeyPatch, staging_bytes: int = 2**20
+    world: World,
+    patch: pytest.MonkeyPatch,
+    staging_bytes: int = 2**20,
+    piece_bytes: int = PIECE_BYTES,
 ) -> Iterator[CudaDevice]:
     """A CudaDevice on the world, in whose context copies are queued."""
 
@@ -558,5 +585,12 @@ def install(
         Tensor=SimpleNamespace(record_stream=world.record_stream),
     )
     patch.setattr(streams, "torch", simulated)
+    take_result = Future.result
+
+    def result(future: Future[Any], timeout: float | None = None) -> Any:
+        world.run_until(future.done)
+        return take_result(future, timeout)
+
+    patch.setattr(Future, "result", result)
     with QueueCopies(world):
-        yield make_device(world, staging_bytes=staging_bytes)
+        yield make_device(world, staging_bytes=staging_bytes, piece_bytes=piece_bytes)

@@ -162,3 +162,32 @@ def test_staging_buffers_are_aligned_and_reused() -> None:
     for returned in (larger, buffer, pool.take(1)):
         pool.give(returned)
     assert pool.free_bytes == 3 * STAGING_ALIGNMENT
+
+
+def test_flags_of_a_tensor_become_bytes() -> None:
+    x = torch.tensor([1 + 2j, 3 - 4j])
+    assert buffers.materialise(x) is x
+    for lazy in (x.conj(), x.conj().imag):
+        bytes_of = buffers.materialise(lazy)
+        assert not bytes_of.is_conj()
+        assert not bytes_of.is_neg()
+        assert torch.equal(bytes_of, lazy)
+
+
+@pytest.mark.parametrize("shape", [(), (0,), (5,), (2, 3, 1), (1, 1)])
+def test_a_span_has_the_bytes_of_the_tensor(shape: tuple[int, ...]) -> None:
+    """Also where the stride of a dimension of length 1 is odd."""
+    x = torch.arange(64, dtype=torch.int32)[3 : 3 + torch.Size(shape).numel()].view(shape)
+    odd = x.as_strided(
+        shape, [7 if n == 1 else s for n, s in zip(shape, x.stride(), strict=True)], 3
+    )
+    for tensor in (x, odd):
+        span = span_tensor(tensor)
+        assert (span.dtype, span.dim(), len(span)) == (torch.uint8, 1, find_span(tensor))
+        assert not len(span) or span.data_ptr() == tensor.data_ptr()
+
+
+def test_all_bytes_of_a_staging_buffer_are_its_tensor() -> None:
+    buffer = buffers.StagingPool().take(4096)
+    assert buffer.take_bytes(4096) is buffer.tensor
+    assert len(buffer.take_bytes(100)) == 100

@@ -235,3 +235,19 @@ def test_the_option(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         register_store(config)
     assert "fxoffload[checksum]" in str(caught.value)
     assert key not in stores._stores
+
+
+def test_pieces_of_a_slot_have_digests_of_their_own() -> None:
+    """All are forgotten with the slot, which another value may use as a whole."""
+    inner = MemoryEngine(2**20)
+    engine = CheckedEngine(inner, piece_bytes=512)
+    before, offset, behind = (engine.allocate(nbytes) for nbytes in (512, 1200, 512))
+    for start in (before, offset, offset + 512, offset + 1024, behind):
+        engine.write(make_view(512, seed=start), start).result()
+    inner._memory[offset + 600] ^= 4
+    assert engine.read(make_view(512), offset).result() == 512
+    with pytest.raises(DigestMismatch):
+        engine.read(make_view(512), offset + 512).result()
+    engine.free(offset)
+    assert set(engine._written) == {before, behind}
+    engine.close()

@@ -26,9 +26,14 @@ from simulated_device import (
 from torch import Tensor
 
 from fxoffload.errors import StoreError, TransferError
-from fxoffload.runtime.devices.cuda import CudaDevice, CudaOutgoing, Hold
+from fxoffload.runtime.devices.cuda import CudaDevice, CudaOutgoing
+from fxoffload.runtime.devices.cuda_arrival import CudaArrival
+from fxoffload.runtime.devices.cuda_memory import Hold
+from fxoffload.runtime.devices.cuda_read import CudaRead
 from fxoffload.runtime.devices.streams import CudaStreams
+from fxoffload.runtime.engines.checksum import CheckedEngine
 from fxoffload.runtime.engines.memory import MemoryEngine
+from fxoffload.runtime.engines.pieces import PIECE_BYTES
 from fxoffload.runtime.store.store import OffloadStore
 from fxoffload.runtime.store.ticket import Ticket
 
@@ -128,11 +133,13 @@ def make_run(world: World, device: CudaDevice) -> Run:
     return Run(world, device, engine, store)
 
 
-def open_run(world: World, staging_bytes: int = 2**20) -> Iterator[Run]:
+def open_run(
+    world: World, staging_bytes: int = 2**20, piece_bytes: int = PIECE_BYTES
+) -> Iterator[Run]:
     """One run, closed behind the loop that takes it."""
     with (
         pytest.MonkeyPatch.context() as patch,
-        install(world, patch, staging_bytes) as device,
+        install(world, patch, staging_bytes, piece_bytes) as device,
     ):
         run = make_run(world, device)
         yield run
@@ -221,9 +228,14 @@ def move_what_stays(run: Run, tickets: list[Ticket]) -> None:
 
 def train_all(seeds: range = SEEDS) -> None:
     for seed in seeds:
-        for run in open_run(World(seed)):
+        for run in open_run(World(seed), piece_bytes=choose_pieces(seed)):
             train(run)
             run.check()
+
+
+def choose_pieces(seed: int) -> int:
+    """A value is one piece, two or three."""
+    return (PIECE_BYTES, 1024, 512)[seed % 3]
 
 
 def test_every_order_of_completion_gives_the_same_values() -> None:
@@ -234,7 +246,7 @@ def test_every_order_of_completion_gives_the_same_values() -> None:
 def test_a_step_without_memory_is_tried_again(seed: int) -> None:
     """In any place: where x is copied, or y is made. The next step finds everything in order."""
     failed = 0
-    for run in open_run(World(seed)):
+    for run in open_run(World(seed), piece_bytes=choose_pieces(seed)):
         for _ in range(8):
             run.world.refusal_rate = run.world.random.choice((0.05, 0.3))
             try:
@@ -274,8 +286,10 @@ def test_memory_that_copies_hold_is_waited_for_before_a_value_finds_none(run: Ru
 def test_two_devices_at_once(seed: int) -> None:
     """Each has its streams; the current device of the caller is the one or the other."""
     world = World(seed)
-    for first in open_run(world):
-        runs = [first, make_run(world, make_device(world, torch.device("cuda", 1)))]
+    pieces = choose_pieces(seed)
+    for first in open_run(world, piece_bytes=pieces):
+        other = make_device(world, torch.device("cuda", 1), piece_bytes=pieces)
+        runs = [first, make_run(world, other)]
         numbers = itertools.count(1)
         for _ in range(3):
             saved: list[list[Ticket]] = [[], []]
@@ -327,26 +341,27 @@ def release_at_once(outgoing: CudaOutgoing, block: bool) -> None:
     outgoing._tensor = None
 
 
-def forget_event(device: CudaDevice, hold: Hold) -> None:
-    device._holds.append(Hold(None, hold.buffer, hold.tensors))
+def forget_event(device: CudaDevice, hold: Hold, *, incoming: bool = False) -> None:
+    device._holds[incoming].append(Hold((), hold.buffer, hold.tensors))
 
 
-def forget_tensors(device: CudaDevice, hold: Hold) -> None:
+def forget_tensors(device: CudaDevice, hold: Hold, *, incoming: bool = False) -> None:
     hold.tensors = ()
-    device._holds.append(hold)
+    device._holds[incoming].append(hold)
 
 
 def join_current(
-    streams: CudaStreams, event: torch.cuda.Event, *_: torch.cuda.Stream
+    streams: CudaStreams, events: Sequence[torch.cuda.Event], *_: torch.cuda.Stream
 ) -> torch.cuda.Stream:
     current = streams.find_current()
-    current.wait_event(event)
+    for event in events:
+        current.wait_event(event)
     return current
 
 
-def forget_released(device: CudaDevice, hold: Hold) -> None:
-    if hold.buffer is not None or hold.event is None:
-        device._holds.append(hold)
+def forget_released(device: CudaDevice, hold: Hold, *, incoming: bool = False) -> None:
+    if hold.buffer is not None or not hold.events:
+        device._holds[incoming].append(hold)
 
 
 def copy_in_after(
@@ -356,8 +371,29 @@ def copy_in_after(
     return lambda streams, target, source, after: copy_in(streams, target, source, after[chosen])
 
 
+def copy_out_and_tell_too_early(*arguments: Any) -> list[torch.cuda.Event]:
+    """All pieces but the last are taken to be copied with the first."""
+    events = COPY_OUT(*arguments)
+    return [*(events[0] for _ in events[1:]), events[-1]]
+
+
+def find_first_event(arrival: CudaArrival) -> list[torch.cuda.Event]:
+    return [event for hold in arrival._holds[:1] for event in hold.events]
+
+
+def copy_before_reading(read: CudaRead, start: Callable[[memoryview], Any]) -> None:
+    arrive: Any = read._arrive
+    incoming, (piece,) = arrive.func.__self__, arrive.args
+    incoming.start(incoming._buffer, piece=piece)
+    read._arrive = partial(incoming._missing.pop, piece.start)
+    START(read, start)
+
+
 def do_nothing(*_: object) -> None:
     pass
+
+
+COPY_OUT, START = CudaStreams.copy_out, CudaRead.start
 
 
 FORGOTTEN: dict[str, tuple[object, str, Callable[..., object]]] = {
@@ -388,6 +424,11 @@ FORGOTTEN: dict[str, tuple[object, str, Callable[..., object]]] = {
         CudaDevice, "find_order", lambda _: contextlib.nullcontext(),
     ),
     "a value that is given up waits for its copy": (CudaDevice, "hold", forget_tensors),
+    "each piece is written behind its own copy": (
+        CudaStreams, "copy_out", copy_out_and_tell_too_early,
+    ),
+    "each piece is copied in behind its own read": (CudaRead, "start", copy_before_reading),
+    "wait waits for the copies of all pieces": (CudaArrival, "_find_events", find_first_event),
 }  # fmt: skip
 
 
@@ -432,7 +473,7 @@ def test_memory_of_a_released_value_is_free_once_it_is_copied_out(run: Run, tier
 def test_settling_orders_the_device_and_waits_for_no_write(run: Run) -> None:
     """Later work on the stream may then reuse the memory of x."""
     ticket = run.offload(3, block=False)
-    (hold,) = run.device._holds
+    (hold,) = run.device._holds[0]
     assert len(hold.tensors) == 1
     run.world.current.queue.clear()
     run.store.settle(ticket)
@@ -494,6 +535,151 @@ def test_values_are_copied_out_while_earlier_ones_are_written(run: Run) -> None:
     for future in writing:
         future.set_result(1536)
     for ticket in tickets:
+        run.store.free(ticket)
+    run.check()
+
+
+@pytest.fixture
+def run_of_pieces() -> Iterator[Run]:
+    """Each value has three: 512, 512 and 176 bytes, the last one padded to 512."""
+    yield from open_run(World(seed=1), piece_bytes=512)
+
+
+def find_copied(world: World, y: Tensor) -> list[bool]:
+    """Whether each piece of a value of 2 is on the device."""
+    raw = world.alias(y).flatten()
+    return [bool(raw[start : start + 128].eq(2).all()) for start in (0, 128, 256)]
+
+
+def test_a_piece_is_written_while_the_next_one_is_copied(run_of_pieces: Run) -> None:
+    run = run_of_pieces
+    views: list[memoryview] = []
+    run.engine.write = lambda view, offset: views.append(view) or Future()
+    run.world.hold()
+    ticket = run.offload(2)
+    out = run.device.streams._out
+    assert isinstance(out, Stream)
+    for written in range(3):
+        assert len(views) == written
+        assert len(out.queue) >= 3 * (3 - written), "each copy has two steps, and its event"
+        run.world.jobs.pop(0)()
+        assert torch.frombuffer(views[written], dtype=torch.float32)[:40].eq(2).all()
+    assert [len(view) for view in views] == [512] * 3
+    assert ticket.write is not None
+    assert ticket.write.cancel()
+    run.store.free(ticket)
+    run.check()
+
+
+def test_a_piece_is_copied_back_while_the_next_one_is_read(run_of_pieces: Run) -> None:
+    run = run_of_pieces
+    ticket = run.offload(2)
+    run.world.run_all()
+    run.world.hold()
+    run.store.prefetch(ticket)
+    (prefetch,) = ticket.prefetches
+    assert prefetch.read is not None
+    copied = [False] * 3
+    for index in (1, 0, 2):  # Whichever the drive is done with.
+        assert not prefetch.done
+        run.world.jobs.pop(index if index < 2 else 0)()
+        while any(stream.can_step() for stream in run.world.streams):
+            next(stream for stream in run.world.streams if stream.can_step()).step()
+        copied[index] = True
+        assert find_copied(run.world, prefetch.arrival.y) == copied
+    assert prefetch.done
+    run.wait(ticket)
+    del prefetch
+    run.store.free(ticket)
+    run.check()
+
+
+def test_what_goes_to_host_memory_is_copied_as_a_whole(run_of_pieces: Run) -> None:
+    """No write waits for parts of it; if that is full, the parts wait for the whole."""
+    run = run_of_pieces
+    tickets = [run.offload(number, tier="host") for number in (2, 4, 6)]
+    assert [ticket.tier for ticket in tickets] == ["host", "host", "nvme"]
+    for ticket in tickets:
+        assert isinstance(ticket.outgoing, CudaOutgoing)
+        assert len(ticket.outgoing._pieces_copied) == 1
+    run.world.run_all()
+    assert len(run.engine._bytes) == 3
+    for ticket in tickets:
+        run.wait(ticket)
+        run.store.free(ticket)
+    run.check()
+
+
+def test_a_retry_reads_what_is_missing(run_of_pieces: Run) -> None:
+    """The copy of another piece may still read its part of the buffer."""
+    run = run_of_pieces
+    ticket = run.offload(2)
+    run.world.run_all()
+    run.engine.read_failures = 1
+    run.store.prefetch(ticket)
+    run.world.run_all()
+    (prefetch,) = ticket.prefetches
+    assert prefetch.read is not None
+    assert prefetch.done
+    y, reads = prefetch.arrival.y, list[int]()
+    assert sum(find_copied(run.world, y)) == 2
+    read = run.engine.read
+    run.engine.read = lambda view, offset: reads.append(len(view)) or read(view, offset)
+    run.wait(ticket)
+    assert reads == [512]
+    assert find_copied(run.world, y) != [True] * 3 or run.world.run_all() is None
+    del y, prefetch
+    run.store.free(ticket)
+    record = run.store.statistics()
+    assert (record.read_errors, record.read_bytes) == (1, ticket.nbytes)
+    run.check()
+
+
+@pytest.mark.filterwarnings("ignore:.*could not be offloaded:RuntimeWarning")
+@pytest.mark.parametrize("checked", [False, True])
+def test_pieces_that_fail_fail_their_value(checked: bool) -> None:
+    """Written or not, read again or not, cancelled half way: the value, or an error."""
+    failed = 0
+    for seed in range(12):
+        world = World(seed)
+        for run in open_run(world, piece_bytes=(1024, 512)[seed % 2]):
+            if checked:
+                run.store.engines["nvme"] = CheckedEngine(run.engine, run.device.piece_bytes)
+            for number in range(2, 10):
+                run.engine.write_failures = world.random.choice((0, 0, 1, 2))
+                ticket = run.offload(number, block=world.random.random() < 0.5)
+                world.random.choice((world.progress, world.run_all, world.run_all))()
+                run.engine.read_failures = world.random.choice((0, 0, 1, 4))
+                with run.on_some_stream():
+                    run.store.prefetch(ticket)
+                if world.random.random() < 0.8:
+                    try:
+                        run.wait(ticket)
+                    except TransferError:
+                        failed += 1
+                run.store.free(ticket)
+                if world.random.random() < 0.2:
+                    world.empty_cache()
+            run.engine.write_failures = run.engine.read_failures = 0
+            run.check()
+            assert run.store.statistics().inflight_bytes == 0
+            assert run.engine._bytes == {}
+            nvme = run.store.engines["nvme"]
+            assert not isinstance(nvme, CheckedEngine) or nvme._written == {}
+    assert failed >= 3
+
+
+def test_a_store_that_is_closed_ends_all_pieces(run_of_pieces: Run) -> None:
+    run = run_of_pieces
+    run.world.hold()
+    written, read = run.offload(2), run.offload(3)
+    run.world.run_all()
+    run.store.prefetch(read)
+    late = run.offload(4)
+    run.store.close()
+    assert late.write is None
+    assert late.stored
+    for ticket in (written, read, late):
         run.store.free(ticket)
     run.check()
 
@@ -669,7 +855,7 @@ def test_a_value_that_dies_unreleased_is_held_until_its_copy_is_done(run: Run) -
     world = run.world
     x = world.empty_strided((LENGTH,), (1,), dtype=torch.float32)
     world.hold()
-    outgoing = run.device.send(x, 512)
+    outgoing = run.device.send(x, 512, run.engine)
     del x
     outgoing.close()
     assert world.live_blocks == 1
@@ -690,23 +876,3 @@ def test_steps_alike_pin_nothing_new() -> None:
                 assert world.pinned_bytes == pinned
             assert sum(world.pinned_bytes) <= staging_bytes
             run.check()
-
-
-@pytest.mark.parametrize("seed", range(3))
-def test_two_users_of_one_read_copy_once(seed: int) -> None:
-    """The end of the read and the end of the wait may happen in two threads at once."""
-    world = World(seed)
-    for run in open_run(world):
-        ticket = run.offload(2)
-        world.run_all()
-        run.store.prefetch(ticket)
-        read = ticket.prefetches[0].read
-        assert read is not None
-        world.run_until(read.future.done)
-        before = sum(len(stream.queue) for stream in world.streams)
-        read.incoming.arrive(read.future)
-        assert sum(len(stream.queue) for stream in world.streams) <= before
-        run.wait(ticket)
-        del read
-        run.store.free(ticket)
-        run.check()

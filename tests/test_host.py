@@ -43,7 +43,7 @@ def write(outgoing: HostOutgoing, memory: MemoryEngine) -> int:
 
 
 def read(incoming: HostIncoming, memory: MemoryEngine, slot: int) -> torch.Tensor:
-    assert memory.read(incoming.view, slot).result() == len(incoming.view)
+    assert incoming.read(memory, slot).result() == incoming.read_bytes
     incoming.finish()
     return incoming.y
 
@@ -88,7 +88,7 @@ def test_large_values_are_moved_in_place(
     assert torch.equal(y, expected)
     assert y.data_ptr() % ALIGNMENT == phase
     assert y.storage_offset() == 0
-    assert len(incoming.view) == 0, "nothing holds the memory but y"
+    assert len(incoming._view) == 0, "nothing holds the memory but y"
 
 
 def test_equal_values_ask_for_equal_slots(pool: StagingPool) -> None:
@@ -153,7 +153,7 @@ def test_a_read_that_is_given_up_gives_its_buffer_back(pool: StagingPool) -> Non
 def test_the_device_makes_both_ends_and_keeps_nothing(memory: MemoryEngine) -> None:
     """A copy in host memory is the engine's, also where that is host memory."""
     device, x = HostDevice(), fill(SMALL)
-    outgoing = device.send(x, ALIGNMENT)
+    outgoing = device.send(x, ALIGNMENT, memory)
     assert isinstance(outgoing, HostOutgoing)
     slot = write(outgoing, memory)
     incoming = device.receive(outgoing.layout, ALIGNMENT)

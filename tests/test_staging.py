@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fxoffload import inflight
+from fxoffload.runtime.devices import staging
 from fxoffload.runtime.devices.buffers import STAGING_ALIGNMENT, StagingBuffer
 from fxoffload.runtime.devices.staging import StagingArena
 from fxoffload.sizes import MIB
@@ -44,6 +45,24 @@ def test_equal_demands_are_met_by_one_chunk() -> None:
     assert memory.pinned == [64 * MIB]  # A power of two: torch rounds up to one.
     assert memory.pageable == []
     assert (arena.pinned_bytes, arena.used_bytes) == (64 * MIB, 0)
+
+
+def test_equal_steps_cut_no_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Equal buffers at one place are one object; only so many are kept."""
+    monkeypatch.setattr(staging, "MOST_CUTS", 3)
+    arena = StagingArena(Memory().allocate, 0, 256 * MIB)
+    first = arena.take(MIB)
+    arena.give(first)
+    assert arena.take(MIB) is first
+    other = arena.take(MIB)
+    assert other.tensor.data_ptr() == first.tensor.data_ptr() + MIB
+    arena.give(first)
+    shorter = arena.take(4096)
+    assert (shorter.tensor.data_ptr(), len(shorter.view)) == (first.tensor.data_ptr(), 4096)
+    arena.give(shorter)
+    arena.give(arena.take(8192))
+    assert arena.take(MIB) is not first
+    assert arena.take(MIB).tensor.data_ptr() == other.tensor.data_ptr() + MIB
 
 
 def test_beyond_the_bound_memory_is_pageable() -> None:

@@ -42,7 +42,7 @@ def run_until(world: World, event: object) -> None:
 def test_a_copy_out_comes_behind_what_is_queued(world: World, streams: CudaStreams) -> None:
     x = make(world, 3.0)
     target = torch.zeros(LENGTH)
-    event = streams.copy_out(target, x)
+    (event,) = streams.copy_out(target, x, streams.find_current())
     run_until(world, event)
     assert target.eq(3.0).all()
 
@@ -84,8 +84,8 @@ def test_a_copy_in_does_not_wait_for_what_computes() -> None:
 def test_what_is_queued_behind_a_join_waits(world: World, streams: CudaStreams) -> None:
     x = make(world, 5.0)
     target, seen = torch.zeros(LENGTH), list[float]()
-    event = streams.copy_out(target, x)
-    streams.join(event)
+    (event,) = streams.copy_out(target, x, streams.find_current())
+    streams.join((event,))
     world.launch(lambda: seen.append(target.min().item()))
     world.run_all()
     assert seen == [5.0]
@@ -95,9 +95,9 @@ def test_other_streams_join_too(world: World, streams: CudaStreams) -> None:
     """As that of the memory, where another one is the current one."""
     x = make(world, 5.0)
     target, seen = torch.zeros(LENGTH), list[float]()
-    event = streams.copy_out(target, x)
+    (event,) = streams.copy_out(target, x, streams.find_current())
     home, world.current = world.current, world.make_stream()
-    assert streams.join(event, home) is world.current is streams.find_current()
+    assert streams.join((event,), home) is world.current is streams.find_current()
     with streams.entering(home):  # pyright: ignore[reportArgumentType]
         assert streams.find_current() is home
         world.launch(lambda: seen.append(target.min().item()))
@@ -141,7 +141,7 @@ def test_all_is_done_on_the_device_of_the_streams(
         world.launch(lambda: raw.fill_(3.0))
         world.device = 0
         target = torch.zeros(LENGTH)
-        run_until(world, streams.copy_out(target, y))
+        run_until(world, *streams.copy_out(target, y, streams.find_current()))
         assert target.eq(3.0).all()
         assert world.device == 0
         streams.enter_thread()
@@ -165,7 +165,7 @@ def test_threads_wait_for_copies_out_alone(world: World, streams: CudaStreams) -
     """An event that does not block would have them spin on a core."""
     x = make(world, 1.0)
     host = torch.zeros(LENGTH)
-    out, back = streams.copy_out(host, x), streams.copy_in(x, host, [])
+    (out,), back = streams.copy_out(host, x, streams.find_current()), streams.copy_in(x, host, [])
     assert isinstance(out, Event)
     assert isinstance(back, Event)
     assert (out.blocking, back.blocking) == (True, False)

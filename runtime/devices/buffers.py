@@ -28,6 +28,8 @@ def find_span(tensor: torch.Tensor) -> int:
 
 def span_tensor(tensor: torch.Tensor) -> torch.Tensor:
     """The span of `tensor`, of any dtype, as a 1-d uint8 tensor on the same memory."""
+    if _is_dense(tensor):
+        return tensor.view(torch.uint8).view(-1)  # In half the time.
     offset = tensor.storage_offset() * tensor.element_size()
     empty = torch.empty(0, dtype=torch.uint8, device=tensor.device)
     return empty.set_(tensor.untyped_storage(), offset, (find_span(tensor),), (1,))
@@ -35,9 +37,16 @@ def span_tensor(tensor: torch.Tensor) -> torch.Tensor:
 
 def byte_view(tensor: torch.Tensor) -> memoryview:
     """The span of the CPU tensor `tensor` as a writable memoryview that keeps it alive."""
-    if tensor.numel() and tensor.dim() and tensor.is_contiguous() and tensor.stride(-1) == 1:
+    if _is_dense(tensor):
         return tensor.view(torch.uint8).numpy().data.cast("B")  # In half the time.
     return span_tensor(tensor).numpy().data
+
+
+def _is_dense(tensor: torch.Tensor) -> bool:
+    """Whether bytes can be a view of `tensor`."""
+    return bool(
+        tensor.numel() and tensor.dim() and tensor.is_contiguous() and tensor.stride(-1) == 1
+    )
 
 
 def same_layout(
@@ -52,6 +61,13 @@ def same_layout(
     return tuple(size) == tuple(other) and all(
         n <= 1 or s == t for n, s, t in zip(size, stride, other_stride, strict=True)
     )
+
+
+def materialise(tensor: torch.Tensor) -> torch.Tensor:
+    """`tensor`, or a copy of it if it is conjugated or negated by a flag, not by its bytes."""
+    if tensor.is_conj() or tensor.is_neg():
+        return tensor.resolve_conj().resolve_neg()
+    return tensor
 
 
 def compact(tensor: torch.Tensor) -> torch.Tensor:
@@ -121,6 +137,10 @@ class StagingBuffer:
 
     tensor: torch.Tensor
     view: memoryview
+
+    def take_bytes(self, nbytes: int) -> torch.Tensor:
+        """The first `nbytes` as a tensor."""
+        return self.tensor if nbytes == len(self.view) else self.tensor[:nbytes]
 
 
 class StagingPool:

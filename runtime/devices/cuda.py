@@ -24,55 +24,44 @@ another stream than the offload (the home of x) or the wait (the reader of y). S
 the copy of x, too, and only for a y of another stream `record_stream` tells the allocator of the
 reader.
 
-Memory that a side stream uses is freed only when an event has passed. A staging buffer is reused
-after its last copy. A y that no op waited for (of a backward that was abandoned) is held until the
-copy into it has ended, as the allocator knows only the computing stream. Such holds are in a queue
-that needs no lock, so a finalizer may end a value in any thread at any time.
+Values for drives that are larger than a piece are copied out and written, and read and copied back,
+piece by piece, with an event behind each: one piece is written while the next one is copied.
 """
 
 from __future__ import annotations
 
-from collections import deque
-from concurrent.futures import Future
-from contextlib import AbstractContextManager, suppress
-from dataclasses import dataclass
+from contextlib import AbstractContextManager
 from functools import partial
 
 import torch
 
-from fxoffload.runtime.devices.buffers import StagingBuffer, compact, span_tensor
+from fxoffload.runtime.devices.buffers import compact, materialise, span_tensor
+from fxoffload.runtime.devices.cuda_arrival import CudaArrival, CudaIncoming
+from fxoffload.runtime.devices.cuda_memory import CudaMemory, Hold
 from fxoffload.runtime.devices.cuda_write import CudaWrite, HostWrite
-from fxoffload.runtime.devices.staging import StagingArena
 from fxoffload.runtime.devices.streams import CudaStreams
 from fxoffload.runtime.devices.transfer import Arrival, Incoming, Layout, Outgoing, find_layout
-from fxoffload.runtime.engines.ioengine import IOEngine, IOFuture, find_outcome
+from fxoffload.runtime.engines.ioengine import IOEngine, IOFuture
 from fxoffload.runtime.engines.memory import MemoryEngine
+from fxoffload.runtime.engines.pieces import PIECE_BYTES, find_pieces, join_pieces
 from fxoffload.runtime.engines.workers import Workers
 
 
-@dataclass(slots=True, eq=False)
-class Hold:
-    """Memory that must not be reused before `event` has passed; None: it may be reused now."""
-
-    event: torch.cuda.Event | None
-    buffer: StagingBuffer | None = None
-    tensors: tuple[torch.Tensor, ...] = ()
-
-
-class CudaDevice:
+class CudaDevice(CudaMemory):
     """Moves the tensors of one CUDA device.
 
-    host_bytes, max_inflight_bytes: what host memory to pin, for the host tier, whose values stay in
-    staging buffers, and for transfers to and from drives; see StagingArena.
+    piece_bytes: of which values for drives are made; the same for all devices of a store.
     """
 
     def __init__(
-        self, streams: CudaStreams, host_bytes: int, max_inflight_bytes: int | None
+        self,
+        streams: CudaStreams,
+        host_bytes: int,
+        max_inflight_bytes: int | None,
+        piece_bytes: int = PIECE_BYTES,
     ) -> None:
-        self.streams = streams
-        self.arena = StagingArena(streams.empty_host, host_bytes, max_inflight_bytes)
-        self._holds: deque[Hold] = deque()
-        self.host_writes: deque[HostWrite] = deque()  # Whose copies end in this order.
+        super().__init__(streams, host_bytes, max_inflight_bytes)
+        self.piece_bytes = piece_bytes
         # A write first waits for its copy; this thread does so, to keep the engine's threads free.
         self.workers = Workers(1, "fxoffload-cuda-write", enter=streams.enter_thread)
 
@@ -80,52 +69,17 @@ class CudaDevice:
         """A context in which the present current stream is the current one."""
         return self.streams.entering(self.streams.find_current())
 
-    def send(self, x: torch.Tensor, alignment: int) -> Outgoing:
+    def send(self, x: torch.Tensor, alignment: int, engine: IOEngine) -> Outgoing:
         """Start to copy `x` to a staging buffer on the outgoing stream."""
-        return CudaOutgoing(x, self, alignment)
+        return CudaOutgoing(x, self, alignment, engine)
 
     def receive(self, layout: Layout, alignment: int) -> Incoming:
         """Allocate a device tensor and the staging buffer that the slot is read into."""
-        return CudaIncoming(layout, self, alignment)
-
-    def take(self, nbytes: int) -> StagingBuffer:
-        """A staging buffer of at least `nbytes`; buffers whose last copy has ended are reused."""
-        self.let_go()
-        return self.arena.take(nbytes)
-
-    def let_go(self, *, wait: bool = False) -> None:
-        """Drop the holds whose event has passed, and end the writes to the host tier.
-
-        With `wait`, the host waits for each.
-        """
-        self._end_writes(wait)
-        for _ in range(len(self._holds)):
-            try:
-                hold = self._holds.popleft()
-            except IndexError:  # Another thread took the last one.
-                break
-            if wait and hold.event is not None:
-                hold.event.synchronize()
-            elif hold.event is not None and not hold.event.query():
-                self._holds.append(hold)
-                continue
-            hold.tensors = ()  # The outgoing value has the hold, too, for as long as it is stored.
-            if hold.buffer is not None:
-                self.arena.give(hold.buffer)
-
-    def _end_writes(self, wait: bool) -> None:
-        with suppress(IndexError):  # None is left, or another thread took the last one.
-            while (write := self.host_writes.popleft()).end(wait=wait):
-                pass
-            self.host_writes.appendleft(write)
+        return CudaIncoming(layout, self, alignment, self.piece_bytes)
 
     def keeps(self, engine: IOEngine) -> bool:
         """Whether values for `engine` stay in their staging buffers: it is in host memory, too."""
         return isinstance(engine, MemoryEngine)
-
-    def hold(self, hold: Hold) -> None:
-        """Keep the memory of `hold` until its event has passed; safe in a finalizer."""
-        self._holds.append(hold)
 
     def close(self) -> None:
         """Finish the writes, and wait for all copies."""
@@ -134,16 +88,21 @@ class CudaDevice:
 
 
 class CudaOutgoing:
-    """A device tensor on its way out: its bytes are in a staging buffer once `_copied` passed."""
+    """A device tensor on its way out: its bytes are in a staging buffer once `_copied` passed.
+
+    engine: for which it is copied, in pieces if this is a drive.
+    """
 
     # The engine reads the staging buffer; events protect the tensor's memory.
     shares_memory = False
     crosses_bus = True
     stays = False
 
-    def __init__(self, x: torch.Tensor, device: CudaDevice, alignment: int) -> None:
+    def __init__(
+        self, x: torch.Tensor, device: CudaDevice, alignment: int, engine: IOEngine
+    ) -> None:
         self._home = device.streams.find_current()
-        tensor = compact(x.resolve_conj().resolve_neg())
+        tensor = compact(materialise(x))
         self.layout = find_layout(tensor)
         self.slot_bytes = self.write_bytes = -(-self.layout.span // alignment) * alignment
         self._device = device
@@ -151,14 +110,17 @@ class CudaOutgoing:
         # Referenced until release or close: its memory must not be reused before the copy.
         self._tensor: torch.Tensor | None = tensor
         self._held: Hold | None = None  # What a release without block left to the copy.
-        # If this raises, the copy may be queued already, so the buffer is never reused.
-        self._copied = device.streams.copy_out(
-            self._buffer.tensor[: self.layout.span], span_tensor(tensor)
+        span = self.layout.span
+        pieces = find_pieces(span, max(span, 1) if device.keeps(engine) else device.piece_bytes)
+        # If this raises, a copy may be queued already, so the buffer is never reused.
+        self._pieces_copied = device.streams.copy_out(
+            self._buffer.take_bytes(span), span_tensor(tensor), self._home, pieces
         )
+        self._copied = self._pieces_copied[-1]
         self._last = self._copied  # The end of the last copy from or to the buffer.
 
     def write(self, engine: IOEngine, offset: int) -> IOFuture:
-        """Start to write to the slot at `offset`, once the copy has ended.
+        """Start to write to the slot at `offset`, each piece once its copy has ended.
 
         A slot of the host tier stays empty; it only counts the bytes that are used.
         """
@@ -167,10 +129,18 @@ class CudaOutgoing:
             kept = HostWrite(self._copied, self.write_bytes)
             self._device.host_writes.append(kept)  # Another thread may take it at once.
             return kept
-        view = self._buffer.view[: self.write_bytes]
-        write = CudaWrite(self._copied, view, partial(engine.write, offset=offset))
-        self._device.workers.start(write)
-        return write
+        pieces = find_pieces(self.write_bytes, self._device.piece_bytes)
+        events = self._pieces_copied
+        if len(events) < len(pieces):  # It was meant for the host tier, which is full.
+            events = [self._copied] * len(pieces)
+        writes = [
+            CudaWrite(event, self._buffer.view[it], partial(engine.write, offset=offset + it.start))
+            for event, it in zip(events, pieces, strict=True)
+        ]
+        whole = join_pieces(writes)
+        for write in writes:
+            self._device.workers.start(write)
+        return whole
 
     def release(self, block: bool) -> None:
         """Let later work on the device wait for the copy (`block`), or hold x."""
@@ -178,16 +148,16 @@ class CudaOutgoing:
         if tensor is None:
             return
         if block:
-            self._device.streams.join(self._copied, self._home)
+            self._device.streams.join((self._copied,), self._home)
         else:
-            self._held = Hold(self._copied, tensors=(tensor,))
+            self._held = Hold((self._copied,), tensors=(tensor,))
             self._device.hold(self._held)
 
     def settle(self) -> bool:
         """Let later work on the device wait for the copy; the host does not wait."""
         held, self._held = self._held, None
         if held is not None:
-            self._device.streams.join(self._copied, self._home)
+            self._device.streams.join((self._copied,), self._home)
             held.tensors = ()
         return True
 
@@ -209,92 +179,5 @@ class CudaOutgoing:
         # If the value was not released, or its write was cancelled, the copy may still run.
         tensors = () if self._tensor is None else (self._tensor,)
         self._tensor = None
-        self._device.hold(Hold(self._last, self._buffer, tensors))
-
-
-class CudaArrival:
-    """A device tensor `y` that a copy on the incoming stream fills."""
-
-    def __init__(self, layout: Layout, device: CudaDevice) -> None:
-        streams = device.streams
-        self._home = streams.find_current()  # First: a capture must not see the events of holds.
-        device.let_go()
-        self._layout = layout
-        self._device = device
-        try:
-            self.y = streams.empty(layout.size, layout.stride, layout.dtype)
-        except torch.OutOfMemoryError:
-            device.let_go(wait=True)  # The host may be a step ahead of the copies that hold memory.
-            self.y = streams.empty(layout.size, layout.stride, layout.dtype)
-        # Earlier uses of this memory may still be queued there.
-        self._ready = streams.mark(self._home)
-        self._started: Future[Hold] = Future()
-
-    def start(self, buffer: StagingBuffer, *after: torch.cuda.Event) -> torch.cuda.Event:
-        """Copy from `buffer` once the events `after` have passed; called once.
-
-        Returns the event of the copy's end.
-        """
-        streams = self._device.streams
-        try:
-            source = buffer.tensor[: self._layout.span]
-            copied = streams.copy_in(span_tensor(self.y), source, (self._ready, *after))
-        except BaseException as error:
-            self._started.set_exception(error)
-            raise
-        # The allocator does not know of the incoming stream: only the hold keeps the memory.
-        hold = Hold(copied, tensors=(self.y,))
-        self._device.hold(hold)
-        self._started.set_result(hold)
-        return copied
-
-    def finish(self) -> None:
-        """Make the current stream wait for the copy."""
-        hold = self._started.result()
-        assert hold.event is not None
-        reader = self._device.streams.join(hold.event)
-        if reader != self._home:
-            self._device.streams.note_reader(self.y, reader)
-        hold.tensors = ()  # Now the current stream orders every later use after the copy.
-
-    def close(self) -> None:
-        """Do nothing: the hold keeps the memory until the copy has ended."""
-
-
-class CudaIncoming(CudaArrival):
-    """A device tensor on its way back: its staging buffer is read, then copied to the device."""
-
-    def __init__(self, layout: Layout, device: CudaDevice, alignment: int) -> None:
-        super().__init__(layout, device)
-        nbytes = -(-layout.span // alignment) * alignment
-        buffer = device.take(nbytes)
-        self.view = buffer.view[:nbytes]
-        # pop is atomic: the end of the read, the wait and the end of the value may run in three
-        # threads, and exactly one of them gets the buffer.
-        self._buffers = deque([buffer])
-
-    def arrive(self, read: IOFuture) -> None:
-        """Start the copy to the device, in the thread that has read."""
-        if find_outcome(read) == len(self.view):
-            self._copy_once()
-
-    def finish(self) -> None:
-        """Make the current stream wait for the copy."""
-        self._copy_once()
-        super().finish()
-
-    def close(self) -> None:
-        """Give the buffer back, unless a copy uses it, whose hold gives it back."""
-        if (buffer := self._take_buffer()) is not None:
-            self._device.hold(Hold(None, buffer))
-
-    def _copy_once(self) -> None:
-        if (buffer := self._take_buffer()) is not None:
-            # If `start` raises, the copy may be queued already, so the buffer is never reused.
-            self._device.hold(Hold(self.start(buffer), buffer))
-
-    def _take_buffer(self) -> StagingBuffer | None:
-        try:
-            return self._buffers.pop()
-        except IndexError:
-            return None
+        hold = Hold((self._last,), self._buffer, tensors)
+        self._device.hold(hold, incoming=self._last is not self._copied)

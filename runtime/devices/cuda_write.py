@@ -31,9 +31,8 @@ class CudaWrite(FollowingFuture):
 
     def run(self) -> None:
         """In a worker: wait for the copy, and start the engine's write."""
-        try:
-            view = self._views.pop()
-        except IndexError:
+        view = self._take_view()
+        if view is None:
             return
         try:
             self._copied.synchronize()
@@ -45,11 +44,17 @@ class CudaWrite(FollowingFuture):
 
     def cancel(self) -> bool:
         """Try to cancel; True only if the engine has not started to write and never will."""
-        try:
-            self._views.pop()
-        except IndexError:
+        # Not within `except`: an error that a callback looks at would have the one that is handled
+        # as its context, with the caller's frames, and tensors in them.
+        if self._take_view() is None:
             return super().cancel()
         return Future.cancel(self)  # The engine's write does not exist yet.
+
+    def _take_view(self) -> memoryview | None:
+        try:
+            return self._views.pop()
+        except IndexError:
+            return None
 
 
 class HostWrite(Future[int]):

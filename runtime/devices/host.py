@@ -19,6 +19,7 @@ from fxoffload.runtime.devices.buffers import (
     compact,
     empty_at,
     find_span,
+    materialise,
     span_tensor,
 )
 from fxoffload.runtime.devices.transfer import (
@@ -43,8 +44,7 @@ class HostOutgoing:
     stays = False
 
     def __init__(self, x: torch.Tensor, pool: StagingPool, alignment: int) -> None:
-        lazy = x.is_conj() or x.is_neg()  # A flag of the tensor, not part of its bytes.
-        tensor = compact(x.resolve_conj().resolve_neg() if lazy else x)
+        tensor = compact(materialise(x))
         self._pool = pool
         self._buffer: StagingBuffer | None = None
         self._tensor: torch.Tensor | None = None
@@ -125,7 +125,8 @@ class HostIncoming:
             nbytes = -(-layout.span // alignment) * alignment
             self.y = _empty_like(layout)
             self._buffer = pool.take(nbytes)
-            self.view = self._buffer.view[:nbytes]
+            self._view = self._buffer.view[:nbytes]
+            self.read_bytes = nbytes
             return
         self.y, self._memory = empty_at(
             layout.size,
@@ -136,10 +137,12 @@ class HostIncoming:
             alignment=alignment,
         )
         start, end = _find_interior(layout.phase, layout.span, alignment)
-        self.view = self._memory[start:end]
+        self._view = self._memory[start:end]
+        self.read_bytes = end - start
 
-    def arrive(self, read: IOFuture) -> None:
-        """Do nothing: `finish` does the rest."""
+    def read(self, engine: IOEngine, offset: int) -> IOFuture:
+        """Start to read the slot at `offset`."""
+        return engine.read(self._view, offset)
 
     def finish(self) -> None:
         """Copy the staged bytes, or the bytes before and after the interior, to `y`."""
@@ -154,7 +157,7 @@ class HostIncoming:
 
     def close(self) -> None:
         """Give the staging buffer back; `y` keeps its memory."""
-        self.view = memoryview(b"")
+        self._view = memoryview(b"")
         self._memory = None
         if self._buffer is not None:
             self._pool.give(self._buffer)
@@ -171,7 +174,7 @@ class HostDevice:
         """Any context: what the caller did so far has ended."""
         return nullcontext()
 
-    def send(self, x: torch.Tensor, alignment: int) -> Outgoing:
+    def send(self, x: torch.Tensor, alignment: int, engine: IOEngine) -> Outgoing:
         """Make the bytes of `x` ready to be written."""
         return HostOutgoing(x, self._pool, alignment)
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
@@ -20,6 +20,7 @@ from fxoffload.runtime.engines.slots import SlotAllocator
 from fxoffload.sizes import UNLIMITED_BYTES, format_bytes
 
 CHUNK_BYTES = 64 * 2**20
+MOST_CUTS = 1024  # Buffers of one chunk that are kept.
 
 AllocateFunction = Callable[[int, bool], torch.Tensor]
 
@@ -28,6 +29,10 @@ AllocateFunction = Callable[[int, bool], torch.Tensor]
 class _Chunk:
     memory: StagingBuffer
     slots: SlotAllocator
+    # By offset and size: equal steps cut equal buffers, and to cut a tensor takes microseconds.
+    buffers: dict[tuple[int, int], StagingBuffer] = field(
+        default_factory=dict[tuple[int, int], StagingBuffer]
+    )
 
     @property
     def nbytes(self) -> int:
@@ -101,9 +106,14 @@ class StagingArena:
         if slots.end_bytes > chunk.nbytes:
             slots.free(offset)
             return None
-        memory = chunk.memory
-        view = memory.view[offset : offset + nbytes]
-        buffer = StagingBuffer(memory.tensor.narrow(0, offset, nbytes), view)
+        buffer = chunk.buffers.get((offset, nbytes))
+        if buffer is None:
+            if len(chunk.buffers) >= MOST_CUTS:
+                chunk.buffers.clear()
+            memory = chunk.memory
+            view = memory.view[offset : offset + nbytes]
+            buffer = StagingBuffer(memory.tensor.narrow(0, offset, nbytes), view)
+            chunk.buffers[offset, nbytes] = buffer
         self._places[buffer] = chunk, offset
         return buffer
 

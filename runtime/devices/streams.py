@@ -65,28 +65,43 @@ class CudaStreams:
         with torch.cuda.device(self._index), torch.cuda.stream(stream):
             yield
 
-    def join(self, event: torch.cuda.Event, *others: torch.cuda.Stream) -> torch.cuda.Stream:
-        """Make later work on the current stream and on `others` wait for `event`.
+    def join(
+        self, events: Sequence[torch.cuda.Event], *others: torch.cuda.Stream
+    ) -> torch.cuda.Stream:
+        """Make later work on the current stream and on `others` wait for `events`.
 
         Returns the current stream. Raises as find_current.
         """
         current = self.find_current()
-        current.wait_event(event)
-        for stream in others:
-            if stream != current:
-                stream.wait_event(event)
+        for event in events:
+            current.wait_event(event)
+            for stream in others:
+                if stream != current:
+                    stream.wait_event(event)
         return current
 
     def note_reader(self, tensor: torch.Tensor, reader: torch.cuda.Stream) -> None:
         """Free the memory of `tensor` only behind what `reader` will have to do then."""
         torch.Tensor.record_stream(tensor, reader)
 
-    def copy_out(self, target: torch.Tensor, source: torch.Tensor) -> torch.cuda.Event:
-        """Copy to the host after the work on the current stream; return the event of its end."""
+    def copy_out(
+        self,
+        target: torch.Tensor,
+        source: torch.Tensor,
+        after: torch.cuda.Stream,
+        pieces: Sequence[slice] = (slice(None),),
+    ) -> list[torch.cuda.Event]:
+        """Copy to the host after the work on the stream `after`, one of `pieces` after the other.
+
+        Returns the event of the end of each.
+        """
+        parts = [(target, source)]
+        if len(pieces) > 1:
+            parts = [(target[piece], source[piece]) for piece in pieces]
         with torch.cuda.device(self._index):
-            self._out.wait_stream(torch.cuda.current_stream())
-            # A blocking event: worker threads wait for it, and must not spin on a core.
-            return _copy(self._out, target, source, torch.cuda.Event(blocking=True))
+            self._out.wait_stream(after)
+            # Blocking events: worker threads wait for them, and must not spin on a core.
+            return [_copy(self._out, *part, torch.cuda.Event(blocking=True)) for part in parts]
 
     def copy_in(
         self, target: torch.Tensor, source: torch.Tensor, after: Sequence[torch.cuda.Event]

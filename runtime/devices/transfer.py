@@ -96,12 +96,12 @@ class Outgoing(Protocol):
 
 
 class Incoming(Arrival, Protocol):
-    """A value on its way back. The engine fills `view`; then `finish` is called."""
+    """A value on its way back: read, again if that failed, and then finished or closed."""
 
-    view: memoryview
+    read_bytes: int  # The bytes that the latest read() moves, if it does not fail.
 
-    def arrive(self, read: IOFuture) -> None:
-        """Called in any thread, at any time, when a read into `view` has ended or failed."""
+    def read(self, engine: IOEngine, offset: int) -> IOFuture:
+        """Start to read the slot at `offset`, or what an earlier read, which ended, has not got."""
         ...
 
 
@@ -112,8 +112,8 @@ class Device(Protocol):
         """A context, entered once, whose work comes in order behind the caller's work so far."""
         ...
 
-    def send(self, x: torch.Tensor, alignment: int) -> Outgoing:
-        """Make the bytes of `x` ready to be written."""
+    def send(self, x: torch.Tensor, alignment: int, engine: IOEngine) -> Outgoing:
+        """Make the bytes of `x` ready to be written, as it seems by `engine`."""
         ...
 
     def receive(self, layout: Layout, alignment: int) -> Incoming:

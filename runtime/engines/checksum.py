@@ -13,6 +13,7 @@ from collections.abc import Callable
 
 from fxoffload.errors import ConfigError
 from fxoffload.runtime.engines.ioengine import FollowingFuture, IOEngine, IOFuture
+from fxoffload.runtime.engines.pieces import PIECE_BYTES, find_pieces
 
 
 class DigestMismatch(OSError):
@@ -29,17 +30,20 @@ class DigestMismatch(OSError):
 
 
 class CheckedEngine:
-    """`inner` with a digest of each written slot; the bytes of every view must be in host memory.
+    """`inner` with a digest of each write; the bytes of every view must be in host memory.
 
-    A read whose digest differs ends with DigestMismatch. Raises ConfigError if xxhash is missing.
+    A slot is written as a whole or in pieces of `piece_bytes`, and read in the same way. A read
+    whose digest differs ends with DigestMismatch. Raises ConfigError if xxhash is missing.
     """
 
-    def __init__(self, inner: IOEngine) -> None:
+    def __init__(self, inner: IOEngine, piece_bytes: int = PIECE_BYTES) -> None:
         self._digest = find_digest()
         self._inner = inner
-        self._written: dict[int, int] = {}
+        self._piece_bytes = piece_bytes
+        self._sizes: dict[int, int] = {}  # Of the slots, by offset.
+        self._written: dict[int, int] = {}  # Digests, by the offset of a write.
         self.alignment = inner.alignment
-        self.allocate, self.reserve, self.describe = inner.allocate, inner.reserve, inner.describe
+        self.reserve, self.describe = inner.reserve, inner.describe
         self.close, self.abandon = inner.close, inner.abandon
 
     @property
@@ -47,9 +51,16 @@ class CheckedEngine:
         """The name of the inner engine."""
         return self._inner.name
 
+    def allocate(self, nbytes: int) -> int:
+        """Allocate a slot of `nbytes` and return its offset; raises StoreFull without room."""
+        offset = self._inner.allocate(nbytes)
+        self._sizes[offset] = nbytes
+        return offset
+
     def free(self, offset: int) -> None:
-        """Free the slot at `offset`, and forget its digest."""
-        self._written.pop(offset, None)
+        """Free the slot at `offset`, and forget its digests."""
+        for piece in find_pieces(self._sizes.pop(offset), self._piece_bytes):
+            self._written.pop(offset + piece.start, None)
         self._inner.free(offset)
 
     def write(self, view: memoryview, offset: int) -> IOFuture:

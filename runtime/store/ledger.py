@@ -22,6 +22,7 @@ from collections import deque
 
 from fxoffload.errors import StoreClosed
 from fxoffload.inflight import find_inflight_cap
+from fxoffload.runtime.devices.transfer import Incoming
 from fxoffload.runtime.engines.ioengine import IOFuture, find_outcome
 from fxoffload.runtime.store.counters import StoreStatistics
 from fxoffload.runtime.store.sharing import SharedTickets
@@ -139,8 +140,8 @@ class Ledger:
         if self.closed:
             self._changed.notify_all()
 
-    def start_read(self, ticket: Ticket, view: memoryview) -> IOFuture:
-        """Start to read the slot of `ticket` into `view`; wait for the end of a fork first."""
+    def start_read(self, ticket: Ticket, incoming: Incoming) -> IOFuture:
+        """Start to read the slot of `ticket`; wait for the end of a fork first."""
         with self.lock:
             while self._paused:
                 self._changed.wait()
@@ -149,7 +150,7 @@ class Ledger:
             # A value that is not in memory has been written, so the write has ended.
             assert ticket.stored
             assert ticket.slot is not None
-            future = ticket.engine.read(view, ticket.slot)
+            future = incoming.read(ticket.engine, ticket.slot)
             self._reads.add(future)
         finally:
             with self.lock:

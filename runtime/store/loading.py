@@ -11,7 +11,6 @@ from fxoffload.errors import ChecksumError, StoreError, TransferError
 from fxoffload.runtime.devices.devices import Devices
 from fxoffload.runtime.devices.transfer import Arrival, Device, Outgoing, Present
 from fxoffload.runtime.engines.checksum import DigestMismatch
-from fxoffload.runtime.engines.ioengine import IOFuture
 from fxoffload.runtime.store.ledger import Ledger
 from fxoffload.runtime.store.ticket import Prefetch, Read, Ticket
 from fxoffload.sizes import format_bytes
@@ -115,15 +114,8 @@ def start_read(ledger: Ledger, device: Device, ticket: Ticket) -> Prefetch:
     """Allocate a tensor and start to read the slot into it."""
     incoming = device.receive(ticket.layout, ticket.alignment)
     # On an exception (Ctrl-C) the read may have begun, so the buffer of `incoming` is not reused.
-    future = ledger.start_read(ticket, incoming.view)
-
-    def end(future: IOFuture) -> None:
-        try:
-            incoming.arrive(future)
-        finally:
-            ledger.finish_read(ticket)  # May close `incoming`.
-
-    future.add_done_callback(end)
+    future = ledger.start_read(ticket, incoming)
+    future.add_done_callback(lambda _: ledger.finish_read(ticket))  # May close `incoming`.
     return Prefetch(incoming, Read(incoming, future))
 
 
@@ -134,7 +126,7 @@ def finish_prefetch(ledger: Ledger, ticket: Ticket, prefetch: Prefetch) -> torch
     if read is not None:
         error = _find_read_error(ledger, ticket, read)
         if error is not None:
-            read.future = ledger.start_read(ticket, read.incoming.view)
+            read.future = ledger.start_read(ticket, read.incoming)
             error = _find_read_error(ledger, ticket, read)
     if error is None:
         arrival.finish()
@@ -175,7 +167,7 @@ def _lend(ledger: Ledger, ticket: Ticket, outgoing: Outgoing) -> Arrival | None:
 
 def _find_read_error(ledger: Ledger, ticket: Ticket, read: Read) -> Exception | None:
     """Wait for the read and return its error; None if it has read every byte."""
-    expected = len(read.incoming.view)
+    expected = read.incoming.read_bytes
     outcome = ledger.wait_exposed(read.future)
     if outcome == expected:
         return None

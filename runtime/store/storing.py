@@ -50,7 +50,7 @@ def send_value(
     ledger.enter_flight(name, nbytes, capped=capped)
     ticket: Ticket | None = None
     try:
-        outgoing = device.send(x, alignment)
+        outgoing = device.send(x, alignment, engine)
         ticket = Ticket(
             name, tuple(x.shape), nbytes, tier, engine, alignment, outgoing.layout, caller,
             outgoing, in_flight=True, capped=capped,
