@@ -140,6 +140,7 @@ def test_kept_records_are_reported(path: Path, capsys: pytest.CaptureFixture[str
     assert path.read_text() == kept
 
 
+@pytest.mark.samples_memory
 def test_activation_peak(
     spill_directory: Path,
     fresh_dynamo: None,

@@ -46,10 +46,10 @@ from fxoffload.step_schedules import ScheduledGraph, ScheduledStep, make_graph_s
 MODEL = make_model()
 LINK = Link(1e6, 2e6, 0.5, 0.25)
 PROGRAM = make_program(1)
-ROWS, WIDTH, BLOCKS = 8192, 128, 6  # 4 MiB for each result, and little compute.
-# A drive that a step waits for.
+ROWS, WIDTH, BLOCKS = 2048, 512, 6  # 4 MiB for each result.
+# A drive that a step of 70 GFLOP waits for.
 SLOW = {
-    "flops_per_second": "5GFLOP/s",
+    "flops_per_second": "20GFLOP/s",
     "memory_bytes_per_second": "5GB/s",
     "memory_bytes": "1GiB",
     "drive_write_bytes_per_second": "20MB/s",

@@ -46,7 +46,7 @@ def test_steps_that_are_measured(steps: int, doubts: bool, measures: bool) -> No
 
 
 def test_of_the_kept_steps_some_were_sampled_and_some_were_not() -> None:
-    """One closely, not the first one, which compilers make slow anyway; two or more not at all."""
+    """Two or more of either kind; the first step, in which graphs are compiled, less often."""
     learned, rates = Learned(), list[Rate | None]()
     for _ in range(5 * KEPT_STEPS):
         rates.append(learned.rate)
@@ -54,8 +54,7 @@ def test_of_the_kept_steps_some_were_sampled_and_some_were_not() -> None:
     assert rates[:3] == [RATE, CLOSE_RATE, None]
     for first in range(1, len(rates) - KEPT_STEPS + 1):
         kept = rates[first : first + KEPT_STEPS]
-        assert kept.count(CLOSE_RATE) >= 1
-        assert kept.count(None) >= 2
+        assert min(kept.count(CLOSE_RATE), kept.count(None)) >= 2
 
 
 def test_steps_that_are_compared_for_a_price_are_not_sampled() -> None:
@@ -70,7 +69,7 @@ def test_steps_that_are_compared_for_a_price_are_not_sampled() -> None:
         learned.steps += 1
         learned.note(unlimited, StepMeasurement([]))
     assert rates[: TRIED_STEPS[-1] + 1] == [CLOSE_RATE, *[None] * TRIED_STEPS[-1]]
-    assert set(rates[TRIED_STEPS[-1] + 1 :]) == {None, RATE}
+    assert set(rates[TRIED_STEPS[-1] + 1 :]) == {None, CLOSE_RATE}
     assert [number for number, tries in enumerate(tried, 1) if tries] == list(TRIED_STEPS)
 
 

@@ -34,7 +34,8 @@ pytestmark = [
     pytest.mark.usefixtures("fresh_dynamo", "one_thread", "fresh_programs", "one_cut"),
 ]
 
-ROWS, WIDTH, BLOCKS = 8192, 128, 6  # 4 MiB for each result, and little compute.
+
+ROWS, WIDTH, BLOCKS = 2048, 512, 6  # 4 MiB for each result.
 
 
 def make_blocks(directory: Path, count: int = BLOCKS, **options: Any) -> list[Block]:
@@ -203,20 +204,13 @@ def test_a_budget_that_fits_keeps_everything(spill_directory: Path, expected: li
 
 
 def test_a_step_that_cannot_fit_is_an_error(spill_directory: Path) -> None:
-    """Each graph by itself fits; the gradients of wide blocks, 18 MiB, make the step too large."""
-    width = 512
-    blocks = compile_blocks(BLOCKS, width, spill_directory, memory_budget=30 * MIB)
-    x = torch.randn(ROWS * WIDTH // width, width)
-
-    def run() -> None:
-        run_forward(blocks, x).backward()
-        take_gradients(blocks)
-
+    """Each graph by itself fits; the first one needs no gradient of its input."""
+    blocks = make_blocks(spill_directory, memory_budget=30 * MIB)
     words = r"a step of 6 call\(s\) of 2 graph\(s\): the lowest peak .* MiB, where .* of call"
     for _ in range(2):  # What is known behind the first step may be the compiler's.
-        run()
+        run_step(blocks)
     with pytest.raises(fxoffload.BudgetError, match=words) as caught:
-        run()
+        run_step(blocks)
     assert caught.value.lowest_peak_bytes > 32 * MIB
     (file,) = spill_directory.glob("fxoffload-memory-*")
     assert str(file) in str(caught.value)
@@ -433,7 +427,7 @@ def test_everything_on_the_device_has_a_limit(
     cpu = torch.device("cpu")
     held_bytes = runtime.count_live_bytes(cpu)
     assert held_bytes is not None
-    limit = held_bytes + 80 * MIB
+    limit = held_bytes + 100 * MIB
     blocks = make_blocks(spill_directory, device_memory=limit)
 
     def run_steps(count: int) -> int:

@@ -27,10 +27,9 @@ KEPT_STEPS = 5
 # The first steps of a program are measured, and then one in so many.
 FIRST_STEPS = 5
 MEASURED_EACH = 16
-# One in so many measured steps samples live bytes, and one in so many at the close rate. A step is
-# slower for it: the seconds are those of the other steps.
+# One in so many measured steps samples live bytes. A step is slower for it: the seconds are those
+# of the other steps.
 SAMPLED_EACH = 2
-CLOSE_EACH = 4
 # These steps of a program, and then one in so many, move everything and are measured: the price of
 # a byte shows when they are compared with steps that follow a schedule.
 TRIED_STEPS = (1, 3, 5, 7, 9)
@@ -117,11 +116,9 @@ class Learned:
     def rate(self) -> Rate | None:
         """How often the memory of the next step is sampled, if it is measured; None: never."""
         if self.measured == 0:
-            return RATE
+            return RATE  # Graphs are compiled in it.
         compares = self.measured > 1 and self._compares
-        if compares or self.measured % SAMPLED_EACH == 0:
-            return None
-        return CLOSE_RATE if self.measured % CLOSE_EACH == 1 else RATE
+        return None if compares or self.measured % SAMPLED_EACH == 0 else CLOSE_RATE
 
     @property
     def measured_price(self) -> float | None:
