@@ -36,11 +36,11 @@ from fxoffload.sizes import MIB
 
 # Under a budget the schedule of measured steps is followed by then.
 BUDGET_SETTLING_STEPS = 6
-LABELS = {PLAIN: "plain torch.compile", OURS: "fxoffload", LARGER: "fxoffload"}
+LABELS = {PLAIN: "plain", OURS: "fxoffload", LARGER: "fxoffload"}
 COLORS = {PLAIN: "tab:gray", OURS: "tab:blue", LARGER: "tab:green"}
 CAPTION = (
-    "step: forward and backward, median; ratio: fxoffload to plain at the same batch, the median "
-    "of steps taken in turn, with their middle half"
+    "plain: torch.compile. Step: forward and backward, median. Ratio: fxoffload to plain at equal "
+    "batches, the median of steps taken in turn, with their middle half. Bytes and waits: of a step"
 )
 
 
@@ -114,7 +114,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("--text", help="file to train on; without it, the source of Python's standard library")
-    add("--steps", type=int, default=8, help="measured steps, behind those that settle; at least 2")
+    add("--steps", type=int, default=6, help="measured steps, behind those that settle; at least 2")
     add("--layers", type=int, default=6)
     add("--width", type=int, default=256, help="a multiple of 64, the width of a head")
     add("--batch", type=int, default=8, help="sequences in a batch")
@@ -225,14 +225,14 @@ def build_table(found: Comparison) -> Table:
     both = OURS in peaks
     add("activation peak", peaks, "{:.1f} MiB", f"{peaks[OURS] / peaks[PLAIN]:.2f}" if both else "")
     add("step time", medians, "{:.2f} s", describe_ratio(found) if both else "")
-    add("sequences per second", {v: found.rate(v) for v in found.variants}, "{:.2f}")
+    add("sequences/s", {v: found.rate(v) for v in found.variants}, "{:.2f}")
     moving = [variant for variant in found.variants if variant != PLAIN]
     for counter in ("written", "read", "forwarded"):
         name = f"{counter}_bytes"
         moved = {v: found.per_step(v, name) / MIB for v in moving}
-        add(f"{counter} in a step", moved, "{:.1f} MiB")
+        add(counter, moved, "{:.1f} MiB")
     waited = {v: found.per_step(v, "exposed_seconds") for v in moving}
-    add("waited for transfers", waited, "{:.3f} s")
+    add("waited", waited, "{:.3f} s")
     for name, index in (("first loss", 0), ("last loss", -1)):
         add(name, {v: found.steps[v][index]["loss"] for v in found.variants}, "{:.6f}")
     return table
@@ -243,7 +243,7 @@ def describe_ratio(found: Comparison) -> str:
     pairs = zip(found.seconds(PLAIN), found.seconds(OURS), strict=True)
     ratios = [ours / plain for plain, ours in pairs]
     low, middle, high = statistics.quantiles(ratios, n=4, method="inclusive")
-    return f"{middle:.2f} ({low:.2f} to {high:.2f})"
+    return f"{middle:.2f} ({low:.2f}-{high:.2f})"
 
 
 def conclude(found: Comparison) -> list[str]:

@@ -52,10 +52,10 @@ def assert_demo_done(output: str, folder: Path) -> None:
     assert ratio == pytest.approx(moved / plain, abs=0.01)
     assert ratio < 0.9
     assert larger <= 1.1 * plain, "twice the batch in the memory of plain"
-    assert all(written > 0 for written in read_row(output, "written in a step"))
+    assert all(written > 0 for written in read_row(output, "written"))
     _, _, _, ratio, low, high = read_row(output, "step time")
     assert 0 < low <= ratio <= high
-    read, forwarded = (read_row(output, f"{x} in a step") for x in ("read", "forwarded"))
+    read, forwarded = (read_row(output, x) for x in ("read", "forwarded"))
     assert all(sum(pair) > 0 for pair in zip(read, forwarded, strict=True))
     (sentence,) = re.findall(r"^In the .* for a batch of \d+, fxoffload .*$", output, re.MULTILINE)
     assert f"fxoffload trains a batch of 16 ({larger:.1f} MiB)" in sentence
@@ -65,13 +65,13 @@ def assert_demo_done(output: str, folder: Path) -> None:
     assert len({tuple(pixel) for pixel in picture.reshape(-1, picture.shape[2])}) > 50
 
 
-@pytest.mark.slow
 def test_train_gpt(spill_directory: Path, tmp_path: Path) -> None:
     text = tmp_path / "text.txt"
     text.write_text("the quick brown fox jumps over the lazy dog. " * 20)
     folder = tmp_path / "output"
     arguments = ("--text", str(text), "--output", str(folder), "--directory", str(spill_directory))
-    assert_demo_done(succeed("train_gpt.py", *TINY_GPT, *arguments), folder)
+    output = succeed("train_gpt.py", *TINY_GPT, *arguments, "--compiler", "eager")
+    assert_demo_done(output, folder)
 
 
 @pytest.mark.parametrize(
