@@ -75,8 +75,7 @@ def plan(
 ) -> None:
     """Predict peak and time of a training step; exit code 1 if it does not fit."""
     options: dict[str, Any] = {"memory_budget": budget}
-    if directory:
-        options["directory"] = [str(path) for path in directory]
+    options |= {"directory": [str(path) for path in directory]} if directory else {}
     config = OffloadConfig.from_options(options)
     _check_directories(config, hardware)  # Before a model is built.
     named = choose_hardware(hardware, drive, drives, memory) if hardware else None
