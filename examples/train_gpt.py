@@ -146,7 +146,7 @@ def find_problem(arguments: argparse.Namespace) -> str | None:
         arguments.output.mkdir(parents=True, exist_ok=True)
         # This opens the store, and so reports an unusable directory before anything is trained.
         budget = find_budget(parse_budget(arguments), 2**30)
-        options = {**find_options(arguments), "memory_budget": budget}
+        options: dict[str, Any] = {**find_options(arguments), "memory_budget": budget}
         fxoffload.compile(torch.nn.Identity(), **options)
     except OSError as error:
         return f"{error.filename}: {error.strerror}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
@@ -19,7 +19,7 @@ from fxoffload.cli.byte_models import BUILDERS
 
 
 @contextmanager
-def run_in_process(monkeypatch: pytest.MonkeyPatch, module: ModuleType) -> Iterator[list[Path]]:
+def run_in_process(monkeypatch: pytest.MonkeyPatch, module: ModuleType) -> Generator[list[Path]]:
     """Let `run_fresh` of a benchmark run in this process, which has imported everything already.
 
     And with a model that is traced in little time. The list is of the homes of their caches.
