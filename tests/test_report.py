@@ -20,7 +20,7 @@ from fxoffload.sizes import MIB
 
 pytestmark = [
     pytest.mark.samples_memory,
-    pytest.mark.usefixtures("fresh_dynamo", "one_thread", "fresh_programs"),
+    pytest.mark.usefixtures("fresh_dynamo", "one_thread", "fresh_programs", "one_cut"),
 ]
 
 ROWS, WIDTH, BLOCKS = 2048, 256, 3
