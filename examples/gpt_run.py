@@ -24,7 +24,7 @@ from benchmarks.fresh_process import Record
 from benchmarks.measure import MemoryCurve, record_step
 
 _NOT_LIBRARY = frozenset({"site-packages", "dist-packages", "test", "tests", "__pycache__"})
-PLAIN, OURS, LARGER = VARIANTS = ("plain", "fxoffload", "larger")
+PLAIN, OURS, LARGER = "plain", "fxoffload", "larger"
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +48,11 @@ class RunSettings:
     memory_budget: str | None
     threads: int | None = None
     options: dict[str, Any] = field(default_factory=dict[str, Any])
+
+    @property
+    def batches(self) -> dict[str, int]:
+        """Sequences in a batch, by variant."""
+        return {PLAIN: self.batch, OURS: self.batch, LARGER: 2 * self.batch}
 
 
 def load_text(path: str | None) -> bytes:
@@ -76,15 +81,15 @@ def sample_batches(
 class Run:
     """A model in training, with its optimizer and its batches.
 
-    options: of fxoffload; None trains with plain torch.compile. Runs of equal `batch` differ in
+    options: of fxoffload; None trains with plain torch.compile. Runs of equal batches differ in
     nothing else.
     """
 
     def __init__(
-        self, text: bytes, settings: RunSettings, batch: int, options: dict[str, Any] | None
+        self, text: bytes, settings: RunSettings, variant: str, options: dict[str, Any] | None
     ) -> None:
         self._device = torch.device(settings.device)
-        self._batches = sample_batches(text, settings, batch)
+        self._batches = sample_batches(text, settings, settings.batches[variant])
         self._first = next(self._batches)
         torch.manual_seed(settings.seed)
         shape = GPTShape(settings.layers, settings.width, settings.width // 64, settings.length)
@@ -129,14 +134,14 @@ def train(settings: RunSettings) -> Iterator[Record]:
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
     text = load_text(settings.text)
-    plain = Run(text, settings, settings.batch, None)
+    plain = Run(text, settings, PLAIN, None)
     plain.record_memory()  # Compiles.
     plain_bytes = max(plain.record_memory().peak_bytes for _ in range(2))
     budget = find_budget(settings.memory_budget, plain_bytes)
-    ours = Run(text, settings, settings.batch, {**settings.options, "memory_budget": budget})
-    in_the_same = {**settings.options, "memory_budget": plain_bytes}
-    larger = Run(text, settings, 2 * settings.batch, in_the_same)
-    runs = dict(zip(VARIANTS, (plain, ours, larger), strict=True))
+    runs = {PLAIN: plain}
+    for variant, memory_budget in ((OURS, budget), (LARGER, plain_bytes)):
+        options = {**settings.options, "memory_budget": memory_budget}
+        runs[variant] = Run(text, settings, variant, options)
     for step in range(-settings.settling_steps, settings.steps):
         found: Record = {}
         # The order alternates, as one variant may disturb the one that follows.

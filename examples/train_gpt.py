@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from gpt_run import LARGER, OURS, PLAIN, VARIANTS, RunSettings, find_budget, load_text, train
+from gpt_run import LARGER, OURS, PLAIN, RunSettings, find_budget, load_text, train
 from matplotlib.figure import Figure
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -185,7 +185,7 @@ def compare(arguments: argparse.Namespace, console: Console) -> Comparison:
         threads=arguments.threads,
         options=find_options(arguments),
     )
-    steps: dict[str, list[Record]] = {variant: [] for variant in VARIANTS}
+    steps: dict[str, list[Record]] = {variant: [] for variant in settings.batches}
     refused: dict[str, str] = {}
     curves: dict[str, MemoryCurve] = {}
     columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
@@ -203,8 +203,7 @@ def compare(arguments: argparse.Namespace, console: Console) -> Comparison:
                     steps[variant].append(step)
                 losses = " ".join(f"{step['loss']:.3f}" for step in record["variants"].values())
                 progress.update(task, advance=1, state=f"loss {losses}")
-    batches = {v: settings.batch * (2 if v == LARGER else 1) for v in VARIANTS}
-    return Comparison(batches, steps, settings.steps, curves, refused)
+    return Comparison(settings.batches, steps, settings.steps, curves, refused)
 
 
 def build_table(found: Comparison) -> Table:
