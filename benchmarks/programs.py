@@ -42,7 +42,7 @@ TRUTH_HEADINGS = (
     "moved MiB",
 )
 PEERS: tuple[Kind, ...] = ("checkpoint", "hooks", "save_on_cpu")
-SETTLING_STEPS = 6  # Then a schedule of measured steps is followed.
+SETTLING_STEPS = 10  # Then the schedule knows the seconds of settled steps.
 LEARNING_STEPS = 11  # Without a budget: then the schedule knows the price of a byte.
 
 

@@ -13,7 +13,13 @@ from fxoffload.runtime.program import book as book_module
 from fxoffload.runtime.program import learned
 from fxoffload.runtime.program.book import ProgramBook
 from fxoffload.runtime.program.calls import StepRun
-from fxoffload.runtime.program.learned import FIRST_STEPS, KEPT_STEPS, MEASURED_EACH, Learned
+from fxoffload.runtime.program.learned import (
+    FIRST_STEPS,
+    KEPT_STEPS,
+    MEASURED_EACH,
+    SETTLED_STEPS,
+    Learned,
+)
 from fxoffload.schedule import (
     CallSchedule,
     Flow,
@@ -251,8 +257,8 @@ def test_one_step_that_differs_changes_nothing(book: ProgramBook, maker: Maker) 
 
 def test_few_steps_are_measured(book: ProgramBook) -> None:
     measured = [run_step(book, "ab").measures for _ in range(3 * MEASURED_EACH)]
-    assert measured[:FIRST_STEPS] == [True] * FIRST_STEPS
-    assert sum(measured[FIRST_STEPS:]) == 2
+    assert measured[:SETTLED_STEPS] == [True] * SETTLED_STEPS
+    assert sum(measured[SETTLED_STEPS:]) == 2
 
 
 def test_steps_in_turns_tell_what_a_byte_takes(book: ProgramBook, maker: Maker) -> None:
@@ -493,7 +499,7 @@ def test_waits_of_a_running_job_are_said_once(
 
 def test_a_schedule_grows_with_the_values(book: ProgramBook, maker: Maker) -> None:
     """At once in proportion, and by a measurement when a step of that size is measured."""
-    for _ in range(FIRST_STEPS + 1):
+    for _ in range(SETTLED_STEPS + 1):
         run_step(book, "a", held_bytes=10, size=100)
     assert len(maker.asked) == 1
     larger = run_step(book, "a", held_bytes=10, size=300)
@@ -554,13 +560,13 @@ def test_a_guess_ends_no_job_in_its_first_steps(book: ProgramBook, maker: Maker)
 
 def test_a_program_that_comes_now_and_then_is_learned(book: ProgramBook, maker: Maker) -> None:
     """Also where all steps in front of it are of another one, which is known."""
-    for _ in range(FIRST_STEPS + 1):
+    for _ in range(SETTLED_STEPS + 1):
         run_step(book, "a")
     assert not run_step(book, "b").measures
     assert run_step(book, "a").measures, "b is new"
     assert not run_step(book, "a").measures, "no step of b begins so"
     assert run_step(book, "b").measures
-    for _ in range(FIRST_STEPS):
+    for _ in range(SETTLED_STEPS):
         assert run_step(book, "b").followed is not None
     assert not run_step(book, "a").measures, "both are known"
     assert not run_step(book, "a").measures
@@ -575,7 +581,7 @@ def test_a_program_that_comes_now_and_then_is_learned(book: ProgramBook, maker: 
 def test_shorter_steps_make_no_schedule_while_a_longer_one_is_to_be_measured(
     book: ProgramBook, maker: Maker
 ) -> None:
-    for _ in range(FIRST_STEPS + 1):
+    for _ in range(SETTLED_STEPS + 1):
         run_step(book, "a", size=100)
     run_step(book, "a", size=300)
     for _ in range(4):

@@ -12,6 +12,8 @@ from fxoffload.runtime.program.learned import (
     FIRST_STEPS,
     KEPT_STEPS,
     MEASURED_EACH,
+    SETTLED_STEPS,
+    TRIED_EACH,
     TRIED_STEPS,
     Learned,
 )
@@ -34,9 +36,9 @@ def make_step(followed: Schedule | None, *limits: bool) -> StepRun:
 @pytest.mark.parametrize(
     ("steps", "doubts", "measures"),
     [
-        (FIRST_STEPS - 1, False, True),
-        (FIRST_STEPS, False, False),
-        (FIRST_STEPS, True, True),
+        (SETTLED_STEPS - 1, False, True),
+        (SETTLED_STEPS, False, False),
+        (SETTLED_STEPS, True, True),
         (MEASURED_EACH - 1, False, False),
         (3 * MEASURED_EACH, False, True),
     ],
@@ -45,15 +47,19 @@ def test_steps_that_are_measured(steps: int, doubts: bool, measures: bool) -> No
     assert Learned(steps=steps, doubts=doubts).measures == measures
 
 
-def test_of_the_kept_steps_some_were_sampled_and_some_were_not() -> None:
-    """Two or more of either kind; the first step, in which graphs are compiled, less often."""
+def test_of_the_measured_steps_some_are_sampled_and_some_are_not() -> None:
+    """Two or more of either kind in a row of them, without those that only correct the seconds."""
     learned, rates = Learned(), list[Rate | None]()
-    for _ in range(5 * KEPT_STEPS):
+    for _ in range(2 * SETTLED_STEPS + KEPT_STEPS):
         rates.append(learned.rate)
         learned.note(make_step(None), StepMeasurement([]))
-    assert rates[:3] == [RATE, CLOSE_RATE, None]
-    for first in range(1, len(rates) - KEPT_STEPS + 1):
-        kept = rates[first : first + KEPT_STEPS]
+    assert rates[:3] == [RATE, CLOSE_RATE, None], "in the first step, graphs are compiled"
+    first, settled = rates[:FIRST_STEPS], rates[SETTLED_STEPS - 1 :]
+    assert first.count(None) == 2
+    assert rates[FIRST_STEPS : SETTLED_STEPS - 1] == [None] * (SETTLED_STEPS - 1 - FIRST_STEPS)
+    assert settled[0] == CLOSE_RATE
+    for start in range(len(settled) - KEPT_STEPS + 1):
+        kept = settled[start : start + KEPT_STEPS]
         assert min(kept.count(CLOSE_RATE), kept.count(None)) >= 2
 
 
@@ -71,6 +77,12 @@ def test_steps_that_are_compared_for_a_price_are_not_sampled() -> None:
     assert rates[: TRIED_STEPS[-1] + 1] == [CLOSE_RATE, *[None] * TRIED_STEPS[-1]]
     assert set(rates[TRIED_STEPS[-1] + 1 :]) == {None, CLOSE_RATE}
     assert [number for number, tries in enumerate(tried, 1) if tries] == list(TRIED_STEPS)
+    for later in (TRIED_EACH, 2 * TRIED_EACH):
+        tries = [Learned(steps=later + n, schedule=schedule).tries for n in range(TRIED_EACH)]
+        assert [number for number, each in enumerate(tries) if each] == list(TRIED_STEPS)
+        assert all(
+            Learned(steps=later + n, schedule=schedule).measures for n in (0, 2, 4, 6, 8, 10)
+        )
 
 
 def test_the_price_is_the_measured_one_or_that_of_the_schedule() -> None:
@@ -81,7 +93,9 @@ def test_the_price_is_the_measured_one_or_that_of_the_schedule() -> None:
     flows = {"nvme": TierFlow(Flow(10, 1.0, 1), Flow(10, 1.0, 1))}
     for _ in range(4):
         learned.note(make_step(None, False), StepMeasurement([], flows, step_seconds=12.0))
+        learned.steps += 1
         learned.note(make_step(SCHEDULE, False), StepMeasurement([], step_seconds=2.0))
+        learned.steps += 1
     assert learned.measured_price == learned.price == 0.5
     learned.limited = True
     assert (learned.measured_price, learned.price) == (None, 0.25)
@@ -91,7 +105,7 @@ def test_sampled_steps_tell_no_price() -> None:
     learned = Learned(steps=2, schedule=SCHEDULE)
     for sampled in (True, False):
         learned.note(make_step(SCHEDULE), StepMeasurement([], step_seconds=2.0, sampled=sampled))
-    assert len(learned.samples.little) == 1
+    assert len(learned.samples.steps) == 1
 
 
 def test_what_is_assumed_grows_until_a_step_of_that_size_is_measured() -> None:
@@ -117,14 +131,13 @@ def test_steps_that_moved_everything_are_no_measure_of_those_that_do_not() -> No
     for followed in (None, None, SCHEDULE):
         learned.note(make_step(followed), StepMeasurement([], step_seconds=2.0))
     assert len(learned.records) == 2, "the first one, as nothing else is known, and the last one"
-    assert (len(learned.samples.much), len(learned.samples.little)) == (2, 1)
     assert learned.limited, "one budget is enough"
 
 
 def test_the_first_step_tells_no_price() -> None:
     learned = Learned(steps=1)
     learned.note(make_step(None), StepMeasurement([], step_seconds=2.0))
-    assert not learned.samples.much
+    assert not learned.samples.steps
 
 
 def test_the_largest_excess_counts() -> None:

@@ -20,7 +20,7 @@ from fxoffload.schedule import (
 # How much must have changed before another schedule is made: seconds by a share; held bytes by a
 # share of the peak; the speed of a tier by a factor; what transfers take from compute by a share;
 # the bytes above the predicted peak by a share of it.
-CHANGED_SECONDS = 0.2
+CHANGED_SECONDS = 0.1
 CHANGED_BYTES = 0.02
 CHANGED_SPEED = 1.5
 CHANGED_PRICE = 0.25

@@ -24,16 +24,18 @@ from fxoffload.schedule import (
 
 # Steps of one program from which medians are taken.
 KEPT_STEPS = 5
-# The first steps of a program are measured, and then one in so many.
+# The first steps of a program are measured, and then one in so many. After FIRST_STEPS there is a
+# schedule; the steps up to SETTLED_STEPS correct its seconds, as the first ones are slower.
 FIRST_STEPS = 5
+SETTLED_STEPS = 10
 MEASURED_EACH = 16
 # One in so many measured steps samples live bytes. A step is slower for it: the seconds are those
 # of the other steps.
 SAMPLED_EACH = 2
-# These steps of a program, and then one in so many, move everything and are measured: the price of
-# a byte shows when they are compared with steps that follow a schedule.
+# These steps of a program, of so many each time, move everything and are measured: the price of a
+# byte shows when they are compared with the steps beside them, which follow a schedule.
 TRIED_STEPS = (1, 3, 5, 7, 9)
-TRIED_EACH = 16 * MEASURED_EACH
+TRIED_EACH = 64 * MEASURED_EACH
 # A schedule that moves this share of what may move needs no such comparison.
 ALL_MOVED = 0.8
 # The number of measured steps from which the speed of a tier is taken, as that of the median one.
@@ -97,18 +99,17 @@ class Learned:
     @property
     def tries(self) -> bool:
         """Whether the next step moves everything, to measure what transfers take from compute."""
-        due = self.steps in TRIED_STEPS or self.steps % TRIED_EACH == 0
-        return due and self._needs_price
+        return self.steps % TRIED_EACH in TRIED_STEPS and self._needs_price
 
     @property
     def _compares(self) -> bool:
         """Whether the seconds of the next step are compared, to find the price of a byte."""
-        return self.tries or (self.steps <= TRIED_STEPS[-1] + 1 and self._needs_price)
+        return self.steps % TRIED_EACH <= TRIED_STEPS[-1] + 1 and self._needs_price
 
     @property
     def measures(self) -> bool:
         """Whether the next step is measured."""
-        if self.steps < FIRST_STEPS or self.steps % MEASURED_EACH == 0 or self.doubts:
+        if self.steps < SETTLED_STEPS or self.steps % MEASURED_EACH == 0 or self.doubts:
             return True
         return self._compares
 
@@ -117,8 +118,10 @@ class Learned:
         """How often the memory of the next step is sampled, if it is measured; None: never."""
         if self.measured == 0:
             return RATE  # Graphs are compiled in it.
+        corrects = FIRST_STEPS <= self.measured < SETTLED_STEPS - 1
         compares = self.measured > 1 and self._compares
-        return None if compares or self.measured % SAMPLED_EACH == 0 else CLOSE_RATE
+        samples = self.measured % SAMPLED_EACH and not (corrects or compares)
+        return CLOSE_RATE if samples else None
 
     @property
     def measured_price(self) -> float | None:
@@ -163,9 +166,8 @@ class Learned:
         if self.steps > 2 and step.followed is not None:
             self.judged.append(latest)
         if self.steps > 1 and latest.step_seconds > 0.0 and not latest.sampled:
-            samples = self.samples.much if step.followed is None else self.samples.little
             seconds = latest.step_seconds - latest.exposed_seconds
-            samples.append(Sample(latest.moved_bytes, seconds))
+            self.samples.add(Sample(self.steps, latest.moved_bytes, seconds))
 
     def record(self) -> ProgramRecord | None:
         """What is known, for a report; None without a schedule."""
