@@ -42,8 +42,6 @@ TRUTH_HEADINGS = (
     "moved MiB",
 )
 PEERS: tuple[Kind, ...] = ("checkpoint", "hooks", "save_on_cpu")
-SETTLING_STEPS = 10  # Then the schedule knows the seconds of settled steps.
-LEARNING_STEPS = 11  # Without a budget: then the schedule knows the price of a byte.
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,12 +61,7 @@ class ProgramArguments(ModelArguments):
 
 def measure(arguments: ProgramArguments, show: Show) -> Record:
     """The variants: plain, fxoffload at each budget, and peers."""
-    ours = (
-        Variant(
-            "fxoffload", share, learning_steps=LEARNING_STEPS if share is None else SETTLING_STEPS
-        )
-        for share in arguments.budgets
-    )
+    ours = (Variant("fxoffload", share) for share in arguments.budgets)
     beside = (Variant("beside", share) for share in arguments.budgets if arguments.beside)
     peers = map(Variant, PEERS if arguments.peers else ())
     program, microbatches = arguments.program, arguments.microbatches

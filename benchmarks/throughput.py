@@ -21,7 +21,6 @@ from benchmarks.batch_search import measure_methods
 from benchmarks.fresh_process import Record
 from benchmarks.model_arguments import LAYERS, ModelArguments, describe_sizes
 from benchmarks.plots import draw_axes
-from benchmarks.programs import SETTLING_STEPS
 from benchmarks.runner import Benchmark, Show, Table, describe_spread, find_quartiles, option
 from benchmarks.trainer import Program
 from benchmarks.variant_tables import Kind, Measured, parse_measured
@@ -56,7 +55,7 @@ def measure(arguments: ThroughputArguments, show: Show) -> Record:
         *(Variant("recompute", share) for share in arguments.recompute_budgets),
         Variant("save_on_cpu"),
         Variant("hooks"),
-        *(Variant("fxoffload", cap, learning_steps=SETTLING_STEPS) for cap in arguments.caps),
+        *(Variant("fxoffload", cap) for cap in arguments.caps),
     ]
     methods = [replace(method, program=arguments.program) for method in methods]
     sizes = list(arguments.batches), list(arguments.caps)

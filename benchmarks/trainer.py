@@ -20,11 +20,11 @@ from benchmarks.fresh_process import Record
 from benchmarks.microbatches import Microbatches
 from fxoffload import backend, passes
 from fxoffload.cli.byte_models import LossOnly, Shape, build_model, make_tokens
+from fxoffload.cli.training import SETTLING_STEPS
 from fxoffload.passes import Transformed, partition_choice
 from fxoffload.planner.plan import Plan
 from fxoffload.planner.residences import find_lower_bound
 from fxoffload.planner.step import Step
-from fxoffload.runtime.program.learned import FIRST_STEPS
 from fxoffload.schedule import Schedule
 from fxoffload.step_begin import begin_with_forwards
 
@@ -133,7 +133,7 @@ class Trainer:
     compile_model: makes the variant of it. hooks: a context in which every forward runs.
     microbatches: parts of the batch, in the order of Microbatches if there are several. update:
     what a step runs behind its backward.
-    Steps are made until the schedule, if there is one, rests on steps that no compiler disturbed.
+    With fxoffload, steps are made until its schedule is settled.
     """
 
     def __init__(
@@ -155,7 +155,7 @@ class Trainer:
             self.step()
             self.first_seconds = time.perf_counter() - start
             self.first_core_seconds = time.process_time() - core_start
-            for _ in range(FIRST_STEPS if self.passes.plans else 1):
+            for _ in range(SETTLING_STEPS if self.passes.plans else 1):
                 self.step()
         latest = fxoffload.schedules()[:1] if self.passes.plans else ()
         self._programs = [each.program for each in latest]

@@ -31,7 +31,7 @@ class Measured:
     """The measurements of one variant.
 
     refused: the reason why no plan fits, or why a peer cannot run; nothing was measured then.
-    seconds: of a step in each round. second_peak_bytes: the peak of the first learning step.
+    seconds: of a step in each round.
     predicted_*: by the plan. lower_bound_bytes: see PassRecord. cut: that of the plan that saves
     most, see Plan. offloaded_bytes, written_bytes, read_bytes, exposed_seconds: of one step.
     batch: where it is another one than that of the record. need_bytes, least_cap: see
@@ -42,7 +42,6 @@ class Measured:
     kind: Kind = "fxoffload"
     share: float | str | None = None
     refused: str | None = None
-    second_peak_bytes: int | None = None
     peak_bytes: int = 0
     budget_bytes: int | None = None
     predicted_peak_bytes: int | None = None

@@ -36,7 +36,7 @@ import fxoffload
 from benchmarks.drive_load import DriveLoad, LoadedTrainer
 from benchmarks.fresh_process import KEEP_FREED_MEMORY, Parameters, Record, run_fresh
 from benchmarks.limited_engine import limit_drives
-from benchmarks.measure import record_highest_step, record_step
+from benchmarks.measure import record_highest_step
 from benchmarks.peers import PeerMissing, make_trl_hooks, offload_by_torch, save_to_files
 from benchmarks.runner import Show
 from benchmarks.trainer import Program, Trainer, Workload, compile_variant
@@ -56,9 +56,8 @@ class Variant:
 
     share: see fxoffload and recompute above. recomputes: whether the plan may recompute.
     checkpoints: whether each layer is under torch.utils.checkpoint. program: how the model is
-    compiled. learning_steps: steps before the measured ones. microbatches: of a step, see
-    microbatches.py. options: of fxoffload, which override those of the workload. note: tells it
-    from a variant that is otherwise the same.
+    compiled. microbatches: of a step, see microbatches.py. options: of fxoffload, which override
+    those of the workload. note: tells it from a variant that is otherwise the same.
     """
 
     kind: Kind
@@ -66,7 +65,6 @@ class Variant:
     recomputes: bool = True
     checkpoints: bool = False
     program: Program = "whole"
-    learning_steps: int = 0
     microbatches: int = 1
     options: tuple[tuple[str, Any], ...] = ()
     note: str = ""
@@ -283,10 +281,6 @@ def time_rounds(
 def measure_trainer(trainer: Trainer, variant: Variant, measured: Measured) -> None:
     """Fill in the measurements of single steps of a variant, and its predictions."""
     device = trainer.tokens.device
-    for _ in range(variant.learning_steps):
-        peak_bytes = record_step(trainer.compute_loss, device).peak_bytes
-        measured.second_peak_bytes = measured.second_peak_bytes or peak_bytes
-        trainer.model.zero_grad()
     fxoffload.reset_statistics()
     measured.loss, seconds = trainer.step()
     done = fxoffload.statistics()

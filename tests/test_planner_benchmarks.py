@@ -343,15 +343,11 @@ def test_slow_drive(
     assert "step / floor" in capsys.readouterr().out
 
 
-def test_programs(
-    in_process: list[Path], spill_directory: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(programs, "SETTLING_STEPS", 2)
+def test_programs(in_process: list[Path], spill_directory: Path) -> None:
     sizes = ("--layers", "2", "--rounds", "1", "--budgets", "min", *EAGER)
     record = run(programs, spill_directory, *sizes, "--microbatches", "2", "--peers", "--beside")
     plain, lowest, beside, *peers = record["variants"]
     assert (plain["label"], lowest["label"]) == ("plain", "fxoffload min")
-    assert 0 < lowest["second_peak_bytes"] < plain["peak_bytes"]
     assert lowest["peak_bytes"] < 0.8 * plain["peak_bytes"]
     assert lowest["offloaded_bytes"] > 0
     assert len(lowest["seconds"]) == len(plain["seconds"]) == len(beside["seconds"]) == 1
