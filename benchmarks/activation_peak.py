@@ -2,10 +2,10 @@
 
     python -m benchmarks.activation_peak --model gpt --output results.jsonl
 
-Memory is measured with each variant in a fresh process, where freed memory goes back to the system
-(fresh_process.RETURN_FREED_MEMORY). Step time (forward and backward, no optimizer) is a ratio of
-paired steps: both variants in one process that keeps freed memory (KEEP_FREED_MEMORY), one step of
-each in turn.
+Peak and step time (forward and backward, no optimizer) are of both variants in one process, and so
+of one schedule. Step time is a ratio of steps in turn. The process keeps freed memory
+(fresh_process.KEEP_FREED_MEMORY). Resident memory and the time to compile are measured with each
+variant in a fresh process, where freed memory goes back to the system (RETURN_FREED_MEMORY).
 """
 
 from __future__ import annotations
@@ -37,32 +37,37 @@ class PeakArguments(ModelArguments):
 
 
 def measure_alone(workload: Workload, compilation: Compilation) -> Iterator[Record]:
-    """In a fresh process: the memory of one variant, and what its compilation took."""
+    """In a fresh process: the resident memory of one variant, and what its compilation took."""
     trainer = workload.make_trainer(compilation)
     _, seconds = trainer.step()
-    rss_bytes = peak_rss_bytes()
-    curve = record_highest_step(trainer.compute_loss, trainer.model, trainer.tokens.device)
     trained = (p for p in trainer.model.parameters() if p.requires_grad)
-    record: Record = {
-        "peak_bytes": curve.peak_bytes,
+    yield {
         "gradient_bytes": sum(p.numel() * p.element_size() for p in trained),
-        "rss_bytes": rss_bytes,
+        "rss_bytes": peak_rss_bytes(),
         "compile_seconds": trainer.first_seconds - seconds,
+        "pass_seconds": trainer.passes.seconds,
     }
-    if compilation == "fxoffload":
-        record |= {
-            "pass_seconds": trainer.passes.seconds,
-            "predicted_peak_bytes": trainer.schedule.peak_bytes if trainer.schedule else None,
-            "plans": [str(trainer.schedule)],
-            "proof": prove_transfers(trainer),
-        }
-    yield record
 
 
 def measure_paired(workload: Workload, pairs: int) -> Iterator[Record]:
-    """In a fresh process: interleaved steps of both variants."""
+    """In a fresh process: interleaved steps of both variants, and then their peaks."""
     plain, moved = workload.make_trainer("plain"), workload.make_trainer("fxoffload")
     yield from pair_steps(plain, moved, pairs)
+    plain_bytes, moved_bytes = (
+        record_highest_step(trainer.compute_loss, trainer.model, trainer.tokens.device).peak_bytes
+        for trainer in (plain, moved)
+    )
+    schedule = moved.schedule
+    yield {
+        "plain": {"peak_bytes": plain_bytes},
+        "moved": {
+            "peak_bytes": moved_bytes,
+            "predicted_peak_bytes": schedule.peak_bytes if schedule else None,
+            "predicted_seconds": schedule.step_seconds if schedule else None,
+            "plans": [str(schedule)],
+            "proof": prove_transfers(moved),
+        },
+    }
 
 
 def measure(arguments: PeakArguments, show: Show) -> Record:
@@ -77,9 +82,10 @@ def measure(arguments: PeakArguments, show: Show) -> Record:
             variables = {"TORCHINDUCTOR_CACHE_DIR": cache, **variables}
             return list(run_fresh(variables, work, workload, *args))
 
-    (plain,) = run("memory without fxoffload", RETURN_FREED_MEMORY, measure_alone, "plain")
-    (moved,) = run("memory with fxoffload", RETURN_FREED_MEMORY, measure_alone, "fxoffload")
-    pairs = run("step times", KEEP_FREED_MEMORY, measure_paired, arguments.steps)
+    (plain,) = run("without fxoffload", RETURN_FREED_MEMORY, measure_alone, "plain")
+    (moved,) = run("with fxoffload", RETURN_FREED_MEMORY, measure_alone, "fxoffload")
+    *pairs, peaks = run("peaks and steps", KEEP_FREED_MEMORY, measure_paired, arguments.steps)
+    plain, moved = plain | peaks["plain"], moved | peaks["moved"]
     ratios = [pair["fxoffload_seconds"] / pair["plain_seconds"] for pair in pairs]
     spread = {"median": statistics.median(ratios), "min": min(ratios), "max": max(ratios)}
     return {
@@ -110,6 +116,9 @@ def tabulate(record: Record) -> list[Table]:
         for variant in ("plain", "fxoffload")
     )
     compare("step, median", plain_seconds, moved_seconds, "s")
+    predicted_seconds = moved.get("predicted_seconds")  # Records of before have none.
+    if predicted_seconds is not None:
+        add("  predicted", f"{predicted_seconds:.2f} s")
     ratio = record["step_ratio"]
     add("step, pairs", f"{ratio['min']:.3f} to {ratio['max']:.3f}", f"{ratio['median']:.3f}")
     for name in ("offloaded", "written", "read", "forwarded"):

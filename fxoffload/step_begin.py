@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from fxoffload import runtime
+from fxoffload import runtime, torch_internals
 
 
 def begin_with_forwards(model: object) -> None:
@@ -21,4 +21,13 @@ def begin_with_forwards(model: object) -> None:
 def _note_forward(model: nn.Module, args: object) -> None:
     """A function of this module, as copies and files of models keep their hooks by name."""
     if not torch.compiler.is_compiling():
-        runtime.note_forward()
+        _note_uncompiled()
+
+
+@torch.compiler.disable()
+def _note_uncompiled() -> None:
+    """Begin the step; Dynamo, which may run the hook of a model uncompiled, does not compile it."""
+    runtime.note_forward()
+
+
+torch_internals.skip_frame(_note_forward)

@@ -35,6 +35,7 @@ from fxoffload.runtime.devices.buffers import StagingBuffer
 from fxoffload.runtime.devices.cuda import CudaDevice
 from fxoffload.runtime.devices.staging import AllocateFunction, StagingArena
 from fxoffload.runtime.devices.streams import CudaStreams
+from fxoffload.runtime.engines.future import TransferFuture
 from fxoffload.runtime.engines.pieces import PIECE_BYTES
 from fxoffload.runtime.engines.slots import SlotAllocator
 from fxoffload.runtime.engines.workers import Runnable
@@ -585,12 +586,18 @@ def install(
         Tensor=SimpleNamespace(record_stream=world.record_stream),
     )
     patch.setattr(streams, "torch", simulated)
-    take_result = Future.result
+    kinds: tuple[Any, ...] = Future, TransferFuture
+    for kind in kinds:
+        patch.setattr(kind, "result", _run_until_done(world, kind.result))
+    with QueueCopies(world):
+        yield make_device(world, staging_bytes=staging_bytes, piece_bytes=piece_bytes)
 
-    def result(future: Future[Any], timeout: float | None = None) -> Any:
+
+def _run_until_done(world: World, take_result: Callable[..., Any]) -> Callable[..., Any]:
+    """`result` of a future, for which the world runs first."""
+
+    def result(future: Any, timeout: float | None = None) -> Any:
         world.run_until(future.done)
         return take_result(future, timeout)
 
-    patch.setattr(Future, "result", result)
-    with QueueCopies(world):
-        yield make_device(world, staging_bytes=staging_bytes, piece_bytes=piece_bytes)
+    return result

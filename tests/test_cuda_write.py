@@ -70,21 +70,21 @@ def make_host_write() -> tuple[HostWrite, Any, list[int | Exception | None]]:
 def test_what_stays_in_host_memory_is_written_when_it_is_copied() -> None:
     """Whoever asks first ends it; it is counted once."""
     write, copy, told = make_host_write()
-    assert not write.end()
+    assert not write.note_copied()
     assert not write.done()
     assert told == []
     copy.passed = True
     assert write.done()
     assert told == [5]
-    assert write.end()
+    assert write.note_copied()
     assert not write.cancel()
     assert (write.result(), told) == (5, [5])
 
 
-@pytest.mark.parametrize("by", ["result", "end"])
+@pytest.mark.parametrize("by", ["result", "note_copied"])
 def test_who_needs_what_stays_waits_for_its_copy(by: str) -> None:
     write, copy, told = make_host_write()
-    assert write.result() == 5 if by == "result" else write.end(wait=True)
+    assert write.result() == 5 if by == "result" else write.note_copied(wait=True)
     assert (copy.passed, told) == (True, [5])
 
 
@@ -92,8 +92,8 @@ def test_what_stays_is_cancelled_until_its_copy_has_ended() -> None:
     write, copy, told = make_host_write()
     assert write.cancel()
     copy.passed = True
-    assert write.end()
-    assert write.cancelled()
+    assert write.note_copied()
+    assert find_outcome(write) is None
     assert told == [None]
     late, copy, told = make_host_write()
     copy.passed = True
@@ -105,7 +105,7 @@ def test_a_write_that_has_not_begun_is_cancelled() -> None:
     write = make_write(lambda _: pytest.fail("the engine writes"), lambda: pytest.fail("it waits"))
     assert write.cancel()
     write.run()
-    assert write.cancelled()
+    assert find_outcome(write) is None
     assert write.done()
 
 
@@ -117,7 +117,7 @@ def test_a_write_of_the_engine_is_cancelled_as_it_lets(started: bool) -> None:
     if started:
         inner.set_running_or_notify_cancel()
     assert write.cancel() is not started
-    assert inner.cancelled() is write.cancelled() is not started
+    assert inner.cancelled() is write.done() is not started
 
 
 def test_a_write_that_waits_for_its_copy_cannot_be_cancelled() -> None:

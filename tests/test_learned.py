@@ -146,3 +146,12 @@ def test_the_largest_excess_counts() -> None:
         half = HalfMeasurement({}, live_bytes={EVENT: live_bytes})
         learned.note(make_step(SCHEDULE), StepMeasurement([half]))
     assert learned.excess_bytes == 50
+
+
+def test_what_was_held_unknown_in_front_of_the_first_graph_is_no_excess() -> None:
+    """The next schedule knows it; the rest of what exceeded the peak stays unexplained."""
+    learned = Learned(steps=1, schedule=SCHEDULE)
+    learned.assumed = StepMeasurement([HalfMeasurement({}, held_bytes=0)])
+    half = HalfMeasurement({}, held_bytes=30, live_bytes={EVENT: 950})
+    learned.note(make_step(SCHEDULE), StepMeasurement([half]))
+    assert learned.excess_bytes == 20

@@ -67,8 +67,39 @@ def test_a_graph_has_nothing_of_it(begun: list[None], fresh_dynamo: None) -> Non
     """Its call begins the step, see runtime.note_forward."""
     model = Model()
     begin_with_forwards(model)
-    torch.compile(model, backend="eager", fullgraph=True)(torch.zeros(4, WIDTH))
+    torch.compile(nn.Sequential(model), backend="eager", fullgraph=True)(torch.zeros(4, WIDTH))
     assert begun == []
+
+
+def test_a_compiled_model_begins_a_step_in_front_of_its_graph(
+    begun: list[None], fresh_dynamo: None
+) -> None:
+    """The hooks of the outermost module are no part of the graph."""
+    model = Model()
+    begin_with_forwards(model)
+    torch.compile(model, backend="eager", fullgraph=True)(torch.zeros(4, WIDTH))
+    assert len(begun) == 1
+
+
+def test_a_model_that_runs_uncompiled_for_a_graph_break_begins_a_step(
+    begun: list[None], fresh_dynamo: None
+) -> None:
+    """Dynamo runs a loop with a graph break in it uncompiled, and compiles what it calls."""
+
+    class Loop(Model):
+        def forward(self, x: Tensor) -> Tensor:
+            x = x + 1.0
+            for block in self.blocks:
+                x = block(x)
+            return x
+
+    model = Loop()
+    model.blocks[0].register_forward_hook(lambda *_: torch._dynamo.graph_break())
+    begin_with_forwards(model)
+    compiled = torch.compile(nn.Sequential(model), backend="eager")
+    for count in (1, 2):
+        compiled(torch.zeros(4, WIDTH))
+        assert len(begun) == count
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,8 @@
-"""Workers: the lifetime of a transfer, its callbacks, and the end of the threads."""
+"""Workers: transfers in threads, and the end of the threads."""
 
 from __future__ import annotations
 
 import gc
-import logging
 import threading
 import weakref
 from concurrent.futures import CancelledError
@@ -79,50 +78,6 @@ def test_a_queued_transfer_can_be_cancelled_and_lets_go() -> None:
     gate.set()
     assert running.result() == 1
     workers.shutdown()
-
-
-def test_a_failing_callback_stops_nothing(caplog: pytest.LogCaptureFixture) -> None:
-    transfer = Transfer(len, memoryview(b"ab"))
-    told: list[int] = []
-    transfer.add_done_callback(lambda _: 1 // 0)
-    transfer.add_done_callback(lambda ended: told.append(ended.result()))
-    with caplog.at_level(logging.ERROR):
-        transfer.run()
-    assert told == [2]
-    assert "ZeroDivisionError" in caplog.text
-
-
-def test_waiters_all_wake_up() -> None:
-    transfer = Transfer(len, memoryview(b"abc"))
-    with pytest.raises(TimeoutError):
-        transfer.result(0.001)
-    found: list[int] = []
-    threads = [threading.Thread(target=lambda: found.append(transfer.result())) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    transfer.run()
-    for thread in threads:
-        thread.join(30)
-    assert found == [3] * 4
-
-
-def test_callbacks_are_called_once_whoever_comes_first() -> None:
-    for _ in range(300):
-        transfer = Transfer(len, memoryview(b""))
-        told: list[int] = []
-        start = threading.Barrier(2)
-
-        def end(transfer: Transfer = transfer, start: threading.Barrier = start) -> None:
-            start.wait(30)
-            transfer.run()
-
-        thread = threading.Thread(target=end)
-        thread.start()
-        start.wait(30)
-        for index in range(20):
-            transfer.add_done_callback(lambda _, index=index, told=told: told.append(index))
-        thread.join(30)
-        assert sorted(told) == list(range(20))
 
 
 def test_shutdown_finishes_the_queue_and_the_threads() -> None:

@@ -38,6 +38,7 @@ from fxoffload.torch_internals.dynamo import (
     DynamoGraph,
     as_user_error,
     keep_dynamo_graph,
+    skip_frame,
     unlimited_recompiles,
     without_memory,
 )
@@ -130,6 +131,7 @@ __all__ = [
     "outside_of_tracing",
     "runs_alone",
     "set_results",
+    "skip_frame",
     "take_as_returned",
     "trace_with_inductor",
     "unlimited_recompiles",

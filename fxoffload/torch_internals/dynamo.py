@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import fx
 from torch._dynamo import config as dynamo_config
+from torch._dynamo.eval_frame import skip_code
 from torch._dynamo.exc import ShortenTraceback
 from torch._guards import TracingContext, tracing
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
@@ -90,6 +91,16 @@ def unlimited_recompiles() -> AbstractContextManager[None]:
     """
     limit = 2**31
     return dynamo_config.patch(recompile_limit=limit, accumulated_recompile_limit=limit)
+
+
+def skip_frame(function: Callable[..., Any]) -> None:
+    """Let Dynamo not compile `function` by itself; it still traces it within what it compiles.
+
+    Where Dynamo runs a caller uncompiled, such as a loop that a graph break is in, it would compile
+    `function`, for which `torch.compiler.is_compiling` would be True. Source:
+    torch._dynamo.decorators.skip, which would not let Dynamo trace it either.
+    """
+    skip_code(function.__code__)
 
 
 @contextmanager

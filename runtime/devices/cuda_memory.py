@@ -99,6 +99,6 @@ class CudaMemory:
 
     def _end_writes(self, wait: bool) -> None:
         with suppress(IndexError):  # None is left, or another thread took the last one.
-            while (write := self.host_writes.popleft()).end(wait=wait):
+            while (write := self.host_writes.popleft()).note_copied(wait=wait):
                 pass
             self.host_writes.appendleft(write)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from fxoffload.runtime.engines.ioengine import FollowingFuture, IOFuture
+from fxoffload.runtime.engines.future import FollowingFuture
+from fxoffload.runtime.engines.ioengine import IOFuture
 
 
 class CudaRead(FollowingFuture):
@@ -12,6 +13,8 @@ class CudaRead(FollowingFuture):
 
     arrive: starts the copy to the device; called only if every byte was read.
     """
+
+    __slots__ = ("_arrive", "_nbytes", "_view")
 
     def __init__(self, view: memoryview, arrive: Callable[[], None]) -> None:
         super().__init__()
@@ -27,7 +30,7 @@ class CudaRead(FollowingFuture):
             inner = read(view)
         except Exception as error:
             self._arrive = None
-            self.set_exception(error)
+            self.end(error)
             return
         self.follow(inner)
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable
-from concurrent.futures import Future
 
 import torch
 
-from fxoffload.runtime.engines.ioengine import FollowingFuture, IOFuture
+from fxoffload.runtime.engines.future import FollowingFuture, TransferFuture
+from fxoffload.runtime.engines.ioengine import IOFuture
 
 
 class CudaWrite(FollowingFuture):
@@ -16,6 +15,8 @@ class CudaWrite(FollowingFuture):
 
     write: starts the engine's write.
     """
+
+    __slots__ = ("_copied", "_views", "_write")
 
     def __init__(
         self,
@@ -27,7 +28,7 @@ class CudaWrite(FollowingFuture):
         self._copied = copied
         self._write = write
         # pop is atomic: the thread that gets the view either writes it or cancels the write.
-        self._views = deque([view])
+        self._views = [view]
 
     def run(self) -> None:
         """In a worker: wait for the copy, and start the engine's write."""
@@ -38,7 +39,7 @@ class CudaWrite(FollowingFuture):
             self._copied.synchronize()
             inner = self._write(view)
         except Exception as error:
-            self.set_exception(error)
+            self.end(error)
             return
         self.follow(inner)
 
@@ -48,7 +49,8 @@ class CudaWrite(FollowingFuture):
         # as its context, with the caller's frames, and tensors in them.
         if self._take_view() is None:
             return super().cancel()
-        return Future.cancel(self)  # The engine's write does not exist yet.
+        self.end(None)  # The engine's write does not exist yet.
+        return True
 
     def _take_view(self) -> memoryview | None:
         try:
@@ -57,20 +59,22 @@ class CudaWrite(FollowingFuture):
             return None
 
 
-class HostWrite(Future[int]):
+class HostWrite(TransferFuture):
     """The write of a value that stays in its staging buffer: it ends when its copy has ended.
 
     No thread waits for that: waking one takes more of the interpreter's time than all else that an
-    offload does. The device calls `end` at later ops, and whoever asks learns the truth.
+    offload does. The device calls `note_copied` at later ops, and whoever asks learns the truth.
     """
+
+    __slots__ = ("_copied", "_sizes")
 
     def __init__(self, copied: torch.cuda.Event, nbytes: int) -> None:
         super().__init__()
         self._copied = copied
         # pop is atomic: the thread that gets the size ends or cancels the write.
-        self._sizes = deque([nbytes])
+        self._sizes = [nbytes]
 
-    def end(self, *, wait: bool = False) -> bool:
+    def note_copied(self, *, wait: bool = False) -> bool:
         """End the write if its copy has ended; False if not. wait: wait for that."""
         if self._sizes and wait:
             self._copied.synchronize()
@@ -78,22 +82,25 @@ class HostWrite(Future[int]):
             return False
         nbytes = self._take_size()
         if nbytes is not None:
-            self.set_result(nbytes)
+            self.end(nbytes)
         return True
 
     def done(self) -> bool:
         """Whether the copy has ended, or the write was cancelled."""
-        self.end()
+        self.note_copied()
         return super().done()
 
     def result(self, timeout: float | None = None) -> int:
         """Wait for the copy, without a limit of time; return the bytes."""
-        self.end(wait=True)
+        self.note_copied(wait=True)
         return super().result(timeout)
 
     def cancel(self) -> bool:
         """Try to cancel; True only if the copy had not ended."""
-        return not self.end() and self._take_size() is not None and super().cancel()
+        if self.note_copied() or self._take_size() is None:
+            return False
+        self.end(None)
+        return True
 
     def _take_size(self) -> int | None:
         try:

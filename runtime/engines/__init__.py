@@ -1,6 +1,7 @@
 """Engines: slots for bytes, and asynchronous transfers to and from them.
 
 ioengine        the protocol of engines
+future          futures of transfers
 pieces          parts of large values, and the transfer that consists of theirs
 posix           threads with one pwrite or pread for each transfer
 kvikio_engine   the library KvikIO

@@ -12,7 +12,8 @@ import errno
 from collections.abc import Callable
 
 from fxoffload.errors import ConfigError
-from fxoffload.runtime.engines.ioengine import FollowingFuture, IOEngine, IOFuture
+from fxoffload.runtime.engines.future import FollowingFuture
+from fxoffload.runtime.engines.ioengine import IOEngine, IOFuture
 from fxoffload.runtime.engines.pieces import PIECE_BYTES, find_pieces
 
 
@@ -84,6 +85,8 @@ class CheckedEngine:
 
 class CheckedFuture(FollowingFuture):
     """A transfer that ends when `inner` has ended and `check(view)` has returned."""
+
+    __slots__ = ("_check", "_view")
 
     def __init__(
         self, inner: IOFuture, view: memoryview, check: Callable[[memoryview], None]

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from concurrent.futures import CancelledError, Future
+from concurrent.futures import CancelledError
 from typing import Any, Protocol
 
 
 class IOFuture(Protocol):
-    """A transfer that was started; `concurrent.futures.Future[int]` is one."""
+    """A transfer that was started; `concurrent.futures.Future[int]` would be one, too."""
 
     def done(self) -> bool:
         """Whether the transfer ended: moved, failed or cancelled."""
@@ -79,42 +79,6 @@ class IOEngine(Protocol):
         Nothing else may be called afterwards.
         """
         ...
-
-
-class FollowingFuture(Future[int]):
-    """A transfer that ends when another one does, which is given to `follow`."""
-
-    _inner: IOFuture | None = None
-
-    def follow(self, inner: IOFuture) -> None:
-        """Let this transfer end when `inner` does; called once."""
-        self._inner = inner
-        inner.add_done_callback(self._end)
-
-    def cancel(self) -> bool:
-        """Try to cancel `inner`; True only if it has not started and never will."""
-        inner = self._inner
-        return inner is not None and inner.cancel()
-
-    def conclude(self, outcome: int | Exception | None) -> int | Exception | None:
-        """The outcome of this transfer; `outcome` is that of `inner`, see find_outcome.
-
-        An exception that it raises becomes the outcome.
-        """
-        return outcome
-
-    def _end(self, inner: IOFuture) -> None:
-        self._inner = None  # Breaks the reference cycle of the two futures.
-        try:
-            outcome = self.conclude(find_outcome(inner))
-        except Exception as error:
-            outcome = error
-        if outcome is None:
-            super().cancel()
-        elif isinstance(outcome, Exception):
-            self.set_exception(outcome)
-        else:
-            self.set_result(outcome)
 
 
 def find_outcome(future: IOFuture) -> int | Exception | None:

@@ -18,9 +18,11 @@ import os
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
+from fxoffload.runtime.engines.future import ViewFuture
+from fxoffload.runtime.engines.ioengine import IOFuture
 from fxoffload.runtime.engines.spill_file import SpillFile
 from fxoffload.runtime.engines.striping import StripedEngine
 
@@ -105,7 +107,7 @@ class KvikioEngine(StripedEngine):
         os.close(null)
         super().abandon()
 
-    def _start(self, index: int, view: memoryview, position: int, *, write: bool) -> Future[int]:
+    def _start(self, index: int, view: memoryview, position: int, *, write: bool) -> IOFuture:
         lane = (self._writers if write else self._readers)[index]
         return lane.submit(view, position)
 
@@ -114,23 +116,24 @@ class KvikioEngine(StripedEngine):
             handle.close()
 
 
-class _Transfer:
-    """One transfer in a lane; it references the memory until its future is done."""
+class _Transfer(ViewFuture):
+    """One transfer in a lane; it references the memory until it has ended."""
 
-    __slots__ = ("future", "handle", "nbytes", "position", "task_bytes", "tasks", "view")
+    __slots__ = ("handle", "nbytes", "position", "task_bytes", "tasks", "view")
 
     def __init__(self, view: memoryview, position: int) -> None:
-        self.future: Future[int] = Future()
-        self.view: memoryview | None = view
+        super().__init__(view)
+        self.view: memoryview | None = None  # Once the transfer has started.
         self.nbytes = view.nbytes
         self.position = position
         self.tasks = max(1, min(TRANSFER_TASKS, -(-self.nbytes // TASK_BYTES)))
         self.task_bytes = max(1, -(-self.nbytes // (self.tasks * mmap.PAGESIZE))) * mmap.PAGESIZE
         self.handle: Any = None  # KvikIO's future, once the transfer has started.
-        self.future.add_done_callback(self._drop)
 
-    def _drop(self, _: Future[int]) -> None:
+    def end(self, outcome: int | Exception | None) -> None:
+        """Drop the memory, and end."""
         self.view = self.handle = None
+        super().end(outcome)
 
 
 class _Failed(NamedTuple):
@@ -160,12 +163,12 @@ class Lane:
         self._ended_tasks = 0  # Changed only by the lane's thread.
         self._waiter = ThreadPoolExecutor(1, f"fxoffload-kvikio-{verb}")
 
-    def submit(self, view: memoryview, position: int) -> Future[int]:
+    def submit(self, view: memoryview, position: int) -> IOFuture:
         """Move all of `view` to or from `position`; the future raises every error as OSError."""
         transfer = _Transfer(view, position)
         self._queued.append(transfer)
         self._start_queued()
-        return transfer.future
+        return transfer
 
     def close(self) -> None:
         """Wait until all submitted transfers have ended."""
@@ -185,8 +188,9 @@ class Lane:
         return bool(self._queued) and running <= LANE_TASKS - TRANSFER_TASKS
 
     def _start(self, transfer: _Transfer) -> None:
-        if not transfer.future.set_running_or_notify_cancel():
-            return
+        transfer.view = transfer.take_view()
+        if transfer.view is None:
+            return  # It was cancelled.
         try:
             transfer.handle = self._call(
                 transfer.view, transfer.nbytes, transfer.position, task_size=transfer.task_bytes
@@ -214,10 +218,7 @@ class Lane:
         self._start_queued()
         if error is None and moved != transfer.nbytes:
             error = OSError(errno.EIO, f"short {self._verb}: {moved} of {transfer.nbytes} bytes")
-        if error is None:
-            transfer.future.set_result(moved)
-        else:
-            transfer.future.set_exception(error)
+        transfer.end(moved if error is None else error)
 
 
 def _open_handle(file: SpillFile) -> Any:

@@ -161,13 +161,24 @@ class Learned:
         self.owners = self.owners.update(latest.owners)
         if step.followed is not None and latest.live_bytes is not None:
             peak_bytes = latest.live_bytes - step.followed.base_bytes
-            excess_bytes = peak_bytes - step.followed.peak_bytes
+            excess_bytes = peak_bytes - step.followed.peak_bytes - self._find_late_bytes(latest)
             self.excess_bytes = max(self.excess_bytes, excess_bytes)
         if self.steps > 2 and step.followed is not None:
             self.judged.append(latest)
         if self.steps > 1 and latest.step_seconds > 0.0 and not latest.sampled:
             seconds = latest.step_seconds - latest.exposed_seconds
             self.samples.add(Sample(self.steps, latest.moved_bytes, seconds))
+
+    def _find_late_bytes(self, latest: StepMeasurement) -> int:
+        """What the first graph found in memory and the schedule did not know of.
+
+        The beginning of the first step of a process is not known, so that what ran in front of its
+        graphs does not count in it.
+        """
+        if self.assumed is None or not latest.halves:
+            return 0
+        before, now = (each.halves[0].held_bytes or 0 for each in (self.assumed, latest))
+        return max(0, now - before)
 
     def record(self) -> ProgramRecord | None:
         """What is known, for a report; None without a schedule."""

@@ -20,6 +20,7 @@ from fxoffload.torch_internals import (
     as_user_error,
     compile_with_inductor,
     keep_dynamo_graph,
+    skip_frame,
     trace_with_inductor,
     unlimited_recompiles,
     without_memory,
@@ -173,3 +174,22 @@ def test_every_size_is_traced_anew() -> None:
         for size in sizes:
             compiled(torch.ones(size))
     assert traced == sizes
+
+
+def test_a_skipped_frame_runs_uncompiled_and_is_traced_within_others(fresh_dynamo: None) -> None:
+    compiled: list[fx.GraphModule] = []
+
+    def backend(gm: fx.GraphModule, inputs: object) -> fx.GraphModule:
+        compiled.append(gm)
+        return gm
+
+    def add_one(x: Tensor) -> Tensor:
+        return x + (1.0 if torch.compiler.is_compiling() else 2.0)
+
+    skip_frame(add_one)
+    x = torch.zeros(3)
+    assert torch.compile(add_one, backend=backend)(x).sum() == 6.0
+    assert not compiled
+    outer = torch.compile(lambda x: add_one(x) * 2.0, backend=backend, fullgraph=True)
+    assert outer(x).sum() == 6.0
+    assert len(compiled) == 1
