@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import cast
+
 import torch
 from torch import nn
 
@@ -24,10 +27,10 @@ def _note_forward(model: nn.Module, args: object) -> None:
         _note_uncompiled()
 
 
-@torch.compiler.disable()
-def _note_uncompiled() -> None:
-    """Begin the step; Dynamo, which may run the hook of a model uncompiled, does not compile it."""
+def _note() -> None:
     runtime.note_forward()
 
 
+# Dynamo may run the hook of a model uncompiled, and would compile what the hook calls.
+_note_uncompiled = cast("Callable[[], None]", torch.compiler.disable(_note))
 torch_internals.skip_frame(_note_forward)
