@@ -34,8 +34,6 @@ from benchmarks.measure import MemoryCurve
 from fxoffload.cli.training import SETTLING_STEPS
 from fxoffload.sizes import MIB
 
-# Under a budget the schedule of measured steps is followed by then.
-BUDGET_SETTLING_STEPS = 6
 LABELS = {PLAIN: "plain", OURS: "fxoffload", LARGER: "fxoffload"}
 COLORS = {PLAIN: "tab:gray", OURS: "tab:blue", LARGER: "tab:green"}
 CAPTION = (
@@ -115,7 +113,7 @@ def build_parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--text", help="file to train on; without it, the source of Python's standard library")
     add("--steps", type=int, default=6, help="measured steps, behind those that settle; at least 2")
-    add("--layers", type=int, default=6)
+    add("--layers", type=int, default=4)
     add("--width", type=int, default=256, help="a multiple of 64, the width of a head")
     add("--batch", type=int, default=8, help="sequences in a batch")
     add("--length", type=int, default=512, help="bytes of text in a sequence")
@@ -177,7 +175,7 @@ def compare(arguments: argparse.Namespace, console: Console) -> Comparison:
         width=arguments.width,
         batch=arguments.batch,
         length=arguments.length,
-        settling_steps=SETTLING_STEPS if budget is None else BUDGET_SETTLING_STEPS,
+        settling_steps=SETTLING_STEPS,
         steps=arguments.steps,
         seed=arguments.seed,
         device=arguments.device,

@@ -17,8 +17,8 @@ from fxoffload.cli.text_windows import sample_windows
 from fxoffload.errors import ConfigError
 from fxoffload.runtime.program.sampler import HeldSampler
 
-# The first step compiles. Without a budget, every other one of the first ten moves everything, to
-# show the price of a byte.
+# The first step compiles, and the next ten show how long settled steps take. Without a budget,
+# every other one of them moves everything, to show the price of a byte.
 SETTLING_STEPS = 11
 _MOVED = ("written_bytes", "read_bytes", "forwarded_bytes")
 
