@@ -113,7 +113,7 @@ def build_parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--text", help="file to train on; without it, the source of Python's standard library")
     add("--steps", type=int, default=6, help="measured steps, behind those that settle; at least 2")
-    add("--layers", type=int, default=4)
+    add("--layers", type=int, default=3)
     add("--width", type=int, default=256, help="a multiple of 64, the width of a head")
     add("--batch", type=int, default=8, help="sequences in a batch")
     add("--length", type=int, default=512, help="bytes of text in a sequence")
