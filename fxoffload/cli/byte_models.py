@@ -139,6 +139,10 @@ class _ByteViT(nn.Module):
         pixels = (input_ids[:, None, None] / VOCABULARY).to(self.vit.dtype)
         return self.vit(pixel_values=pixels, labels=input_ids[:, 0])
 
+    def gradient_checkpointing_enable(self, **options: Any) -> None:
+        """Let each layer recompute what it would save, as the other models can, too."""
+        self.vit.gradient_checkpointing_enable(**options)
+
 
 BUILDERS: dict[str, Callable[[Shape], nn.Module]] = {
     "gpt": _build_gpt,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -20,6 +22,16 @@ def test_each_model_is_one_graph_with_a_loss(name: str) -> None:
     loss.backward()
     assert loss.item() > 0
     assert all(parameter.grad is not None for parameter in compiled.parameters())
+
+
+@pytest.mark.parametrize("name", BUILDERS)
+def test_each_model_can_checkpoint_its_layers(name: str) -> None:
+    """For the comparison with torch.utils.checkpoint."""
+    model = build_model(name, SHAPE)
+    inner: Any = model.model
+    inner.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    assert sum(getattr(each, "gradient_checkpointing", False) for each in model.modules()) > 0
+    model(make_tokens(SHAPE)).backward()
 
 
 def test_sizes_that_no_model_has_are_refused() -> None:
