@@ -52,6 +52,7 @@ class Maker:
         self.base_bytes = 0
         self.exposed_seconds = 0.0
         self.excesses: list[int] = []
+        self.bases: list[int | None] = []
         self.sizes: list[Sizes] = []
 
     def __call__(self, program: Program, measured: StepMeasurement) -> Schedule:
@@ -59,6 +60,7 @@ class Maker:
         self.flows.append(measured.flows)
         self.prices.append(measured.price)
         self.excesses.append(measured.excess_bytes)
+        self.bases.append(measured.base_bytes)
         self.sizes.append(measured.sizes)
         if self.errors:
             self.errors -= 1
@@ -242,6 +244,35 @@ def test_what_is_on_the_device_before_a_step_is_followed_at_once(
     assert run_step(book, "ab", base_bytes=500).measures
     assert not run_step(book, "ab", base_bytes=500).measures
     assert len(maker.asked) == 2
+
+
+def test_a_step_that_begins_with_more_follows_a_schedule_for_that(
+    book: ProgramBook, maker: Maker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such as the second one, if an optimizer has made its states behind the first one."""
+    held = [100]
+    monkeypatch.setattr(book_module, "count_live_bytes", lambda device: held[-1])
+    run_step(book, "ab", base_bytes=100)
+    held.append(500)
+    book.note_begin(declared=True)
+    second = run_step(book, "ab", base_bytes=500)
+    assert maker.bases == [100, 500]
+    assert second.followed is book.schedules[0]
+    for nbytes in (517, 300):  # Hardly more, and less, which is followed when it was measured.
+        held.append(nbytes)
+        book.note_begin(declared=True)
+        run_step(book, "ab", base_bytes=500)
+        assert maker.bases == [100, 500]
+
+
+def test_without_a_limit_it_does_not_matter_what_a_step_begins_with(
+    book: ProgramBook, maker: Maker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(book_module, "count_live_bytes", lambda device: 500)
+    run_step(book, "ab", base_bytes=100, limited=False)
+    book.note_begin(declared=True)
+    run_step(book, "ab", base_bytes=100, limited=False)
+    assert maker.bases == [100]
 
 
 def test_one_step_that_differs_changes_nothing(book: ProgramBook, maker: Maker) -> None:

@@ -20,7 +20,7 @@ from fxoffload.runtime.program.comparison import (
     keep_seen,
 )
 from fxoffload.runtime.program.learned import FIRST_STEPS, Learned
-from fxoffload.runtime.program.live_bytes import count_live_bytes
+from fxoffload.runtime.program.live_bytes import count_foreign_bytes, count_live_bytes
 from fxoffload.runtime.program.value_sizes import is_smaller, merge_sizes, scale_measurement
 from fxoffload.schedule import Program, ProgramRecord, Schedule, StepMeasurement
 
@@ -111,12 +111,14 @@ class ProgramBook:
             step.stop()
             if step.ended:
                 self._learn(step)
-        latest = next(reversed(self._learned.values()), Learned())
-        self._adviser.judge(latest.schedule, latest.judged, is_limited=latest.limited)
-        schedules = [] if latest.tries else self.schedules
         begun_bytes, self._begun_bytes = self._begun_bytes, None
         if device != self._device:
             self._device, begun_bytes = device, None
+        if begun_bytes is not None:
+            self._follow_base(begun_bytes + count_foreign_bytes(device))
+        latest = next(reversed(self._learned.values()), Learned())
+        self._adviser.judge(latest.schedule, latest.judged, is_limited=latest.limited)
+        schedules = [] if latest.tries else self.schedules
         # Which program comes next is not known: it may be one that has not been measured yet.
         unknown = any(
             each.assumed is None and program[0].graph == graph
@@ -129,6 +131,19 @@ class ProgramBook:
             begun_bytes=begun_bytes,
         )
         return self.step
+
+    def _follow_base(self, base_bytes: int) -> None:
+        """Make another schedule of each program that began with less than `base_bytes` before.
+
+        So the step that begins now keeps a limit of the device, too: it may be the first one behind
+        an optimizer that has made its states.
+        """
+        for program, learned in self._learned.items():
+            assumed = learned.assumed
+            if assumed is None or not learned.limited or base_bytes <= (assumed.base_bytes or 0):
+                continue
+            if differ_in_base(assumed, base_bytes, learned.schedule):
+                self._schedule(program, learned, replace(assumed, base_bytes=base_bytes))
 
     def _learn(self, step: StepRun) -> None:
         """Note the ended `step`; make another schedule for its program if its numbers differ."""
