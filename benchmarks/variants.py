@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import gc
 import random
+import re
 import tempfile
 import time
 import traceback
@@ -218,12 +219,17 @@ def measure_variant(
         trainer = build_trainer(workload, variant, measured.budget_bytes)
         measure_trainer(trainer, variant, measured)
     except (BudgetError, PeerMissing) as error:
-        measured.refused = str(error).splitlines()[0]
+        measured.refused = drop_folders(str(error).splitlines()[0])
         return measured, None
     except torch.OutOfMemoryError as error:
         measured.refused = f"does not fit: {str(error).splitlines()[0]}"
         return measured, None
     return measured, trainer
+
+
+def drop_folders(text: str) -> str:
+    """`text` with files named without their folders, which are those of one machine."""
+    return re.sub(r"(?<!\S)/\S*/", "", text)
 
 
 def load_plain(

@@ -41,7 +41,7 @@ from benchmarks.runner import Table
 from benchmarks.simulated import LLAMA, Workload, choose_shape
 from benchmarks.trainer import PassRecord
 from benchmarks.variant_tables import Kind, Measured
-from benchmarks.variants import PLAIN, PLAIN_AGAIN, Variant
+from benchmarks.variants import PLAIN, PLAIN_AGAIN, Variant, drop_folders
 from fxoffload import OffloadConfig, machine, simulate
 from fxoffload.cli.byte_models import Shape
 from fxoffload.planner.link import Link
@@ -580,3 +580,9 @@ def test_limits_says_where_plans_are_far_from_their_bounds() -> None:
         "gpt on A100: a step of 1.040 at 0.6, the bound is 1.000",
         "gpt on A100: a step of none fits at 0.5, the bound is 1.500",
     ]
+
+
+def test_records_name_no_folders_of_a_machine() -> None:
+    said = "16 MiB at 2 GB/s; all that is in memory is in /home/me/.cache/fxoffload/memory.txt"
+    expected = "16 MiB at 2 GB/s; all that is in memory is in memory.txt"
+    assert drop_folders(said) == expected
