@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import torch
 
-from fxoffload.runtime.engines.future import FollowingFuture, TransferFuture
+from fxoffload.runtime.engines.future import FollowingFuture, TransferFuture, take_once
 from fxoffload.runtime.engines.ioengine import IOFuture
 
 
@@ -27,12 +27,12 @@ class CudaWrite(FollowingFuture):
         super().__init__()
         self._copied = copied
         self._write = write
-        # pop is atomic: the thread that gets the view either writes it or cancels the write.
+        # The thread that takes the view either writes it or cancels the write.
         self._views = [view]
 
     def run(self) -> None:
         """In a worker: wait for the copy, and start the engine's write."""
-        view = self._take_view()
+        view = take_once(self._views)
         if view is None:
             return
         try:
@@ -47,16 +47,10 @@ class CudaWrite(FollowingFuture):
         """Try to cancel; True only if the engine has not started to write and never will."""
         # Not within `except`: an error that a callback looks at would have the one that is handled
         # as its context, with the caller's frames, and tensors in them.
-        if self._take_view() is None:
+        if take_once(self._views) is None:
             return super().cancel()
         self.end(None)  # The engine's write does not exist yet.
         return True
-
-    def _take_view(self) -> memoryview | None:
-        try:
-            return self._views.pop()
-        except IndexError:
-            return None
 
 
 class HostWrite(TransferFuture):
@@ -71,7 +65,7 @@ class HostWrite(TransferFuture):
     def __init__(self, copied: torch.cuda.Event, nbytes: int) -> None:
         super().__init__()
         self._copied = copied
-        # pop is atomic: the thread that gets the size ends or cancels the write.
+        # The thread that takes the size ends or cancels the write.
         self._sizes = [nbytes]
 
     def note_copied(self, *, wait: bool = False) -> bool:
@@ -80,7 +74,7 @@ class HostWrite(TransferFuture):
             self._copied.synchronize()
         elif self._sizes and not self._copied.query():
             return False
-        nbytes = self._take_size()
+        nbytes = take_once(self._sizes)
         if nbytes is not None:
             self.end(nbytes)
         return True
@@ -97,13 +91,7 @@ class HostWrite(TransferFuture):
 
     def cancel(self) -> bool:
         """Try to cancel; True only if the copy had not ended."""
-        if self.note_copied() or self._take_size() is None:
+        if self.note_copied() or take_once(self._sizes) is None:
             return False
         self.end(None)
         return True
-
-    def _take_size(self) -> int | None:
-        try:
-            return self._sizes.pop()
-        except IndexError:
-            return None

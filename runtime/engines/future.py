@@ -12,11 +12,13 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import CancelledError
-from typing import Any
+from typing import Any, TypeVar
 
 from fxoffload.runtime.engines.ioengine import IOFuture, find_outcome
 
 log = logging.getLogger(__name__)
+
+Item = TypeVar("Item")
 
 
 class TransferFuture:
@@ -71,7 +73,16 @@ class TransferFuture:
             try:
                 callback(self)
             except Exception:
+                # The thread goes on, and other callbacks are called, as concurrent.futures does it.
                 log.exception("a callback of a transfer failed")
+
+
+def take_once(items: list[Item]) -> Item | None:
+    """The one item of `items`, for one caller in any thread; None for all others."""
+    try:
+        return items.pop()
+    except IndexError:
+        return None
 
 
 class ViewFuture(TransferFuture):
@@ -85,10 +96,7 @@ class ViewFuture(TransferFuture):
 
     def take_view(self) -> memoryview | None:
         """The view, for one caller; None for all others."""
-        try:
-            return self._views.pop()
-        except IndexError:
-            return None
+        return take_once(self._views)
 
     def cancel(self) -> bool:
         """Try to cancel; True only if the transfer has not started and never will."""

@@ -114,7 +114,7 @@ class ProgramBook:
         begun_bytes, self._begun_bytes = self._begun_bytes, None
         if device != self._device:
             self._device, begun_bytes = device, None
-        if begun_bytes is not None:
+        if begun_bytes is not None and any(each.limited for each in self._learned.values()):
             self._follow_base(begun_bytes + count_foreign_bytes(device))
         latest = next(reversed(self._learned.values()), Learned())
         self._adviser.judge(latest.schedule, latest.judged, is_limited=latest.limited)
