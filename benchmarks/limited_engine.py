@@ -28,6 +28,7 @@ class LimitedEngine:
         self._engine = engine
         self._workers: list[ThreadPoolExecutor] = []
         self.name = f"{engine.name}, limited"
+        self.move_device = None
         self.bytes_per_second = bytes_per_second
         self.write = self._limit(engine.write)
         self.read = self._limit(engine.read)

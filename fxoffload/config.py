@@ -19,7 +19,7 @@ from fxoffload.hardware import Hardware
 from fxoffload.hints import find_hint
 from fxoffload.sizes import parse_bytes, parse_endurance, parse_share
 
-IOEngineName = Literal["auto", "posix", "kvikio", "memory"]
+IOEngineName = Literal["auto", "posix", "kvikio", "gds", "memory"]
 CompilerName = Literal["inductor", "eager"]
 
 _STORE_OPTIONS = ("ioengine", "host_budget", "max_inflight_bytes", "checksum")
@@ -48,7 +48,8 @@ class OffloadConfig:
         offload waits. On a GPU, values on their way to a disk take as much pinned host memory; on a
         CPU they take none beside themselves. A cap of few values leaves the drives idle. None is
         4 GiB, or as much as three of the largest values where that is more.
-    ioengine: "posix" (threads), "kvikio" (the library KvikIO; needs a CUDA driver), "memory" (no
+    ioengine: "posix" (threads), "kvikio" (the library KvikIO; needs a CUDA driver), "gds" (KvikIO
+        with GPUDirect Storage: values of a GPU move without host memory in between), "memory" (no
         disk), or "auto": "kvikio" if it can be used and a probe finds it faster, else "posix".
     checksum: True computes a digest of everything that is written to the disk tier, and compares
         it with a digest of what is read back; needs the package xxhash (extra "checksum").

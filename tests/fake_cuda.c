@@ -1,4 +1,5 @@
-/* A CUDA driver library on a machine without a GPU: every call answers "not initialised". */
+/* A CUDA driver library on a machine without a GPU: every call answers "not initialised". With
+ * WITH_STREAMS a stream can be waited for: its work has ended, see fake_cufile.c. */
 
 enum { NOT_INITIALIZED = 3 };
 
@@ -34,7 +35,11 @@ REFUSE(cuDeviceGetCount)
 REFUSE(cuDeviceGetAttribute)
 REFUSE(cuDevicePrimaryCtxRetain)
 REFUSE(cuDevicePrimaryCtxRelease_v2)
+#ifdef WITH_STREAMS
+int cuStreamSynchronize(void *stream) { return stream ? 0 : NOT_INITIALIZED; }
+#else
 REFUSE(cuStreamSynchronize)
+#endif
 REFUSE(cuStreamCreate)
 REFUSE(cuStreamDestroy_v2)
 REFUSE(cuEventCreate)

@@ -40,6 +40,7 @@ class FlakyEngine:
     def __post_init__(self) -> None:
         self.gate.set()
         self.alignment = self.inner.alignment
+        self.move_device = None
         self.allocate, self.free = self.inner.allocate, self.inner.free
         self.reserve, self.describe = self.inner.reserve, self.inner.describe
         self.abandon = self.inner.abandon

@@ -36,6 +36,7 @@ from fxoffload.runtime.devices.cuda import CudaDevice
 from fxoffload.runtime.devices.staging import AllocateFunction, StagingArena
 from fxoffload.runtime.devices.streams import CudaStreams
 from fxoffload.runtime.engines.future import TransferFuture
+from fxoffload.runtime.engines.ioengine import DeviceMover
 from fxoffload.runtime.engines.pieces import PIECE_BYTES
 from fxoffload.runtime.engines.slots import SlotAllocator
 from fxoffload.runtime.engines.workers import Runnable
@@ -312,7 +313,7 @@ class World:
 
     def copy(self, target: torch.Tensor, source: torch.Tensor, stream: Stream) -> None:
         """Queue a copy that holds nothing, and notes an error when its memory is not its own."""
-        check_target, check_source = self._watch(target), self._watch(source)
+        check_target, check_source = self.watch(target), self.watch(source)
         to, came = self.alias(target), self.alias(source)
         half = len(to) // 2 if to.dim() else 0
         parts = [slice(0, half), slice(half, None)] if half else [...]
@@ -327,7 +328,8 @@ class World:
 
             stream.queue.append(Kernel(run))
 
-    def _watch(self, tensor: torch.Tensor) -> Callable[[], None]:
+    def watch(self, tensor: torch.Tensor) -> Callable[[], None]:
+        """Notes an error if the memory of `tensor` has another owner when it is called."""
         address = tensor.data_ptr()
         block = self._find_block(address)
         if block is not None:
@@ -408,6 +410,7 @@ class JobEngine:
     alignment = ALIGNMENT
 
     def __init__(self, world: World) -> None:
+        self.move_device: DeviceMover | None = None
         self.write_failures = self.read_failures = 0
         self._world = world
         self._slots = SlotAllocator(ALIGNMENT)
@@ -433,7 +436,16 @@ class JobEngine:
         return f"slot {offset}"
 
     def write(self, view: memoryview, offset: int) -> Future[int]:
+        return self._write(view, offset)
+
+    def read(self, view: memoryview, offset: int) -> Future[int]:
+        return self._read(view, offset)
+
+    def _write(
+        self, view: memoryview, offset: int, check: Callable[[], None] = lambda: None
+    ) -> Future[int]:
         def run() -> int:
+            check()
             if self.write_failures:
                 self.write_failures -= 1
                 raise OSError("simulated")
@@ -442,8 +454,11 @@ class JobEngine:
 
         return self._submit(run, offset)
 
-    def read(self, view: memoryview, offset: int) -> Future[int]:
+    def _read(
+        self, view: memoryview, offset: int, check: Callable[[], None] = lambda: None
+    ) -> Future[int]:
         def run() -> int:
+            check()
             if self.read_failures:
                 self.read_failures -= 1
                 view[:] = bytes([POISON]) * len(view)
@@ -467,6 +482,24 @@ class JobEngine:
         self._world.run_all()
 
     def abandon(self) -> None: ...
+
+
+class DirectEngine(JobEngine):
+    """A JobEngine that moves device memory, too, and does not keep that memory alive.
+
+    moved: the number of transfers of device memory.
+    """
+
+    def __init__(self, world: World) -> None:
+        super().__init__(world)
+        self.move_device = self._move_device
+        self.moved = 0
+
+    def _move_device(self, tensor: torch.Tensor, offset: int, *, write: bool) -> Future[int]:
+        self.moved += 1
+        check = self._world.watch(tensor)
+        memory = memoryview(self._world.alias(tensor).numpy()).cast("B")
+        return (self._write if write else self._read)(memory, offset, check)
 
 
 def find_pages(buffer: StagingBuffer) -> range:

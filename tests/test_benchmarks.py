@@ -149,7 +149,8 @@ def test_activation_peak(
 ) -> None:
     """Both variants have equal losses; the second one writes its bytes and reads them back."""
     output = spill_directory / "results.jsonl"
-    sizes = ("--layers", "1", "--hidden", "64", "--batch", "32", "--length", "64", "--steps", "2")
+    # Large enough for the peak to last: it is sampled, on cores that other tests use, too.
+    sizes = ("--layers", "1", "--hidden", "64", "--batch", "128", "--length", "64", "--steps", "2")
     options = ("--threads", "1", "--min-bytes", "1", "--memory-budget", "min", "--check")
     places = ("--directory", str(spill_directory), "--output", str(output), "--compiler", "eager")
     with run_in_process(monkeypatch, activation_peak), pytest.raises(SystemExit) as stop:

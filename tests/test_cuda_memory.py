@@ -9,8 +9,8 @@ import torch
 from simulated_device import Event, World, install
 
 from fxoffload.runtime.devices.cuda import CudaDevice
+from fxoffload.runtime.devices.cuda_deferred import HostWrite
 from fxoffload.runtime.devices.cuda_memory import MOST_WAITING, Hold
-from fxoffload.runtime.devices.cuda_write import HostWrite
 
 
 @pytest.fixture

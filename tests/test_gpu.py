@@ -20,9 +20,13 @@ from waiting import wait_for_writes
 from zoo import CASES, TanhLayers
 
 import fxoffload
+from fxoffload.config import OffloadConfig
 from fxoffload.errors import StoreError
 from fxoffload.runtime.devices.cuda import CudaDevice
+from fxoffload.runtime.engines.gds_engine import find_gds_obstacle
+from fxoffload.runtime.engines.ioengine import IOEngine
 from fxoffload.runtime.engines.memory import MemoryEngine
+from fxoffload.runtime.measurement.choice import open_engine
 from fxoffload.runtime.store.store import OffloadStore
 from fxoffload.sizes import MIB
 
@@ -62,12 +66,25 @@ def clean(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     assert fxoffload.statistics().live_bytes == 0
 
 
-@pytest.fixture
-def store() -> Iterator[OffloadStore]:
-    store = OffloadStore({"nvme": MemoryEngine(8 * 2**30)}, max_inflight_bytes=2**31)
+def open_store(engine: IOEngine) -> Iterator[OffloadStore]:
+    store = OffloadStore({"nvme": engine}, max_inflight_bytes=2**31)
     yield store
     store.close()
     assert store.statistics().live_bytes == 0
+
+
+@pytest.fixture
+def store() -> Iterator[OffloadStore]:
+    yield from open_store(MemoryEngine(8 * 2**30))
+
+
+@pytest.fixture
+def direct_store(spill_directory: Path) -> Iterator[OffloadStore]:
+    """One whose values need no host memory."""
+    obstacle = find_gds_obstacle()
+    if obstacle is not None:
+        pytest.skip(f"needs GPUDirect Storage: {obstacle.fact}")
+    yield from open_store(open_engine(OffloadConfig(directory=spill_directory, ioengine="gds")))
 
 
 def find_device(store: OffloadStore, device: torch.device = CUDA) -> CudaDevice:
@@ -258,6 +275,17 @@ def test_reloaded_values_are_aligned_in_generated_code(spill_directory: Path) ->
 
 @pytest.mark.parametrize("own_stream", [False, True])
 def test_large_values_under_a_slow_stream(store: OffloadStore, own_stream: bool) -> None:
+    move_large_values(store, own_stream)
+
+
+@pytest.mark.parametrize("own_stream", [False, True])
+def test_large_values_by_gpudirect_storage(direct_store: OffloadStore, own_stream: bool) -> None:
+    move_large_values(direct_store, own_stream)
+    assert direct_store.statistics().ioengine == "kvikio gds"
+    assert find_device(direct_store).arena.used_bytes == 0
+
+
+def move_large_values(store: OffloadStore, own_stream: bool) -> None:
     """8192 x 8192: copies take so long that one which is not waited for is caught half done."""
     stream = torch.cuda.Stream() if own_stream else torch.cuda.default_stream()
     shape, count = (8192, 8192), 6

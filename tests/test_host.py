@@ -156,7 +156,7 @@ def test_the_device_makes_both_ends_and_keeps_nothing(memory: MemoryEngine) -> N
     outgoing = device.send(x, ALIGNMENT, memory)
     assert isinstance(outgoing, HostOutgoing)
     slot = write(outgoing, memory)
-    incoming = device.receive(outgoing.layout, ALIGNMENT)
+    incoming = device.receive(outgoing.layout, ALIGNMENT, memory)
     assert isinstance(incoming, HostIncoming)
     assert torch.equal(read(incoming, memory, slot), x)
     assert not device.keeps(memory)

@@ -93,6 +93,7 @@ class ScriptedEngine:
 
     def __post_init__(self) -> None:
         self.name, self.alignment = self.inner.name, self.inner.alignment
+        self.move_device = None
         self.reserve, self.describe = self.inner.reserve, self.inner.describe
 
     def allocate(self, nbytes: int) -> int:

@@ -22,7 +22,7 @@ from fxoffload.runtime.measurement.load import keep_computing
 from fxoffload.sizes import parse_bytes
 from fxoffload.tables import format_table
 
-DiskEngine = Literal["auto", "posix", "kvikio"]
+DiskEngine = Literal["auto", "posix", "kvikio", "gds"]
 LOADS = ("alone", "beside compute")
 LARGEST_BYTES = 2**30
 LIMIT_SECONDS = 10.0  # Of one load of one directory: a slow drive gets fewer rounds.

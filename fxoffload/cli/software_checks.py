@@ -14,6 +14,7 @@ from importlib import metadata
 import torch
 
 from fxoffload.cli.findings import Finding
+from fxoffload.runtime.engines.gds_engine import find_gds_obstacle
 from fxoffload.runtime.engines.kvikio_engine import DRIVER_LIBRARY, find_obstacle
 
 LEAST_PYTHON = (3, 11)
@@ -113,12 +114,9 @@ def check_kvikio(*, has_gpu: bool) -> Finding:
     versions = [f"{name} {version}" for name in _KVIKIO if (version := find_version(name))]
     obstacle = find_obstacle()
     if obstacle is None:
-        # Not imported above: kvikio is optional, and needs a driver.
-        from kvikio import cufile_driver
-
-        gds = "available" if cufile_driver.get("is_gds_available") else "not available"
-        fact = f"{', '.join(versions)}; GPUDirect Storage is {gds} (host memory moves without it)"
-        return Finding("KvikIO", "ok", fact)
+        lacking = find_gds_obstacle()
+        gds = lacking.fact if lacking else 'GPUDirect Storage can be used (ioengine "gds")'
+        return Finding("KvikIO", "ok", f"{', '.join(versions)}; {gds}")
     fact = f"cannot be used: {obstacle.fact}; ioengine posix moves the bytes"
     if has_gpu:
         return Finding("KvikIO", "warning", fact, obstacle.remedy)

@@ -25,7 +25,8 @@ the copy of x, too, and only for a y of another stream `record_stream` tells the
 reader.
 
 Values for drives that are larger than a piece are copied out and written, and read and copied back,
-piece by piece, with an event behind each: one piece is written while the next one is copied.
+piece by piece, with an event behind each: one piece is written while the next one is copied. An
+engine that moves device memory needs neither (cuda_direct).
 """
 
 from __future__ import annotations
@@ -35,10 +36,11 @@ from functools import partial
 
 import torch
 
-from fxoffload.runtime.devices.buffers import compact, materialise, span_tensor
+from fxoffload.runtime.devices.buffers import compact, find_span, materialise, span_tensor
 from fxoffload.runtime.devices.cuda_arrival import CudaArrival, CudaIncoming
+from fxoffload.runtime.devices.cuda_deferred import DeferredTransfer, HostWrite
+from fxoffload.runtime.devices.cuda_direct import DirectIncoming, DirectOutgoing, moves_directly
 from fxoffload.runtime.devices.cuda_memory import CudaMemory, Hold
-from fxoffload.runtime.devices.cuda_write import CudaWrite, HostWrite
 from fxoffload.runtime.devices.streams import CudaStreams
 from fxoffload.runtime.devices.transfer import Arrival, Incoming, Layout, Outgoing, find_layout
 from fxoffload.runtime.engines.ioengine import IOEngine, IOFuture
@@ -70,11 +72,18 @@ class CudaDevice(CudaMemory):
         return self.streams.entering(self.streams.find_current())
 
     def send(self, x: torch.Tensor, alignment: int, engine: IOEngine) -> Outgoing:
-        """Start to copy `x` to a staging buffer on the outgoing stream."""
-        return CudaOutgoing(x, self, alignment, engine)
+        """Start to copy `x` to a staging buffer on the outgoing stream, if the engine needs it."""
+        home = self.streams.find_current()
+        tensor = compact(materialise(x))
+        if moves_directly(find_span(tensor), alignment, engine):
+            shared = tensor.data_ptr() == x.data_ptr()
+            return DirectOutgoing(tensor, self, self.workers, shared=shared, home=home)
+        return CudaOutgoing(tensor, self, alignment, engine, home)
 
-    def receive(self, layout: Layout, alignment: int) -> Incoming:
-        """Allocate a device tensor and the staging buffer that the slot is read into."""
+    def receive(self, layout: Layout, alignment: int, engine: IOEngine) -> Incoming:
+        """Allocate a device tensor, and the staging buffer that the slot is read into if needed."""
+        if moves_directly(layout.span, alignment, engine):
+            return DirectIncoming(layout, self, self.workers)
         return CudaIncoming(layout, self, alignment, self.piece_bytes)
 
     def keeps(self, engine: IOEngine) -> bool:
@@ -90,7 +99,8 @@ class CudaDevice(CudaMemory):
 class CudaOutgoing:
     """A device tensor on its way out: its bytes are in a staging buffer once `_copied` passed.
 
-    engine: for which it is copied, in pieces if this is a drive.
+    tensor: without gaps. engine: for which it is copied, in pieces if this is a drive. home: the
+    stream on which the tensor was made.
     """
 
     # The engine reads the staging buffer; events protect the tensor's memory.
@@ -99,10 +109,14 @@ class CudaOutgoing:
     stays = False
 
     def __init__(
-        self, x: torch.Tensor, device: CudaDevice, alignment: int, engine: IOEngine
+        self,
+        tensor: torch.Tensor,
+        device: CudaDevice,
+        alignment: int,
+        engine: IOEngine,
+        home: torch.cuda.Stream,
     ) -> None:
-        self._home = device.streams.find_current()
-        tensor = compact(materialise(x))
+        self._home = home
         self.layout = find_layout(tensor)
         self.slot_bytes = self.write_bytes = -(-self.layout.span // alignment) * alignment
         self._device = device
@@ -134,7 +148,7 @@ class CudaOutgoing:
         if len(events) < len(pieces):  # It was meant for the host tier, which is full.
             events = [self._copied] * len(pieces)
         writes = [
-            CudaWrite(event, self._buffer.view[it], partial(engine.write, offset=offset + it.start))
+            DeferredTransfer(event, partial(engine.write, self._buffer.view[it], offset + it.start))
             for event, it in zip(events, pieces, strict=True)
         ]
         whole = join_pieces(writes)
@@ -171,7 +185,7 @@ class CudaOutgoing:
     def forward(self) -> Arrival:
         """Start to copy the value from the staging buffer to a new tensor."""
         arrival = CudaArrival(self.layout, self._device)
-        self._last = arrival.start(self._buffer, self._copied)
+        self._last = arrival.start(self._buffer.take_bytes(self.layout.span), self._copied)
         return arrival
 
     def close(self) -> None:

@@ -8,7 +8,7 @@ from functools import partial
 
 import torch
 
-from fxoffload.runtime.devices.buffers import StagingBuffer, span_tensor
+from fxoffload.runtime.devices.buffers import span_tensor
 from fxoffload.runtime.devices.cuda_memory import CudaMemory, Hold
 from fxoffload.runtime.devices.cuda_read import CudaRead
 from fxoffload.runtime.devices.transfer import Layout
@@ -17,9 +17,12 @@ from fxoffload.runtime.engines.pieces import find_pieces, join_pieces
 
 
 class CudaArrival:
-    """A device tensor `y` that copies on the incoming stream fill."""
+    """A device tensor `y` that copies on the incoming stream fill.
 
-    def __init__(self, layout: Layout, memory: CudaMemory) -> None:
+    blocking: whether a thread waits until the memory of `y` is free; see CudaStreams.mark.
+    """
+
+    def __init__(self, layout: Layout, memory: CudaMemory, *, blocking: bool = False) -> None:
         streams = memory.streams
         self._home = streams.find_current()  # First: a capture must not see the events of holds.
         memory.let_go()
@@ -31,17 +34,18 @@ class CudaArrival:
             memory.let_go(wait=True)  # The host may be a step ahead of the copies that hold memory.
             self.y = streams.empty(layout.size, layout.stride, layout.dtype)
         # Earlier uses of this memory may still be queued there.
-        self._ready = streams.mark(self._home)
+        self._ready = streams.mark(self._home, blocking=blocking)
         self._holds: list[Hold] = []  # Of the started copies; any thread appends.
 
     def start(
-        self, buffer: StagingBuffer, *after: torch.cuda.Event, piece: slice | None = None
+        self, source: torch.Tensor, *after: torch.cuda.Event, piece: slice | None = None
     ) -> torch.cuda.Event:
-        """Copy `piece` of the span, or all, from `buffer` once the events `after` have passed.
+        """Copy `piece` of the span, or all, from `source` once the events `after` have passed.
 
-        Returns the event of the copy's end.
+        source: the span as uint8, in host memory or on the device. Returns the event of the copy's
+        end.
         """
-        target, source = span_tensor(self.y), buffer.take_bytes(self._span)
+        target = span_tensor(self.y)
         if piece is not None:
             target, source = target[piece], source[piece]
         copied = self._memory.streams.copy_in(target, source, (self._ready, *after))
@@ -117,7 +121,7 @@ class CudaIncoming(CudaArrival):
         """Start the copy of `piece`, which has been read."""
         try:
             whole = piece.start == 0 and piece.stop >= self._span
-            self.start(self._buffer, piece=None if whole else piece)
+            self.start(self._buffer.take_bytes(self._span), piece=None if whole else piece)
         except Exception as error:
             self._error = error
         del self._missing[piece.start]

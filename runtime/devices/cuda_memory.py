@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 
 from fxoffload.runtime.devices.buffers import StagingBuffer
-from fxoffload.runtime.devices.cuda_write import HostWrite
+from fxoffload.runtime.devices.cuda_deferred import HostWrite
 from fxoffload.runtime.devices.staging import StagingArena
 from fxoffload.runtime.devices.streams import CudaStreams
 

@@ -178,7 +178,7 @@ class HostDevice:
         """Make the bytes of `x` ready to be written."""
         return HostOutgoing(x, self._pool, alignment)
 
-    def receive(self, layout: Layout, alignment: int) -> Incoming:
+    def receive(self, layout: Layout, alignment: int, engine: IOEngine) -> Incoming:
         """Allocate a tensor that the slot of `layout` can be read into."""
         return HostIncoming(layout, self._pool, alignment)
 

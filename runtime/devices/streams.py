@@ -53,9 +53,12 @@ class CudaStreams:
                 )
             return torch.cuda.current_stream()
 
-    def mark(self, stream: torch.cuda.Stream) -> torch.cuda.Event:
-        """An event after the work that is queued on `stream`, which names the device."""
-        event = torch.cuda.Event()
+    def mark(self, stream: torch.cuda.Stream, *, blocking: bool = False) -> torch.cuda.Event:
+        """An event after the work that is queued on `stream`, which names the device.
+
+        blocking: whether a thread that waits for it sleeps, and does not spin on a core.
+        """
+        event = torch.cuda.Event(blocking=blocking)
         event.record(stream)
         return event
 

@@ -116,8 +116,8 @@ class Device(Protocol):
         """Make the bytes of `x` ready to be written, as it seems by `engine`."""
         ...
 
-    def receive(self, layout: Layout, alignment: int) -> Incoming:
-        """Allocate a tensor that the slot of `layout` can be read into."""
+    def receive(self, layout: Layout, alignment: int, engine: IOEngine) -> Incoming:
+        """Allocate a tensor that the slot of `layout` can be read into by `engine`."""
         ...
 
     def keeps(self, engine: IOEngine) -> bool:

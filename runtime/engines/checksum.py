@@ -31,11 +31,13 @@ class DigestMismatch(OSError):
 
 
 class CheckedEngine:
-    """`inner` with a digest of each write; the bytes of every view must be in host memory.
+    """`inner` with a digest of each write; all bytes go through host memory, for that.
 
     A slot is written as a whole or in pieces of `piece_bytes`, and read in the same way. A read
     whose digest differs ends with DigestMismatch. Raises ConfigError if xxhash is missing.
     """
+
+    move_device = None
 
     def __init__(self, inner: IOEngine, piece_bytes: int = PIECE_BYTES) -> None:
         self._digest = find_digest()

@@ -12,7 +12,7 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import CancelledError
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 from fxoffload.runtime.engines.ioengine import IOFuture, find_outcome
 
@@ -85,16 +85,16 @@ def take_once(items: list[Item]) -> Item | None:
         return None
 
 
-class ViewFuture(TransferFuture):
+class ViewFuture(TransferFuture, Generic[Item]):
     """A transfer of `view`, which the thread that takes the view runs or cancels."""
 
     __slots__ = ("_views",)
 
-    def __init__(self, view: memoryview) -> None:
+    def __init__(self, view: Item) -> None:
         super().__init__()
         self._views = [view]
 
-    def take_view(self) -> memoryview | None:
+    def take_view(self) -> Item | None:
         """The view, for one caller; None for all others."""
         return take_once(self._views)
 

@@ -6,6 +6,8 @@ from collections.abc import Callable
 from concurrent.futures import CancelledError
 from typing import Any, Protocol
 
+import torch
+
 
 class IOFuture(Protocol):
     """A transfer that was started; `concurrent.futures.Future[int]` would be one, too."""
@@ -27,6 +29,18 @@ class IOFuture(Protocol):
         ...
 
 
+class DeviceMover(Protocol):
+    """Moves memory of a CUDA device without host memory in between."""
+
+    def __call__(self, tensor: torch.Tensor, offset: int, *, write: bool) -> IOFuture:
+        """Start to write the uint8 `tensor` to the slot at `offset`, or to fill it from there.
+
+        No work of the device that is queued may still use the memory. At the end of a read, all
+        later work sees its bytes.
+        """
+        ...
+
+
 class IOEngine(Protocol):
     """Slots for bytes, and asynchronous transfers to and from them.
 
@@ -43,6 +57,11 @@ class IOEngine(Protocol):
     @property
     def alignment(self) -> int:
         """The bytes of which addresses, offsets and lengths are multiples."""
+        ...
+
+    @property
+    def move_device(self) -> DeviceMover | None:
+        """Moves device memory as `write` and `read` move host memory; None if nothing does."""
         ...
 
     def allocate(self, nbytes: int) -> int:

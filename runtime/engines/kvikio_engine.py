@@ -4,7 +4,7 @@ KvikIO has one thread pool with one queue for the whole process. So each directi
 a lane, which gives KvikIO only a few tasks at a time, and the pool has enough threads for the tasks
 of all lanes. Reads then never queue behind writes, nor one drive behind another, and a transfer
 that KvikIO does not have yet can be cancelled. KvikIO moves host memory by POSIX calls, also where
-it has GPUDirect Storage, which is for device memory only.
+it has GPUDirect Storage, which is for device memory only (gds_engine).
 """
 
 from __future__ import annotations
@@ -116,7 +116,7 @@ class KvikioEngine(StripedEngine):
             handle.close()
 
 
-class _Transfer(ViewFuture):
+class _Transfer(ViewFuture[memoryview]):
     """One transfer in a lane; it references the memory until it has ended."""
 
     __slots__ = ("handle", "nbytes", "position", "task_bytes", "tasks", "view")
@@ -213,7 +213,7 @@ class Lane:
         try:
             moved = transfer.handle.get()
         except Exception as raised:
-            error = _as_os_error(raised)
+            error = as_os_error(raised)
         self._ended_tasks += transfer.tasks
         self._start_queued()
         if error is None and moved != transfer.nbytes:
@@ -226,7 +226,7 @@ def _open_handle(file: SpillFile) -> Any:
     try:
         handle = kvikio.CuFile(f"/proc/self/fd/{file.fd}", "r+")
     except RuntimeError as error:
-        raise _as_os_error(error) from error
+        raise as_os_error(error) from error
     if file.direct:
         # KvikIO reads through the page cache unless a process-wide setting forbids it. No one else
         # uses this descriptor, and all transfers of this engine are aligned, so O_DIRECT is safe.
@@ -241,7 +241,7 @@ def _raise_threads(count: int) -> None:
         defaults.set("num_threads", count)
 
 
-def _as_os_error(error: Exception) -> OSError:
+def as_os_error(error: Exception) -> OSError:
     """An error of KvikIO as an OSError.
 
     The text of KvikIO's error ends in that of the system's error, if there was one: it gives errno.

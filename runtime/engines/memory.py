@@ -29,6 +29,7 @@ class MemoryEngine:
 
     name = "memory"
     alignment = 1
+    move_device = None
 
     def __init__(self, capacity_bytes: int | None = None) -> None:
         if capacity_bytes is None:
@@ -78,11 +79,11 @@ class MemoryEngine:
         """The place of `offset` in words, for messages."""
         return f"host memory at {offset} (ioengine memory)"
 
-    def write(self, view: memoryview, offset: int) -> Transfer:
+    def write(self, view: memoryview, offset: int) -> Transfer[memoryview]:
         """Start to copy `view` to `offset`."""
         return self._writers.submit(lambda source: _copy(self._slice(offset, source), source), view)
 
-    def read(self, view: memoryview, offset: int) -> Transfer:
+    def read(self, view: memoryview, offset: int) -> Transfer[memoryview]:
         """Start to fill `view` from `offset`."""
         return self._readers.submit(lambda target: _copy(target, self._slice(offset, target)), view)
 

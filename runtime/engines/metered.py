@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import partial
 
-from fxoffload.runtime.engines.ioengine import IOEngine, IOFuture, find_outcome
+import torch
+
+from fxoffload.runtime.engines.ioengine import DeviceMover, IOEngine, IOFuture, find_outcome
 from fxoffload.schedule import Flow, TierFlow
 
 _Record = tuple[float, float, int]  # Start and end of a transfer in seconds, and its bytes.
@@ -37,6 +39,10 @@ class MeteredEngine:
         self.alignment = inner.alignment
         self.allocate, self.free, self.reserve = inner.allocate, inner.free, inner.reserve
         self.describe, self.close, self.abandon = inner.describe, inner.close, inner.abandon
+        mover = inner.move_device
+        self.move_device: DeviceMover | None = None
+        if mover is not None:
+            self.move_device = partial(self._move_device, mover)
 
     @property
     def name(self) -> str:
@@ -57,13 +63,26 @@ class MeteredEngine:
 
     def write(self, view: memoryview, offset: int) -> IOFuture:
         """Start to write `view` to the slot at `offset`."""
-        records = [window.writes for window in self.windows]
-        return _watch(records, self.inner.write, view, offset)
+        return self._watch(partial(self.inner.write, view, offset), len(view), write=True)
 
     def read(self, view: memoryview, offset: int) -> IOFuture:
         """Start to fill `view` from the slot at `offset`."""
-        records = [window.reads for window in self.windows]
-        return _watch(records, self.inner.read, view, offset)
+        return self._watch(partial(self.inner.read, view, offset), len(view), write=False)
+
+    def _move_device(
+        self, mover: DeviceMover, tensor: torch.Tensor, offset: int, *, write: bool
+    ) -> IOFuture:
+        move = partial(mover, tensor, offset, write=write)
+        return self._watch(move, tensor.nbytes, write=write)
+
+    def _watch(self, move: Callable[[], IOFuture], nbytes: int, *, write: bool) -> IOFuture:
+        """Start `move`; when it ends, add a record to each window that is open now."""
+        records = [window.writes if write else window.reads for window in self.windows]
+        start = time.perf_counter()
+        future = move()
+        for each in records:
+            future.add_done_callback(partial(_note, each, start, nbytes))
+        return future
 
 
 def open_windows(engines: Mapping[str, IOEngine]) -> dict[str, Window]:
@@ -85,20 +104,6 @@ def find_flow(records: list[_Record]) -> Flow:
         seconds += max(0.0, stop - max(start, end))
         end = max(end, stop)
     return Flow(sum(nbytes for _, _, nbytes in records), seconds, periods)
-
-
-def _watch(
-    records: Sequence[list[_Record]],
-    move: Callable[[memoryview, int], IOFuture],
-    view: memoryview,
-    offset: int,
-) -> IOFuture:
-    """Start `move`; when it ends, add a record to each of `records`."""
-    start = time.perf_counter()
-    future = move(view, offset)
-    for each in records:
-        future.add_done_callback(partial(_note, each, start, len(view)))
-    return future
 
 
 def _note(records: list[_Record], start: float, nbytes: int, future: IOFuture) -> None:

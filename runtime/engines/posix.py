@@ -37,7 +37,9 @@ class PosixEngine(StripedEngine):
             workers.shutdown()
         super().close()
 
-    def _start(self, index: int, view: memoryview, position: int, *, write: bool) -> Transfer:
+    def _start(
+        self, index: int, view: memoryview, position: int, *, write: bool
+    ) -> Transfer[memoryview]:
         workers = (self._writers if write else self._readers)[index]
         call, short = (os.pwrite, "short write") if write else (_pread_into, "short read")
         fd, alignment = self._fds[index], self.alignment

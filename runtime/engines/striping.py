@@ -10,13 +10,13 @@ from __future__ import annotations
 import abc
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
 
 from fxoffload.errors import StoreFull
-from fxoffload.runtime.engines.ioengine import IOFuture, find_outcome
+from fxoffload.runtime.engines.ioengine import DeviceMover, IOFuture, find_outcome
 from fxoffload.runtime.engines.slots import SlotAllocator
 from fxoffload.runtime.engines.spill_file import SpillFile
 
@@ -74,6 +74,7 @@ class StripedEngine(abc.ABC):
         direct = all(file.direct for file in spill_files)
         self.name = f"{library} direct" if direct else f"{library} buffered"
         self.alignment = alignment
+        self.move_device: DeviceMover | None = None
         self._stripes = tuple(
             Stripe(index, file, SlotAllocator(max(alignment, _LEAST_ALIGNMENT)), speed)
             for index, (file, speed) in enumerate(
@@ -137,11 +138,11 @@ class StripedEngine(abc.ABC):
 
     def write(self, view: memoryview, offset: int) -> IOFuture:
         """Start to write `view` at `offset`."""
-        return self._move(view, offset, write=True)
+        return self.track(partial(self._start, view=view), view.nbytes, offset, write=True)
 
     def read(self, view: memoryview, offset: int) -> IOFuture:
         """Start to fill `view` from `offset`."""
-        return self._move(view, offset, write=False)
+        return self.track(partial(self._start, view=view), view.nbytes, offset, write=False)
 
     def close(self) -> None:
         """Close the files; the subclass has finished the transfers before."""
@@ -162,9 +163,15 @@ class StripedEngine(abc.ABC):
     def _find(self, offset: int) -> Stripe:
         return self._stripes[offset >> _POSITION_BITS]
 
-    def _move(self, view: memoryview, offset: int, *, write: bool) -> IOFuture:
-        stripe, nbytes = self._find(offset), view.nbytes
-        future = self._start(stripe.index, view, offset & _POSITION_MASK, write=write)
+    def track(
+        self, start: Callable[..., IOFuture], nbytes: int, offset: int, *, write: bool
+    ) -> IOFuture:
+        """Start a transfer of `nbytes` by `start(index=, position=, write=)`, and count its file.
+
+        index: of the file. position: in it.
+        """
+        stripe = self._find(offset)
+        future = start(index=stripe.index, position=offset & _POSITION_MASK, write=write)
         self._events.append(_Event(stripe, nbytes, None))
         future.add_done_callback(partial(self._note_end, stripe, nbytes, write))
         return future

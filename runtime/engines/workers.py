@@ -7,7 +7,7 @@ from collections.abc import Callable
 from queue import SimpleQueue
 from typing import Protocol
 
-from fxoffload.runtime.engines.future import ViewFuture
+from fxoffload.runtime.engines.future import Item, ViewFuture
 
 
 class Runnable(Protocol):
@@ -18,12 +18,12 @@ class Runnable(Protocol):
         ...
 
 
-class Transfer(ViewFuture):
+class Transfer(ViewFuture[Item]):
     """A call of `move(view)` in a worker. It drops `view` when it ends."""
 
     __slots__ = ("_move",)
 
-    def __init__(self, move: Callable[[memoryview], int], view: memoryview) -> None:
+    def __init__(self, move: Callable[[Item], int], view: Item) -> None:
         super().__init__(view)
         self._move = move
 
@@ -65,7 +65,7 @@ class Workers:
         for thread in self._threads:
             thread.start()
 
-    def submit(self, move: Callable[[memoryview], int], view: memoryview) -> Transfer:
+    def submit(self, move: Callable[[Item], int], view: Item) -> Transfer[Item]:
         """Start `move(view)` in a thread; raises RuntimeError after shutdown."""
         transfer = Transfer(move, view)
         self.start(transfer)

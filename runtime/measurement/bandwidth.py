@@ -7,11 +7,14 @@ import mmap
 import os
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from queue import SimpleQueue
 from typing import NamedTuple
 
+import torch
+
 from fxoffload.errors import StoreFull
-from fxoffload.runtime.engines.ioengine import IOEngine, IOFuture
+from fxoffload.runtime.engines.ioengine import DeviceMover, IOEngine, IOFuture
 
 PROBE_BYTES = 8 * 2**20
 PROBE_COUNT = 4
@@ -21,6 +24,9 @@ ROUNDS = 7
 PAUSE_SECONDS = 0.05
 LIMIT_SECONDS = 1.0
 _LEAST_BYTES = 4096
+
+
+_Starts = Sequence[Callable[[int], IOFuture]]  # Of transfers, by the offset of the slot.
 
 
 class Bandwidth(NamedTuple):
@@ -105,19 +111,18 @@ def _find_speed(nbytes: int, batches: Sequence[Batch]) -> float:
 def sample_transfers(
     engine: IOEngine, slots: ProbeSlots, *, rounds: int, limit_seconds: float = LIMIT_SECONDS
 ) -> list[Round]:
-    """Write and read the slots, `rounds` times or until `limit_seconds` have passed."""
-    # A private map, like tensors: a shared one is a file in memory, which makes direct I/O slower.
-    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
-    memory = memoryview(mmap.mmap(-1, slots.nbytes * len(slots.offsets), flags=flags))
+    """Write and read the slots, `rounds` times or until `limit_seconds` have passed.
+
+    The bytes are in memory of the current CUDA device where the engine moves it and torch has one.
+    """
     # Random bytes: a disk that compresses would write a constant block too fast.
     block = os.urandom(slots.nbytes)
-    views: list[memoryview] = []
-    for index in range(len(slots.offsets)):
-        view = memory[index * slots.nbytes : (index + 1) * slots.nbytes]
-        view[:] = block
-        views.append(view)
+    if engine.move_device is not None and torch.cuda.is_available():
+        write, read = _bind_device_memory(engine.move_device, block, len(slots.offsets))
+    else:
+        write, read = _bind_host_memory(engine, block, len(slots.offsets))
     # Not measured: the first write of new space is slow, but training rewrites the same slots.
-    _time_all(engine.write, views, slots.offsets)
+    _time_all(write, slots.offsets)
     found: list[Round] = []
     end = time.perf_counter() + limit_seconds
     for index in range(rounds):
@@ -125,9 +130,31 @@ def sample_transfers(
             if time.perf_counter() > end:
                 break
             time.sleep(PAUSE_SECONDS)
-        write = _time_all(engine.write, views, slots.offsets)
-        found.append(Round(write, _time_all(engine.read, views, slots.offsets)))
+        written = _time_all(write, slots.offsets)
+        found.append(Round(written, _time_all(read, slots.offsets)))
     return found
+
+
+def _bind_host_memory(engine: IOEngine, block: bytes, count: int) -> tuple[_Starts, _Starts]:
+    """The writes and the reads of `count` blocks of host memory."""
+    # A private map, like tensors: a shared one is a file in memory, which makes direct I/O slower.
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+    memory = memoryview(mmap.mmap(-1, len(block) * count, flags=flags))
+    views = [memory[start : start + len(block)] for start in range(0, len(memory), len(block))]
+    for view in views:
+        view[:] = block
+    return [partial(engine.write, it) for it in views], [partial(engine.read, it) for it in views]
+
+
+def _bind_device_memory(mover: DeviceMover, block: bytes, count: int) -> tuple[_Starts, _Starts]:
+    """The same of memory of the current CUDA device."""
+    filled = torch.frombuffer(bytearray(block), dtype=torch.uint8).cuda()
+    tensors = [filled.clone() for _ in range(count)]
+    torch.cuda.synchronize()
+    writes, reads = (
+        [partial(mover, tensor, write=write) for tensor in tensors] for write in (True, False)
+    )
+    return writes, reads
 
 
 def _find_lower_quartile(samples: Sequence[float]) -> float:
@@ -141,17 +168,13 @@ def round_down(value: float, *, digits: int = 1) -> float:
     return math.floor(value / power) * power
 
 
-def _time_all(
-    start: Callable[[memoryview, int], IOFuture],
-    views: Sequence[memoryview],
-    offsets: Sequence[int],
-) -> Batch:
+def _time_all(starts: _Starts, offsets: Sequence[int]) -> Batch:
     ended: SimpleQueue[float] = SimpleQueue()
     begin = time.perf_counter()
     futures: list[IOFuture] = []
-    for view, offset in zip(views, offsets, strict=True):
+    for start, offset in zip(starts, offsets, strict=True):
         note = _make_note(ended, time.perf_counter())
-        future = start(view, offset)
+        future = start(offset)
         future.add_done_callback(note)
         futures.append(future)
     for future in futures:

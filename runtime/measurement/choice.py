@@ -15,6 +15,7 @@ from typing import Literal
 from fxoffload.config import OffloadConfig
 from fxoffload.directories import check_directory
 from fxoffload.errors import ConfigError
+from fxoffload.runtime.engines.gds_engine import GdsEngine, find_gds_obstacle
 from fxoffload.runtime.engines.ioengine import IOEngine
 from fxoffload.runtime.engines.kvikio_engine import KvikioEngine, find_obstacle
 from fxoffload.runtime.engines.memory import MemoryEngine
@@ -25,7 +26,7 @@ from fxoffload.runtime.measurement.probe_cache import recall_pair
 
 log = logging.getLogger(__name__)
 
-EngineKind = Literal["posix", "kvikio", "memory"]
+EngineKind = Literal["posix", "kvikio", "gds", "memory"]
 
 _MEMORY_PROBE_BYTES = 2**28
 # "auto" chooses kvikio only if it is faster by this factor, which exceeds the noise of a probe.
@@ -54,8 +55,8 @@ class EngineChoice:
 def choose_engine(config: OffloadConfig) -> EngineChoice:
     """Choose the engine for `config`, by a short probe of each directory, once on a machine.
 
-    Raises ConfigError for `ioengine="kvikio"` if KvikIO cannot be used, and StoreFull or OSError if
-    a directory cannot be probed.
+    Raises ConfigError for `ioengine="kvikio"` or `"gds"` if this process cannot use it, and
+    StoreFull or OSError if a directory cannot be probed.
     """
     if config.ioengine == "memory":
         bandwidth, reason = probe_memory(), 'ioengine="memory" was asked for'
@@ -63,13 +64,14 @@ def choose_engine(config: OffloadConfig) -> EngineChoice:
     directories = config.directories
     if config.ioengine == "posix":
         return _choose("posix", 'ioengine="posix" was asked for', directories)
-    obstacle = find_obstacle()
-    if config.ioengine == "kvikio":
+    obstacle = find_gds_obstacle() if config.ioengine == "gds" else find_obstacle()
+    if config.ioengine != "auto":
+        asked = f'ioengine="{config.ioengine}"'
         if obstacle is not None:
             raise ConfigError(
-                f'ioengine="kvikio": {obstacle.fact}; {obstacle.remedy}, or pass "posix" or "auto"'
+                f'{asked}: {obstacle.fact}; {obstacle.remedy}, or pass "posix" or "auto"'
             )
-        return _choose("kvikio", 'ioengine="kvikio" was asked for', directories)
+        return _choose(config.ioengine, f"{asked} was asked for", directories)
     if obstacle is not None:
         return _choose("posix", f"kvikio cannot be used: {obstacle.fact}", directories)
     choices = [_choose(kind, "", directories) for kind in ("posix", "kvikio")]
@@ -154,8 +156,8 @@ def _open_striped(
     try:
         for directory in directories:
             files.append(SpillFile(directory))  # noqa: PERF401 - the opened ones must be closed
-        engine = KvikioEngine if kind == "kvikio" else PosixEngine
-        return engine(files, bytes_per_second=speeds)
+        engines = {"posix": PosixEngine, "kvikio": KvikioEngine, "gds": GdsEngine}
+        return engines[kind](files, bytes_per_second=speeds)
     except BaseException:
         for file in files:
             file.close()

@@ -112,7 +112,7 @@ def forward_value(
 
 def start_read(ledger: Ledger, device: Device, ticket: Ticket) -> Prefetch:
     """Allocate a tensor and start to read the slot into it."""
-    incoming = device.receive(ticket.layout, ticket.alignment)
+    incoming = device.receive(ticket.layout, ticket.alignment, ticket.engine)
     # On an exception (Ctrl-C) the read may have begun, so the buffer of `incoming` is not reused.
     future = ledger.start_read(ticket, incoming)
     future.add_done_callback(lambda _: ledger.finish_read(ticket))  # May close `incoming`.

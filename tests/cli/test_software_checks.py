@@ -71,3 +71,14 @@ def test_kvikio_is_optional(monkeypatch: pytest.MonkeyPatch) -> None:
     assert check_kvikio(has_gpu=False).state == "ok"
     missed = check_kvikio(has_gpu=True)
     assert (missed.state, missed.remedy) == ("warning", "get it")
+
+
+@pytest.mark.parametrize("lacking", [Obstacle("no nvidia-fs", "install it"), None])
+def test_gpudirect_storage_is_told(
+    monkeypatch: pytest.MonkeyPatch, lacking: Obstacle | None
+) -> None:
+    monkeypatch.setattr(software_checks, "find_obstacle", lambda: None)
+    monkeypatch.setattr(software_checks, "find_gds_obstacle", lambda: lacking)
+    told = check_kvikio(has_gpu=True)
+    assert told.state == "ok"
+    assert (lacking.fact if lacking else 'ioengine "gds"') in told.fact

@@ -1,4 +1,4 @@
-"""The write of a device tensor: a copy to host memory, then a write of the engine if any."""
+"""Transfers of the engine that start, or end, when the device has come to an event."""
 
 from __future__ import annotations
 
@@ -10,46 +10,42 @@ from fxoffload.runtime.engines.future import FollowingFuture, TransferFuture, ta
 from fxoffload.runtime.engines.ioengine import IOFuture
 
 
-class CudaWrite(FollowingFuture):
-    """The write of a staging buffer: waits for the event `copied`, then calls `write(view)`.
+class DeferredTransfer(FollowingFuture):
+    """A transfer that starts once the event `after` has passed.
 
-    write: starts the engine's write.
+    start: starts the engine's transfer; it is dropped once it was called, or the transfer
+    cancelled.
     """
 
-    __slots__ = ("_copied", "_views", "_write")
+    __slots__ = ("_after", "_starts")
 
-    def __init__(
-        self,
-        copied: torch.cuda.Event,
-        view: memoryview,
-        write: Callable[[memoryview], IOFuture],
-    ) -> None:
+    def __init__(self, after: torch.cuda.Event, start: Callable[[], IOFuture]) -> None:
         super().__init__()
-        self._copied = copied
-        self._write = write
-        # The thread that takes the view either writes it or cancels the write.
-        self._views = [view]
+        self._after = after
+        # The thread that takes it either starts or cancels the transfer.
+        self._starts = [start]
 
     def run(self) -> None:
-        """In a worker: wait for the copy, and start the engine's write."""
-        view = take_once(self._views)
-        if view is None:
+        """In a worker: wait for the event, and start the engine's transfer."""
+        start = take_once(self._starts)
+        if start is None:
             return
         try:
-            self._copied.synchronize()
-            inner = self._write(view)
+            self._after.synchronize()
+            inner = start()
         except Exception as error:
             self.end(error)
             return
+        del start  # It holds the memory that moves; the engine does so from here on.
         self.follow(inner)
 
     def cancel(self) -> bool:
-        """Try to cancel; True only if the engine has not started to write and never will."""
+        """Try to cancel; True only if the engine's transfer has not started and never will."""
         # Not within `except`: an error that a callback looks at would have the one that is handled
         # as its context, with the caller's frames, and tensors in them.
-        if take_once(self._views) is None:
+        if take_once(self._starts) is None:
             return super().cancel()
-        self.end(None)  # The engine's write does not exist yet.
+        self.end(None)  # The engine's transfer does not exist yet.
         return True
 
 

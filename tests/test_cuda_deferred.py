@@ -1,21 +1,22 @@
-"""CudaWrite: the engine writes behind the copy, and whoever comes first writes or cancels."""
+"""Transfers start behind their event, and whoever comes first starts or cancels them."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import pytest
 
 from fxoffload.errors import StoreClosed
-from fxoffload.runtime.devices.cuda_write import CudaWrite, HostWrite
+from fxoffload.runtime.devices.cuda_deferred import DeferredTransfer, HostWrite
 from fxoffload.runtime.engines.ioengine import find_outcome
 
 
-class Copied:
-    """In place of the event of the copy: `wait` is what waiting for it does."""
+class Passing:
+    """In place of the event: `wait` is what waiting for it does."""
 
     def __init__(self, wait: Callable[[], object] = lambda: None) -> None:
         self.synchronize = wait
@@ -23,9 +24,9 @@ class Copied:
 
 def make_write(
     write: Callable[[memoryview], Any], wait: Callable[[], object] = lambda: None
-) -> CudaWrite:
-    copied: Any = Copied(wait)
-    return CudaWrite(copied, memoryview(b"12345"), write)
+) -> DeferredTransfer:
+    after: Any = Passing(wait)
+    return DeferredTransfer(after, partial(write, memoryview(b"12345")))
 
 
 def test_the_engine_writes_behind_the_copy() -> None:
