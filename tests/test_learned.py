@@ -8,10 +8,12 @@ import pytest
 import torch
 
 from fxoffload.runtime.program.calls import StepRun
+from fxoffload.runtime.program.comparison import CHANGED_SECONDS, SETTLED_SECONDS
 from fxoffload.runtime.program.learned import (
     FIRST_STEPS,
     KEPT_STEPS,
     MEASURED_EACH,
+    SAMPLED_EACH,
     SETTLED_STEPS,
     TRIED_EACH,
     TRIED_STEPS,
@@ -60,7 +62,18 @@ def test_of_the_measured_steps_some_are_sampled_and_some_are_not() -> None:
     assert settled[0] == CLOSE_RATE
     for start in range(len(settled) - KEPT_STEPS + 1):
         kept = settled[start : start + KEPT_STEPS]
-        assert min(kept.count(CLOSE_RATE), kept.count(None)) >= 2
+        assert 2 <= kept.count(None) <= KEPT_STEPS - 2
+    assert set(settled[SAMPLED_EACH + 2 :]) == {None, RATE}, "a run is not slowed for ever"
+
+
+def test_the_seconds_of_the_first_steps_are_corrected_when_they_have_settled() -> None:
+    shares = {Learned(measured=n).changed_seconds for n in (SETTLED_STEPS - 2, SETTLED_STEPS)}
+    assert shares == {CHANGED_SECONDS}
+    settled = Learned()
+    while settled.measured < SETTLED_STEPS - 1:
+        settled.note(make_step(None), StepMeasurement([], sampled=settled.rate is not None))
+    assert settled.changed_seconds == SETTLED_SECONDS
+    assert not any(record.sampled for record in settled.records), "these are the quick steps"
 
 
 def test_steps_that_are_compared_for_a_price_are_not_sampled() -> None:

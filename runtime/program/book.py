@@ -195,7 +195,9 @@ class ProgramBook:
         )
         if learned.assumed is not None:
             learned.doubts |= differ_in_flows(learned.assumed.flows, latest.flows)
-        if learned.assumed is not None and not differ(learned.assumed, measured, schedule):
+        if learned.assumed is not None and not differ(
+            learned.assumed, measured, schedule, learned.changed_seconds
+        ):
             return
         learned.doubts = False
         self._schedule(program, learned, measured)

@@ -17,10 +17,12 @@ from fxoffload.schedule import (
     TierFlow,
 )
 
-# How much must have changed before another schedule is made: seconds by a share; held bytes by a
+# How much must have changed before another schedule is made: seconds by a share, a smaller one when
+# the first steps, which become faster, have settled; held bytes by a
 # share of the peak; the speed of a tier by a factor; what transfers take from compute by a share;
 # the bytes above the predicted peak by a share of it.
 CHANGED_SECONDS = 0.1
+SETTLED_SECONDS = 0.02
 CHANGED_BYTES = 0.02
 CHANGED_SPEED = 1.5
 CHANGED_PRICE = 0.25
@@ -125,15 +127,19 @@ def differ(
     assumed: StepMeasurement,
     measured: StepMeasurement,
     schedule: Schedule | None,
+    changed_seconds: float = CHANGED_SECONDS,
 ) -> bool:
-    """Whether `measured` is so far from `assumed` that another schedule should be made by it."""
+    """Whether `measured` is so far from `assumed` that another schedule should be made by it.
+
+    changed_seconds: by which share the seconds must differ.
+    """
     pairs = list(zip(assumed.halves, measured.halves, strict=True))
     if assumed.sampled and not measured.sampled:
         return True  # Sampling made the assumed seconds longer.
     if assumed.owners != measured.owners or any(a.last_half != b.last_half for a, b in pairs):
         return True
     before, after = (sum(half.seconds for half in each.halves) for each in (assumed, measured))
-    if abs(after - before) > CHANGED_SECONDS * before:
+    if abs(after - before) > changed_seconds * before:
         return True
     if differ_in_flows(assumed.flows, measured.flows) or differ_in_price(assumed, measured):
         return True

@@ -8,7 +8,11 @@ from dataclasses import dataclass, field
 
 from fxoffload.runtime.program.advice import JUDGED_STEPS
 from fxoffload.runtime.program.calls import StepRun
-from fxoffload.runtime.program.comparison import keep_sampled
+from fxoffload.runtime.program.comparison import (
+    CHANGED_SECONDS,
+    SETTLED_SECONDS,
+    keep_sampled,
+)
 from fxoffload.runtime.program.price import Sample, Samples
 from fxoffload.runtime.program.sampler import CLOSE_RATE, RATE, Rate
 from fxoffload.runtime.program.value_sizes import merge_sizes, scale_measurement
@@ -29,8 +33,9 @@ KEPT_STEPS = 5
 FIRST_STEPS = 5
 SETTLED_STEPS = 10
 MEASURED_EACH = 16
-# One in so many measured steps samples live bytes. A step is slower for it: the seconds are those
-# of the other steps.
+# One in so many measured steps samples live bytes. A step is slower for it (closely, by half and
+# more on two cores): the seconds are those of the other steps, and only the first ones are sampled
+# closely.
 SAMPLED_EACH = 2
 # These steps of a program, of so many each time, move everything and are measured: the price of a
 # byte shows when they are compared with the steps beside them, which follow a schedule.
@@ -120,8 +125,14 @@ class Learned:
             return RATE  # Graphs are compiled in it.
         corrects = FIRST_STEPS <= self.measured < SETTLED_STEPS - 1
         compares = self.measured > 1 and self._compares
-        samples = self.measured % SAMPLED_EACH and not (corrects or compares)
-        return CLOSE_RATE if samples else None
+        if corrects or compares or self.measured % SAMPLED_EACH == 0:
+            return None
+        return CLOSE_RATE if self.measured <= SETTLED_STEPS + SAMPLED_EACH else RATE
+
+    @property
+    def changed_seconds(self) -> float:
+        """By which share the seconds must have changed for another schedule."""
+        return SETTLED_SECONDS if self.measured == SETTLED_STEPS - 1 else CHANGED_SECONDS
 
     @property
     def measured_price(self) -> float | None:
