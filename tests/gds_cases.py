@@ -201,6 +201,11 @@ def test_a_file_that_cufile_refuses(
         GdsEngine([file])
     file.close()
     assert kvikio.defaults.get("compat_mode") == kvikio.CompatMode.AUTO
+    before = set(os.listdir("/proc/self/fd"))
+    config = OffloadConfig(directory=spill_directory, ioengine="gds")
+    with pytest.raises(ConfigError, match=rf'"gds": cuFile cannot use a file in {spill_directory}'):
+        open_engine(config)
+    assert set(os.listdir("/proc/self/fd")) == before
 
 
 @pytest.mark.parametrize(

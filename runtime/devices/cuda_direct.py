@@ -27,7 +27,7 @@ from fxoffload.runtime.devices.cuda_arrival import CudaArrival
 from fxoffload.runtime.devices.cuda_deferred import DeferredTransfer
 from fxoffload.runtime.devices.cuda_memory import CudaMemory
 from fxoffload.runtime.devices.transfer import Arrival, Layout, find_layout, restore_tensor
-from fxoffload.runtime.engines.ioengine import DeviceMover, IOEngine, IOFuture
+from fxoffload.runtime.engines.ioengine import IOEngine, IOFuture
 from fxoffload.runtime.engines.workers import Workers
 
 
@@ -138,7 +138,7 @@ def _defer(
     write: bool,
 ) -> IOFuture:
     """Let `engine` move `tensor` once `after` has passed."""
-    move: DeviceMover | None = engine.move_device
+    move = engine.move_device
     assert move is not None
     transfer = DeferredTransfer(after, partial(move, tensor, offset, write=write))
     workers.start(transfer)

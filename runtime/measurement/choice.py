@@ -158,7 +158,14 @@ def _open_striped(
             files.append(SpillFile(directory))  # noqa: PERF401 - the opened ones must be closed
         engines = {"posix": PosixEngine, "kvikio": KvikioEngine, "gds": GdsEngine}
         return engines[kind](files, bytes_per_second=speeds)
-    except BaseException:
+    except BaseException as error:
         for file in files:
             file.close()
+        if kind == "gds" and isinstance(error, OSError):
+            places = " or ".join(map(str, directories))
+            raise ConfigError(
+                f'ioengine="gds": cuFile cannot use a file in {places} ({error.strerror}); name a '
+                "directory on a file system that GPUDirect Storage supports (ext4 or XFS on NVMe), "
+                'or pass "posix" or "auto"'
+            ) from error
         raise
