@@ -3,13 +3,16 @@
     program    F0  F1  B1  B0               forwards and backwards in the order in which they ran
     step       segments of F0, F1, B1, B0   values of call 0 and of call 1, under names of their own
 
-Seconds come from the clocks of ops where they ran, else from the model. What the device holds
+Seconds come from the clocks of ops where they ran, and from the gaps between halves: the nodes of a
+segment have the shares that the model gives them. Where nothing was measured, the seconds are the
+model's. What the device holds
 beside our values (gradients, results, other code's memory) was measured at the first op of each
 half, and lives through that half.
 """
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -67,17 +70,22 @@ def join_step(
     ops: list[PlacedOp] = []
     starts: dict[tuple[int, bool], int] = {}
     base_bytes: int | None = None
-    tail_seconds = 0.0  # Of the half before, behind its last op.
+    tail = 0  # The position behind the last op of the half before.
     for half, record in zip(program, measured, strict=True):
         model = _find_half(models, half)
         start = len(seconds)
         starts[half.call, half.forward] = start
         own = _estimate_seconds(model, record)
         first, last = (model.ops[index][1] if model.ops else 0 for index in (0, -1))
-        # What runs between the graphs, such as a loss that is not compiled.
-        own[0] += max(0.0, record.gap_seconds - tail_seconds - sum(own[:first]))
-        tail_seconds = sum(own[last:])
+        modelled = sum(seconds[tail:]) + sum(own[:first])
         seconds += own
+        if 0.0 < record.gap_seconds < modelled and start:
+            for position in range(tail, start + first):
+                seconds[position] *= record.gap_seconds / modelled
+        else:
+            # What runs between the graphs, such as a loss that is not compiled.
+            seconds[start] += max(0.0, record.gap_seconds - modelled)
+        tail = start + last
         ops += [PlacedOp(start + position, half.call, event) for event, position in model.ops]
         values = models[half.graph].values if half.forward else ()
         held = _find_held(model, values, record)
@@ -234,13 +242,37 @@ def _estimate_seconds(model: HalfModel, record: HalfMeasurement) -> list[float]:
     seen = [
         (position, record.clocks[event]) for event, position in model.ops if event in record.clocks
     ]
-    for (start, begin), (end, clock) in pairwise(seen):
+    for (start, begin), (end, clock) in pairwise(_leave_out_late(seen)):
         modelled = sum(model.seconds[start:end])
-        if end > start and clock >= begin:
+        if end > start:
             for position in range(start, end):
                 share = model.seconds[position] / modelled if modelled else 1.0 / (end - start)
                 seconds[position] = (clock - begin) * share
     return seconds
+
+
+def _leave_out_late(seen: Sequence[tuple[int, float]]) -> list[tuple[int, float]]:
+    """The longest part of `seen`, positions with clocks, in which each clock is behind those before.
+
+    Inductor runs some ops later than where they stand in the graph. With the clock of such an op,
+    the time up to it would count twice.
+    """
+    ends: list[int] = []  # By length, the index that ends such a part with the lowest clock.
+    clocks: list[float] = []
+    before: list[int | None] = []
+    for index, (_, clock) in enumerate(seen):
+        length = bisect_right(clocks, clock)
+        before.append(ends[length - 1] if length else None)
+        ends[length:], clocks[length:] = (
+            [index, *ends[length + 1 :]],
+            [clock, *clocks[length + 1 :]],
+        )
+    found: list[tuple[int, float]] = []
+    last = ends[-1] if ends else None
+    while last is not None:
+        found.append(seen[last])
+        last = before[last]
+    return found[::-1]
 
 
 def describe_half(half: Half) -> str:
