@@ -127,7 +127,7 @@ class Learned:
         compares = self.measured > 1 and self._compares
         if corrects or compares or self.measured % SAMPLED_EACH == 0:
             return None
-        return CLOSE_RATE if self.measured <= SETTLED_STEPS + SAMPLED_EACH else RATE
+        return CLOSE_RATE if self.measured < SETTLED_STEPS else RATE
 
     @property
     def changed_seconds(self) -> float:
