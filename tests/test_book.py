@@ -303,6 +303,10 @@ def test_steps_in_turns_tell_what_a_byte_takes(book: ProgramBook, maker: Maker) 
     assert moving == [0, 1, 3, 5, 7, 9]
     assert [step.measures for step in steps] == [*[True] * 11, *[False] * 4]
     assert maker.prices == [None, pytest.approx(1e-9)]
+    (learned,) = book._learned.values()
+    maker.price = 5.0  # Of a schedule by what the run has shown, which no probe said.
+    book._schedule(next(iter(book._learned)), learned, StepMeasurement([], price=5.0))
+    assert learned.probed_price == 1e-12
 
 
 @pytest.mark.parametrize(("limited", "price"), [(True, 1e-12), (False, 0.0)])

@@ -106,7 +106,7 @@ def test_options_are_those_of_the_config_with_their_defaults() -> None:
 
 def test_figures_of_the_readme_are_those_of_the_benchmarks() -> None:
     rows = re.findall(r"^\| .*MiB.*$", (ROOT / "README.md").read_text(), re.MULTILINE)
-    assert len(rows) == 6
+    assert len(rows) == 5
     lines = [set(NUMBER.findall(x)) for x in (DOCS / "benchmarks.md").read_text().splitlines()]
     for row in rows:
         assert any(set(NUMBER.findall(row)) <= line for line in lines), row

@@ -252,7 +252,7 @@ def _estimate_seconds(model: HalfModel, record: HalfMeasurement) -> list[float]:
 
 
 def _leave_out_late(seen: Sequence[tuple[int, float]]) -> list[tuple[int, float]]:
-    """The longest part of `seen`, positions with clocks, in which each clock is behind those before.
+    """The longest part of `seen`, positions with clocks, in which the clocks never fall.
 
     Inductor runs some ops later than where they stand in the graph. With the clock of such an op,
     the time up to it would count twice.

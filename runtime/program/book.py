@@ -208,6 +208,8 @@ class ProgramBook:
         try:
             schedule = self._make_schedule(program, measured)
             learned.schedule = replace(schedule, sizes=learned.sizes)
+            if measured.price is None:
+                learned.probed_price = schedule.price
         except BudgetError as error:
             if 1 < learned.steps <= FIRST_STEPS and not learned.guessed:
                 raise self._explain(error) from None

@@ -60,6 +60,7 @@ class Learned:
     had other speeds, or had larger values than any before.
     limited: whether there is a budget.
     excess_bytes: the most by which a step exceeded the peak that its schedule predicted.
+    probed_price: the price of a byte before the run has shown one.
     sizes: the largest sizes of values of symbolic size, for which schedules are made.
     guessed: whether `assumed` was scaled from a step of smaller values.
     """
@@ -83,6 +84,7 @@ class Learned:
     doubts: bool = False
     limited: bool = False
     excess_bytes: int = 0
+    probed_price: float = 0.0
     sizes: Sizes = field(default_factory=dict[str, Mapping[str, int]])
     guessed: bool = False
 
@@ -137,7 +139,7 @@ class Learned:
     @property
     def measured_price(self) -> float | None:
         """Seconds of compute for each byte moved, as steps without a budget showed; else None."""
-        return None if self.limited else self.samples.find_price()
+        return None if self.limited else self.samples.find_price(self.probed_price)
 
     @property
     def price(self) -> float:

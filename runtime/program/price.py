@@ -22,6 +22,8 @@ LEAST_DIFFERENCE = 0.2
 # The standard error of the median of n normal numbers: this times their median deviation from it,
 # by the root of n.
 ERROR_OF_MEDIAN = 1.4826 * math.sqrt(math.pi / 2.0)
+# Beyond so many standard errors the comparisons contradict a price.
+ERRORS = 2.0
 
 
 class Sample(NamedTuple):
@@ -46,18 +48,19 @@ class Samples:
         if slope is not None:
             self.slopes.append(slope)
 
-    def find_price(self) -> float | None:
+    def find_price(self, probed: float) -> float | None:
         """Seconds for each byte, at least 0; None where too few steps are known.
 
-        The median of the comparisons less its standard error: what noise may have caused is not
-        counted, so that it keeps nothing in memory that could move at no cost.
+        The `probed` price, or the nearest one that the comparisons do not contradict: on a noisy
+        machine a few steps say little, and in a quiet one they say more than the probe does.
         """
         count = len(self.slopes)
         if count < LEAST_SLOPES:
             return None
         middle = statistics.median(self.slopes)
         deviation = statistics.median(abs(slope - middle) for slope in self.slopes)
-        return max(0.0, middle - ERROR_OF_MEDIAN * deviation / math.sqrt(count))
+        error = ERRORS * ERROR_OF_MEDIAN * deviation / math.sqrt(count)
+        return max(0.0, min(max(probed, middle - error), middle + error))
 
 
 def _find_slope(steps: Sequence[Sample]) -> float | None:
