@@ -161,6 +161,21 @@ def train(run: Run, steps: int = 3) -> None:
         run.look(y, -1)
 
 
+def train_while_memory_lacks(run: Run) -> int:
+    """Steps whose allocations are refused at times, each tried again; returns how many failed."""
+    failed = 0
+    for _ in range(8):
+        run.world.refusal_rate = run.world.random.choice((0.05, 0.3))
+        try:
+            train(run, 1)
+        except torch.OutOfMemoryError:
+            failed += 1
+        run.world.refusal_rate = 0.0
+        run.world.empty_cache()
+        train(run, 1)
+    return failed
+
+
 def run_step(run: Run, tickets: list[Ticket], numbers: Iterator[int]) -> None:
     """One step; its tickets are added to `tickets`."""
     world, random = run.world, run.world.random

@@ -13,7 +13,15 @@ from typing import Any
 import pytest
 import torch
 from simulated_device import Event, Stream, Wait, World, make_device
-from simulated_runs import LENGTH, Run, choose_pieces, make_run, open_run, train
+from simulated_runs import (
+    LENGTH,
+    Run,
+    choose_pieces,
+    make_run,
+    open_run,
+    train,
+    train_while_memory_lacks,
+)
 from torch import Tensor
 
 from fxoffload.errors import StoreError, TransferError
@@ -54,15 +62,7 @@ def test_a_step_without_memory_is_tried_again(seed: int) -> None:
     """In any place: where x is copied, or y is made. The next step finds everything in order."""
     failed = 0
     for run in open_run(World(seed), piece_bytes=choose_pieces(seed)):
-        for _ in range(8):
-            run.world.refusal_rate = run.world.random.choice((0.05, 0.3))
-            try:
-                train(run, 1)
-            except torch.OutOfMemoryError:
-                failed += 1
-            run.world.refusal_rate = 0.0
-            run.world.empty_cache()
-            train(run, 1)
+        failed += train_while_memory_lacks(run)
         run.check()
     assert failed >= 3
 

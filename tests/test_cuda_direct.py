@@ -6,9 +6,8 @@ import contextlib
 from collections.abc import Callable, Iterator
 
 import pytest
-import torch
 from simulated_device import ALIGNMENT, DirectEngine, Event, JobEngine, Wait, World
-from simulated_runs import LENGTH, WHOLE_LENGTH, Run, open_run, train
+from simulated_runs import LENGTH, WHOLE_LENGTH, Run, open_run, train, train_while_memory_lacks
 
 from fxoffload.runtime.devices.cuda import CudaDevice, CudaOutgoing
 from fxoffload.runtime.devices.cuda_arrival import CudaArrival
@@ -48,15 +47,7 @@ def test_every_order_of_completion_gives_the_same_values() -> None:
 def test_a_step_without_memory_is_tried_again(seed: int) -> None:
     failed = 0
     for run in open_run(World(seed), direct=True):
-        for _ in range(8):
-            run.world.refusal_rate = run.world.random.choice((0.05, 0.3))
-            try:
-                train(run, 1)
-            except torch.OutOfMemoryError:
-                failed += 1
-            run.world.refusal_rate = 0.0
-            run.world.empty_cache()
-            train(run, 1)
+        failed += train_while_memory_lacks(run)
         run.check()
     assert failed >= 1
 

@@ -8,7 +8,7 @@ import pytest
 from programs import MODEL, MODELS, UNMEASURED, make_program, parse_program
 
 from fxoffload.ops import OpEvent
-from fxoffload.planner.joining import _leave_out_late, describe_half, join_step
+from fxoffload.planner.joining import describe_half, join_step
 from fxoffload.planner.plan import HELD, RETURNED
 from fxoffload.schedule import Half, HalfMeasurement, Owners
 
@@ -66,13 +66,6 @@ def test_an_op_that_runs_late_adds_no_time(late: int) -> None:
     clocks[events[late]] = 100.0
     found = join_step(make_program(1), MODELS, [HalfMeasurement(clocks), UNMEASURED])
     assert sum(found.step.seconds) == pytest.approx(sum(in_order.step.seconds))
-
-
-def test_the_longest_part_without_late_ops() -> None:
-    assert _leave_out_late([]) == []
-    clocks = [0.0, 1.0, 9.0, 2.0, 2.0, 8.0, 3.0, 4.0]
-    kept = [0.0, 1.0, 2.0, 2.0, 3.0, 4.0]
-    assert [clock for _, clock in _leave_out_late(list(enumerate(clocks)))] == kept
 
 
 def test_what_runs_between_graphs_takes_its_time() -> None:

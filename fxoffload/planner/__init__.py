@@ -15,6 +15,7 @@ selection       which values move
 peak            describes what is in memory at the peak
 plan_writer     writes the plan of a graph
 graph_model     what a schedule needs to know of a graph
+half_seconds    the seconds of a half, by the clocks of its ops
 joining         joins the calls of a step to one step
 program         the schedule of a step
 moments         the nodes of a step that its bound depends on

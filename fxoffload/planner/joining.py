@@ -5,20 +5,19 @@
 
 Seconds come from the clocks of ops where they ran, and from the gaps between halves: the nodes of a
 segment have the shares that the model gives them. Where nothing was measured, the seconds are the
-model's. What the device holds
-beside our values (gradients, results, other code's memory) was measured at the first op of each
-half, and lives through that half.
+model's. What the device holds beside our values (gradients, results, other code's memory) was
+measured at the first op of each half, and lives through that half.
 """
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
 from fxoffload.ops import OpEvent
 from fxoffload.planner.graph_model import GraphModel, HalfModel
+from fxoffload.planner.half_seconds import estimate_seconds
 from fxoffload.planner.plan import HELD, RETURNED, SavedValue
 from fxoffload.planner.step import Phase, Residence, Step
 from fxoffload.schedule import (
@@ -75,7 +74,7 @@ def join_step(
         model = _find_half(models, half)
         start = len(seconds)
         starts[half.call, half.forward] = start
-        own = _estimate_seconds(model, record)
+        own = estimate_seconds(model, record)
         first, last = (model.ops[index][1] if model.ops else 0 for index in (0, -1))
         modelled = sum(seconds[tail:]) + sum(own[:first])
         seconds += own
@@ -234,45 +233,6 @@ def _find_phases(
 def _find_half(models: Mapping[str, GraphModel], half: Half) -> HalfModel:
     model = models[half.graph]
     return model.forward if half.forward else model.backward
-
-
-def _estimate_seconds(model: HalfModel, record: HalfMeasurement) -> list[float]:
-    """Seconds of each segment: those measured between two ops, divided as in the model."""
-    seconds = list(model.seconds)
-    seen = [
-        (position, record.clocks[event]) for event, position in model.ops if event in record.clocks
-    ]
-    for (start, begin), (end, clock) in pairwise(_leave_out_late(seen)):
-        modelled = sum(model.seconds[start:end])
-        if end > start:
-            for position in range(start, end):
-                share = model.seconds[position] / modelled if modelled else 1.0 / (end - start)
-                seconds[position] = (clock - begin) * share
-    return seconds
-
-
-def _leave_out_late(seen: Sequence[tuple[int, float]]) -> list[tuple[int, float]]:
-    """The longest part of `seen`, positions with clocks, in which the clocks never fall.
-
-    Inductor runs some ops later than where they stand in the graph. With the clock of such an op,
-    the time up to it would count twice.
-    """
-    ends: list[int] = []  # By length, the index that ends such a part with the lowest clock.
-    clocks: list[float] = []
-    before: list[int | None] = []
-    for index, (_, clock) in enumerate(seen):
-        length = bisect_right(clocks, clock)
-        before.append(ends[length - 1] if length else None)
-        ends[length:], clocks[length:] = (
-            [index, *ends[length + 1 :]],
-            [clock, *clocks[length + 1 :]],
-        )
-    found: list[tuple[int, float]] = []
-    last = ends[-1] if ends else None
-    while last is not None:
-        found.append(seen[last])
-        last = before[last]
-    return found[::-1]
 
 
 def describe_half(half: Half) -> str:

@@ -18,9 +18,9 @@ from fxoffload.schedule import (
 )
 
 # How much must have changed before another schedule is made: seconds by a share, a smaller one when
-# the first steps, which become faster, have settled; held bytes by a
-# share of the peak; the speed of a tier by a factor; what transfers take from compute by a share;
-# the bytes above the predicted peak by a share of it.
+# the first steps, which become faster, have settled; held bytes by a share of the peak; the speed
+# of a tier by a factor; what transfers take from compute by a share; the bytes above the predicted
+# peak by a share of it.
 CHANGED_SECONDS = 0.1
 SETTLED_SECONDS = 0.02
 CHANGED_BYTES = 0.02
