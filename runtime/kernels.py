@@ -11,6 +11,7 @@ from __future__ import annotations
 import itertools
 import os
 import weakref
+from collections import deque
 from collections.abc import Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -32,6 +33,12 @@ from fxoffload.runtime.stores import find_store
 from fxoffload.schedule import ProgramRecord, Schedule
 from fxoffload.torch_internals.profiling import is_profiling
 
+# Ticket tensors that are made at once: where compute has emptied the caches, the first one takes a
+# hundred times as long as those behind it.
+BLANKS = 64
+
+# Ticket tensors without an entry, and their ids.
+_blanks: deque[tuple[int, torch.Tensor]] = deque()
 _arrays: dict[int, weakref.ref[Any]] = {}  # The memory of ticket tensors, by their ids.
 _numbers: dict[int, int] = {}  # The ids of ticket tensors, by their addresses.
 _entries: dict[int, tuple[Entry, Call | None]] = {}
@@ -109,18 +116,13 @@ def _offload(
         ticket = owner.keep(x, name, tier, owned)
     else:
         ticket = owner.offload(x, name, destination, owned, duplicate_bytes)
-    entry = Entry(name, owner, ticket, None if call is None else call.forward.half)
+    entry = Entry(name, owner, ticket, x.device, None if call is None else call.forward.half)
     if call is not None:
         call.add(name, entry)
         call.act("offload", name)
     _end(call, start, "offload", name, x.device)
-    number = next(_ids)
-    array = np.array([number], np.int64)
-    tensor = torch.from_numpy(array)
-    address = tensor.data_ptr()
+    number, tensor = _take_blank()
     _entries[number] = entry, call
-    _numbers[address] = number
-    _arrays[number] = weakref.ref(array, partial(_forget, number, address))
     return tensor
 
 
@@ -137,13 +139,12 @@ def _release(ticket: torch.Tensor, x: torch.Tensor) -> None:
 def _prefetch(ticket: torch.Tensor) -> None:
     entry, call = _find_entry(ticket)
     name = entry.name
-    device = entry.ticket.layout.device
-    start = _begin(call, "prefetch", name, device)
+    start = _begin(call, "prefetch", name, entry.device)
     if call is not None:
         call.act("prefetch", name)
     if call is None or call.reads_early:
         entry.start_reading()
-    _end(call, start, "prefetch", name, device)
+    _end(call, start, "prefetch", name, entry.device)
 
 
 def _wait(
@@ -163,11 +164,10 @@ def _wait(
     if call is not None:
         call.pass_on(name, y)
     _end(call, start, "wait", name, device)
-    layout = entry.ticket.layout
     if (
-        entry.ticket.size != tuple(size)
-        or layout.dtype != dtype
-        or (layout.device != device and layout.device.type != device.type)
+        y.shape != tuple(size)
+        or y.dtype != dtype
+        or (entry.device != device and entry.device.type != device.type)
     ):
         raise StoreError(
             f"{name}: {y.dtype}{list(y.shape)} on {y.device} was offloaded and "
@@ -223,6 +223,24 @@ def _end(
         start.shown.__exit__(None, None, None)
 
 
+def _take_blank() -> tuple[int, torch.Tensor]:
+    """A ticket tensor without an entry, and its id."""
+    try:
+        return _blanks.popleft()
+    except IndexError:
+        _blanks.extend(_make_blank(number) for number in itertools.islice(_ids, BLANKS))
+    return _blanks.popleft()
+
+
+def _make_blank(number: int) -> tuple[int, torch.Tensor]:
+    array = np.array([number], np.int64)
+    tensor = torch.from_numpy(array)
+    address = tensor.data_ptr()
+    _numbers[address] = number
+    _arrays[number] = weakref.ref(array, partial(_forget, number, address))
+    return number, tensor
+
+
 def _find_entry(tensor: torch.Tensor) -> tuple[Entry, Call | None]:
     number = _numbers.get(tensor.data_ptr())
     if number is None:  # A copy of the ticket, such as saved-tensor hooks make.
@@ -250,6 +268,7 @@ def _forget(number: int, address: int, _: object) -> None:
 
 
 def _forget_entries() -> None:
+    _blanks.clear()
     _arrays.clear()
     _numbers.clear()
     _entries.clear()

@@ -31,16 +31,15 @@ def make_schedule(*calls: CallSchedule) -> Schedule:
 
 
 def keep(store: OffloadStore, call: Call, name: str) -> Entry:
-    entry = Entry(
-        name, store, store.keep(torch.ones(NBYTES // 4), name, "nvme", True), call.forward.half
-    )
+    ticket = store.keep(torch.ones(NBYTES // 4), name, "nvme", True)
+    entry = Entry(name, store, ticket, CPU, call.forward.half)
     call.add(name, entry)
     return entry
 
 
 def offload(store: OffloadStore, call: Call, name: str) -> Entry:
     ticket = store.offload(torch.ones(NBYTES // 4), name, "nvme", True)
-    entry = Entry(name, store, ticket, call.forward.half)
+    entry = Entry(name, store, ticket, CPU, call.forward.half)
     call.add(name, entry)
     return entry
 
@@ -73,7 +72,7 @@ def test_what_is_in_memory_counts_once(memory_store: OffloadStore) -> None:
     assert step.list_held() == {}
     first, second = (step.add_call("a", CPU, is_limited=True) for _ in range(2))
     kept, moved = keep(memory_store, first, "kept"), offload(memory_store, first, "moved")
-    second.add("same", Entry("same", memory_store, kept.ticket, second.forward.half))
+    second.add("same", Entry("same", memory_store, kept.ticket, CPU, second.forward.half))
     memory_store.release(moved.ticket, True)  # Waits until it is written.
     assert step.list_held() == {(0, "kept"): NBYTES}
 
@@ -190,9 +189,9 @@ def test_what_a_wait_returns_is_passed_on(memory_store: OffloadStore) -> None:
     for name, saved in (("x", x), ("z", z)):
         ticket = memory_store.offload(saved, name, "nvme", False)
         memory_store.release(ticket, True)
-        call.add(name, Entry(name, memory_store, ticket, call.forward.half))
+        call.add(name, Entry(name, memory_store, ticket, CPU, call.forward.half))
     other = step.add_call("a", CPU, is_limited=True)
-    other.add("y", Entry("y", memory_store, call.entries["x"].ticket, other.forward.half))
+    other.add("y", Entry("y", memory_store, call.entries["x"].ticket, CPU, other.forward.half))
     y = other.entries["y"].wait(is_measured=True)
     other.pass_on("y", y)
     assert call.entries["x"].passed is y

@@ -16,6 +16,7 @@ from fxoffload.schedule import Half
 from fxoffload.torch_internals import is_shared, make_version_counter
 
 NBYTES = 100_000
+CPU = torch.device("cpu")
 FIRST, SECOND, BACKWARD = Half("a", 0, True), Half("a", 1, True), Half("a", 1, False)
 
 
@@ -37,7 +38,7 @@ def save(store: OffloadStore, x: torch.Tensor, half: Half) -> Entry:
     """A value of the caller's that has been written."""
     ticket = store.offload(x, "x", "nvme", False)
     store.release(ticket, True)
-    return Entry("x", store, ticket, half)
+    return Entry("x", store, ticket, CPU, half)
 
 
 def test_values_that_share_a_ticket_count_once(store: OffloadStore) -> None:
@@ -78,7 +79,7 @@ def test_what_was_passed_on_is_watched(store: OffloadStore) -> None:
 def test_a_value_of_no_call_is_read_at_each_prefetch(store: OffloadStore) -> None:
     ticket = store.offload(fill(NBYTES), "x", "nvme", True)
     store.release(ticket, True)
-    entry = Entry("x", store, ticket)
+    entry = Entry("x", store, ticket, CPU)
     for _ in range(2):
         entry.start_reading()
     assert len(ticket.prefetches) == 2
@@ -90,7 +91,8 @@ def test_a_value_of_no_call_is_read_at_each_prefetch(store: OffloadStore) -> Non
 
 def test_owners(store: OffloadStore) -> None:
     held, gone = fill(NBYTES), fill(NBYTES, 1)
-    own = Entry("own", store, store.offload(fill(8), "own", "nvme", True), FIRST)
+    ticket = store.offload(fill(8), "own", "nvme", True)
+    own = Entry("own", store, ticket, CPU, FIRST)
     store.release(own.ticket, True)
     entries = {
         (0, "held"): save(store, held, FIRST),

@@ -123,6 +123,17 @@ def test_numbers_are_never_used_again(key: str) -> None:
     assert numbers == sorted(set(numbers))
 
 
+def test_more_tickets_than_are_made_at_once(key: str) -> None:
+    values = [torch.full((100,), float(number)) for number in range(2 * kernels.BLANKS + 3)]
+    tickets = [offload(key, x) for x in values]
+    assert len({int(ticket) for ticket in tickets}) == len(values)
+    for ticket, x in zip(tickets, values, strict=True):
+        assert torch.equal(fetch(ticket, x), x)
+    del ticket
+    tickets.clear()
+    assert live_bytes(key) == 0
+
+
 def test_a_ticket_in_a_cycle_is_freed_by_the_collector(key: str) -> None:
     x = torch.zeros(100_000)
     ticket = offload(key, x)

@@ -36,7 +36,7 @@ def enter(programs: Programs, store: OffloadStore, graph: str, name: str) -> Cal
     call = programs.enter_offload(graph, name, CPU)
     assert call is not None
     ticket = store.keep(torch.ones(2**20), name, "nvme", True)
-    call.add(name, Entry(name, store, ticket, call.forward.half))
+    call.add(name, Entry(name, store, ticket, CPU, call.forward.half))
     return call
 
 

@@ -7,6 +7,7 @@ import mmap
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -37,9 +38,17 @@ def span_tensor(tensor: torch.Tensor) -> torch.Tensor:
 
 def byte_view(tensor: torch.Tensor) -> memoryview:
     """The span of the CPU tensor `tensor` as a writable memoryview that keeps it alive."""
-    if _is_dense(tensor):
-        return tensor.view(torch.uint8).numpy().data.cast("B")  # In half the time.
-    return span_tensor(tensor).numpy().data
+    return _view_memory(tensor, tensor.data_ptr(), find_span(tensor))
+
+
+def _view_memory(owner: torch.Tensor, address: int, nbytes: int) -> memoryview:
+    """A writable view of `nbytes` at `address`, memory of `owner`, which the view keeps alive.
+
+    Takes half the time of a view by numpy where compute has emptied the caches.
+    """
+    memory: Any = (ctypes.c_ubyte * nbytes).from_address(address)
+    memory.owner = owner
+    return memoryview(memory).cast("B")
 
 
 def _is_dense(tensor: torch.Tensor) -> bool:
@@ -115,8 +124,8 @@ def empty_at(
     memory = torch.empty(span + alignment, dtype=torch.uint8)
     if span >= LEAST_HUGE_BYTES:
         ask_for_huge_pages(memory)
-    start = (phase - memory.data_ptr()) % alignment
-    view = memory.numpy().data[start : start + span]
+    address = memory.data_ptr()
+    view = _view_memory(memory, address + (phase - address) % alignment, span)
     return torch.frombuffer(view, dtype=dtype).as_strided(size, stride), view
 
 

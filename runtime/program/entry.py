@@ -18,16 +18,17 @@ class Entry:
     """A value of a call and its ticket; a kept value that is moved later gets another ticket.
 
     name: of the value in the graph; several calls may share a ticket, which has the name of the
-    first. half: the forward that saves the value; None if it belongs to no call. reading: whether a
-    prefetch has started since the latest wait. handed: the memory of the tensor that the latest
-    wait of a measured step returned. passed: the tensor that the next wait returns; a wait of
-    another call with the same ticket has left it here. held: whether the caller still had the
-    memory at the first wait; None if that is unknown.
+    first. device: where the value comes from. half: the forward that saves the value; None if it
+    belongs to no call. reading: whether a prefetch has started since the latest wait. handed: the
+    memory of the tensor that the latest wait of a measured step returned. passed: the tensor that
+    the next wait returns; a wait of another call with the same ticket has left it here. held:
+    whether the caller still had the memory at the first wait; None if that is unknown.
     """
 
     name: str
     store: OffloadStore
     ticket: Ticket
+    device: torch.device
     half: Half | None = None
     reading: bool = False
     handed: StorageWeakRef | None = None

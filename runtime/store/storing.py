@@ -10,7 +10,7 @@ import torch
 
 from fxoffload.errors import StoreError, StoreFull
 from fxoffload.runtime.devices.buffers import find_span
-from fxoffload.runtime.devices.transfer import Device, find_layout
+from fxoffload.runtime.devices.transfer import Device
 from fxoffload.runtime.engines.ioengine import IOEngine
 from fxoffload.runtime.store.callers import CallersTensor
 from fxoffload.runtime.store.ledger import Ledger
@@ -85,11 +85,10 @@ def keep_value(
     tier, engine, order: used if it moves later (move_kept).
     """
     # A tensor of the store's own, so that `is_shared` counts the caller's tensor as another one.
-    kept = x.detach()
-    layout = find_layout(kept)
-    nbytes = min(layout.span, x.nbytes)
+    kept = x if caller is None and not x.requires_grad else x.detach()
+    nbytes = min(find_span(x), x.nbytes)
     ticket = Ticket(
-        name, tuple(x.shape), nbytes, tier, engine, alignment, layout, caller, None, kept, order
+        name, tuple(x.shape), nbytes, tier, engine, alignment, None, caller, None, kept, order
     )
     with ledger.lock:
         ledger.check_open(name)

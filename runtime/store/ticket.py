@@ -45,10 +45,10 @@ class Ticket:
 
     outgoing: set while the bytes are in memory. slot: set while the engine has a slot for them.
     write: set until the end of the write has been counted. kept: the tensor itself if the value
-    stays in memory; the three others are None then. caller: set if the tensor belongs to the
-    caller; graphs that save the same tensor share the ticket. holders: the number of these graphs.
-    order: the context in which a kept value moves later, see Device.find_order. successor: the new
-    ticket of a kept value that was moved later (OffloadStore.move_kept).
+    stays in memory; the three others and `layout` are None then. caller: set if the tensor belongs
+    to the caller; graphs that save the same tensor share the ticket. holders: the number of these
+    graphs. order: the context in which a kept value moves later, see Device.find_order. successor:
+    the new ticket of a kept value that was moved later (OffloadStore.move_kept).
     """
 
     name: str
@@ -57,7 +57,7 @@ class Ticket:
     tier: str
     engine: IOEngine
     alignment: int  # Of the bytes between head and tail; the largest of all tiers.
-    layout: Layout
+    layout: Layout | None
     caller: CallersTensor | None
     outgoing: Outgoing | None
     kept: torch.Tensor | None = None
