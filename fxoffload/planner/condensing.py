@@ -5,7 +5,8 @@
 
 Nodes between two changes of what is in memory become one segment if together they take little time.
 Every transfer begins and ends at the border of a segment, so it takes as long as in the step. The
-memory of a segment is the most that one of its nodes holds.
+memory of a segment is the most that one of its nodes holds. A value that may not move is part of
+what is fixed.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 
 from fxoffload.planner.plan import SavedValue
+from fxoffload.planner.residences import keep_residence
 from fxoffload.planner.step import Residence, Step, Transfer
 
 # The most that several nodes of a segment take together, as a share of the compute of the step.
@@ -42,7 +44,8 @@ class Condensed:
 
 
 def condense(step: Step) -> Condensed:
-    """`step` in segments; itself where it says at which nodes ops may stand, or has phases."""
+    """`step` in segments; in nodes where it says at which ones ops may stand, or has phases."""
+    step = _fix_refused(step)
     length, turn = len(step.seconds), step.forward_length
     if step.stops is not None or len(step.phases) > 1:
         return Condensed(step, tuple(range(length + 1)))
@@ -80,14 +83,22 @@ def condense(step: Step) -> Condensed:
     return Condensed(found, tuple(starts))
 
 
+def _fix_refused(step: Step) -> Step:
+    """`step` with only values that may move."""
+    refused = [value for value in step.values if value.refusal is not None]
+    if not refused:
+        return step
+    kept = (keep_residence(step, value) for value in refused if value.counts)
+    return replace(step, fixed=(*step.fixed, *kept), values=tuple(step.movable))
+
+
 def _find_starts(step: Step) -> list[int]:
     """Where something begins or ends, and where a segment has taken long enough."""
     turn = step.forward_length
     starts = {0, step.forward_inputs, turn - 1, turn, turn + step.backward_inputs}
     for value in step.values:
-        if value.counts or value.refusal is None:
-            starts |= {value.born, value.born + 1, value.last_use + 1}
-            starts |= {step.first_use(value), step.first_use(value) + 1, step.freed(value) + 1}
+        starts |= {value.born, value.born + 1, value.last_use + 1}
+        starts |= {step.first_use(value), step.first_use(value) + 1, step.freed(value) + 1}
     longest = LONGEST_SHARE * step.compute_seconds
     taken = 0.0
     for position, seconds in enumerate(step.seconds):

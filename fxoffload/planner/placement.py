@@ -173,8 +173,9 @@ def _place_prefetches(
             if position == start - 1:
                 return prefetches
             in_backward = position >= tail.first
-            for name in reads.start(position, room_bytes[position], tail if in_backward else None):
-                prefetches[name] = position + 1
+            if reads.nbytes:
+                found = reads.start(position, room_bytes[position], tail if in_backward else None)
+                prefetches |= dict.fromkeys(found, position + 1)
             reads.clock += step.seconds[position]
             if used := first_uses.get(position):
                 excess = reads.nbytes + sum(v.nbytes for v in used) - room_bytes[position - 1]
