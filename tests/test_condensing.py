@@ -48,6 +48,19 @@ def test_nodes_that_take_long_are_not_joined() -> None:
     assert sum(condense(step).step.seconds) == step.compute_seconds
 
 
+def test_a_value_that_may_not_move_is_fixed() -> None:
+    stays = make_value("s", nbytes=70, refusal="state", born=2, last_use=3, first_use=1, freed=1)
+    value = make_value("v", born=1, last_use=3, first_use=2, freed=4)
+    step = make_step([stays, value], forward=[0.0] * 8, backward=[0.0] * 8)
+    for whole in (step, replace(step, stops=tuple(range(16)))):
+        found = condense(whole)
+        assert [each.name for each in found.step.values] == ["v"]
+        moved = {"v": Transfer("nvme", None, found.starts.index(10))}
+        for transfers in ({}, moved):
+            peak_bytes = simulate(step, found.expand(transfers), LINKS).peak_bytes
+            assert simulate(found.step, transfers, LINKS).peak_bytes == peak_bytes
+
+
 def test_a_step_that_says_where_ops_stand_stays() -> None:
     step = make_step([make_value("v")], forward=[0.0] * 10, backward=[0.0] * 10)
     stops = replace(step, stops=(0, 5, 15))

@@ -12,7 +12,7 @@ from steps import EXACT, choose_plan, draw_instance, make_step, make_value, move
 
 from fxoffload.planner.link import Link
 from fxoffload.planner.plan import SavedValue
-from fxoffload.planner.search import Limits, Trial, choose_hidden, choose_to_fit
+from fxoffload.planner.search import Limits, Trial, choose_hidden, choose_to_fit, refine
 from fxoffload.planner.simulation import Simulation, simulate
 from fxoffload.planner.step import Residence, Transfer
 
@@ -217,3 +217,25 @@ def test_of_sets_that_are_as_fast_the_one_with_least_bytes_is_found() -> None:
 
 def test_everything_moves_where_nothing_fits() -> None:
     assert fit(*ABCDE, limit=10, waits={"c": 9.0}) == list("abcde")
+
+
+def test_a_set_that_no_exchange_leads_to_is_the_start_where_it_loses_less() -> None:
+    """Two values of 50 and one of 100 do the same; on slow links the large one loses more."""
+    small, large = [make_value(name, nbytes=50) for name in "ab"], make_value("c", nbytes=100)
+    limits = Limits(900, None)
+
+    def find(chosen: list[SavedValue], insured: list[SavedValue]) -> list[str]:
+        best = refine(
+            chosen,
+            [*small, large],
+            limits,
+            try_values([]),
+            lambda values, overtakes=False: try_values(values),
+            lambda trial: 2.0 if "c" in trial.transfers else 1.0,
+            lambda: insured,
+            max_trials=0,
+        )
+        return sorted(best.transfers)
+
+    assert find([large], small) == ["a", "b"]
+    assert find(small, [large]) == ["a", "b"]

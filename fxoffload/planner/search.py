@@ -150,13 +150,14 @@ def refine(
     least: Trial,
     attempt: Callable[..., Trial],
     lose: Callable[[Trial], float],
+    insured: Callable[[], list[SavedValue]],
     max_trials: int,
 ) -> Trial:
     """Improve `chosen` by a criterion that the search before did not use.
 
     If the step waits for transfers, reads may overtake each other: `attempt(..., overtakes=True)`.
     If not, the best of equally good sets is the one with the lowest `lose(trial)`, which is the
-    step time on slow links. least: `attempt(())`.
+    step time on slow links. insured(): the set that is best on these. least: `attempt(())`.
     """
     best = attempt(chosen)
     if not chosen:
@@ -169,7 +170,8 @@ def refine(
     def insure(trial: Trial) -> tuple[float, ...]:
         return (*limits.rate(trial), lose(trial))
 
-    return attempt(_improve(chosen, candidates, insure, attempt, max_trials))
+    start = min(chosen, insured(), key=lambda values: insure(attempt(values)))
+    return attempt(_improve(start, candidates, insure, attempt, max_trials))
 
 
 def _improve(

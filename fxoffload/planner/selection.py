@@ -157,6 +157,12 @@ class _Attempts:
         default_factory=dict[tuple[frozenset[str], bool], Trial]
     )
 
+    def change_links(
+        self, links: Mapping[str, Link], simulate: Callable[[dict[str, Transfer]], Trial]
+    ) -> _Attempts:
+        """The same over other links."""
+        return _Attempts(self.forced, self.assign, partial(self.place, links=links), simulate)
+
     def __call__(self, chosen: Iterable[SavedValue], overtakes: bool = False) -> Trial:
         """The trial of `chosen` and the forced values; overtakes: see place_transfers."""
         tiers = self.assign([*self.forced, *chosen])
@@ -189,8 +195,14 @@ def _search(
         loose = terms.loosen(step, trial).transfers
         return terms.simulate(step, loose, slow).simulation.step_seconds
 
-    chosen = choose_to_fit(_find_orders(candidates, idle), limits, least, attempt, max_trials)
-    best = refine(chosen, candidates, limits, least, attempt, lose, max_trials // 3)
+    orders = _find_orders(candidates, idle)
+
+    def insured() -> list[SavedValue]:
+        slowly = attempt.change_links(slow, partial(terms.simulate, step, links=slow))
+        return choose_to_fit(orders, limits, slowly(()), slowly, max_trials // 3)
+
+    chosen = choose_to_fit(orders, limits, least, attempt, max_trials)
+    best = refine(chosen, candidates, limits, least, attempt, lose, insured, max_trials // 3)
     return best, "fits the budget where it is"
 
 
