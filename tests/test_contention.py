@@ -140,6 +140,7 @@ def test_measured_once_on_a_machine(
     spill_directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(torch.get_num_threads()))
     counter = itertools.count(1)
     speeds: list[float] = []
 
@@ -157,3 +158,11 @@ def test_measured_once_on_a_machine(
     assert [recall("posix"), recall("memory"), recall("posix")] == [1.0, 2.0, 1.0]
     assert speeds[0] == min(chosen.bandwidth)
     assert set(os.listdir("/proc/self/fd")) == before, "the store of the probe is closed"
+
+
+def test_transfers_have_a_core_that_is_left(
+    spill_directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(torch.get_num_threads() + 1))
+    monkeypatch.setattr(contention, "choose_engine", None)
+    assert recall_contention(OffloadConfig(directory=spill_directory)).mean < 1e-12
