@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from fxoffload.errors import StoreFull
 from fxoffload.runtime.engines.memory import MemoryEngine
 from fxoffload.runtime.engines.workers import Transfer
 from fxoffload.runtime.measurement import contention
-from fxoffload.runtime.measurement.choice import choose_engine, open_engine
+from fxoffload.runtime.measurement.choice import choose_engine
 from fxoffload.runtime.measurement.contention import (
     Contention,
     measure_contention,
@@ -61,9 +62,14 @@ class GreedyEngine(MemoryEngine):
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    """The CPU time of the process, for the probe."""
+    """One for the probe, on which a product takes a millisecond."""
     clock = Clock()
-    monkeypatch.setattr(contention.time, "process_time", clock)
+
+    def multiply(left: torch.Tensor, right: torch.Tensor, *, out: torch.Tensor) -> None:
+        clock.advance(1e-3)
+
+    monkeypatch.setattr(contention.time, "perf_counter", clock)
+    monkeypatch.setattr(torch, "mm", multiply)
     return clock
 
 
@@ -87,17 +93,37 @@ def test_what_is_lost_for_each_byte(clock: Clock) -> None:
     assert engine.moved_bytes == pytest.approx({"write": moved, "read": moved})
 
 
-def test_the_time_of_a_real_engine(spill_directory: Path) -> None:
-    """Waiting for a drive takes no CPU time, and the bytes take some."""
-    config = OffloadConfig(directory=spill_directory, ioengine="posix")
-    store = OffloadStore({"nvme": open_engine(config)}, max_inflight_bytes=2**62)
-    try:
-        found = measure_contention(store, 1e9)
-        assert 1e-12 < found.write < 1e-8
-        assert 1e-12 < found.read < 1e-8
-        assert store.statistics().write_errors == store.statistics().read_errors == 0
-    finally:
-        store.close()
+def test_a_round_compares_with_compute_before_and_behind(memory_store: OffloadStore) -> None:
+    """On a machine that becomes slower: alone, beside writes, alone, beside reads, alone."""
+    seconds = iter([10.0, 13.0, 12.0, 16.0, 14.0])
+
+    def compute(move: Callable[[int], object] | None) -> float:
+        if move is not None:
+            move(0)
+        return next(seconds)
+
+    assert contention._run_round(memory_store, [torch.ones(4)], compute) == (2.0, 3.0)
+
+
+def test_a_window_moves_all_values_in_its_first_half(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    products = iter([1.0, *[1e-3] * 1000])  # The first one warms up.
+    monkeypatch.setattr(torch, "mm", lambda *_, out: clock.advance(next(products)))
+    compute = contention._make_compute()
+    start, moved = clock(), dict[int, float]()
+    seconds = compute(lambda index: moved.update({index: clock() - start}))
+    assert seconds == pytest.approx(contention.WINDOW_SECONDS, rel=0.05)
+    assert moved == pytest.approx(
+        {index: index * seconds / 2 / contention.VALUES for index in range(contention.VALUES)}
+    )
+
+
+def test_a_slow_machine_computes_one_product_beside_each_value(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch, "mm", lambda *_, out: clock.advance(1.0))
+    assert contention._make_compute()(None) == 2 * contention.VALUES
 
 
 def test_the_lower_quartile_counts() -> None:
@@ -126,11 +152,11 @@ def test_without_room_there_is_no_number(clock: Clock) -> None:
         probe(GreedyEngine(clock, 0.0, 0.0, 4096))
 
 
-def test_values_are_smaller_for_a_slow_drive(clock: Clock) -> None:
+def test_transfers_end_within_the_compute_beside_them(clock: Clock) -> None:
     engine = GreedyEngine(clock, 0.0, 0.0, 2**30)
     probe(engine, bytes_per_second=200 * MIB)
     seconds = engine.moved_bytes["read"] / contention.ROUNDS / (200 * MIB)
-    assert contention.WINDOW_SECONDS / 2 < seconds <= contention.WINDOW_SECONDS
+    assert contention.WINDOW_SECONDS / 4 < seconds <= contention.WINDOW_SECONDS / 2
     engine = GreedyEngine(clock, 0.0, 0.0, 2**30)
     probe(engine, bytes_per_second=1.0)
     assert engine.moved_bytes["read"] == contention.ROUNDS * contention.VALUES * 2**16, "at least"
@@ -140,7 +166,6 @@ def test_measured_once_on_a_machine(
     spill_directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(torch.get_num_threads()))
     counter = itertools.count(1)
     speeds: list[float] = []
 
@@ -158,11 +183,10 @@ def test_measured_once_on_a_machine(
     assert [recall("posix"), recall("memory"), recall("posix")] == [1.0, 2.0, 1.0]
     assert speeds[0] == min(chosen.bandwidth)
     assert set(os.listdir("/proc/self/fd")) == before, "the store of the probe is closed"
-
-
-def test_transfers_have_a_core_that_is_left(
-    spill_directory: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(torch.get_num_threads() + 1))
-    monkeypatch.setattr(contention, "choose_engine", None)
-    assert recall_contention(OffloadConfig(directory=spill_directory)).mean < 1e-12
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads + 1)
+        assert recall("posix") == 3.0, "other threads lose something else"
+    finally:
+        torch.set_num_threads(threads)
+    assert recall("posix") == 1.0

@@ -1,17 +1,14 @@
 """Measure the compute time that transfers take on the same cores, by a short probe.
 
-If all cores of a CPU compute, no transfer is free: system calls, interrupts and page faults stop
-the threads of a parallel loop for as long as they take. That is the CPU time of transfers alone. A
-clock beside compute would show what else they take, but on a virtual machine with two cores it
-found anything from 0 to 0.18 ns a byte, and the CPU time mostly 0.02 to 0.03.
+If all cores of a CPU compute, no transfer is free: system calls, interrupts, page faults and, in a
+virtual machine, the emulation of the drive stop the threads of a parallel loop.
 """
 
 from __future__ import annotations
 
-import os
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -22,17 +19,22 @@ from fxoffload.runtime.measurement.bandwidth import round_down
 from fxoffload.runtime.measurement.choice import choose_engine, open_engine
 from fxoffload.runtime.measurement.probe_cache import recall_pair
 from fxoffload.runtime.store.store import OffloadStore
+from fxoffload.runtime.store.ticket import Ticket
 from fxoffload.sizes import UNLIMITED_BYTES
 
 ROUNDS = 8
 VALUES = 8
 VALUE_BYTES = 16 * 2**20
-# What the transfers of a round may take each way, with values that are smaller for it.
+# The length of a measured interval of compute; the transfers beside it must end before it does.
 WINDOW_SECONDS = 0.1
+_MATRIX_SIZE = 512
+_TRIALS = 16
 _LEAST_VALUE_BYTES = 2**16
 _TIER = "nvme"
-# For a loss below the resolution: almost 0, as the probe cache takes no number that is 0.
+# The result for a loss below the noise: almost 0, as the probe cache takes no number that is 0.
 _LEAST_SECONDS_PER_BYTE = 1e-13
+
+_Compute = Callable[[Callable[[int], object] | None], float]
 
 
 class Contention(NamedTuple):
@@ -50,11 +52,8 @@ class Contention(NamedTuple):
 def recall_contention(config: OffloadConfig) -> Contention:
     """The Contention of the engine for `config`, by a probe, once on a machine.
 
-    Next to nothing where torch has fewer threads than the process has cores: transfers take those
-    that are left. Raises the errors of choose_engine.
+    It holds for the present number of torch's threads. Raises the errors of choose_engine.
     """
-    if torch.get_num_threads() < len(os.sched_getaffinity(0)):
-        return Contention(_LEAST_SECONDS_PER_BYTE, _LEAST_SECONDS_PER_BYTE)
     choice = choose_engine(config)
 
     def measure() -> Contention:
@@ -67,20 +66,22 @@ def recall_contention(config: OffloadConfig) -> Contention:
         finally:
             store.close()
 
-    return Contention(*recall_pair(f"{choice.key} CPU time", measure))
+    key = f"{choice.key} contention, {torch.get_num_threads()} threads torch {torch.__version__}"
+    return Contention(*recall_pair(key, measure))
 
 
 def measure_contention(store: OffloadStore, bytes_per_second: float) -> Contention:
-    """Measure the CPU time of the process in rounds of writes and then reads.
+    """Measure rounds in which compute runs alone, beside writes, alone, and beside reads.
 
-    The result is the lower quartile of the rounds: other threads of the process, and memory that is
-    used for the first time, only add to it. bytes_per_second: of the slower direction. Nothing else
-    may use the store. Raises StoreFull if the store has no room.
+    The result is the lower quartile of the losses, as other load on the machine only adds to them.
+    bytes_per_second: of the slower direction. Nothing else may use the store. Raises StoreFull if
+    the store has no room.
     """
     nbytes = _find_value_bytes(store, bytes_per_second)
     generator = torch.Generator()  # The program's own generator must not depend on probes.
     values = [torch.rand(nbytes // 4, generator=generator) for _ in range(VALUES)]
-    rounds = [_run_round(store, values) for _ in range(ROUNDS)]
+    compute = _make_compute()
+    rounds = [_run_round(store, values, compute) for _ in range(ROUNDS)]
     return Contention(
         *(
             _find_typical([seconds / (VALUES * nbytes) for seconds in each])
@@ -89,27 +90,31 @@ def measure_contention(store: OffloadStore, bytes_per_second: float) -> Contenti
     )
 
 
-def _run_round(store: OffloadStore, values: Sequence[torch.Tensor]) -> tuple[float, float]:
-    """CPU seconds of writing all values, and of reading them."""
-    start = time.process_time()
-    tickets = [store.offload(value, "probe", _TIER, False) for value in values]
+def _run_round(
+    store: OffloadStore, values: Sequence[torch.Tensor], compute: _Compute
+) -> tuple[float, float]:
+    """Seconds of compute lost beside writes of all values, and beside their reads."""
+    tickets: list[Ticket] = []
+    before = compute(None)
+    writing = compute(
+        lambda index: tickets.append(store.offload(values[index], "probe", _TIER, False))
+    )
     for ticket in tickets:
         store.release(ticket, True)
-    written = time.process_time()
-    for ticket in tickets:
-        store.prefetch(ticket)
+    between = compute(None)
+    reading = compute(lambda index: store.prefetch(tickets[index]))
     for ticket in tickets:
         store.wait(ticket)
-    read = time.process_time()
+    after = compute(None)
     for ticket in tickets:
         store.free(ticket)
-    return written - start, read - written
+    return writing - (before + between) / 2, reading - (between + after) / 2
 
 
 def _find_value_bytes(store: OffloadStore, bytes_per_second: float) -> int:
     """The size of each value: small enough to end in time, and for the room in the store."""
     nbytes = VALUE_BYTES
-    while nbytes > _LEAST_VALUE_BYTES and VALUES * nbytes > bytes_per_second * WINDOW_SECONDS:
+    while nbytes > _LEAST_VALUE_BYTES and VALUES * nbytes > bytes_per_second * WINDOW_SECONDS / 2:
         nbytes //= 2
     while True:
         try:
@@ -120,6 +125,36 @@ def _find_value_bytes(store: OffloadStore, bytes_per_second: float) -> int:
             nbytes //= 2
         else:
             return nbytes
+
+
+def _make_compute() -> _Compute:
+    """A function compute(move) that computes for about WINDOW_SECONDS and returns its seconds.
+
+    It calls move(0), move(1), ... move(VALUES - 1), spread over the first half of that time.
+    """
+    left = torch.ones(_MATRIX_SIZE, _MATRIX_SIZE)
+    product = torch.empty_like(left)
+
+    def multiply(count: int) -> None:
+        for _ in range(count):
+            torch.mm(left, left, out=product)
+
+    multiply(1)
+    start = time.perf_counter()
+    multiply(_TRIALS)
+    seconds = (time.perf_counter() - start) / _TRIALS
+    count = max(1, round(WINDOW_SECONDS / (2 * VALUES) / seconds))
+
+    def compute(move: Callable[[int], object] | None) -> float:
+        start = time.perf_counter()
+        for index in range(VALUES):
+            if move is not None:
+                move(index)
+            multiply(count)
+        multiply(VALUES * count)
+        return time.perf_counter() - start
+
+    return compute
 
 
 def _find_typical(samples: list[float]) -> float:

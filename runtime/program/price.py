@@ -22,10 +22,8 @@ LEAST_DIFFERENCE = 0.2
 # The standard error of the median of n normal numbers: this times their median deviation from it,
 # by the root of n.
 ERROR_OF_MEDIAN = 1.4826 * math.sqrt(math.pi / 2.0)
-# Beyond so many standard errors the comparisons contradict a price. The error of so few is
-# uncertain itself: normal noise exceeds this in 4 % of sets of 6 comparisons and in 1 % of those of
-# 12, and 2.0 in 15 % and 10 %.
-ERRORS = 4.0
+# Beyond so many standard errors the comparisons contradict a price.
+ERRORS = 2.0
 
 
 class Sample(NamedTuple):
