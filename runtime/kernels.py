@@ -225,11 +225,11 @@ def _end(
 
 def _take_blank() -> tuple[int, torch.Tensor]:
     """A ticket tensor without an entry, and its id."""
-    try:
-        return _blanks.popleft()
-    except IndexError:
-        _blanks.extend(_make_blank(number) for number in itertools.islice(_ids, BLANKS))
-    return _blanks.popleft()
+    while True:  # Other threads may take what was made.
+        try:
+            return _blanks.popleft()
+        except IndexError:
+            _blanks.extend(_make_blank(number) for number in itertools.islice(_ids, BLANKS))
 
 
 def _make_blank(number: int) -> tuple[int, torch.Tensor]:
