@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import sys
@@ -18,8 +19,17 @@ import train_gpt
 EXAMPLES = Path(__file__).parent.parent / "examples"
 TINY_GPT = (
     *("--layers", "2", "--width", "64", "--batch", "8", "--length", "512", "--steps", "3"),
-    *("--min-bytes", "64KiB", "--memory-budget", "min", "--threads", "1"),
+    *("--min-bytes", "64KiB", "--memory-budget", "60%", "--threads", "1"),
 )
+
+SPEEDS = {
+    "flops_per_second": "170GFLOP/s",
+    "memory_bytes_per_second": "12GB/s",
+    "memory_bytes": "8GiB",
+    "drive_write_bytes_per_second": "2GB/s",
+    "drive_read_bytes_per_second": "2GB/s",
+    "host_link_bytes_per_second": "12GB/s",
+}
 
 
 def succeed(name: str, *arguments: str) -> str:
@@ -52,8 +62,7 @@ def assert_demo_done(output: str, folder: Path) -> None:
     assert ratio == pytest.approx(moved / plain, abs=0.01)
     assert ratio < 0.9
     assert larger <= 1.1 * plain, "twice the batch in the memory of plain"
-    # Under its budget, the larger batch is recomputed where the drive is slow at the moment.
-    assert read_row(output, "written")[0] > 0
+    assert all(written > 0 for written in read_row(output, "written"))
     _, _, _, ratio, low, high = read_row(output, "step time")
     assert 0 < low <= ratio <= high
     read, forwarded = (read_row(output, x) for x in ("read", "forwarded"))
@@ -66,7 +75,9 @@ def assert_demo_done(output: str, folder: Path) -> None:
     assert len({tuple(pixel) for pixel in picture.reshape(-1, picture.shape[2])}) > 50
 
 
-def test_train_gpt(spill_directory: Path, tmp_path: Path) -> None:
+def test_train_gpt(spill_directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Where a drive is slow at the moment, plans recompute.
+    monkeypatch.setenv("FXOFFLOAD_HARDWARE", json.dumps(SPEEDS))
     text = tmp_path / "text.txt"
     text.write_text("the quick brown fox jumps over the lazy dog. " * 20)
     folder = tmp_path / "output"

@@ -9,7 +9,7 @@ import torch
 
 from fxoffload.errors import ChecksumError, StoreError, TransferError
 from fxoffload.runtime.devices.devices import Devices
-from fxoffload.runtime.devices.transfer import Arrival, Outgoing, Present
+from fxoffload.runtime.devices.transfer import Arrival, Device, Outgoing, Present
 from fxoffload.runtime.engines.checksum import DigestMismatch
 from fxoffload.runtime.store.ledger import Ledger
 from fxoffload.runtime.store.ticket import Prefetch, Read, Ticket
@@ -29,31 +29,27 @@ def start_prefetch(
     taken: whether the calling `wait` takes this prefetch, so that no other one does. Raises
     ModifiedError for a tensor of the caller that was changed in place.
     """
+    if ticket.caller is not None:
+        ticket.caller.check_unchanged(ticket.name)
     prefetch = None
-    kept = hand_back(ledger, ticket, keeps_graph)
-    if kept is not None:
-        prefetch = Prefetch(Present(kept), shared=ticket.caller is not None)
+    if ticket.kept is not None:
+        prefetch = hand_back(ledger, ticket, keeps_graph)
     if prefetch is None:
         prefetch = forward_value(ledger, ticket, keeps_graph)
     if prefetch is None:
-        prefetch = start_read(ledger, devices, ticket)
+        prefetch = start_read(ledger, devices.find(ticket.layout.device), ticket)
     prefetch.taken = taken
     with ledger.lock:
         ticket.prefetches.append(prefetch)
     return prefetch
 
 
-def hand_back(
-    ledger: Ledger, ticket: Ticket, keeps_graph: Callable[[], bool]
-) -> torch.Tensor | None:
+def hand_back(ledger: Ledger, ticket: Ticket, keeps_graph: Callable[[], bool]) -> Prefetch | None:
     """Return the kept value or a copy of it; None if the value was not kept.
 
     A backward may overwrite a value that the graph owns. If another backward may follow, this one
     gets a copy. A backward never overwrites a tensor of the caller, which is returned itself.
-    Raises ModifiedError for a tensor of the caller that was changed in place.
     """
-    if ticket.caller is not None:
-        ticket.caller.check_unchanged(ticket.name)
     with ledger.lock:
         ledger.check_open(ticket.name)
         kept = ticket.kept
@@ -63,9 +59,10 @@ def hand_back(
         if last:
             ticket.kept, ticket.lent = None, True
     # The graph counts offsets from the first byte of the value.
-    if kept.storage_offset() or not (last or ticket.caller):
-        return kept.clone(memory_format=torch.preserve_format)
-    return kept
+    shared = ticket.caller is not None
+    if kept.storage_offset() or (not last and not shared):
+        kept, shared = kept.clone(memory_format=torch.preserve_format), False
+    return Prefetch(Present(kept), shared=shared)
 
 
 def forward_value(
@@ -113,11 +110,9 @@ def forward_value(
     return Prefetch(arrival)
 
 
-def start_read(ledger: Ledger, devices: Devices, ticket: Ticket) -> Prefetch:
+def start_read(ledger: Ledger, device: Device, ticket: Ticket) -> Prefetch:
     """Allocate a tensor and start to read the slot into it."""
-    layout = ticket.layout
-    assert layout is not None, "a value that was kept has no slot"
-    incoming = devices.find(layout.device).receive(layout, ticket.alignment, ticket.engine)
+    incoming = device.receive(ticket.layout, ticket.alignment, ticket.engine)
     # On an exception (Ctrl-C) the read may have begun, so the buffer of `incoming` is not reused.
     future = ledger.start_read(ticket, incoming)
     future.add_done_callback(lambda _: ledger.finish_read(ticket))  # May close `incoming`.

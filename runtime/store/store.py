@@ -22,7 +22,7 @@ from fxoffload.runtime.engines.memory import MemoryEngine
 from fxoffload.runtime.store.callers import CallersTensor
 from fxoffload.runtime.store.counters import StoreStatistics, reset_sums
 from fxoffload.runtime.store.ledger import Ledger
-from fxoffload.runtime.store.loading import finish_prefetch, hand_back, start_prefetch
+from fxoffload.runtime.store.loading import finish_prefetch, start_prefetch
 from fxoffload.runtime.store.storing import find_engine, keep_value, send_value
 from fxoffload.runtime.store.ticket import Ticket
 
@@ -173,10 +173,8 @@ class OffloadStore:
 
         block: whether the memory may be overwritten when this returns; if not, the store frees x
         when it has been written. A value whose write has failed stays in memory: as a copy with
-        `block`, else as x itself, and one that is kept stays as x itself.
+        `block`, else as x itself.
         """
-        if ticket.kept is not None:
-            return
         ledger = self._ledger
         ledger.catch_up()
         with ledger.lock:
@@ -220,9 +218,6 @@ class OffloadStore:
             if prefetch is not None:
                 prefetch.taken = True
         if prefetch is None:
-            kept = hand_back(ledger, ticket, self._keeps_graph)
-            if kept is not None:
-                return kept
             prefetch = start_prefetch(ledger, self._devices, ticket, self._keeps_graph, taken=True)
         if prefetch.shared and ticket.caller is not None:
             ticket.caller.check_unchanged(ticket.name)
