@@ -152,16 +152,15 @@ class _Attempts:
     forced: Sequence[SavedValue]
     assign: Callable[[Sequence[SavedValue]], dict[str, Tier]]
     place: Callable[..., dict[str, Transfer]]
-    simulate: Callable[[dict[str, Transfer]], Trial]
+    simulate: Callable[..., Trial]
     known: dict[tuple[frozenset[str], bool], Trial] = field(
         default_factory=dict[tuple[frozenset[str], bool], Trial]
     )
 
-    def change_links(
-        self, links: Mapping[str, Link], simulate: Callable[[dict[str, Transfer]], Trial]
-    ) -> _Attempts:
+    def over(self, links: Mapping[str, Link]) -> _Attempts:
         """The same over other links."""
-        return _Attempts(self.forced, self.assign, partial(self.place, links=links), simulate)
+        place, simulate = partial(self.place, links=links), partial(self.simulate, links=links)
+        return _Attempts(self.forced, self.assign, place, simulate)
 
     def __call__(self, chosen: Iterable[SavedValue], overtakes: bool = False) -> Trial:
         """The trial of `chosen` and the forced values; overtakes: see place_transfers."""
@@ -198,7 +197,7 @@ def _search(
     orders = _find_orders(candidates, idle)
 
     def insured() -> list[SavedValue]:
-        slowly = attempt.change_links(slow, partial(terms.simulate, step, links=slow))
+        slowly = attempt.over(slow)
         return choose_to_fit(orders, limits, slowly(()), slowly, max_trials // 3)
 
     chosen = choose_to_fit(orders, limits, least, attempt, max_trials)
