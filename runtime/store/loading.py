@@ -9,7 +9,7 @@ import torch
 
 from fxoffload.errors import ChecksumError, StoreError, TransferError
 from fxoffload.runtime.devices.devices import Devices
-from fxoffload.runtime.devices.transfer import Arrival, Device, Outgoing, Present
+from fxoffload.runtime.devices.transfer import Arrival, Outgoing, Present
 from fxoffload.runtime.engines.checksum import DigestMismatch
 from fxoffload.runtime.store.ledger import Ledger
 from fxoffload.runtime.store.ticket import Prefetch, Read, Ticket
@@ -37,7 +37,7 @@ def start_prefetch(
     if prefetch is None:
         prefetch = forward_value(ledger, ticket, keeps_graph)
     if prefetch is None:
-        prefetch = start_read(ledger, devices.find(ticket.layout.device), ticket)
+        prefetch = start_read(ledger, devices, ticket)
     prefetch.taken = taken
     with ledger.lock:
         ticket.prefetches.append(prefetch)
@@ -110,9 +110,11 @@ def forward_value(
     return Prefetch(arrival)
 
 
-def start_read(ledger: Ledger, device: Device, ticket: Ticket) -> Prefetch:
+def start_read(ledger: Ledger, devices: Devices, ticket: Ticket) -> Prefetch:
     """Allocate a tensor and start to read the slot into it."""
-    incoming = device.receive(ticket.layout, ticket.alignment, ticket.engine)
+    layout = ticket.layout
+    assert layout is not None, "a value that was kept has no slot"
+    incoming = devices.find(layout.device).receive(layout, ticket.alignment, ticket.engine)
     # On an exception (Ctrl-C) the read may have begun, so the buffer of `incoming` is not reused.
     future = ledger.start_read(ticket, incoming)
     future.add_done_callback(lambda _: ledger.finish_read(ticket))  # May close `incoming`.
