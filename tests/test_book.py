@@ -15,6 +15,7 @@ from fxoffload.runtime.program.book import ProgramBook
 from fxoffload.runtime.program.calls import StepRun
 from fxoffload.runtime.program.learned import (
     FIRST_STEPS,
+    KEPT_SAMPLED_STEPS,
     KEPT_STEPS,
     MEASURED_EACH,
     SETTLED_STEPS,
@@ -129,6 +130,7 @@ def run_step(
         base_bytes,
         step_seconds=seconds + exposed_seconds + 2 * nbytes * price,
         exposed_seconds=exposed_seconds,
+        sampled=peak_bytes is not None,
     )
     step.stores._exposed_before = {Waiting(exposed_seconds): 0.0}
     step.stop()
@@ -166,7 +168,7 @@ def test_a_peak_that_one_sampler_missed_counts(book: ProgramBook, maker: Maker) 
     for seen in (0, 0, 400, 0):
         step = run_step(book, "a")
         record = HalfMeasurement({event: 1.0}, 0.0, 0, seen, {event: seen + 7} if seen else {})
-        step.measure = lambda record=record: StepMeasurement([record])
+        step.measure = lambda record=record: StepMeasurement([record], sampled=True)
     book.begin_step(CPU, "a")
     latest = maker.asked[-1][1][0]
     assert (latest.gap_bytes, latest.peak_bytes) == (400, {event: 407})
@@ -335,17 +337,26 @@ def test_what_exceeds_the_prediction_is_remembered(book: ProgramBook, maker: Mak
     assert maker.excesses == [0, 5]
 
 
-def test_a_peak_that_was_seen_counts_until_it_is_seen_again(
+def test_a_peak_that_was_seen_counts_when_later_samples_miss_it(
     book: ProgramBook, maker: Maker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also when the steps in which it was seen are forgotten."""
-    monkeypatch.setattr(learned, "FIRST_STEPS", 100)
-    run_step(book, "a", peak_bytes=700)
-    for seconds in (*[1.0] * KEPT_STEPS, *[9.0] * KEPT_STEPS):
-        run_step(book, "a", seconds=seconds)
-    book.begin_step(CPU, "a")
-    assert len(maker.asked) > 1
-    assert [half.peak_bytes for half in maker.asked[-1][1]] == [{("offload", "x"): 700}]
+    """Until so many steps have been sampled without it."""
+    monkeypatch.setattr(learned, "FIRST_STEPS", 10**6)
+    monkeypatch.setattr(learned, "MEASURED_EACH", 1)
+
+    def find_peak(seconds: float, peaks: list[int | None]) -> int:
+        for peak_bytes in peaks:
+            run_step(book, "a", seconds=seconds, peak_bytes=peak_bytes)
+        book.begin_step(CPU, "a")
+        (half,) = maker.asked[-1][1]
+        assert half.clocks == {("offload", "x"): seconds}, "a schedule was made by these steps"
+        return half.peak_bytes["offload", "x"]
+
+    assert find_peak(1.0, [9000, 700, None]) == 700, "the first step counts no longer"
+    assert find_peak(2.0, [None] * KEPT_STEPS) == 700
+    assert find_peak(3.0, [300] * KEPT_STEPS) == 700
+    assert find_peak(4.0, [300] * (KEPT_SAMPLED_STEPS - KEPT_STEPS)) == 700
+    assert find_peak(5.0, [300] * KEPT_STEPS) == 300
 
 
 def test_several_programs_are_remembered(book: ProgramBook) -> None:

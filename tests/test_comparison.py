@@ -13,7 +13,6 @@ from fxoffload.runtime.program.comparison import (
     find_medians,
     find_typical_flows,
     keep_sampled,
-    keep_seen,
 )
 from fxoffload.schedule import (
     LEAST_FLOW_BYTES,
@@ -43,24 +42,27 @@ def test_medians_of_times_and_highest_of_bytes() -> None:
         HalfMeasurement({EVENT: 9.0, ("wait", "y"): 4.0}, 0.1, None, 900, {EVENT: 20}),
     ]
     steps = [StepMeasurement([half]) for half in (HALF, *others)]
-    (found,) = find_medians(PROGRAM, steps, 0.0)
+    (found,) = find_medians(PROGRAM, steps, steps, 0.0)
     assert found.clocks == {EVENT: 2.0, ("wait", "y"): 4.0}
     assert (found.gap_seconds, found.held_bytes) == (0.5, 105)
     assert (found.gap_bytes, found.peak_bytes) == (900, {EVENT: 300})
     assert found.last_half is None
     halves = (HALF, *(replace(HALF, last_half=n) for n in (3, 1)))
-    (found,) = find_medians(PROGRAM, [StepMeasurement([half]) for half in halves], 0.0)
+    (found,) = find_medians(PROGRAM, [StepMeasurement([half]) for half in halves], [], 0.0)
+    assert (found.gap_bytes, found.peak_bytes) == (None, {}), "of sampled steps only"
     assert found.last_half == 3
 
 
 def test_seconds_are_those_of_steps_that_were_not_sampled() -> None:
-    """If there are any; the bytes are those of all."""
+    """If there are any; sampled bytes are those of steps that may be older."""
     slow = HalfMeasurement({EVENT: 9.0}, 4.0, 110, 700, {EVENT: 800})
     sampled = [StepMeasurement([slow], sampled=True)] * 2
-    (found,) = find_medians(PROGRAM, [*sampled, StepMeasurement([HALF])], 0.0)
+    older = StepMeasurement([replace(slow, peak_bytes={EVENT: 900})], sampled=True)
+    records = [*sampled, StepMeasurement([HALF])]
+    (found,) = find_medians(PROGRAM, records, [older, *sampled], 0.0)
     assert (found.clocks, found.gap_seconds) == (HALF.clocks, HALF.gap_seconds)
-    assert (found.gap_bytes, found.peak_bytes) == (700, {EVENT: 800})
-    (found,) = find_medians(PROGRAM, sampled, 0.0)
+    assert (found.gap_bytes, found.peak_bytes) == (700, {EVENT: 900})
+    (found,) = find_medians(PROGRAM, sampled, sampled, 0.0)
     assert (found.clocks, found.gap_seconds) == (slow.clocks, slow.gap_seconds)
 
 
@@ -71,9 +73,9 @@ def test_seconds_are_without_what_transfers_took() -> None:
     little = replace(much, clocks={EVENT: 1.5}, gap_seconds=0.5)
     kept = StepMeasurement([little])
     for records in ([moved], [moved, kept], [kept]):
-        assert find_medians(PROGRAM, records, 0.005) == [little]
-    assert find_medians(PROGRAM, [moved], 1.0) == [little], "no more than half of a step"
-    assert find_medians(PROGRAM, [moved], 0.0) == [much]
+        assert find_medians(PROGRAM, records, records, 0.005) == [little]
+    assert find_medians(PROGRAM, [moved], [moved], 1.0) == [little], "no more than half of a step"
+    assert find_medians(PROGRAM, [moved], [moved], 0.0) == [much]
 
 
 def test_what_is_shown_is_timed_without_samples() -> None:
@@ -123,15 +125,6 @@ def test_what_was_on_the_device_counts_where_there_is_a_schedule() -> None:
     assert differ(assumed, replace(assumed, base_bytes=5021), SCHEDULE)
     assert not differ_in_base(assumed, 9000, None)
     assert not differ_in_base(None, 9000, SCHEDULE)
-
-
-def test_what_nobody_saw_again_counts_on() -> None:
-    other = "release", "x"
-    before = HalfMeasurement({EVENT: 1.0}, 0.5, 100, 200, {EVENT: 300, other: 400})
-    found = keep_seen([before], [HalfMeasurement({EVENT: 2.0}, 0.7, 110, None, {other: 50})])
-    assert found == [HalfMeasurement({EVENT: 2.0}, 0.7, 110, 200, {EVENT: 300, other: 50})]
-    (seen,) = keep_seen([before], [HalfMeasurement({}, gap_bytes=5)])
-    assert seen.gap_bytes == 5
 
 
 def test_prices_differ_by_a_share() -> None:

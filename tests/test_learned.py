@@ -125,6 +125,7 @@ def test_what_is_assumed_grows_until_a_step_of_that_size_is_measured() -> None:
     assert not learned.grow({"a": {"x": 10}}), "nothing is assumed yet"
     learned.assumed = StepMeasurement([HalfMeasurement({}, held_bytes=5)], sizes=learned.sizes)
     learned.records.append(learned.assumed)
+    learned.sampled.append(learned.assumed)
     assert not learned.grow({"a": {"x": 7}})
     assert learned.grow({"a": {"x": 40}})
     assert learned.guessed
@@ -132,7 +133,8 @@ def test_what_is_assumed_grows_until_a_step_of_that_size_is_measured() -> None:
     assert learned.sizes == {"a": {"x": 40}}
     learned.excess_bytes = 9
     learned.forget_guess()
-    assert (learned.assumed, len(learned.records), learned.excess_bytes) == (None, 0, 0)
+    assert (learned.assumed, learned.excess_bytes) == (None, 0)
+    assert (len(learned.records), len(learned.sampled)) == (0, 0)
     learned.assumed = StepMeasurement([])
     learned.forget_guess()
     assert learned.assumed is not None, "it is no guess"

@@ -17,7 +17,6 @@ from fxoffload.runtime.program.comparison import (
     differ_in_flows,
     find_medians,
     find_typical_flows,
-    keep_seen,
 )
 from fxoffload.runtime.program.learned import FIRST_STEPS, Learned
 from fxoffload.runtime.program.live_bytes import count_foreign_bytes, count_live_bytes
@@ -176,15 +175,12 @@ class ProgramBook:
             return
         if learned.steps == 2:
             # The first step of a process had compilers and cold memory beside it.
-            learned.records.clear()
+            learned.forget_steps()
         latest = step.measure()
         learned.forget_guess()
         learned.note(step, latest)
-        halves = find_medians(program, learned.records, learned.price)
-        if learned.assumed is not None:
-            halves = keep_seen(learned.assumed.halves, halves)
         measured = StepMeasurement(
-            halves,
+            find_medians(program, learned.records, learned.sampled, learned.price),
             find_typical_flows(learned.flows),
             latest.base_bytes,
             learned.owners,

@@ -32,9 +32,12 @@ MOST_TAKEN = 0.5
 
 
 def find_medians(
-    program: Program, records: Sequence[StepMeasurement], price: float
+    program: Program,
+    records: Sequence[StepMeasurement],
+    sampled: Sequence[StepMeasurement],
+    price: float,
 ) -> list[HalfMeasurement]:
-    """For each half of `program`, the medians over steps, and the maxima of sampled bytes.
+    """For each half of `program`, medians over `records`, and the maxima of bytes over `sampled`.
 
     The seconds are those of steps that were not sampled, if there are any, without what their
     transfers took from compute: `price` seconds for each byte.
@@ -42,7 +45,11 @@ def find_medians(
     undisturbed = [record for record in records if not record.sampled] or records
     timed = [_leave_out_transfers(record, price) for record in undisturbed]
     return [
-        _find_median([record.halves[index] for record in records], [each[index] for each in timed])
+        _join_halves(
+            [record.halves[index] for record in records],
+            [record.halves[index] for record in sampled],
+            [each[index] for each in timed],
+        )
         for index in range(len(program))
     ]
 
@@ -64,23 +71,6 @@ def _leave_out_transfers(step: StepMeasurement, price: float) -> Sequence[HalfMe
     ]
 
 
-def keep_seen(
-    before: Sequence[HalfMeasurement], latest: Sequence[HalfMeasurement]
-) -> list[HalfMeasurement]:
-    """`latest`, with the sampled bytes of `before` at ops for which it has none.
-
-    A sampler that gets no time between two ops has no sample for them.
-    """
-    return [
-        replace(
-            new,
-            gap_bytes=old.gap_bytes if new.gap_bytes is None else new.gap_bytes,
-            peak_bytes={**old.peak_bytes, **new.peak_bytes},
-        )
-        for old, new in zip(before, latest, strict=True)
-    ]
-
-
 def keep_sampled(before: StepMeasurement, latest: StepMeasurement) -> StepMeasurement:
     """The latest seconds without sampling, beside the latest live bytes that were sampled.
 
@@ -92,18 +82,21 @@ def keep_sampled(before: StepMeasurement, latest: StepMeasurement) -> StepMeasur
     return replace(timed, halves=[replace(a, live_bytes=b.live_bytes) for a, b in pairs])
 
 
-def _find_median(
-    records: Sequence[HalfMeasurement], undisturbed: Sequence[HalfMeasurement]
+def _join_halves(
+    records: Sequence[HalfMeasurement],
+    sampled: Sequence[HalfMeasurement],
+    undisturbed: Sequence[HalfMeasurement],
 ) -> HalfMeasurement:
+    """One measurement of a half from those of several steps; see find_medians."""
     return HalfMeasurement(
         clocks=_find_medians_by_op([record.clocks for record in undisturbed]),
         gap_seconds=statistics.median(record.gap_seconds for record in undisturbed),
         held_bytes=_find_median_bytes(record.held_bytes for record in records),
         # A sampler may miss a short peak, and never sees one that is not there.
-        gap_bytes=max((r.gap_bytes for r in records if r.gap_bytes is not None), default=None),
+        gap_bytes=max((r.gap_bytes for r in sampled if r.gap_bytes is not None), default=None),
         peak_bytes={
-            event: max(record.peak_bytes.get(event, nbytes) for record in records)
-            for each in records
+            event: max(record.peak_bytes.get(event, nbytes) for record in sampled)
+            for each in sampled
             for event, nbytes in each.peak_bytes.items()
         },
         last_half=max((r.last_half for r in records if r.last_half is not None), default=None),

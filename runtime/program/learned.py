@@ -28,6 +28,8 @@ from fxoffload.schedule import (
 
 # Steps of one program from which medians are taken.
 KEPT_STEPS = 5
+# Sampled steps of one program of which the most bytes count: a sample may miss a short peak.
+KEPT_SAMPLED_STEPS = 16
 # The first steps of a program are measured, and then one in so many. After FIRST_STEPS there is a
 # schedule; the steps up to SETTLED_STEPS correct its seconds, as the first ones are slower.
 FIRST_STEPS = 5
@@ -53,6 +55,7 @@ class Learned:
 
     steps, measured: how many steps have run, and how many of them were measured.
     records, flows, samples: the latest measurements of steps, tiers, and seconds by moved bytes.
+    sampled: the latest steps in which live bytes were sampled.
     assumed: the measurement that `schedule` was made by.
     latest: the last measured step, see keep_sampled, and the schedule that it followed to its end.
     judged: measured steps that followed schedules, without the first ones.
@@ -69,6 +72,9 @@ class Learned:
     measured: int = 0
     records: deque[StepMeasurement] = field(
         default_factory=lambda: deque[StepMeasurement](maxlen=KEPT_STEPS)
+    )
+    sampled: deque[StepMeasurement] = field(
+        default_factory=lambda: deque[StepMeasurement](maxlen=KEPT_SAMPLED_STEPS)
     )
     flows: deque[Mapping[str, TierFlow]] = field(
         default_factory=lambda: deque[Mapping[str, TierFlow]](maxlen=KEPT_FLOWS)
@@ -101,7 +107,12 @@ class Learned:
         """Drop what was scaled, as a step of the largest sizes has been measured."""
         if self.guessed:
             self.assumed, self.guessed, self.excess_bytes = None, False, 0
-            self.records.clear()
+            self.forget_steps()
+
+    def forget_steps(self) -> None:
+        """Drop the steps from which seconds and bytes are taken."""
+        self.records.clear()
+        self.sampled.clear()
 
     @property
     def tries(self) -> bool:
@@ -170,6 +181,8 @@ class Learned:
         self.limited = any(call.is_limited for call in step.calls)
         if step.followed is not None or len(self.records) == 0 or self.schedule is None:
             self.records.append(latest)
+        if latest.sampled:
+            self.sampled.append(latest)
         self.flows.append(latest.flows)
         self.owners = self.owners.update(latest.owners)
         if step.followed is not None and latest.live_bytes is not None:
