@@ -132,6 +132,7 @@ class StepMeasurement:
     several steps showed; None where they did not. excess_bytes: by how much steps exceeded the peak
     that their schedule predicted. sizes: the largest that values of symbolic size had. sampled:
     whether live bytes were sampled in all steps that the seconds are from, which made these slower.
+    unseen_seconds: the longest time between graphs, of a step that was sampled, without a sample.
     """
 
     halves: Sequence[HalfMeasurement]
@@ -144,6 +145,7 @@ class StepMeasurement:
     excess_bytes: int = 0
     sizes: Sizes = field(default_factory=dict[str, Mapping[str, int]])
     sampled: bool = False
+    unseen_seconds: float = 0.0
 
     @property
     def live_bytes(self) -> int | None:

@@ -215,7 +215,10 @@ def test_measurements(memory_store: OffloadStore) -> None:
     run = call.find_run("prefetch", CPU)
     assert run is call.backward
     call.step.note_op(run, ("prefetch", "x"), 6.0, 7.0)
-    forward, backward = step.measure().halves
+    measured = step.measure()
+    assert measured.sampled
+    assert measured.unseen_seconds == max(run.unseen_seconds for run in step.runs) > 0.0
+    forward, backward = measured.halves
     assert forward.clocks == {("offload", "x"): 0.0, ("release", "x"): 1.5}
     assert backward.clocks == {("prefetch", "x"): 0.0}
     assert (forward.gap_seconds, backward.gap_seconds) == (0.0, 2.0)

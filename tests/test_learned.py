@@ -16,6 +16,7 @@ from fxoffload.runtime.program.learned import (
     SETTLED_STEPS,
     TRIED_EACH,
     TRIED_STEPS,
+    UNSEEN_SECONDS,
     Learned,
 )
 from fxoffload.runtime.program.sampler import CLOSE_RATE, RATE, Rate
@@ -53,7 +54,7 @@ def test_of_the_measured_steps_some_are_sampled_and_some_are_not() -> None:
     learned, rates = Learned(), list[Rate | None]()
     for _ in range(2 * SETTLED_STEPS + KEPT_STEPS):
         rates.append(learned.rate)
-        learned.note(make_step(None), StepMeasurement([]))
+        learned.note(make_step(None), StepMeasurement([], sampled=rates[-1] is not None))
     assert rates[:3] == [RATE, CLOSE_RATE, None], "in the first step, graphs are compiled"
     first, settled = rates[:FIRST_STEPS], rates[SETTLED_STEPS - 1 :]
     assert first.count(None) == 2
@@ -63,6 +64,28 @@ def test_of_the_measured_steps_some_are_sampled_and_some_are_not() -> None:
         kept = settled[start : start + KEPT_STEPS]
         assert 2 <= kept.count(None) <= KEPT_STEPS - 2
     assert set(settled[1:]) == {None, RATE}, "a run is not slowed for ever"
+
+
+@pytest.mark.parametrize(
+    ("unseen_seconds", "limited", "closely"),
+    [
+        ([9.0, 9.0, 9.0, 9.0], True, [1, 2, 3, 4, 9]),
+        ([9.0, 9.0, UNSEEN_SECONDS], True, [1, 2, 3, 9]),
+        ([9.0, UNSEEN_SECONDS, 9.0, 9.0], True, [1, 3, 9]),
+        ([9.0, 9.0, 9.0, 9.0], False, [1, 3, 9]),
+    ],
+)
+def test_under_a_budget_steps_are_sampled_until_one_is_seen_through(
+    unseen_seconds: list[float], limited: bool, closely: list[int]
+) -> None:
+    """Each of the first ones; those behind them are for the seconds."""
+    learned, rates = Learned(), list[Rate | None]()
+    for index in range(SETTLED_STEPS + 1):
+        rates.append(learned.rate)
+        unseen = unseen_seconds[index] if index < len(unseen_seconds) else 0.0
+        latest = StepMeasurement([], sampled=rates[-1] is not None, unseen_seconds=unseen)
+        learned.note(make_step(None, limited), latest)
+    assert [index for index, rate in enumerate(rates) if rate == CLOSE_RATE] == closely
 
 
 def test_the_seconds_of_the_first_steps_are_corrected_when_they_have_settled() -> None:

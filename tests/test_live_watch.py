@@ -59,6 +59,7 @@ def test_what_was_seen_belongs_to_the_op_before(watch: LiveWatch, device: Device
     assert forward.live_bytes == {FIRST: 90, SECOND: 85}
     assert forward.peak_bytes == {FIRST: 9}, "behind the last op the gap begins"
     assert backward.gap_bytes == 8
+    assert backward.unseen_seconds > 0.0
     device.hold(99, 99)
     watch.note_op(backward, FIRST)
     assert (forward.live_bytes, backward.live_bytes) == ({FIRST: 90, SECOND: 85}, {})

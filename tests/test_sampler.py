@@ -45,15 +45,43 @@ def test_the_highest_since_the_last_take(others: set[threading.Thread]) -> None:
     for nbytes in (5, 9, 2):
         counts.nbytes = nbytes
         counts.wait()
-    assert watched.take() == 9
+    assert watched.take().highest == 9
     counts.wait()
     taken = watched._taken
-    assert watched.take() == 2
+    assert watched.take().highest == 2
     assert watched._taken > taken, "an op has run"
     assert all(thread.daemon for thread in find_samplers()), "no process waits for it to end"
     watched.stop()
     assert watched._stopped.is_set()
     wait_until(lambda: find_samplers() <= others)
+
+
+def test_the_longest_time_without_a_count() -> None:
+    """From one take to the next, its ends included."""
+    counts = Counts()
+    watched = HeldSampler(counts)
+    counts.wait()
+    watched.take()
+    start, entered, go = time.monotonic(), threading.Event(), threading.Event()
+    counting = watched._count
+
+    def count_slowly() -> int | None:
+        watched._count = counting
+        entered.set()
+        go.wait()
+        return counting()
+
+    watched._count = count_slowly
+    entered.wait()
+    time.sleep(0.1)
+    begun, taken = watched.take(), time.monotonic()
+    assert 0.1 <= begun.unseen_seconds <= time.monotonic() - start
+    assert begun.highest in (None, 1)
+    time.sleep(0.05)
+    go.set()
+    counts.wait()
+    assert 0.05 <= watched.take().unseen_seconds <= time.monotonic() - taken + 0.01
+    watched.stop()
 
 
 def test_it_ends_where_nothing_is_counted(others: set[threading.Thread]) -> None:
@@ -62,7 +90,7 @@ def test_it_ends_where_nothing_is_counted(others: set[threading.Thread]) -> None
     watched = HeldSampler(counts)
     wait_until(lambda: find_samplers() <= others)
     assert counts.asked == 1
-    assert watched.take() is None
+    assert watched.take().highest is None
 
 
 def test_it_ends_where_no_op_runs_any_more(

@@ -151,7 +151,7 @@ def _measure_peak(
     sampler = HeldSampler(count)
     try:
         loss, seconds = step()
-        highest = sampler.take()
+        highest = sampler.take().highest
     finally:
         sampler.stop()
     if highest is None or before_bytes is None:

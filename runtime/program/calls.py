@@ -272,6 +272,7 @@ class StepRun:
             self.stores.exposed_seconds,
             find_step_seconds(self.runs),
             sampled=self._watch is not None,
+            unseen_seconds=max((run.unseen_seconds for run in self.runs), default=0.0),
         )
 
     def list_held(self) -> dict[CallValue, int]:

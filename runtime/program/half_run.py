@@ -14,6 +14,7 @@ from fxoffload.schedule import Half, HalfMeasurement
 class HalfRun:
     """The times of the ops of one half, and the bytes that the device held; see HalfMeasurement.
 
+    unseen_seconds: the longest time in front of its first op without a sample.
     last_half: the index of the half that ran when a value of this forward was the last to die.
     thread: the native id of the thread that runs the half.
     """
@@ -26,6 +27,7 @@ class HalfRun:
     )
     peak_bytes: dict[OpEvent, int] = field(default_factory=dict[OpEvent, int])
     live_bytes: dict[OpEvent, int] = field(default_factory=dict[OpEvent, int])
+    unseen_seconds: float = 0.0
     last_half: int | None = None
     thread: int | None = None
 

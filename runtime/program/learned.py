@@ -39,6 +39,9 @@ MEASURED_EACH = 16
 # more on two cores): the seconds are those of the other steps, and only the first ones are sampled
 # closely.
 SAMPLED_EACH = 2
+# A longer time without a sample may hide a peak between two graphs: under a budget, the first steps
+# are sampled until one of them had none.
+UNSEEN_SECONDS = 0.001
 # These steps of a program, of so many each time, move everything and are measured: the price of a
 # byte shows when they are compared with the steps beside them, which follow a schedule.
 TRIED_STEPS = (1, 3, 5, 7, 9)
@@ -136,11 +139,18 @@ class Learned:
         """How often the memory of the next step is sampled, if it is measured; None: never."""
         if self.measured == 0:
             return RATE  # Graphs are compiled in it.
+        if self.measured < FIRST_STEPS and self._overlooks:
+            return CLOSE_RATE
         corrects = FIRST_STEPS <= self.measured < SETTLED_STEPS - 1
         compares = self.measured > 1 and self._compares
         if corrects or compares or self.measured % SAMPLED_EACH == 0:
             return None
         return CLOSE_RATE if self.measured < SETTLED_STEPS else RATE
+
+    @property
+    def _overlooks(self) -> bool:
+        """Whether a peak that counts may have been missed in all steps that were sampled."""
+        return self.limited and all(s.unseen_seconds > UNSEEN_SECONDS for s in self.sampled)
 
     @property
     def changed_seconds(self) -> float:

@@ -39,14 +39,14 @@ class LiveWatch:
 
     def note_half(self, run: HalfRun, found: Held | None) -> None:
         """Note the beginning of a half. found: what the device holds then."""
-        run.gap_bytes = self._sampler.take()
+        run.gap_bytes, run.unseen_seconds = self._sampler.take()
         self._note(found)
         self._note_live_bytes()
         self._last = None
 
     def note_op(self, run: HalfRun, event: OpEvent) -> None:
         """Note that an op of the half has run."""
-        highest = self._sampler.take()
+        highest, _ = self._sampler.take()
         if highest is not None and self._last is not None:
             last, before = self._last
             last.peak_bytes[before] = highest

@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +27,16 @@ CLOSE_RATE = Rate(seconds=0.0001, share=0.5)
 IDLE_SECONDS = 10.0
 
 
+class Seen(NamedTuple):
+    """What was counted in a period. highest: None if nothing was.
+
+    unseen_seconds: the longest part of the period without a count.
+    """
+
+    highest: int | None
+    unseen_seconds: float
+
+
 class HeldSampler:
     """Calls `count` again and again until `stop`; keeps the highest since the last `take`."""
 
@@ -33,15 +44,18 @@ class HeldSampler:
         self._count = count
         self._rate = rate
         self._highest: int | None = None
-        self._taken = time.monotonic()
+        self._taken = self._counted = time.monotonic()
+        self._unseen_seconds = 0.0
         self._stopped = threading.Event()
         threading.Thread(target=self._run, name="fxoffload-sampler", daemon=True).start()
 
-    def take(self) -> int | None:
-        """The highest count since the last `take`; None if nothing was counted."""
-        self._taken = time.monotonic()
-        highest, self._highest = self._highest, None
-        return highest
+    def take(self) -> Seen:
+        """What was counted since the last `take`."""
+        self._note_time()
+        self._taken = self._counted
+        found = Seen(self._highest, self._unseen_seconds)
+        self._highest, self._unseen_seconds = None, 0.0
+        return found
 
     def stop(self) -> None:
         """Stop counting."""
@@ -60,3 +74,9 @@ class HeldSampler:
                 return
             highest = self._highest
             self._highest = found if highest is None else max(found, highest)
+            self._note_time()
+
+    def _note_time(self) -> None:
+        now = time.monotonic()
+        self._unseen_seconds = max(self._unseen_seconds, now - self._counted)
+        self._counted = now
