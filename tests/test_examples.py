@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from matplotlib import image
 from python_runs import run_python
+from toys import HARDWARE
 
 sys.path.append(str(Path(__file__).parent.parent / "examples"))
 
@@ -21,15 +22,6 @@ TINY_GPT = (
     *("--layers", "2", "--width", "64", "--batch", "8", "--length", "512", "--steps", "3"),
     *("--min-bytes", "64KiB", "--memory-budget", "60%", "--threads", "1"),
 )
-
-SPEEDS = {
-    "flops_per_second": "170GFLOP/s",
-    "memory_bytes_per_second": "12GB/s",
-    "memory_bytes": "8GiB",
-    "drive_write_bytes_per_second": "2GB/s",
-    "drive_read_bytes_per_second": "2GB/s",
-    "host_link_bytes_per_second": "12GB/s",
-}
 
 
 def succeed(name: str, *arguments: str) -> str:
@@ -77,7 +69,7 @@ def assert_demo_done(output: str, folder: Path) -> None:
 
 def test_train_gpt(spill_directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # Where a drive is slow at the moment, plans recompute.
-    monkeypatch.setenv("FXOFFLOAD_HARDWARE", json.dumps(SPEEDS))
+    monkeypatch.setenv("FXOFFLOAD_HARDWARE", json.dumps(HARDWARE))
     text = tmp_path / "text.txt"
     text.write_text("the quick brown fox jumps over the lazy dog. " * 20)
     folder = tmp_path / "output"
